@@ -1,0 +1,25 @@
+"""Measure a model on a suite: `accelerate launch eval/forget_qa.py --config my_eval.yaml [--key.sub value …]`.
+
+The configuration is an EvalRecipe (llm_forget/evaluation/recipe.py): model, suite, output_dir, oracle.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from llm_forget.config import parse_command_line
+from llm_forget.entry import run_entry
+from llm_forget.evaluation.recipe import EvalRecipe
+
+
+def main(argv: list[str]) -> None:
+    """Check the recipe, then run it."""
+    recipe = parse_command_line(EvalRecipe, argv)
+
+    from llm_forget.evaluation.evaluate import evaluate, show  # after the check: importing torch takes seconds
+
+    show(evaluate(recipe))
+
+
+if __name__ == "__main__":
+    run_entry(main, sys.argv[1:])

@@ -1,0 +1,368 @@
+"""A LoRA adapter as tensors: read a PEFT folder and write one, without the base model.
+
+Reading is strict on purpose. What follows (negating, adding, exporting, merging) is right for ΔW = scaling·B·A and for
+nothing else, so whatever is more than that is refused here, with its name and with what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llm_forget.adapters.lora_config import (
+    LORA_TENSOR,
+    Problem,
+    config_problems,
+    rank_and_scaling,
+    reversible,
+    tensor_problems,
+    untargeted,
+)
+from llm_forget.digests import stored_metadata, stored_tensors
+from llm_forget.errors import AdapterError, UserError
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+CARD_NAME = "README.md"
+DIGEST_KEY = "base_model_digest"  # in the safetensors metadata and in the card's front matter; in no server's way
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """The model an adapter is for.
+
+    Attributes:
+        name: its hub id, or the folder it was loaded from.
+        revision: the hub's revision, where one was asked for.
+        digest: ``weights_digest`` of its weights, the only one of the three that cannot be wrong.
+    """
+
+    name: str | None = None
+    revision: str | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The change of one linear layer: ΔW (out, in) = scaling · B · A.
+
+    Attributes:
+        A: (r, in).
+        B: (out, r).
+        scaling: what the trained config multiplies by: alpha/r, or alpha/√r with rsLoRA.
+    """
+
+    A: Tensor
+    B: Tensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        """r, the number of rows of A."""
+        return self.A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in), the shape of ΔW."""
+        return self.B.shape[0], self.A.shape[1]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter on linear layers.
+
+    Attributes:
+        config: its adapter_config.json.
+        modules: the factors of each layer, by the layer's name in the base model.
+        base: the model it is for.
+    """
+
+    config: Mapping[str, Any]
+    modules: Mapping[str, Factors]
+    base: BaseRecord = BaseRecord()
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any layer."""
+        return max(factors.rank for factors in self.modules.values())
+
+
+def load_adapter(folder: str | Path) -> Adapter:
+    """Read a PEFT LoRA folder.
+
+    Raises:
+        AdapterError: not a folder of plain LoRA on linear layers, or damaged; the message names what to do.
+    """
+    return _load(Path(folder), base_may_have_changed=False)
+
+
+def load_pair_on_changed_base(trained: str | Path, untrained: str | Path) -> tuple[Adapter, Adapter]:
+    """Read an adapter whose initialisation took scaling·B₀·A₀ out of the base, and the same adapter before training.
+
+    Neither means anything by itself on the original base; their difference does (see ``undo_initialisation``).
+
+    Raises:
+        AdapterError: as ``load_adapter``, but an initialisation such as PiSSA is let through.
+    """
+    return _load(Path(trained), base_may_have_changed=True), _load(Path(untrained), base_may_have_changed=True)
+
+
+def _load(folder: Path, *, base_may_have_changed: bool) -> Adapter:
+    config = read_config(folder)
+    problems = config_problems(config)
+    if base_may_have_changed and reversible(config.get("init_lora_weights")):
+        problems = [problem for problem in problems if problem.feature != "initialisation"]
+    _refuse(folder, problems)
+    tensors = _read_tensors(folder)
+    _refuse(folder, tensor_problems(tensors))
+    modules = {name: _factors(folder, config, name, pair) for name, pair in _pairs(folder, tensors).items()}
+    stray = untargeted(config, modules)
+    if stray:
+        raise AdapterError(
+            f"{folder}: target_modules in {CONFIG_NAME} does not reach {stray[0]} (one of {len(stray)}), whose factors "
+            f"are in {WEIGHTS_NAME}: PEFT would drop them. Name it in target_modules, or save the adapter again."
+        )
+    return Adapter(config, modules, read_base_record(folder, config))
+
+
+def _refuse(folder: Path, problems: list[Problem]) -> None:
+    if problems:
+        found = "\n".join(f"  - {problem}" for problem in problems)
+        raise AdapterError(
+            f"{folder} is not plain LoRA on linear layers, the only kind that can be used here:\n{found}"
+        )
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The adapter_config.json of a folder, unjudged.
+
+    Raises:
+        AdapterError: there is none, or it is no JSON mapping.
+    """
+    path = Path(folder) / CONFIG_NAME
+    if not path.is_file():
+        below = sorted(p.parent.name for p in Path(folder).glob(f"*/{CONFIG_NAME}")) if Path(folder).is_dir() else []
+        hint = f"It has adapters in {', '.join(below)}: give one of these" if below else "Give the folder PEFT saved"
+        raise AdapterError(f"{folder} is no adapter folder: it has no {CONFIG_NAME}. {hint}.")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{path} is not JSON ({error}); save the adapter again.") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path} holds a {type(config).__name__} where a mapping is needed; save the adapter again.")
+    return config
+
+
+def weights_path(folder: str | Path) -> Path:
+    """The adapter's safetensors file.
+
+    Raises:
+        AdapterError: there is none, or only a pickle.
+    """
+    path = Path(folder) / WEIGHTS_NAME
+    if path.is_file():
+        return path
+    if (Path(folder) / "adapter_model.bin").is_file():
+        raise AdapterError(
+            f"{folder} holds adapter_model.bin, a pickle, which can run any code when opened and is never read here. "
+            "On a machine where you trust it, load it with PEFT and save_pretrained(folder): that writes safetensors."
+        )
+    raise AdapterError(f"{folder} has a {CONFIG_NAME} and no {WEIGHTS_NAME}; save the adapter again.")
+
+
+def read_base_record(folder: str | Path, config: Mapping[str, Any] | None = None) -> BaseRecord:
+    """What an adapter folder says of its base: name and revision from the config, digest from weights or card."""
+    folder = Path(folder)
+    config = read_config(folder) if config is None else config
+    weights = folder / WEIGHTS_NAME
+    digest = stored_metadata(weights).get(DIGEST_KEY) if weights.is_file() else None
+    if digest is None:
+        digest = _front_matter(folder / CARD_NAME).get(DIGEST_KEY)
+    return BaseRecord(
+        config.get("base_model_name_or_path") or None,
+        config.get("revision") or None,
+        str(digest) if digest else None,
+    )
+
+
+def _front_matter(card: Path) -> dict[str, Any]:
+    """The YAML between the first two '---' lines of a card; empty when there is none or it cannot be read."""
+    if not card.is_file():
+        return {}
+    parts = card.read_text("utf-8", errors="replace").split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        data = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = weights_path(folder)
+    try:
+        stored_tensors(path)  # says in words what is wrong with a damaged file
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping: it has keys() alone)
+    except (SafetensorError, OSError, UserError) as error:
+        raise AdapterError(f"{path} cannot be read ({error}). Copy or save the adapter again.") from error
+
+
+def _pairs(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B of each module, refusing one without the other."""
+    sides: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = LORA_TENSOR.fullmatch(name)
+        if match:
+            sides.setdefault(match["module"], {})[match["side"]] = tensor
+    if not sides:
+        raise AdapterError(f"{folder / WEIGHTS_NAME} holds no LoRA factors; save the adapter again.")
+    for module, pair in sides.items():
+        if len(pair) == 1:
+            raise AdapterError(f"{folder / WEIGHTS_NAME}: {module} has {min(pair)} and not its partner; save it again.")
+    return {module: (pair["A"], pair["B"]) for module, pair in sorted(sides.items())}
+
+
+def _factors(folder: Path, config: Mapping[str, Any], module: str, pair: tuple[Tensor, Tensor]) -> Factors:
+    a, b = pair
+    where = f"{folder / WEIGHTS_NAME}: {module}"
+    rank, scaling = rank_and_scaling(config, module)
+    shapes = f"A {tuple(a.shape)} and B {tuple(b.shape)}"
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
+        raise AdapterError(
+            f"{where} has {shapes}; (r, in) and (out, r) are needed. Convolutions are not supported; empty factors "
+            "come from saving a sharded model without gathering it first: save it again through the trainer."
+        )
+    if a.shape[0] != rank:
+        raise AdapterError(
+            f"{where} has {shapes}, where {CONFIG_NAME} says rank {rank}; save config and weights together. (PEFT "
+            "sorts rank_pattern when it saves: two keys that match one module may change places, disjoint keys cannot.)"
+        )
+    for side, tensor in (("A", a), ("B", b)):
+        if tensor.dtype not in _FLOATS:
+            raise AdapterError(
+                f"{where} has {side} in {tensor.dtype}; float32, bfloat16 or float16 is needed: convert it."
+            )
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(
+                f"{where} has NaN or infinity in {side}: the training diverged. Take an earlier checkpoint or train "
+                "again with a smaller learning rate."
+            )
+    return Factors(a, b, scaling)
+
+
+def save_adapter(adapter: Adapter, folder: str | Path, *, card: str | None = None, overwrite: bool = False) -> Path:
+    """Write an adapter as a PEFT folder, whole or not at all, readable by whoever may read a new file there.
+
+    Args:
+        adapter: what to write; its config must give each module the scaling that the module has.
+        folder: where; parents are made.
+        card: the text of README.md, or None for no card.
+        overwrite: replace an adapter that is there.
+
+    Raises:
+        AdapterError: the folder is taken, or config and factors contradict each other.
+    """
+    for module, factors in adapter.modules.items():
+        rank, scaling = rank_and_scaling(adapter.config, module)
+        if rank != factors.rank or not math.isclose(scaling, factors.scaling, rel_tol=1e-12):
+            raise AdapterError(
+                f"{module} has rank {factors.rank} and scaling {factors.scaling}, where the config gives {rank} and "
+                f"{scaling}: a reader would see another adapter. Use plain_config, or change both together."
+            )
+    config = {
+        **adapter.config,
+        "base_model_name_or_path": adapter.base.name,
+        "revision": adapter.base.revision,
+    }
+    metadata = {"format": "pt"} | ({DIGEST_KEY: adapter.base.digest} if adapter.base.digest else {})
+    tensors = {
+        # a copy each: safetensors refuses two names for one storage, such as a layer used twice
+        f"base_model.model.{module}.lora_{side}.weight": value.detach()
+        .cpu()
+        .clone(memory_format=torch.contiguous_format)
+        for module, factors in sorted(adapter.modules.items())
+        for side, value in (("A", factors.A), ("B", factors.B))
+    }
+    with new_folder(folder, overwrite=overwrite) as new:
+        # Sorted at the top alone: the order of patterns has a meaning. A set of target names becomes a list.
+        text = json.dumps(dict(sorted(config.items())), indent=2, default=sorted)
+        (new / CONFIG_NAME).write_text(text + "\n", "utf-8")
+        save_weights(tensors, new / WEIGHTS_NAME, metadata)
+        if card is not None:
+            (new / CARD_NAME).write_text(card, "utf-8")
+    return Path(folder)
+
+
+def save_weights(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
+    """Write safetensors with the mode of any new file there: the library's own 0600 keeps servers from reading it."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, metadata=metadata)
+    _sort_metadata(file)
+    file.chmod(mode)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Put the header's free texts in order: the library writes them in a random one, and equal adapters would differ."""
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # what is left is padded with spaces, as the format allows
+            stream.seek(8)
+            stream.write(text.ljust(length))
+
+
+@contextmanager
+def new_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary sibling to fill, renamed to ``target`` at the end, removed when anything fails.
+
+    Args:
+        target: the folder that is to be there afterwards; parents are made.
+        overwrite: replace an adapter or model folder that is there.
+
+    Raises:
+        AdapterError: something is there that may not be replaced.
+    """
+    target = Path(target)
+    taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    if taken and not (overwrite and ((target / CONFIG_NAME).is_file() or (target / "config.json").is_file())):
+        allowed = (
+            "it holds no adapter or model, and nothing else is replaced" if overwrite else "overwrite=True replaces it"
+        )
+        raise AdapterError(f"{target} is there already; choose another folder ({allowed}).")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tag = f"{os.getpid()}-{secrets.token_hex(4)}"
+    new, old = target.parent / f".{target.name}.{tag}.new", target.parent / f".{target.name}.{tag}.old"
+    new.mkdir()
+    try:
+        yield new
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if old.exists():
+        shutil.rmtree(old)

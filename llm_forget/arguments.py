@@ -1,0 +1,63 @@
+"""The Trainer's arguments for a recipe: the same arithmetic on a CPU, one GPU or many."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from llm_forget.config import TrainConfig
+from llm_forget.models import cpu_multiplies_in_bf16
+
+# An adapter starts at zero and is small: at the papers' full fine-tuning rate of 1e-5 it does not move.
+ADAPTER_LEARNING_RATE = 1e-3
+FULL_LEARNING_RATE = 1e-5
+
+
+def common_arguments(
+    train: TrainConfig, seed: int, with_adapter: bool, learning_rate: float | None = None
+) -> dict[str, Any]:
+    """Translate a recipe's ``train`` section into what every Trainer of the library takes.
+
+    bf16 autocast over fp32 trainable weights where the hardware multiplies in bf16 and an adapter is trained; nothing is
+    saved, evaluated or reported behind the run's back.
+    """
+    on_cpu = not torch.cuda.is_available()
+    default = ADAPTER_LEARNING_RATE if with_adapter else FULL_LEARNING_RATE
+    autocast = with_adapter and (cpu_multiplies_in_bf16() if on_cpu else torch.cuda.is_bf16_supported())
+    return {
+        "output_dir": tempfile.gettempdir(),
+        "per_device_train_batch_size": train.batch_size,
+        "gradient_accumulation_steps": train.gradient_accumulation,
+        "learning_rate": learning_rate or train.learning_rate or default,
+        "lr_scheduler_type": train.schedule,
+        "warmup_steps": train.warmup_steps,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "optim": train.optimizer,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if train.gradient_checkpointing else None,
+        "use_cpu": on_cpu,
+        "bf16": autocast,
+        "seed": seed,
+        "data_seed": seed,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,
+        "dataloader_pin_memory": not on_cpu,
+    }
+
+
+def unlearning_arguments(
+    train: TrainConfig, seed: int, with_adapter: bool, learning_rate: float | None = None
+) -> TrainingArguments:
+    """Arguments for one pass over a schedule, which already holds all epochs."""
+    return TrainingArguments(num_train_epochs=1, **common_arguments(train, seed, with_adapter, learning_rate))

@@ -1,0 +1,304 @@
+"""A recipe: YAML and command-line overrides in, checked dataclasses out; every mistake is reported at once, before any work."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from llm_forget.data.encode import EncodingConfig
+from llm_forget.data.examples import DataSource
+from llm_forget.errors import RecipeError, UserError
+from llm_forget.shipped import shipped
+
+Recipe = TypeVar("Recipe")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, and how it is held in memory."""
+
+    # A folder, a .gguf file, or a hub id.
+    name: str
+    # A LoRA adapter folder merged into the model before anything else (in fp32), or null.
+    adapter: str | None = None
+    # Weights of the frozen part: auto (bf16 where the hardware has it), float32, bfloat16. What is trained is always fp32.
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    # auto: eager on a CPU in bf16 (the faster one there), otherwise what transformers chooses.
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    # nf4 or int8 through bitsandbytes (pip install llm-forget[quant]), or null.
+    quantization: Literal["nf4", "int8"] | None = None
+    # Hub revision.
+    revision: str | None = None
+    # Run code that comes with the model. Off unless you trust it.
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The LoRA adapter that is trained. `adapter: null` in a recipe trains all weights instead."""
+
+    rank: int = 16
+    alpha: int = 16
+    dropout: float = 0.0
+    # "all-linear", or a list of module names.
+    target_modules: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1:
+            raise ValueError(f"rank is {self.rank} and alpha {self.alpha}; both must be 1 or more")
+
+
+@dataclass(frozen=True)
+class UnlearnData:
+    """What to forget and what to keep."""
+
+    forget: DataSource
+    # Needed by every retain term, and by the utility floor.
+    retain: DataSource | None = None
+    # Never trained on: like the forget set in form. Its probability under the target says what "never seen" looks like.
+    holdout: DataSource | None = None
+
+
+@dataclass(frozen=True)
+class RetainConfig:
+    """The term that protects the rest."""
+
+    # nll, kl, or the path of your own; null for none. "default": what the method brings.
+    name: str | None = "default"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Batch sizes are per process; a row is one forget example and one retain example."""
+
+    epochs: int = 10
+    batch_size: int = 8
+    gradient_accumulation: int = 1
+    # null: 1e-3 for an adapter, 1e-5 for full fine-tuning.
+    learning_rate: float | None = None
+    schedule: str = "linear"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optimizer: str = "adamw_torch"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "gradient_accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be greater than 0")
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """When to stop: the forget target is reached, the utility floor is broken for good, or a number is not finite."""
+
+    # Mean probability of the forget answers at which they count as forgotten. "holdout": the probability of holdout answers
+    # before training, which is what never having seen them looks like (0.1 without a holdout set). null: train to the end.
+    forget_target: float | Literal["holdout"] | None = "holdout"
+    # Share of the retain answers' probability before training that has to stay.
+    utility_floor: float = 0.95
+    # So many checks in a row below the floor, none better than the one before, end the run: with a retain term a dip
+    # heals. Without one nothing brings the rest back, and the first check below the floor ends the run.
+    patience: int = 6
+    # Optimiser steps between checks.
+    every: int = 3
+    # Rows of each set that a check measures.
+    rows: int = 32
+    # Stop pushing an example once it is as unlikely as the target. auto: for losses that have no lower bound.
+    per_example: bool | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.forget_target, float) and not 0 < self.forget_target < 1:
+            raise ValueError(f"forget_target is {self.forget_target}; give a probability between 0 and 1, 'holdout' or null")
+        if not 0 <= self.utility_floor <= 1:
+            raise ValueError(f"utility_floor is {self.utility_floor}; it is a share, between 0 and 1")
+        for name in ("patience", "every", "rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+
+
+@dataclass(frozen=True)
+class UnlearnRecipe:
+    """One unlearning run."""
+
+    model: ModelConfig
+    data: UnlearnData
+    # {name: npo, beta: 0.1}: the method's file and its hyper-parameters.
+    method: dict[str, Any]
+    # The run folder. It appears when the run is complete.
+    output_dir: str
+    retain: RetainConfig = field(default_factory=RetainConfig)
+    # γ of γ · forget + α · retain.
+    forget_weight: float = 1.0
+    adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    seed: int = 0
+    # Replace a run folder that is already there.
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe:
+    """Plain supervised fine-tuning: makes a target (all data) or an oracle (everything but the forget set)."""
+
+    model: ModelConfig
+    # One or several files, read one after the other.
+    data: list[DataSource]
+    output_dir: str
+    adapter: AdapterConfig | None = field(default_factory=lambda: AdapterConfig(rank=32, alpha=64))
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=8, batch_size=16))
+    # Write the model with the adapter merged in, as a folder that loads like any other, to <output_dir>/model.
+    merge: bool = True
+    seed: int = 0
+    overwrite: bool = False
+
+
+def parse_command_line(recipe_class: type[Recipe], argv: Sequence[str]) -> Recipe:
+    """``--config file.yaml --key.sub value …`` → a checked recipe.
+
+    Args:
+        recipe_class: the dataclass to fill.
+        argv: the arguments after the script's name. Values are read as YAML: ``--train.epochs 3 --adapter null``.
+
+    Raises:
+        RecipeError: with every mistake found, each with its remedy.
+    """
+    path, overrides = None, {}
+    rest = list(argv)
+    while rest:
+        flag, separator, value = rest.pop(0).partition("=")
+        if not flag.startswith("--") or len(flag) == 2:
+            raise RecipeError(f"{flag!r} is not an option; give --config FILE and then --key.sub VALUE")
+        if not separator:
+            if not rest:
+                raise RecipeError(f"{flag} has no value; write {flag} VALUE")
+            value = rest.pop(0)
+        if flag == "--config":
+            path = value
+        else:
+            overrides[flag[2:].replace("-", "_")] = value
+    if path is None:
+        raise RecipeError("no recipe given; add --config FILE, for example --config recipes/demo/npo.yaml")
+    return load_recipe(recipe_class, path, overrides)
+
+
+def load_recipe(recipe_class: type[Recipe], path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """Read a recipe file, apply dotted overrides, and check the whole.
+
+    A path that does not exist here is looked for among the recipes that come with the package.
+    """
+    file = Path(path)
+    if not file.is_file():
+        file = shipped(str(path))
+    if not file.is_file():
+        raise RecipeError(f"recipe {path} does not exist; `llm-forget recipes` lists those that come with the package")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {path} holds {type(values).__name__}, not keys and values; see recipes/demo/npo.yaml")
+    for key, value in (overrides or {}).items():
+        _set(values, key, value)
+    return build(recipe_class, values, str(path))
+
+
+def _set(values: dict[str, Any], dotted: str, text: str) -> None:
+    *parents, last = dotted.split(".")
+    for part in parents:
+        if values.get(part) is None:
+            values[part] = {}
+        values = values[part]
+        if not isinstance(values, dict):
+            raise RecipeError(f"--{dotted}: {part} is a value and has no keys below it")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--{dotted} {text}: not a YAML value; quote it") from error
+
+
+def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> Recipe:
+    """Check values against a dataclass; all errors are collected into one RecipeError."""
+    problems = _unknown_keys(recipe_class, values, "")
+    try:
+        recipe = TypeAdapter(recipe_class).validate_python(values)
+    except ValidationError as error:
+        problems += [_explain(item) for item in error.errors()]
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
+        raise RecipeError(f"{where} cannot be used:\n{listed}")
+    return recipe
+
+
+def _explain(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"] if isinstance(part, int) or not _is_type_name(str(part)))
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "missing":
+        return f"{place}: is missing and has no default"
+    given = "" if item["type"] == "value_error" else f" (given: {_short(item['input'])})"
+    return f"{place}: {message}{given}" if place else f"{message}{given}"
+
+
+def _is_type_name(part: str) -> bool:
+    """Pydantic puts the member of a union into the location: `adapter.AdapterConfig.rank`, `stop.forget_target.float`."""
+    return part[:1].isupper() or part in {"str", "float", "int", "bool"} or "[" in part
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _unknown_keys(cls: Any, values: Any, prefix: str) -> list[str]:
+    """Keys that no field has, each with the nearest that one has; walks nested dataclasses, options and lists."""
+    if not is_dataclass(cls) or not isinstance(values, Mapping):
+        return []
+    hints = get_type_hints(cls)
+    known = [item.name for item in fields(cls)]
+    problems = []
+    for key, value in values.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            problems.append(f"{prefix}{key}: unknown key; {hint}Known here: {', '.join(known)}")
+            continue
+        for inner in _dataclasses_in(hints[key]):
+            nested = value if isinstance(value, list) else [value]
+            problems += [found for item in nested for found in _unknown_keys(inner, item, f"{prefix}{key}.")]
+    return problems
+
+
+def _dataclasses_in(hint: Any) -> list[Any]:
+    if is_dataclass(hint):
+        return [hint]
+    if get_origin(hint) in (Union, types.UnionType, list):
+        return [found for argument in get_args(hint) for found in _dataclasses_in(argument)]
+    return []
+
+
+def build_part(cls: type[Recipe], values: Mapping[str, Any], where: str) -> Recipe:
+    """Fill a method's or retain term's dataclass from the recipe's hyper-parameters; class-level facts are not settable."""
+    return build(cls, values, where)
+
+
+def to_yaml(recipe: Any) -> str:
+    """The recipe with every default written out, as YAML that loads again."""
+    return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
+
+

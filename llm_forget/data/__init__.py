@@ -1,0 +1,1 @@
+"""From files to batches: read and validate, mark where the answer begins, pair forget with retain, pad."""

@@ -1,0 +1,55 @@
+"""The order of a run: which forget row meets which retain row, for every step of every epoch, from the seed alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+_WINDOW = 4  # batches among which rows of like length are brought together
+
+
+def schedule(
+    forget_lengths: Sequence[int], retain_lengths: Sequence[int], *, batch: int, epochs: int, seed: int
+) -> list[tuple[int, int | None]]:
+    """All pairs of a run, batch after batch.
+
+    An epoch is one pass over the forget rows. The retain rows go their own way through their own permutations, so that over
+    the run each is drawn equally often, whichever set is the longer. The stream runs across epochs without a gap, and the
+    last batch is filled up from what would come next: every batch is whole, and the mean over processes is the mean over
+    rows. Within a few batches, rows of like length are put together, which saves padding.
+
+    The list is the whole plan: processes take consecutive slices of it, so that they never draw the same rows, and a run
+    that is interrupted goes on from where it was.
+
+    Args:
+        forget_lengths: tokens of each forget row.
+        retain_lengths: tokens of each retain row; empty when there is no retain set.
+        batch: rows of one optimiser step over all processes and accumulation steps.
+        epochs: passes over the forget rows.
+        seed: of the permutations.
+
+    Returns:
+        ``(forget index, retain index or None)``; the length is a multiple of ``batch``.
+    """
+    steps = -(-len(forget_lengths) * epochs // batch)
+    count = steps * batch
+    forget = list(islice(_permutations(len(forget_lengths), random.Random(f"{seed} forget")), count))
+    retain = list(islice(_permutations(len(retain_lengths), random.Random(f"{seed} retain")), count))
+    order = random.Random(f"{seed} batches")
+    pairs: list[tuple[int, int | None]] = []
+    for start in range(0, count, batch * _WINDOW):
+        window = slice(start, start + batch * _WINDOW)
+        left = sorted(forget[window], key=lambda index: forget_lengths[index])
+        right: list[int] | list[None] = sorted(retain[window], key=lambda index: retain_lengths[index])
+        rows = list(zip(left, right or [None] * len(left), strict=True))
+        batches = [rows[first : first + batch] for first in range(0, len(rows), batch)]
+        order.shuffle(batches)
+        pairs += [pair for rows_of_one in batches for pair in rows_of_one]
+    return pairs
+
+
+def _permutations(count: int, order: random.Random) -> Iterator[int]:
+    """Indices 0 … count − 1 in a new random order each time round, without end; nothing for an empty set."""
+    while count:
+        yield from order.sample(range(count), count)

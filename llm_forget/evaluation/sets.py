@@ -1,0 +1,283 @@
+"""Measure one named set: read it, score every answer in one pass, generate once, and compute the metrics from that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import ConfigDict
+
+from llm_forget.config import build_part
+from llm_forget.data.encode import Encoded, EncodingConfig, encode_all, encode_prompt
+from llm_forget.data.examples import DataSource, Example, read_examples
+from llm_forget.errors import DataError, RecipeError
+from llm_forget.evaluation.aggregate import aggregate
+from llm_forget.evaluation.generate import generate_answers
+from llm_forget.evaluation.metrics import AnswerGroup, Metric, SetScores, averaged_values
+from llm_forget.evaluation.score import Floats, TokenScores, score_encoded
+from llm_forget.plugins import find_class
+
+Kind = Literal["answer", "paraphrases", "wrong_answers"]
+
+# Everything that the data allow, in both definitions where there are two.
+DEFAULT_METRICS: tuple[dict[str, Any], ...] = (
+    {"name": "probability"},
+    {"name": "normalised_probability"},
+    {"name": "exact_memorisation"},
+    {"name": "truth_ratio", "definition": "arithmetic"},
+    {"name": "truth_ratio", "definition": "geometric"},
+    {"name": "rouge", "part": "recall"},
+    {"name": "rouge", "part": "f1"},
+)
+
+
+@dataclass(frozen=True)
+class SetConfig:
+    """One named set of a suite."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    data: DataSource
+    # Whether this is what should be forgotten. auto: when the set's name begins with "forget".
+    role: Literal["auto", "forget", "other"] = "auto"
+    # Which answers are scored; null for every kind that the data have.
+    answers: list[Kind] | None = None
+    # Take every so-many-th row ...
+    stride: int = 1
+    # ... and of those the first so many; null for all.
+    limit: int | None = None
+    # Also let the model answer each prompt, for the metrics that read text.
+    generate: bool = True
+    # The probability with which this set enters the model utility: probability, normalised_probability (where the wrong
+    # answers are the other choices), or null for a set that does not enter it.
+    utility: Literal["probability", "normalised_probability"] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.stride < 1 or (self.limit is not None and self.limit < 1):
+            raise ValueError(f"stride is {self.stride} and limit {self.limit}; give 1 or more, or null for no limit")
+        if self.answers is not None and "answer" not in self.answers:
+            raise ValueError("answers leaves out `answer`, which everything else is compared with; add it")
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Greedy generation."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    # Longest answer in tokens, its end token included.
+    max_new_tokens: int = 64
+    # Prompts a batch. In bf16 another value may turn a near tie: part of what is measured.
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.max_new_tokens < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"max_new_tokens is {self.max_new_tokens} and batch_size {self.batch_size}; both must be 1 or more"
+            )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and how it is asked."""
+
+    model: Any
+    tokenizer: Any
+    encoding: EncodingConfig
+    generation: GenerationConfig
+    batch_tokens: int = 2048
+    accelerator: Any = None
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills shorter rows: masks go by position, so any token will do."""
+        pad = self.tokenizer.pad_token_id
+        pad = self.tokenizer.eos_token_id if pad is None else pad
+        return 0 if pad is None else int(pad)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a set.
+
+    Attributes:
+        ids: (E) a name for each example; a repeated example gets ``#2``, ``#3``, …
+        scores: token scores and generated texts.
+        by_metric: label → (E,) one score per example.
+        metrics: label → the metric.
+        warnings: what is worth knowing, without any text of the data.
+    """
+
+    ids: tuple[str, ...]
+    scores: SetScores = field(repr=False)
+    by_metric: dict[str, Floats] = field(repr=False)
+    metrics: dict[str, Metric]
+    warnings: tuple[str, ...] = ()
+
+
+def make_metrics(named: Sequence[str | Mapping[str, Any]] | None) -> list[Metric]:
+    """The metrics that a suite asks for: names, or mappings with a name and the metric's own settings; None for all.
+
+    Raises:
+        RecipeError: an unknown metric or setting, or two metrics of one label.
+    """
+    metrics: list[Metric] = []
+    for entry in DEFAULT_METRICS if named is None else named:
+        values = {"name": entry} if isinstance(entry, str) else dict(entry)
+        name = values.pop("name", None)
+        if not isinstance(name, str):
+            raise RecipeError("an entry of metrics has no name; write a name, or {name: rouge, part: f1}")
+        metrics.append(build_part(find_class("llm_forget.evaluation.metrics", name, "per_example"), values, name))
+    labels = [metric.label for metric in metrics]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise RecipeError(f"metrics gives {', '.join(twice)} twice; leave one of each out")
+    return metrics
+
+
+def read_set(name: str, config: SetConfig, base_dir: Path | None) -> list[Example]:
+    """The examples of a set.
+
+    Raises:
+        DataError: they cannot be read, or an answer was asked for that none of them has.
+    """
+    examples = read_examples(config.data, base_dir=base_dir)[:: config.stride][: config.limit]
+    for kind in config.answers or []:
+        if kind != "answer" and not any(_other_answers(example, kind) for example in examples):
+            column = "paraphrased_answer" if kind == "paraphrases" else "perturbed_answer"
+            raise DataError(
+                f"{config.data.path}: the {name} set asks for {kind}, and no row has a {column}; "
+                "take it out of `answers`, or give the column's name in `columns`"
+            )
+    return examples
+
+
+def _other_answers(example: Example, kind: str) -> tuple[str, ...]:
+    return example.paraphrases if kind == "paraphrases" else example.wrong_answers
+
+
+def measure_set(
+    name: str, config: SetConfig, examples: Sequence[Example], metrics: Sequence[Metric], loaded: Loaded
+) -> Measured:
+    """Score and generate once, and compute each metric that the set's data allow.
+
+    Args:
+        name: the set's name.
+        config: what to measure of it.
+        examples: its examples, at least one.
+        metrics: the metrics wanted.
+        loaded: the model.
+    """
+    wanted = {"answer", "paraphrases", "wrong_answers"} if config.answers is None else set(config.answers)
+    rows, report = encode_all(loaded.tokenizer, examples, loaded.encoding, role=name)
+    own_rows = len(rows)
+    groups: dict[str, tuple[int, list[int]]] = {}
+    for kind in ("paraphrases", "wrong_answers"):
+        if kind not in wanted:
+            continue
+        more, owners = _encode_others(name, kind, examples, loaded)
+        if more:
+            groups[kind] = (len(rows), owners)
+            rows = rows + more
+    scores = score_encoded(
+        loaded.model,
+        rows,
+        pad_token_id=loaded.pad_token_id,
+        batch_tokens=loaded.batch_tokens,
+        accelerator=loaded.accelerator,
+    )
+    known = SetScores(
+        forget=is_forget(name, config),
+        answer=scores.select(0, own_rows),
+        paraphrases=_group(scores, groups.get("paraphrases"), own_rows),
+        wrong_answers=_group(scores, groups.get("wrong_answers"), own_rows),
+        generated=_generate(examples, loaded) if config.generate else None,
+        references=[example.answer for example in examples],
+    )
+    usable = {metric.label: metric for metric in metrics if all(known.has(need) for need in metric.needs)}
+    by_metric = {label: metric.per_example(known) for label, metric in usable.items()}
+    return Measured(unique_ids([example.id for example in examples]), known, by_metric, usable, report.warnings)
+
+
+def is_forget(name: str, config: SetConfig) -> bool:
+    """Whether a set is one that should be forgotten."""
+    return name.startswith("forget") if config.role == "auto" else config.role == "forget"
+
+
+def _encode_others(
+    name: str, kind: str, examples: Sequence[Example], loaded: Loaded
+) -> tuple[list[Encoded], list[int]]:
+    """Other answers of all examples, one row each, and whose they are."""
+    pairs = [(owner, text) for owner, example in enumerate(examples) for text in _other_answers(example, kind)]
+    if not pairs:
+        return [], []
+    owners = [owner for owner, _ in pairs]
+    rows, _ = encode_all(
+        loaded.tokenizer,
+        [examples[owner] for owner in owners],
+        loaded.encoding,
+        role=f"{name} ({kind})",
+        answers=[text for _, text in pairs],
+    )
+    return rows, owners
+
+
+def _group(scores: TokenScores, place: tuple[int, list[int]] | None, examples: int) -> AnswerGroup | None:
+    if place is None:
+        return None
+    start, owners = place
+    return AnswerGroup(scores.select(start, start + len(owners)), np.array(owners, dtype=np.int64), examples)
+
+
+def _generate(examples: Sequence[Example], loaded: Loaded) -> list[str]:
+    prompts = [encode_prompt(loaded.tokenizer, example, loaded.encoding) for example in examples]
+    return generate_answers(
+        loaded.model,
+        loaded.tokenizer,
+        prompts,
+        max_new_tokens=loaded.generation.max_new_tokens,
+        batch_size=loaded.generation.batch_size,
+        accelerator=loaded.accelerator,
+    )
+
+
+def unique_ids(ids: Sequence[str]) -> tuple[str, ...]:
+    """The ids, told apart where an example is repeated."""
+    seen: dict[str, int] = {}
+    named = []
+    for one in ids:
+        seen[one] = seen.get(one, 0) + 1
+        named.append(one if seen[one] == 1 else f"{one}#{seen[one]}")
+    return tuple(named)
+
+
+def set_results(measured: Measured, *, seed: int, keep_text: bool) -> dict[str, Any]:
+    """A set's part of a result: aggregates by metric, and scores by example id.
+
+    Args:
+        measured: what was measured.
+        seed: of the bootstrap.
+        keep_text: also give the generated answers, which may hold what was to be forgotten.
+    """
+    forget = measured.scores.forget
+    metrics = {}
+    for label, scores in measured.by_metric.items():
+        metric = measured.metrics[label]
+        metrics[label] = {
+            **asdict(aggregate(averaged_values(metric, scores, forget=forget), seed=seed)),
+            "bounds": list(metric.bounds),
+            "forgotten": metric.forgotten if forget else "none",
+        }
+    examples: dict[str, dict[str, Any]] = {
+        one: {label: float(scores[index]) for label, scores in measured.by_metric.items()}
+        for index, one in enumerate(measured.ids)
+    }
+    if keep_text and measured.scores.generated is not None:
+        for one, text in zip(measured.ids, measured.scores.generated, strict=True):
+            examples[one]["generated"] = text
+    return {"forget": forget, "n": len(measured.ids), "metrics": metrics, "examples": examples}

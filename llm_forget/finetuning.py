@@ -1,0 +1,111 @@
+"""Supervised fine-tuning with TRL: makes a target (everything) or an oracle (everything but the forget set)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+
+from llm_forget.arguments import common_arguments
+from llm_forget.config import FinetuneRecipe, to_yaml
+from llm_forget.data.encode import Encoded, encode_all
+from llm_forget.data.examples import read_examples
+from llm_forget.files import new_folder, write_json, write_text
+from llm_forget.launch import check_launch
+from llm_forget.models import add_adapter, frozen_dtype, load_model, load_tokenizer
+from llm_forget.progress import ProgressBar
+from llm_forget.runfolder import RESULT_NAME, check_output, environment
+
+
+def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str, Any]:
+    """Fine-tune on all of a recipe's data and write a run folder with the adapter, the merged model, or both.
+
+    Args:
+        recipe: the checked recipe.
+        console: where progress goes; standard error by default.
+
+    Returns:
+        What was done, as written to ``result.json``.
+
+    Raises:
+        UserError: the recipe, the data or the way of launching cannot work; before a model is loaded.
+    """
+    console = console or Console(stderr=True)
+    check_launch()
+    check_output(recipe.output_dir, recipe.overwrite)
+    examples = [example for source in recipe.data for example in read_examples(source)]
+    rows, report = encode_all(load_tokenizer(recipe.model), examples, recipe.encoding, role="training")
+    for warning in report.warnings:
+        console.print(f"[yellow]note[/] {warning}")
+
+    started = time.monotonic()
+    model, tokenizer = load_model(recipe.model, trainable=recipe.adapter is None)
+    if recipe.adapter is not None:
+        model = add_adapter(model, recipe.adapter)
+    trainer = _train(recipe, model, tokenizer, rows, console)
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    result = {
+        "schema": 1,
+        "rows": len(rows),
+        "steps": trainer.state.global_step,
+        "seconds": time.monotonic() - started,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "environment": environment(),
+    }
+    if PartialState().is_main_process:
+        _write(recipe, model, tokenizer, result)
+    PartialState().wait_for_everyone()
+    return result
+
+
+def _train(recipe: FinetuneRecipe, model: Any, tokenizer: Any, rows: Sequence[Encoded], console: Console) -> Any:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    # Our own tokens and labels: what is learned is token for token what is later scored and forgotten.
+    labelled = [
+        {
+            "input_ids": list(row.input_ids),
+            "labels": [-100] * row.prompt_length + list(row.input_ids[row.prompt_length :]),
+            "length": len(row.input_ids),
+        }
+        for row in rows
+    ]
+    arguments = common_arguments(recipe.train, recipe.seed, recipe.adapter is not None)
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            **{**arguments, "remove_unused_columns": True},
+            num_train_epochs=recipe.train.epochs,
+            train_sampling_strategy="group_by_length",
+            max_length=None,
+        ),
+        train_dataset=Dataset.from_list(labelled),
+        processing_class=tokenizer,
+        callbacks=[ProgressBar(console, f"learning {Path(recipe.output_dir).name}")],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer
+
+
+def _write(recipe: FinetuneRecipe, model: Any, tokenizer: Any, result: dict[str, Any]) -> None:
+    with new_folder(Path(recipe.output_dir)) as folder:
+        if recipe.adapter is not None:
+            model.save_pretrained(folder / "adapter")
+        if recipe.adapter is None or recipe.merge:
+            # merged in fp32 and cast after: in bf16 the product would be rounded twice
+            merged = model if recipe.adapter is None else model.float().merge_and_unload()
+            merged.to(frozen_dtype(recipe.model)).save_pretrained(folder / "model")
+            tokenizer.save_pretrained(folder / "model")
+        write_text(folder / "recipe.yaml", to_yaml(recipe))
+        write_json(folder / RESULT_NAME, {**result, "adapter": asdict(recipe.adapter) if recipe.adapter else None})

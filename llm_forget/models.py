@@ -1,0 +1,228 @@
+"""Load the base, merge what the recipe says, put a LoRA adapter on it, and find out what exactly it is (its digest)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm_forget.adapters.lora import load_adapter, read_base_record
+from llm_forget.config import AdapterConfig, ModelConfig
+from llm_forget.digests import stored_tensors, weights_digest
+from llm_forget.errors import RecipeError, UserError
+from llm_forget.files import file_digest, new_folder
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_IMPORT_RECORD = "imported_from.json"
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``LLM_FORGET_CACHE``, else ``~/.cache/llm-forget``."""
+    return Path(os.environ.get("LLM_FORGET_CACHE", Path.home() / ".cache" / "llm-forget"))
+
+
+def locate_model(name: str) -> str:
+    """Turn a recipe's ``model.name`` into what ``from_pretrained`` takes; a GGUF is converted into a folder, once.
+
+    Args:
+        name: a folder, a ``.gguf`` file, ``package:NAME`` for the GGUF inside an installed Python package, or a hub id.
+
+    Raises:
+        RecipeError: a path that does not exist, or a package without a GGUF.
+    """
+    if name.startswith("package:"):
+        return str(import_gguf(_gguf_in_package(name.removeprefix("package:"))))
+    path = Path(name)
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise RecipeError(f"model.name: {name} does not exist; give a GGUF file, a model folder or a hub id")
+        return str(import_gguf(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RecipeError(f"model.name: {name} is a folder without config.json, so not a model; was it completed?")
+        return name
+    if path.is_absolute() or name.startswith((".", "runs/")) or name.count("/") != 1:
+        raise RecipeError(f"model.name: the folder {name} does not exist; give a model folder, a .gguf file or a hub id")
+    return name
+
+
+def _gguf_in_package(package: str) -> Path:
+    # find_spec does not import the package: what it would need to run is not wanted, only the file in it
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = [file for folder in folders for file in sorted(Path(folder).rglob("*.gguf"))]
+    if not files:
+        pip_name = package.replace("_", "-")
+        raise RecipeError(
+            f"model.name: no GGUF file in a Python package {package!r}; install it with `pip install --no-deps {pip_name}`"
+        )
+    return files[0]
+
+
+def import_gguf(path: Path) -> Path:
+    """Dequantise a GGUF file into a safetensors folder in the cache, once; its digest is checked each time it is used.
+
+    Raises:
+        UserError: the ``gguf`` package is missing.
+    """
+    source = file_digest(path)
+    folder = cache_folder() / "gguf" / f"{path.stem}-{source[:12]}"
+    record = folder / _IMPORT_RECORD
+    if record.is_file() and json.loads(record.read_text())["weights"] == weights_digest(folder):
+        return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("reading a GGUF file needs the gguf package: pip install llm-forget[demo]")
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+    with new_folder(folder) as partial:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path.parent),
+            gguf_file=path.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),  # otherwise the blocks stay packed and cannot be saved
+        )
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(partial)
+        facts = {"source": path.name, "sha256": source, "weights": weights_digest(partial)}
+        (partial / _IMPORT_RECORD).write_text(json.dumps(facts, indent=1))
+    return folder
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer, with a padding token; which one does not matter, since masks go by position."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        locate_model(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def frozen_dtype(config: ModelConfig) -> torch.dtype:
+    """The type of the weights that are not trained."""
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    # bf16 halves the memory everywhere, and is faster on CPUs that multiply in it
+    return torch.bfloat16 if cpu_multiplies_in_bf16() else torch.float32
+
+
+def cpu_multiplies_in_bf16() -> bool:
+    """Whether this CPU has instructions for bf16 products; without them bf16 is slower than fp32, not faster."""
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and ("avx512_bf16" in (text := flags.read_text()) or "amx_bf16" in text)
+
+
+def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, Any]:
+    """Load model and tokenizer, with ``config.adapter`` merged in fp32 before any cast.
+
+    Args:
+        config: the recipe's model section.
+        trainable: load in fp32, because these very weights will be trained.
+
+    Raises:
+        RecipeError: the model does not exist, or the adapter is for another one.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # a bar a file, in the middle of our own
+    name = locate_model(config.name)
+    if config.adapter is not None:
+        check_adapter_fits(name, config.adapter)
+    dtype = torch.float32 if trainable else frozen_dtype(config)
+    extra: dict[str, Any] = {}
+    if config.quantization is not None:
+        extra["quantization_config"] = _quantization(config, trainable)
+    if not torch.cuda.is_available():
+        default = "eager" if dtype == torch.bfloat16 else "sdpa"
+        extra["attn_implementation"] = default if config.attention == "auto" else config.attention
+    elif config.attention != "auto":
+        extra["attn_implementation"] = config.attention
+    model = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype=torch.float32 if config.adapter else dtype,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        **extra,
+    )
+    if config.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, config.adapter).merge_and_unload().to(dtype)
+    if torch.cuda.is_available() and config.quantization is None:
+        model.to(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}")
+    return model, load_tokenizer(config)
+
+
+def _quantization(config: ModelConfig, trainable: bool) -> Any:
+    if trainable:
+        raise RecipeError("quantised weights cannot be trained in full; set `adapter` or `model.quantization: null`")
+    if config.adapter is not None:
+        raise RecipeError(
+            "model.adapter cannot be merged into quantised weights (the result is wrong); merge it first with "
+            "`llm-forget merge` and give the merged folder as model.name"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("model.quantization needs bitsandbytes: pip install llm-forget[quant]")
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = frozen_dtype(config)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
+def check_adapter_fits(base: str, adapter: str) -> None:
+    """Refuse an adapter made for another base, from file headers alone, before anything is loaded.
+
+    The base must be a local folder for its shapes to be known; for a hub id PEFT's own check at loading has to do.
+
+    Raises:
+        RecipeError: a recorded digest differs, or a layer is missing or has another shape.
+    """
+    modules = load_adapter(adapter).modules
+    if not Path(base).is_dir():
+        return
+    recorded = read_base_record(adapter).digest
+    if recorded is not None and recorded != weights_digest(base):
+        raise RecipeError(
+            f"the adapter {adapter} was made for another base than {base} (the recorded digest of its weights differs); "
+            "give the base it was trained on, named in its README.md"
+        )
+    weights = {name: stored.shape for name, stored in stored_tensors(base).items()}
+    for name, factors in modules.items():
+        shape = weights.get(f"{name}.weight")
+        if shape != factors.shape:
+            found = "has no such layer" if shape is None else f"has {shape} there"
+            raise RecipeError(
+                f"the adapter {adapter} does not fit {base}: it changes {name} with shape {factors.shape}, the base {found}; "
+                "give the base it was trained on"
+            )
+
+
+def add_adapter(model: nn.Module, config: AdapterConfig) -> Any:
+    """Put a fresh LoRA adapter on the model: fp32 weights over a frozen base of any type."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora)

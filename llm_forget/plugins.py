@@ -1,0 +1,79 @@
+"""Find a method, retain term or metric by name: the file name is the registration, and a user's own file works like ours."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from dataclasses import is_dataclass
+from pathlib import Path
+from types import ModuleType
+
+from llm_forget.errors import RecipeError
+
+
+def names_in(package: str) -> list[str]:
+    """The names that a recipe may use for the files of a package of this project, sorted."""
+    folder = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(folder))
+
+
+def find_class(package: str, name: str, function: str) -> type:
+    """The dataclass with a given function in the file that a recipe names.
+
+    Args:
+        package: where our own files lie, for example ``llm_forget.methods``.
+        name: a file name of that package without ``.py``, a dotted module path, or a path to a Python file.
+        function: the method that the class must have, for example ``forget_loss``.
+
+    Raises:
+        RecipeError: no such file, or none or several such classes in it.
+    """
+    module = _load(package, name)
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and value.__module__ == module.__name__
+        and is_dataclass(value)
+        and callable(getattr(value, function, None))
+    ]
+    if len(found) != 1:
+        raise RecipeError(
+            f"{name}: {len(found)} dataclasses with a `{function}` found in {module.__file__}; exactly one is needed"
+        )
+    return found[0]
+
+
+def _load(package: str, name: str) -> ModuleType:
+    known = names_in(package)
+    if name in known:
+        return importlib.import_module(f"{package}.{name}")
+    if name.endswith(".py"):
+        return _load_file(Path(name))
+    kind = package.rsplit(".", 1)[-1].removesuffix("s")
+    if "." in name:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise RecipeError(f"{kind} {name!r}: module {error.name!r} cannot be imported; is it installed?") from error
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise RecipeError(
+        f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}. "
+        "For your own, give the path of its .py file or its dotted module name"
+    )
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise RecipeError(f"{path} does not exist; give the path of a Python file, relative to where you launch from")
+    spec = importlib.util.spec_from_file_location(f"llm_forget_user_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"{path} cannot be imported as a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name while it is executed
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,57 @@
+"""Progress that a person can follow: a bar with time left in a terminal, a line a check in a log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+
+class ProgressBar(TrainerCallback):
+    """A rich progress bar for the Trainer; shows on the main process only.
+
+    Args:
+        console: where to draw.
+        label: what is being done.
+    """
+
+    def __init__(self, console: Console, label: str) -> None:
+        self.console, self.label, self.note = console, label, ""
+        self._bar: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the bar."""
+        if not state.is_world_process_zero:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(self.label, total=state.max_steps, note=self.note)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Advance the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step, note=self.note)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, note: str) -> None:
+        """Show the newest measurement: beside the bar, or as a line where there is no terminal."""
+        self.note = note
+        if not self.console.is_terminal:
+            self.console.print(f"{self.label}: {note}", highlight=False, soft_wrap=True)

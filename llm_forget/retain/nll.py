@@ -1,0 +1,35 @@
+"""Plain cross-entropy on the retain answers: keep saying what the data says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from llm_forget.logprobs import AnswerScores
+from llm_forget.methods import Needs
+
+
+def nll_loss(token_logps: Tensor, mask: Tensor) -> Tensor:
+    """Mean negative log-probability of the answer's tokens, ``CE(y) = −(1/|y|) Σ_t log p_t``.
+
+    Args:
+        token_logps: (B, A) log-probs of the answer tokens in nats, 0 where masked.
+        mask: (B, A) True at answer tokens.
+
+    Returns:
+        (B,) nats per token, ≥ 0. Two tokens of probability 1/2 and 1/8 give 2 ln 2 ≈ 1.3863.
+    """
+    return -token_logps.sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class NLL:
+    """Cross-entropy on retain answers (TOFU, arXiv:2401.06121: the retain half of gradient difference)."""
+
+    needs: ClassVar[Needs] = Needs()
+
+    def retain_loss(self, retain: AnswerScores) -> Tensor:
+        """(B,) cross-entropy of each retain answer."""
+        return nll_loss(retain.token_logps, retain.mask)

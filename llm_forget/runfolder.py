@@ -1,0 +1,120 @@
+"""The run folder: what was asked, what was done, what came out. Complete or not there, and without a word of the forget set."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm_forget import __version__
+from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter
+from llm_forget.card import adapter_card
+from llm_forget.config import UnlearnRecipe, to_yaml
+from llm_forget.digests import weights_digest
+from llm_forget.errors import RecipeError
+from llm_forget.files import new_folder, write_json, write_text
+from llm_forget.models import locate_model
+from llm_forget.stop import Measurement
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "bitsandbytes")
+RESULT_NAME = "result.json"  # written last: a folder without it is not a run
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run did and measured; numbers, names and digests only.
+
+    Attributes:
+        method: its name in the recipe.
+        reason: why the run ended and what was kept, in a sentence.
+        before: both samples before the first step.
+        after: both samples as the run leaves the model.
+        forget_target: the probability that counted as forgotten, or None.
+        utility_floor: the retain probability that had to stay, or None.
+        steps: optimiser steps of all phases.
+        seconds: wall time from loading the model to the last measurement.
+        details: what the method reports of itself.
+        data_digests: of each set.
+        forget_rows: rows in the forget set.
+        retain_rows: retain rows trained on.
+    """
+
+    method: str
+    reason: str
+    before: Measurement
+    after: Measurement
+    forget_target: float | None
+    utility_floor: float | None
+    steps: int
+    seconds: float
+    details: dict[str, float]
+    data_digests: dict[str, str]
+    forget_rows: int
+    retain_rows: int
+
+
+def check_output(output_dir: str, overwrite: bool) -> None:
+    """Refuse to write over something, before any work is done.
+
+    Raises:
+        RecipeError: the folder holds a run and ``overwrite`` is off, or holds something that is no run.
+    """
+    folder = Path(output_dir)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir() or not (folder / RESULT_NAME).is_file():
+        raise RecipeError(f"output_dir: {folder} exists and is not a run folder; choose another")
+    if not overwrite:
+        raise RecipeError(f"output_dir: {folder} holds a run already; choose another, or add --overwrite true")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for the record."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "llm_forget": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": found,
+        "gpus": gpus,
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def write_run(
+    recipe: UnlearnRecipe, record: RunRecord, model: nn.Module, tokenizer: Any, metrics: list[dict[str, Any]]
+) -> Path:
+    """Write the whole run folder under a temporary name, then give it its own."""
+    target = Path(recipe.output_dir)
+    base = locate_model(recipe.model.name)
+    digest = weights_digest(base) if Path(base).is_dir() and recipe.model.adapter is None else None
+    with new_folder(target) as folder:
+        if recipe.adapter is None:
+            model.save_pretrained(folder / "model")  # type: ignore[operator]
+            tokenizer.save_pretrained(folder / "model")
+        else:
+            _write_adapter(model, folder, BaseRecord(base, recipe.model.revision, digest), record)
+        write_text(folder / "recipe.yaml", to_yaml(recipe))
+        write_json(folder / "env.json", environment())
+        write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
+        write_json(folder / RESULT_NAME, {"schema": 1, **asdict(record), "base_digest": digest})
+    return target
+
+
+def _write_adapter(model: nn.Module, folder: Path, base: BaseRecord, record: RunRecord) -> None:
+    """PEFT's own writing, then ours over it: with the base's digest, a card, and readable by a server's user."""
+    model.save_pretrained(folder / "adapter")  # type: ignore[operator]
+    adapter = replace(load_adapter(folder / "adapter"), base=base)
+    save_adapter(adapter, folder / "adapter", card=adapter_card(base, record), overwrite=True)

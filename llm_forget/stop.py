@@ -1,0 +1,75 @@
+"""When a run ends: forgotten enough, the rest harmed for good, or a number that is not finite. Pure decisions, no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Verdict(Enum):
+    """What to do after a check."""
+
+    GO_ON = "go on"
+    KEEP = "go on, and this is the best state so far"
+    REACHED = "stop here: the forget target is reached above the utility floor"
+    BROKEN = "stop and go back to the best state: the utility floor is broken for good"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Mean answer probability (geometric over tokens, arithmetic over examples) of both sets at one moment."""
+
+    step: int
+    forget: float
+    retain: float | None
+
+
+@dataclass
+class StopRule:
+    """Judges measurements one after the other and remembers the best.
+
+    The best state is the one with the lowest forget probability (nothing below the target counts as lower) among those above
+    the floor; of equals, the one with the higher retain probability. A state below the floor is never the best, however much
+    it has forgotten.
+
+    Attributes:
+        target: mean forget probability that counts as forgotten, or None to train to the end.
+        floor: retain probability that must stay (absolute), or None without a retain set.
+        patience: checks in a row below the floor and no better than the one before, after which the run ends.
+    """
+
+    target: float | None
+    floor: float | None
+    patience: int
+    best: Measurement | None = None
+    broken_for: int = 0
+    history: list[Measurement] = field(default_factory=list)
+
+    def judge(self, now: Measurement) -> Verdict:
+        """Take one measurement and say what to do."""
+        self.history.append(now)
+        if self.above_floor(now):
+            self.broken_for = 0
+            if self.reached(now):
+                self.best = now
+                return Verdict.REACHED
+            if self.best is None or self._rank(now) < self._rank(self.best):
+                self.best = now
+                return Verdict.KEEP
+            return Verdict.GO_ON
+        # A retain term that is winning ground back is given the time to do so.
+        recovering = len(self.history) > 1 and (now.retain or 0.0) > (self.history[-2].retain or 0.0)
+        self.broken_for = 0 if recovering else self.broken_for + 1
+        return Verdict.BROKEN if self.broken_for >= self.patience else Verdict.GO_ON
+
+    def reached(self, now: Measurement) -> bool:
+        """Whether the forget target is reached."""
+        return self.target is not None and now.forget <= self.target
+
+    def above_floor(self, now: Measurement) -> bool:
+        """Whether the rest is as good as it has to be; NaN is not."""
+        return self.floor is None or (now.retain is not None and now.retain >= self.floor)
+
+    def _rank(self, now: Measurement) -> tuple[float, float]:
+        forget = now.forget if self.target is None else max(now.forget, self.target)
+        return forget, -(now.retain or 0.0)
