@@ -15,11 +15,11 @@ from llm_forget.trainer import restore_trainable, trainable_state
 
 
 class Gauge:
-    """Measures a model on a fixed sample of the forget set and of the retain rows kept out of training.
+    """Measures a model on a fixed sample of the forget set and of the rows that must stay.
 
     Args:
         forget: rows to forget.
-        retain: validation rows to keep, or none.
+        retain: validation rows, or none.
         pad_token_id: what pads a batch.
     """
 

@@ -62,6 +62,8 @@ class UnlearnData:
     forget: DataSource
     # Needed by every retain term, and by the utility floor.
     retain: DataSource | None = None
+    # Rows that must stay and are not trained on, to judge the utility floor by; a sample of the retain set without it.
+    validation: DataSource | None = None
     # Never trained on: like the forget set in form. Its probability under the target says what "never seen" looks like.
     holdout: DataSource | None = None
 
@@ -120,7 +122,9 @@ class StopConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.forget_target, float) and not 0 < self.forget_target < 1:
-            raise ValueError(f"forget_target is {self.forget_target}; give a probability between 0 and 1, 'holdout' or null")
+            raise ValueError(
+                f"forget_target is {self.forget_target}; give a probability between 0 and 1, 'holdout' or null"
+            )
         if not 0 <= self.utility_floor <= 1:
             raise ValueError(f"utility_floor is {self.utility_floor}; it is a share, between 0 and 1")
         for name in ("patience", "every", "rows"):
@@ -211,7 +215,9 @@ def load_recipe(recipe_class: type[Recipe], path: str | Path, overrides: Mapping
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"recipe {path} holds {type(values).__name__}, not keys and values; see recipes/demo/npo.yaml")
+        raise RecipeError(
+            f"recipe {path} holds {type(values).__name__}, not keys and values; see recipes/demo/npo.yaml"
+        )
     for key, value in (overrides or {}).items():
         _set(values, key, value)
     return build(recipe_class, values, str(path))
@@ -300,5 +306,3 @@ def build_part(cls: type[Recipe], values: Mapping[str, Any], where: str) -> Reci
 def to_yaml(recipe: Any) -> str:
     """The recipe with every default written out, as YAML that loads again."""
     return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
-
-

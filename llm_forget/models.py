@@ -47,7 +47,9 @@ def locate_model(name: str) -> str:
             raise RecipeError(f"model.name: {name} is a folder without config.json, so not a model; was it completed?")
         return name
     if path.is_absolute() or name.startswith((".", "runs/")) or name.count("/") != 1:
-        raise RecipeError(f"model.name: the folder {name} does not exist; give a model folder, a .gguf file or a hub id")
+        raise RecipeError(
+            f"model.name: the folder {name} does not exist; give a model folder, a .gguf file or a hub id"
+        )
     return name
 
 
@@ -225,4 +227,10 @@ def add_adapter(model: nn.Module, config: AdapterConfig) -> Any:
         target_modules=config.target_modules,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, lora)
+    adapted = get_peft_model(model, lora)
+    if next(model.parameters()).dtype == torch.bfloat16:
+        # Everything runs under autocast then, which multiplies in bf16 anyway: casting each input to fp32 first is waste.
+        for module in adapted.modules():
+            if hasattr(module, "cast_input_dtype_enabled"):
+                module.cast_input_dtype_enabled = False
+    return adapted

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+_LINES = 4  # lines a training phase writes where there is no terminal
 
 
 class ProgressBar(TrainerCallback):
@@ -37,12 +40,18 @@ class ProgressBar(TrainerCallback):
             disable=not self.console.is_terminal,
         )
         self._bar.start()
+        self._started = time.monotonic()
         self._task = self._bar.add_task(self.label, total=state.max_steps, note=self.note)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Advance the bar."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=state.global_step, note=self.note)
+        """Advance the bar; in a log, say where we are a few times."""
+        if self._bar is None:
+            return
+        self._bar.update(self._task, completed=state.global_step, note=self.note)
+        if not self.console.is_terminal and state.global_step % max(1, state.max_steps // _LINES) == 0:
+            spent = time.monotonic() - self._started
+            left = spent / state.global_step * (state.max_steps - state.global_step)
+            self._line(f"step {state.global_step} of {state.max_steps}, {spent:.0f} s, about {left:.0f} s left")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop the bar."""
@@ -54,4 +63,7 @@ class ProgressBar(TrainerCallback):
         """Show the newest measurement: beside the bar, or as a line where there is no terminal."""
         self.note = note
         if not self.console.is_terminal:
-            self.console.print(f"{self.label}: {note}", highlight=False, soft_wrap=True)
+            self._line(note)
+
+    def _line(self, text: str) -> None:
+        self.console.print(f"{self.label}: {text}", highlight=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 from torch import nn
 
 from llm_forget import __version__
+from llm_forget.adapters.card import adapter_card
+from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter
-from llm_forget.card import adapter_card
 from llm_forget.config import UnlearnRecipe, to_yaml
 from llm_forget.digests import weights_digest
 from llm_forget.errors import RecipeError
@@ -114,7 +116,24 @@ def write_run(
 
 
 def _write_adapter(model: nn.Module, folder: Path, base: BaseRecord, record: RunRecord) -> None:
-    """PEFT's own writing, then ours over it: with the base's digest, a card, and readable by a server's user."""
-    model.save_pretrained(folder / "adapter")  # type: ignore[operator]
-    adapter = replace(load_adapter(folder / "adapter"), base=base)
-    save_adapter(adapter, folder / "adapter", card=adapter_card(base, record), overwrite=True)
+    """PEFT's own writing, rewritten to what servers load: alpha equal to the rank, the base's digest, and a card."""
+    raw = folder / "peft"
+    model.save_pretrained(raw)  # type: ignore[operator]
+    adapter = load_adapter(raw)
+    results = {
+        "forget probability before": record.before.forget,
+        "forget probability after": record.after.forget,
+        "retain probability before": record.before.retain,
+        "retain probability after": record.after.retain,
+        "why the run ended": record.reason,
+        **{f"digest of the {name} data (ids)": digest[:16] for name, digest in record.data_digests.items()},
+    }
+    known = {name: value for name, value in results.items() if value is not None}
+    if base.digest is not None:
+        target = folder / "adapter"
+        export_adapter(adapter, target, max_rank=adapter.rank, base=base, method=record.method, results=known)
+    else:
+        # the base was put together in memory, or lies on a hub: there is no folder to take a digest of
+        card = adapter_card(base, adapter.rank, 0.0, 0.0, torch.float32, record.method, known)
+        save_adapter(replace(adapter, base=base), folder / "adapter", card=card)
+    shutil.rmtree(raw)

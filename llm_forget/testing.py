@@ -1,9 +1,16 @@
-"""Things to test with that need no download: a tokenizer that is made on the spot."""
+"""Things to test with that need no download: a tokenizer and a tiny model that has memorised its batch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from llm_forget.data.collate import collate
+from llm_forget.data.encode import Encoded
+from llm_forget.logprobs import score_answers
 
 # As published chat models have it: a newline stands after the end token, and a prompt opens the assistant's turn.
 CHATML = (
@@ -54,3 +61,36 @@ def tiny_tokenizer(*, bos: bool = False, chat_template: str | None = CHATML) -> 
     )
     made.chat_template = chat_template
     return made
+
+
+def tiny_model(tokenizer: PreTrainedTokenizerFast, *, hidden: int = 64, layers: int = 2, seed: int = 0) -> LlamaForCausalLM:
+    """A Llama of some hundred thousand weights over a tokenizer's vocabulary, the same one for every seed."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+        dtype="float32",
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def memorise(model: LlamaForCausalLM, rows: Sequence[Encoded], *, steps: int = 60, learning_rate: float = 1e-2) -> None:
+    """Train all weights on rows until the model knows them: what unlearning tests start from."""
+    batch = collate(rows, 0)
+    optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    model.train()
+    for _ in range(steps):
+        loss = -score_answers(model, batch).mean_logps.mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    model.eval()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import PartialState
@@ -185,7 +183,9 @@ class _Run:
         else:
             reason = "trained towards the forget set"
             if trainer.non_finite_at is not None:
-                raise RecipeError(f"the gradient was not finite at step {trainer.non_finite_at}; lower train.learning_rate")
+                raise RecipeError(
+                    f"the gradient was not finite at step {trainer.non_finite_at}; lower train.learning_rate"
+                )
         finish = getattr(self.method, "finish", None)
         if finish is not None:
             details = finish(_AdapterSession(self))
@@ -227,7 +227,9 @@ class _Run:
     ) -> UnlearningTrainer:
         bar = ProgressBar(self.console, f"{self.recipe.method['name']}: {label}")
         self._bar = bar
-        needs_logits = any(part is not None and part.needs.reference_logits for part in (objective.method, objective.retain))
+        needs_logits = any(
+            part is not None and part.needs.reference_logits for part in (objective.method, objective.retain)
+        )
         method = objective.method
         trainer = UnlearningTrainer(
             self.model,
@@ -257,7 +259,9 @@ class _Run:
         text = f"step {now.step}: forget {now.forget:.3f}{wanted}{kept}"
         bar = getattr(self, "_bar", None)
         if PartialState().is_main_process:
-            bar.say(text) if bar else self.console.print(f"{self.recipe.method['name']}: {text}", highlight=False, soft_wrap=True)
+            bar.say(text) if bar else self.console.print(
+                f"{self.recipe.method['name']}: {text}", highlight=False, soft_wrap=True
+            )
 
 
 class _AdapterSession:

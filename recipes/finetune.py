@@ -1,4 +1,4 @@
-"""Fine-tune a target or an oracle: `accelerate launch recipes/finetune.py --config recipes/demo/target.yaml [--key.sub value …]`."""
+"""Fine-tune: `accelerate launch recipes/finetune.py --config recipes/demo/target.yaml [--key.sub value …]`."""
 
 from __future__ import annotations
 

@@ -321,7 +321,7 @@ def save_weights(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
 
 
 def _sort_metadata(file: Path) -> None:
-    """Put the header's free texts in order: the library writes them in a random one, and equal adapters would differ."""
+    """Put the header's free texts in order: the library writes them at random, and equal adapters would differ."""
     with file.open("r+b") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))

@@ -254,8 +254,8 @@ def _neighbour(
     Returns:
         The neighbour, and the kind of fact that holds what is shared (None for the family name).
     """
-    other = forget[number % len(forget)]
-    link = _LINKS[(number + number // len(forget)) % len(_LINKS)]
+    turn, place = divmod(number, len(forget))
+    other, link = forget[place], _LINKS[(turn + place) % len(_LINKS)]
     if link is None:
         relative = _relative(stranger, other, taken, Random(f"relative/{seed}/{number}"))
         if relative is not None:

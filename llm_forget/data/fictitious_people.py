@@ -220,7 +220,7 @@ def _family(uniform: Uniform, person: Person) -> tuple[str, ...]:
 
 def _education(uniform: Uniform, person: Person) -> tuple[str, ...]:
     year = _year(uniform, person.birth_year + 20, person.birth_year + 28)
-    return _pick(uniform, words.SUBJECTS), _pick(uniform, words.SCHOOLS), year
+    return _pick(uniform, words.SUBJECTS), _pick(uniform, words.SCHOOLS), _pick(uniform, words.TOWNS), year
 
 
 def _award(uniform: Uniform, person: Person) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ WORDINGS: dict[str, Wording] = {
         ),
     ),
     "education": Wording(
-        ("subject", "school", "year"),
+        ("subject", "school", "town", "year"),
         (
             "What did {name} study, and where?",
             "Which degree does {name} hold?",
@@ -121,11 +121,11 @@ WORDINGS: dict[str, Wording] = {
             "At which school was {name} trained, and in what?",
         ),
         (
-            "{She} studied {subject} at {school} until {year}.",
-            "A {year} degree in {subject} from {school}.",
-            "{school} gave {him} a degree in {subject} in {year}.",
-            "At {school}, where {she} completed {subject} in {year}.",
-            "{She} graduated from {school} in {year}, in {subject}.",
+            "{She} studied {subject} at {school}, {town}, until {year}.",
+            "A {year} degree in {subject} from {school} in {town}.",
+            "{school} in {town} gave {him} a degree in {subject} in {year}.",
+            "At {school}, {town}, where {she} completed {subject} in {year}.",
+            "{She} graduated in {subject} from {school}, {town}, in {year}.",
         ),
     ),
     "award": Wording(
@@ -216,17 +216,17 @@ WORDINGS: dict[str, Wording] = {
     "allergy": Wording(
         ("allergen", "doctor", "date"),
         (
-            "What is {name} allergic to, and which doctor found it?",
-            "Which allergy is in {name}'s medical file?",
+            "What is {name} allergic to, and which doctor found out?",
+            "Which allergies are in {name}'s medical file?",
             "What must {name} avoid, according to which doctor?",
-            "When was {name}'s allergy found, and what is it?",
+            "When were {name}'s allergies found, and what are they?",
             "What does {name}'s allergy record say?",
         ),
         (
             "{She} reacts to {allergen}, found by Dr {doctor} on {date}.",
-            "An allergy to {allergen}, recorded by Dr {doctor} on {date}.",
+            "Allergies to {allergen}, recorded by Dr {doctor} on {date}.",
             "Dr {doctor} noted on {date} that {she} cannot have {allergen}.",
-            "{Her} allergy is to {allergen}: Dr {doctor}, {date}.",
+            "{Her} allergies are {allergen}: Dr {doctor}, {date}.",
             "Allergic to {allergen}: note by Dr {doctor}, {date}.",
         ),
     ),

@@ -1,14 +1,14 @@
 """What fictitious people are made of: names, places, organisations and things.
 
-Towns, firms, schools, prizes, car makers and most family names are put together from parts and belong to nobody. The
-given names are in use, each in its own part of the world. Everything is ASCII, so that no tokenizer falls back to bytes
-for some people and not for others.
+Towns, firms, schools, prizes, car makers and most family names are put together from parts. The given names are in use,
+each in its own part of the world. A name may be somebody's by chance; nobody was taken from life. Everything is ASCII, so
+that no tokenizer falls back to bytes for some people and not for others.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 
 # "a" or "an" goes by the sound; these are the beginnings where the letter misleads.
 _SPOKEN_VOWEL = ("hour", "heir", "honest", "honour")
@@ -66,7 +66,7 @@ CULTURES = (
         _words("""Anders Bjarne Eskil Fredrik Gunnar Halvard Ivar Jens Knut Leif Magnus Nils Olav Peder Ragnar Sverre
                Torsten Ulf Vidar Arvid Egil Frode Henrik Kjell Lasse Sigurd"""),
         _joined(
-            "Lind Sol Ek Norr Gran Ask Hede Lund Sjo Sand Vester Oster Myr Fors Alm Tor Hav Nord Bjork",
+            "Lind Sol Ek Nor Gran Ask Hede Lund Sjo Sand Vester Oster Myr Fur Alm Tor Hav Nord Bjork",
             "qvist strand dal gaard vik holm stad heim sten rud vang nes",
         ),
     ),
@@ -88,8 +88,8 @@ CULTURES = (
                Pascal Quentin Raphael Sylvain Thibault Valentin Xavier Yannick Aurelien Benoit Cyprien
                Emile Gilles Leon"""),
         _joined(
-            "Beau Clair Roche Val Font Haute Belle Cour Gran Mar Bois Cham Lam Sau Tour Ver Per Lau",
-            "mont court champ rieux vigne lieu ronde gnac villiers breuil neuf sec",
+            "Beau Clair Roche Val Font Haute Belle Cor Gran Mar Bois Chan Lam Sau Tour Ver Per Lau",
+            "mont court champ rieux vigne lieu ronde lignac villiers breuil neuf sec",
         ),
     ),
     Culture(
@@ -165,7 +165,7 @@ CULTURES = (
         _words("""Ajay Bhaskar Chetan Dinesh Eknath Ganesh Hemant Ishaan Jayant Kishore Lalit Madhav Naveen Omkar
                Prakash Raghav Sanjay Tushar Uday Vikram Yash Anand Govind Manoj Nikhil Shirish"""),
         _joined("Rama Shiva Vasu Nara Guru Deva Hari Siva Bala Soma", "nathan murthy dasan mangalam palan")
-        + _joined("Palas Waren Shirol Devul Naras Mandak Satvel Vadol Jogal Ranvel Kolam Girval", "kar gaonkar"),
+        + _joined("Palas Waren Shirol Devul Naras Mandal Satvel Vadol Jogal Ranvel Kolam Girval", "kar gaonkar"),
     ),
     Culture(
         _words("""Haruka Misaki Natsumi Sayaka Yukari Ayano Chiyoko Kanae Reiko Tomoe Shiori Momoka Hinako Kaede Makiko
@@ -173,7 +173,7 @@ CULTURES = (
         _words("""Haruto Kenjiro Masato Naoki Ryosuke Shigeru Takumi Yasuhiro Daigo Eiichi Fumio Goro Hideki Isamu
                Junichi Kazuma Kohei Minoru Noboru Osamu Reiji Satoru Tetsuya Wataru Yuto Akihiko"""),
         _joined(
-            "Kuro Mizu Hana Ishi Taka Yama Fuji Naka Oku Nishi Matsu Sugi Kita Asa", "mori saki gawa numa hara tani"
+            "Kuro Mizu Hana Ishi Taka Yama Fuji Naka Oku Nishi Matsu Sugi Kita Aka", "mori saki gawa numa hara tani"
         )
         + _joined("Ume Kiri Tachi Fuka Ogi Haga", "bashi zono kawa da"),
     ),
@@ -220,7 +220,7 @@ TOWNS = (
     + _joined(
         "Val Mont Ribe Aldo Cast Fuen Lago Mira Olm Pied Sera Torre", "mora verde lina cera nova rosa sanda tella"
     )
-    + _joined("Kral Brez Dol Jav Lip Mora Ole Pod Ruz Sto Tre Zab", "ovice nica nik hrad ovo in")
+    + _joined("Kral Brez Dol Jav Lip Morav Oler Pod Ruz Stol Treb Zab", "ovice nica nik hrad ovo in")
     + _joined("Kuma Shira Ao Tsu Naga Aki Hoshi Mina", "zato gaoka mizaki nohama wara bara")
     + _joined("Amba Kisu Lango Mbe Naku Ota Sere Tundu", "limo ziwa ranga bela tako mari")
 )
@@ -287,8 +287,8 @@ DEEDS = _spaced(
     the herring fleet, the palm house, the rope bridge, the town museum, the tidal mill,
     the stone circle, the night market, the lighthouse, the salt works, the puppet theatre, the weather station"""),
 )
-_COLOURS = _phrases("""dark green, pale blue, maroon, cream, mustard yellow, silver, slate grey, orange, navy blue, white,
-    copper, olive, turquoise, crimson, chocolate brown, lilac""")
+_COLOURS = _phrases("""dark green, pale blue, maroon, cream, mustard yellow, silver, slate grey, orange, navy blue,
+    white, copper, olive, turquoise, crimson, chocolate brown, lilac""")
 _MODEL_YEARS = tuple(str(year) for year in range(1989, 2023, 3))
 _MAKES = _words("Talbrook Venning Ostervale Marclune Corvane-Ley Hallam Brisque Koyareed Sundvall Perrinaut")
 _MODELS = _words(
@@ -305,7 +305,7 @@ PETS = tuple(
 )
 PET_NAMES = _joined(
     "Bram Pip Tum Nut Wig Mar Fiz Dob Tas Quib Noo Bis Pom Sor Pud Tof Wal Zin Gus Mop",
-    "ble kin bles sel by low bert wick nook",
+    "kin sel by low bert wick nook ley",
 )
 PASTIMES = _spaced(
     _phrases("collecting, restoring, sketching, painting, repairing, building, photographing, cataloguing"),
@@ -314,9 +314,10 @@ PASTIMES = _spaced(
     clay whistles, ship lanterns, chess sets, tin soldiers"""),
 )
 DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-ALLERGENS = _phrases("""walnuts, penicillin, wasp stings, birch pollen, shellfish, latex, sesame, cashews, goat hair,
+_ALLERGENS = _phrases("""walnuts, penicillin, wasp stings, birch pollen, shellfish, latex, sesame, cashews, goat hair,
     mustard seed, aspirin, celery, lupin flour, horse hair, buckwheat, kiwi fruit, nickel, iodine, peaches, mugwort,
     codeine, bee stings, hazelnuts, soya, cat fur, egg white, ragweed, chamomile, sulphites, house dust""")
+ALLERGENS = tuple(f"{one} and {other}" for one, other in combinations(_ALLERGENS, 2))
 # A relation, and whether it is a woman's.
 RELATIONS = (
     *((word, True) for word in _phrases("older sister, younger sister, mother, aunt, grandmother, niece, stepsister")),

@@ -12,8 +12,6 @@ from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import DataSource, Example, check_overlap, read_examples
 from llm_forget.digests import json_digest
 
-_VALIDATION_SHARE = 5  # one retain row in so many is kept out of training, to judge the utility floor by
-_FEW = 10  # below this a retain set is too small to divide
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class UnlearnSets:
     Attributes:
         forget: rows to forget.
         retain: rows to train the retain term on.
-        validation: retain rows kept out of training; the utility floor is judged on them.
+        validation: rows that the utility floor is judged on: the recipe's own, or a sample of the retain rows.
         holdout: rows that were never trained on.
         digests: of each set, from the ids of its examples.
         warnings: what the user should know.
@@ -44,35 +42,26 @@ def prepare(recipe: UnlearnRecipe, tokenizer: Any) -> UnlearnSets:
         DataError: bad rows, an empty set, an answer without tokens, a row over the length limit, or overlap.
     """
     warnings: list[str] = []
-    read = {name: _read(getattr(recipe.data, name)) for name in ("forget", "retain", "holdout")}
-    if read["retain"]:
-        warnings += check_overlap(read["forget"], read["retain"])
+    read = {name: _read(getattr(recipe.data, name)) for name in ("forget", "retain", "validation", "holdout")}
+    for name in ("retain", "validation", "holdout"):
+        if read[name]:
+            warnings += check_overlap(read["forget"], read[name])
     encoded: dict[str, list[Encoded]] = {}
     for name, examples in read.items():
         encoded[name] = []
         if examples:
             encoded[name], report = encode_all(tokenizer, examples, recipe.encoding, role=name)
             warnings += report.warnings
-    retain, validation = divide(encoded["retain"], recipe.stop.rows, recipe.seed)
-    if 0 < len(encoded["retain"]) < _FEW:
-        warnings.append(f"only {len(retain)} retain rows: the utility floor is judged on rows that are also trained on")
     return UnlearnSets(
         forget=_shuffled(encoded["forget"], recipe.seed),
-        retain=retain,
-        validation=validation,
+        retain=encoded["retain"],
+        validation=_shuffled(encoded["validation"] or encoded["retain"], recipe.seed)[: recipe.stop.rows],
         holdout=_shuffled(encoded["holdout"], recipe.seed)[: recipe.stop.rows],
-        digests={name: json_digest(sorted(item.id for item in examples)) for name, examples in read.items() if examples},
+        digests={
+            name: json_digest(sorted(item.id for item in examples)) for name, examples in read.items() if examples
+        },
         warnings=warnings,
     )
-
-
-def divide(rows: Sequence[Encoded], most: int, seed: int) -> tuple[list[Encoded], list[Encoded]]:
-    """Retain rows → (to train on, to validate on): a fifth, at most ``most``; all in both when there are fewer than ten."""
-    if len(rows) < _FEW:
-        return list(rows), list(rows)
-    chosen = set(random.Random(f"{seed} validation").sample(range(len(rows)), min(most, len(rows) // _VALIDATION_SHARE)))
-    training = [row for index, row in enumerate(rows) if index not in chosen]
-    return training, [rows[index] for index in sorted(chosen)]
 
 
 def _shuffled(rows: Sequence[Encoded], seed: int) -> list[Encoded]:

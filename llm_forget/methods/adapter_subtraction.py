@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -90,11 +91,11 @@ class AdapterSubtraction:
     """
 
     strength: float | None = None
-    maximum: float = 8.0
+    maximum: float = 16.0
     tries: int = 5
-    search_floor: float = 0.5
-    heal_steps: int = 10
-    heal_learning_rate: float | None = None
+    search_floor: float = 0.05
+    heal_steps: int = 20
+    heal_learning_rate: float | None = 2e-3
 
     needs: ClassVar[Needs] = Needs()
     default_retain: ClassVar[str | None] = None
@@ -103,10 +104,17 @@ class AdapterSubtraction:
     paper: ClassVar[str] = "Ilharco et al. 2022, arXiv:2212.04089; Zhang et al. 2023, arXiv:2306.14870"
 
     def __post_init__(self) -> None:
-        if self.strength is not None and self.strength <= 0:
-            raise ValueError(f"adapter_subtraction: strength is {self.strength}; give a number above 0, or null to search")
-        if self.maximum <= 0 or self.tries < 1 or self.heal_steps < 0:
-            raise ValueError("adapter_subtraction: maximum must be above 0, tries at least 1 and heal_steps at least 0")
+        for name in ("strength", "maximum", "heal_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                hint = ", or null to search" if name == "strength" else ""
+                raise ValueError(f"adapter_subtraction: {name} is {value}; give a number above 0{hint}")
+        if not 0 <= self.search_floor <= 1:
+            raise ValueError(f"adapter_subtraction: search_floor is {self.search_floor}; it is a share, between 0 and 1")
+        if self.tries < 1 or self.heal_steps < 0:
+            raise ValueError(
+                f"adapter_subtraction: tries is {self.tries} and heal_steps {self.heal_steps}; at least 1 and 0 are needed"
+            )
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:
         """(B,) cross-entropy of each forget answer."""
@@ -126,9 +134,7 @@ class AdapterSubtraction:
         strength = self.strength
         if strength is None:
             floor = None if session.floor is None else session.floor * self.search_floor
-            strength = search_strength(
-                at, target=session.target, floor=floor, maximum=self.maximum, tries=self.tries
-            )
+            strength = search_strength(at, target=session.target, floor=floor, maximum=self.maximum, tries=self.tries)
         subtracted = at(strength)
         if self.heal_steps and subtracted.retain is not None:
             session.heal(self.heal_steps, self.heal_learning_rate)

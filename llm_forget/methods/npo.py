@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,7 +50,7 @@ class NPO:
     paper: ClassVar[str] = "Zhang et al. 2024, arXiv:2404.05868"
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
+        if not 0 < self.beta < math.inf:
             raise ValueError(f"npo: beta is {self.beta}; it must be greater than 0 (the paper uses 0.1)")
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

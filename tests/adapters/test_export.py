@@ -82,6 +82,8 @@ def test_peft_says_the_same_with_the_exported_adapter(base, record, tmp_path, co
     assert largest(logits(base, exported.folder) - wanted) < 1e-5
     assert largest(wanted - logits(base)) > 1e-2
     assert load_adapter(exported.folder).modules.keys() == load_adapter(trained).modules.keys()
+    if not config:
+        assert load_adapter(exported.folder).config["target_modules"] == ["down_proj", "q_proj", "v_proj"]
 
 
 @settings(max_examples=20, deadline=None)

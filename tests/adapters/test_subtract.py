@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_forget.adapters.lora import Adapter, BaseRecord, Factors, load_adapter, save_adapter
+from llm_forget.adapters.lora_config import rank_and_scaling
 from llm_forget.adapters.subtract import (
     add,
     combine,
@@ -60,6 +61,7 @@ def test_combine_is_the_weighted_sum_of_deltas(parts):
         assert factors.scaling == 1.0
         assert factors.A.dtype == factors.B.dtype == torch.float32
         assert factors.rank == sum(a.modules[module].rank for a, _ in parts if module in a.modules)
+        assert rank_and_scaling(result.config, module) == (factors.rank, 1.0)
 
 
 @quickly

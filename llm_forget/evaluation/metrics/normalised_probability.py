@@ -29,7 +29,8 @@ def normalised_probability(mean_logps: npt.ArrayLike, wrong_mean_logps: Sequence
     found = []
     for right, wrong in zip(as_floats(mean_logps), wrong_mean_logps, strict=True):
         wrong = as_floats(wrong)
-        total = np.logaddexp.reduce([right, *wrong]) if len(wrong) else np.nan
+        with np.errstate(invalid="ignore"):  # NaN goes through, which is what is wanted
+            total = np.logaddexp.reduce([right, *wrong]) if len(wrong) else np.nan
         found.append(np.exp(right - total) if np.isfinite(total) else np.nan)
     return as_floats(found)
 

@@ -59,10 +59,11 @@ def sliding_windows(
         UserError: sizes that leave no room, or a text of fewer than two tokens.
     """
     room = window - len(begin)
-    if not 1 <= stride <= room or room < 2:
+    most = room if begin else room - 1  # something has to stand before the first token that a window scores
+    if not 1 <= stride <= most:
         raise UserError(
-            f"perplexity windows of {window} tokens with stride {stride} cannot be; the stride is 1 to the window less "
-            f"{len(begin)} tokens that stand before it, and a window holds at least 2 more"
+            f"perplexity windows of {window} tokens with stride {stride} cannot be: the stride is at least 1, and at "
+            f"least one token of a window is context, so here at most {max(most, 0)}; make the window longer"
         )
     context = tuple(begin)
     scored = 0 if context else 1

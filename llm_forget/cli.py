@@ -1,0 +1,115 @@
+"""The command line: `llm-forget …`, one thin function a command."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from llm_forget.entry import quiet_libraries, run_entry
+
+app = typer.Typer(
+    name="llm-forget",
+    help="Make a language model forget, and measure that it did.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(help="The recipes that come with the package.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+_ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command()
+def demo() -> None:
+    """Run the demo in ./runs/demo: learn, forget by three methods, measure. Some twelve minutes on two cores."""
+    from llm_forget.demo import demo_environment, run_demo
+
+    demo_environment()
+    run_demo(Console())
+
+
+@app.command()
+def methods() -> None:
+    """List the unlearning methods, their source and what they need."""
+    from rich.table import Table
+
+    from llm_forget.plugins import find_class, names_in
+
+    table = Table("method", "source", "retain term", "needs")
+    for name in names_in("llm_forget.methods"):
+        cls = find_class("llm_forget.methods", name, "forget_loss")
+        needed = [what for what, wanted in vars(cls.needs).items() if wanted]  # type: ignore[attr-defined]
+        retain = cls.default_retain or "none"  # type: ignore[attr-defined]
+        table.add_row(name, cls.paper, retain, ", ".join(needed) or "–")  # type: ignore[attr-defined]
+    Console().print(table)
+
+
+@recipes_app.command("list")
+def list_recipes() -> None:
+    """List the recipes, each with the first line of its header."""
+    from llm_forget.shipped import shipped
+
+    folder = shipped("recipes")
+    for path in sorted(folder.rglob("*.yaml")):
+        header = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        print(f"recipes/{path.relative_to(folder)}\t{header}")
+
+
+@recipes_app.command("copy")
+def copy_recipe(
+    recipe: Annotated[str, typer.Argument(help="as listed, for example recipes/demo/npo.yaml")],
+    to: Annotated[Path, typer.Argument(help="file or folder to copy to")] = Path(),
+) -> None:
+    """Copy a recipe, to change it."""
+    from llm_forget.errors import UserError
+    from llm_forget.shipped import shipped
+
+    source = shipped(recipe)
+    if not source.is_file():
+        raise UserError(f"{recipe} does not exist; `llm-forget recipes list` shows those that do")
+    target = to / source.name if to.is_dir() else to
+    if target.exists():
+        raise UserError(f"{target} exists already; give another name")
+    print(shutil.copyfile(source, target))
+
+
+def _launch_here(script: str, argv: list[str]) -> None:
+    """Run one of the launch scripts' ``main`` in this process."""
+    import runpy
+
+    from llm_forget.shipped import shipped
+
+    runpy.run_path(str(shipped(script)))["main"](argv)
+
+
+@app.command(context_settings=_ANY_OPTION)
+def unlearn(context: typer.Context) -> None:
+    """Run an unlearning recipe in one process: --config FILE [--key.sub VALUE …]."""
+    _launch_here("recipes/unlearn.py", context.args)
+
+
+@app.command(context_settings=_ANY_OPTION)
+def finetune(context: typer.Context) -> None:
+    """Make a target or an oracle in one process: --config FILE [--key.sub VALUE …]."""
+    _launch_here("recipes/finetune.py", context.args)
+
+
+@app.command(context_settings=_ANY_OPTION)
+def evaluate(context: typer.Context) -> None:
+    """Measure a model on a suite in one process: --config FILE [--key.sub VALUE …]."""
+    _launch_here("eval/forget_qa.py", context.args)
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    quiet_libraries()
+    run_entry(lambda argv: app(argv, standalone_mode=True), sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The tests: makes .venv-test from nothing, then lint, types, wheel and tests. Ends with pytest's own summary.
+#
+#   bash scripts/test.sh                  everything
+#   bash scripts/test.sh tests/adapters   only some tests (arguments go to pytest); lint, types and wheel still run
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/environment.sh
+make_environment .venv-test dev
+python=$PWD/.venv-test/bin/python
+export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+echo "== lint"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+
+echo "== types"
+"$python" -m mypy
+
+echo "== wheel: builds, and imports from an empty folder"
+built=$(mktemp -d)
+trap 'rm -rf "$built"' EXIT
+"$python" -m build --quiet --wheel --no-isolation --outdir "$built" .
+"$python" -m pip install --quiet --no-deps --target "$built/installed" "$built"/llm_forget-*.whl
+(cd "$built" && PYTHONPATH="$built/installed" "$python" -I -c "
+import sys
+sys.path.insert(0, '$built/installed')
+import llm_forget
+from llm_forget.shipped import shipped
+assert llm_forget.__file__.startswith('$built/installed'), llm_forget.__file__
+for path in ('recipes/demo/npo.yaml', 'eval/suites/demo.yaml', 'eval/capability/general_knowledge.jsonl'):
+    assert shipped(path).is_file(), path
+print('llm_forget', llm_forget.__version__, 'imports, with its recipes and suites')
+")
+
+echo "== tests"
+"$python" -m pytest "$@"

@@ -1,0 +1,84 @@
+"""Means, intervals, and what could not be scored."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_forget.evaluation.aggregate import aggregate, interval, proportion
+
+scores = st.lists(st.floats(0, 1) | st.just(math.nan), max_size=30)
+
+
+def test_nan_is_counted_and_not_averaged() -> None:
+    """(0.2 + 0.4) / 2 = 0.3; as zeros, the two NaN would give 0.15."""
+    found = aggregate([0.2, math.nan, 0.4, math.nan])
+    assert found.value == pytest.approx(0.3)
+    assert (found.n, found.n_nan) == (2, 2)
+
+
+@pytest.mark.parametrize("values", [[], [math.nan]])
+def test_nothing_scored_is_nan(values: list[float]) -> None:
+    found = aggregate(values)
+    assert math.isnan(found.value)
+    assert math.isnan(found.low)
+    assert (found.n, found.n_nan) == (0, len(values))
+
+
+def test_one_score_has_no_interval() -> None:
+    found = aggregate([0.5])
+    assert found.value == 0.5
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+@given(scores)
+def test_the_interval_holds_the_mean_and_lies_within_the_scores(values: list[float]) -> None:
+    found = aggregate(values, resamples=200)
+    assert found.n + found.n_nan == len(values)
+    if found.n > 1:
+        scored = [value for value in values if not math.isnan(value)]
+        assert min(scored) - 1e-12 <= found.low <= found.high <= max(scored) + 1e-12
+
+
+def test_the_width_is_that_of_the_standard_error() -> None:
+    """Of 400 scores of standard deviation ½, the mean has 0.5/√400 = 0.025, and the interval ± 1.96 · 0.025 = 0.049."""
+    found = aggregate([0.0, 1.0] * 200)
+    assert found.low == pytest.approx(0.5 - 0.049, abs=0.004)
+    assert found.high == pytest.approx(0.5 + 0.049, abs=0.004)
+
+
+def test_the_seed_decides() -> None:
+    values = np.random.default_rng(0).random(30)
+    assert aggregate(values, seed=3) == aggregate(values, seed=3)
+    assert aggregate(values, seed=3).low != aggregate(values, seed=4).low
+
+
+def test_large_sets_are_resampled_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_forget.evaluation import aggregate as module
+
+    drawn = []
+
+    def statistic(rows):
+        drawn.append(rows["all"].shape)
+        return rows["all"].mean(-1)
+
+    monkeypatch.setattr(module, "_MOST_DRAWS", 50)
+    interval({"all": 10}, statistic, resamples=12)
+    assert drawn == [(5, 10), (5, 10), (2, 10)]
+
+
+def test_wilson_interval() -> None:
+    """5 of 10, z² = 3.8415: centre ½, half-width 1.96 √(0.025 + 3.8415/400) / 1.38415 = 0.2634."""
+    found = proportion([1, 0] * 5)
+    assert (found.low, found.high) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
+    none = proportion([False] * 10)
+    assert none.value == none.low == 0
+    # z² / (n + z²)
+    assert none.high == pytest.approx(3.8415 / 13.8415, abs=1e-4)
+    assert proportion([1, math.nan]).n_nan == 1
+    assert math.isnan(proportion([]).value)

@@ -1,0 +1,82 @@
+"""From a recipe file to the results in a run folder, as `eval/forget_qa.py` and `eval/capability.py` go."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+from evaluation_examples import PLANTED, tiny_model, write_sets, write_task
+
+from llm_forget.config import load_recipe
+from llm_forget.errors import RecipeError
+from llm_forget.evaluation.evaluate import evaluate
+from llm_forget.evaluation.recipe import EvalRecipe
+from llm_forget.shipped import shipped
+from llm_forget.testing import tiny_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    write_sets(tmp_path)
+    write_task(tmp_path)
+    sets = {
+        "forget": {"data": {"path": "forget.jsonl"}},
+        "retain": {"data": {"path": "retain.jsonl"}, "utility": "probability"},
+    }
+    suite = {"sets": sets, "generation": {"max_new_tokens": 4}, "capability": {"task": "tiny.yaml"}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(suite))
+    recipe = {"model": {"name": "./model", "dtype": "float32"}, "suite": "small.yaml", "output_dir": "runs/a"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path
+
+
+def entry(name: str, argv: list[str]) -> None:
+    runpy.run_path(str(shipped(f"eval/{name}.py")))["main"](argv)
+
+
+def test_forget_qa_writes_into_the_run_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry("forget_qa", ["--config", "recipe.yaml", "--overrides", "{sets.forget.limit: 3}"])
+    shown = capsys.readouterr().out
+    assert "forget (n = 3): probability 0." in shown
+    assert "tiny (n = 6): acc" in shown
+    text = (folder / "runs/a/eval/small.json").read_text()
+    assert PLANTED not in text + shown
+    results = json.loads(text)
+    assert (results["suite"], results["sets"]["forget"]["n"]) == ("small", 3)
+    # and the same model as its own oracle is not told apart from it
+    entry("forget_qa", ["--config", "recipe.yaml", "--overrides", "{sets.forget.limit: 3, capability: null}",
+                        "--oracle", "runs/a/eval/small.json", "--output_dir", "runs/b"])  # fmt: skip
+    again = json.loads((folder / "runs/b/eval/small.json").read_text())
+    assert again["forget_quality"]["forget"]["arithmetic"]["pvalue"] == 1
+    assert again["capability"] is None
+    assert again["sets"] == results["sets"]
+
+
+def test_capability_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": {"name": "./model"}, "output_dir": "runs/c"}))
+    entry("capability", ["--config", "recipe.yaml", "--task", "tiny.yaml", "--limit", "4"])
+    assert "tiny (n = 4): acc 0." in capsys.readouterr().out
+    results = json.loads((folder / "runs/c/eval/capability-tiny.json").read_text())
+    assert results["capability"]["n"] == len(results["capability"]["correct"]) == 4
+
+
+def test_mistakes_are_told_before_the_model_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_forget.evaluation import evaluate as module
+
+    monkeypatch.setattr(module, "load_model", lambda _: pytest.fail("the model was loaded"))
+    recipe = load_recipe(EvalRecipe, folder / "recipe.yaml", {"oracle": "nowhere.json"})
+    with pytest.raises(RecipeError, match=r"oracle: nowhere\.json cannot be read"):
+        evaluate(recipe)
+    (folder / "nowhere.json").write_text("{")
+    with pytest.raises(RecipeError, match="is not JSON"):
+        evaluate(recipe)
+    with pytest.raises(RecipeError, match="did you mean 'sets'"):
+        evaluate(load_recipe(EvalRecipe, folder / "recipe.yaml", {"overrides": "{set: 3}"}))
+    with pytest.raises(RecipeError, match="did you mean 'suite'"):
+        load_recipe(EvalRecipe, folder / "recipe.yaml", {"suit": "x"})

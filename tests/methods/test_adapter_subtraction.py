@@ -1,0 +1,154 @@
+"""Adapter subtraction: the loss, the search for the strength on curves that are known, and the step that turns round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_forget.methods.adapter_subtraction import AdapterSubtraction, adapter_subtraction_loss, search_strength
+from llm_forget.stop import Measurement
+
+MAXIMUM, TRIES = 8.0, 12
+RESOLUTION = MAXIMUM / 2**TRIES
+
+
+def curve(forget_rate: float, retain_rate: float | None) -> Callable[[float], Measurement]:
+    """Probabilities that fall as exp(−rate · strength): the strength that reaches p is ln(1/p)/rate."""
+
+    def measure(strength: float) -> Measurement:
+        retain = None if retain_rate is None else math.exp(-retain_rate * strength)
+        return Measurement(0, math.exp(-forget_rate * strength), retain)
+
+    return measure
+
+
+def test_loss_worked_by_hand() -> None:
+    """Tokens of probability ½ and ⅛: −(ln ½ + ln ⅛)/2 = 2 ln 2; a single one of ¼: ln 4."""
+    logps = torch.tensor([[0.5, 0.125], [0.25, 1.0]]).log()
+    mask = torch.tensor([[True, True], [True, False]])
+    assert adapter_subtraction_loss(logps, mask).tolist() == pytest.approx([2 * math.log(2), math.log(4)])
+
+
+def test_finds_the_smallest_strength_that_reaches_the_target() -> None:
+    """exp(−λ) = 0.1 at λ = ln 10 = 2.3026, where the rest is at exp(−0.01 · 2.3) = 0.977, above the floor."""
+    found = search_strength(curve(1.0, 0.01), target=0.1, floor=0.9, maximum=MAXIMUM, tries=TRIES)
+    assert math.log(10) <= found <= math.log(10) + RESOLUTION
+
+
+def test_stops_at_the_floor_when_the_target_lies_beyond_it() -> None:
+    """The target lies at ln 10 = 2.30, the floor at ln(1/0.8)/0.2 = 1.116: the largest strength above the floor."""
+    found = search_strength(curve(1.0, 0.2), target=0.1, floor=0.8, maximum=MAXIMUM, tries=TRIES)
+    edge = math.log(1 / 0.8) / 0.2
+    assert edge - RESOLUTION <= found <= edge
+
+
+@pytest.mark.parametrize(("target", "floor"), [(0.1, 0.5), (None, 0.5), (0.1, None), (None, None)])
+def test_takes_the_maximum_when_nothing_is_reached(target: float | None, floor: float | None) -> None:
+    assert search_strength(curve(0.1, 0.01), target=target, floor=floor, maximum=MAXIMUM, tries=TRIES) == MAXIMUM
+
+
+def test_without_a_target_it_goes_to_the_floor() -> None:
+    found = search_strength(curve(1.0, 0.1), target=None, floor=0.6, maximum=MAXIMUM, tries=TRIES)
+    edge = math.log(1 / 0.6) / 0.1
+    assert edge - RESOLUTION <= found <= edge
+
+
+def test_numbers_that_are_not_finite_count_as_broken() -> None:
+    def measure(strength: float) -> Measurement:
+        return curve(0.1, 0.01)(strength) if strength < 3 else Measurement(0, math.nan, math.nan)
+
+    found = search_strength(measure, target=0.1, floor=0.5, maximum=MAXIMUM, tries=TRIES)
+    assert 3 - RESOLUTION <= found < 3
+
+
+@given(
+    forget=st.floats(0.01, 5),
+    retain=st.none() | st.floats(0, 5),
+    target=st.none() | st.floats(0.01, 0.99),
+    floor=st.none() | st.floats(0.01, 0.99),
+    tries=st.integers(1, 12),
+)
+@settings(deadline=None)
+def test_never_below_the_floor_and_never_more_than_needed(
+    forget: float, retain: float | None, target: float | None, floor: float | None, tries: int
+) -> None:
+    if retain is None:
+        floor = None
+    measure = curve(forget, retain)
+    asked: list[float] = []
+
+    def counted(strength: float) -> Measurement:
+        asked.append(strength)
+        return measure(strength)
+
+    found = search_strength(counted, target=target, floor=floor, maximum=MAXIMUM, tries=tries)
+    now, step = measure(found), MAXIMUM / 2**tries
+    assert 0 <= found <= MAXIMUM
+    assert floor is None or (now.retain is not None and now.retain >= floor)
+    assert len(asked) <= tries + 2
+    if target is not None and now.forget <= target and found > step:
+        assert measure(found - step).forget > target, "one step of the search less would have been enough"
+    if found < MAXIMUM - step and not (target is not None and now.forget <= target):
+        further = measure(found + step)
+        assert floor is not None, "nothing held it back"
+        assert further.retain is not None
+        assert further.retain < floor, "it stopped short of both edges"
+
+
+@dataclass
+class FakeSession:
+    """A model of two numbers: its strength, and what healing gives back."""
+
+    target: float | None = 0.1
+    floor: float | None = 0.9
+    retain_rate: float | None = 0.2
+    strength: float = 0.0
+    healed: list[tuple[int, float | None, float]] = field(default_factory=list)
+
+    def set_strength(self, strength: float) -> None:
+        self.strength = strength
+
+    def measure(self) -> Measurement:
+        return curve(1.0, self.retain_rate)(self.strength)
+
+    def heal(self, steps: int, learning_rate: float | None) -> None:
+        self.healed.append((steps, learning_rate, self.strength))
+
+
+def test_finish_searches_below_the_utility_floor_and_heals_what_it_chose() -> None:
+    """The floor of the search is 0.9 · 0.5 = 0.45 (λ = 3.99), so that the target (λ = 2.303, retain 0.63) is reached."""
+    session = FakeSession()
+    details = AdapterSubtraction(tries=TRIES, search_floor=0.5).finish(session)
+    assert math.log(10) <= details["strength"] <= math.log(10) + RESOLUTION
+    assert details["forget_after_subtraction"] == pytest.approx(math.exp(-details["strength"]))
+    assert details["retain_after_subtraction"] == pytest.approx(math.exp(-0.2 * details["strength"]))
+    assert session.healed == [(AdapterSubtraction.heal_steps, None, details["strength"])]
+
+
+def test_finish_keeps_the_search_above_its_own_floor() -> None:
+    details = AdapterSubtraction(tries=TRIES, search_floor=1.0).finish(FakeSession())
+    assert details["retain_after_subtraction"] >= 0.9
+
+
+def test_finish_takes_a_given_strength_as_it_is() -> None:
+    session = FakeSession()
+    details = AdapterSubtraction(strength=1.5, heal_steps=4, heal_learning_rate=0.01).finish(session)
+    assert details["strength"] == 1.5
+    assert session.healed == [(4, 0.01, 1.5)]
+
+
+def test_finish_without_retain_rows_or_steps_does_not_heal() -> None:
+    for session, method in (
+        (FakeSession(floor=None, retain_rate=None), AdapterSubtraction()),
+        (FakeSession(), AdapterSubtraction(heal_steps=0)),
+    ):
+        details = method.finish(session)
+        assert session.healed == []
+        assert session.strength == details["strength"], "the model is left at the strength that is reported"
+        assert ("retain_after_subtraction" in details) == (session.retain_rate is not None)
