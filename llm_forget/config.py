@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -18,6 +19,8 @@ from llm_forget.errors import RecipeError, UserError
 from llm_forget.shipped import shipped
 
 Recipe = TypeVar("Recipe")
+# PyYAML raises the last two for a date that does not exist and for brackets without end.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,10 @@ class RetainConfig:
     name: str | None = "default"
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight is {self.weight}; it must be 0 or more")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -97,7 +104,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "gradient_accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if self.learning_rate is not None and self.learning_rate <= 0:
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be greater than 0")
 
 
@@ -152,6 +159,10 @@ class UnlearnRecipe:
     seed: int = 0
     # Replace a run folder that is already there.
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.forget_weight < math.inf:
+            raise ValueError(f"forget_weight is {self.forget_weight}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -212,7 +223,7 @@ def load_recipe(recipe_class: type[Recipe], path: str | Path, overrides: Mapping
         raise RecipeError(f"recipe {path} does not exist; `llm-forget recipes` lists those that come with the package")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NOT_YAML as error:
         raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(
@@ -233,7 +244,7 @@ def _set(values: dict[str, Any], dotted: str, text: str) -> None:
             raise RecipeError(f"--{dotted}: {part} is a value and has no keys below it")
     try:
         values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise RecipeError(f"--{dotted} {text}: not a YAML value; quote it") from error
 
 

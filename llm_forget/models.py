@@ -139,7 +139,7 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # a bar a file, in the middle of our own
+    disable_progress_bar()
     name = locate_model(config.name)
     if config.adapter is not None:
         check_adapter_fits(name, config.adapter)

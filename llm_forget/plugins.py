@@ -54,7 +54,7 @@ def _load(package: str, name: str) -> ModuleType:
     if name.endswith(".py"):
         return _load_file(Path(name))
     kind = package.rsplit(".", 1)[-1].removesuffix("s")
-    if "." in name:
+    if "." in name and all(part.isidentifier() for part in name.split(".")):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -75,5 +75,8 @@ def _load_file(path: Path) -> ModuleType:
         raise RecipeError(f"{path} cannot be imported as a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up by name while it is executed
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise RecipeError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     return module

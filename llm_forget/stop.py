@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -71,5 +72,5 @@ class StopRule:
         return self.floor is None or (now.retain is not None and now.retain >= self.floor)
 
     def _rank(self, now: Measurement) -> tuple[float, float]:
-        forget = now.forget if self.target is None else max(now.forget, self.target)
+        forget = math.inf if math.isnan(now.forget) else max(now.forget, self.target or 0.0)
         return forget, -(now.retain or 0.0)

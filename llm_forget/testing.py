@@ -63,7 +63,9 @@ def tiny_tokenizer(*, bos: bool = False, chat_template: str | None = CHATML) -> 
     return made
 
 
-def tiny_model(tokenizer: PreTrainedTokenizerFast, *, hidden: int = 64, layers: int = 2, seed: int = 0) -> LlamaForCausalLM:
+def tiny_model(
+    tokenizer: PreTrainedTokenizerFast, *, hidden: int = 64, layers: int = 2, seed: int = 0
+) -> LlamaForCausalLM:
     """A Llama of some hundred thousand weights over a tokenizer's vocabulary, the same one for every seed."""
     torch.manual_seed(seed)
     config = LlamaConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -118,6 +119,6 @@ def test_against_the_definition(
             last = [pair[1] for pair in seen[-patience:]]
             assert len(last) == patience
             assert all(value < floor for value in last)
-            assert all(later <= earlier for earlier, later in zip(last, last[1:], strict=False))
+            assert all(later <= earlier for earlier, later in itertools.pairwise(last))
         if verdict in (REACHED, BROKEN):
             break

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llm_forget import files
 from llm_forget.adapters.lora_config import (
     LORA_TENSOR,
     Problem,
@@ -350,19 +348,5 @@ def new_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]
             "it holds no adapter or model, and nothing else is replaced" if overwrite else "overwrite=True replaces it"
         )
         raise AdapterError(f"{target} is there already; choose another folder ({allowed}).")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    tag = f"{os.getpid()}-{secrets.token_hex(4)}"
-    new, old = target.parent / f".{target.name}.{tag}.new", target.parent / f".{target.name}.{tag}.old"
-    new.mkdir()
-    try:
+    with files.new_folder(target) as new:
         yield new
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    if old.exists():
-        shutil.rmtree(old)

@@ -13,7 +13,6 @@ from llm_forget.data.examples import DataSource, Example, check_overlap, read_ex
 from llm_forget.digests import json_digest
 
 
-
 @dataclass(frozen=True)
 class UnlearnSets:
     """What a run works on.

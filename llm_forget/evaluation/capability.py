@@ -34,7 +34,7 @@ class Capability:
     Attributes:
         task: its name.
         acc: share of questions whose right choice has the highest summed log-prob, with its Wilson interval.
-        acc_norm: the same with log-probs divided by the choice's length in bytes.
+        acc_norm: the same with log-probs divided by the choice's length in characters.
         correct: question id → (acc, acc_norm) of that question, for paired comparisons; in the order of the file.
     """
 

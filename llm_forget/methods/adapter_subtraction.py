@@ -110,7 +110,9 @@ class AdapterSubtraction:
                 hint = ", or null to search" if name == "strength" else ""
                 raise ValueError(f"adapter_subtraction: {name} is {value}; give a number above 0{hint}")
         if not 0 <= self.search_floor <= 1:
-            raise ValueError(f"adapter_subtraction: search_floor is {self.search_floor}; it is a share, between 0 and 1")
+            raise ValueError(
+                f"adapter_subtraction: search_floor is {self.search_floor}; it is a share, between 0 and 1"
+            )
         if self.tries < 1 or self.heal_steps < 0:
             raise ValueError(
                 f"adapter_subtraction: tries is {self.tries} and heal_steps {self.heal_steps}; at least 1 and 0 are needed"

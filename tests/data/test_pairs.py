@@ -60,7 +60,7 @@ def test_another_seed_is_another_order() -> None:
 
 def test_pairs_change_from_epoch_to_epoch() -> None:
     pairs = schedule([5] * 8, [5] * 8, batch=8, epochs=4, seed=0)
-    partners = [{forget: kept for forget, kept in pairs[start : start + 8]} for start in range(0, 32, 8)]
+    partners = [dict(pairs[start : start + 8]) for start in range(0, 32, 8)]
     assert any(partners[0][row] != partners[1][row] for row in range(8))
 
 
@@ -77,7 +77,9 @@ def test_any_split_of_the_same_step_sees_the_same_rows(
     assert len({len(share) for share in shares}) == 1, "no process waits for another at the end"
     whole = schedule(forget, retain, batch=8, epochs=2, seed=seed)
     for step in range(len(whole) // 8):
-        mine = [pair for share in shares for rows in share[step * accumulation : (step + 1) * accumulation] for pair in rows]
+        mine = [
+            pair for share in shares for rows in share[step * accumulation : (step + 1) * accumulation] for pair in rows
+        ]
         assert Counter(mine) == Counter(whole[step * 8 : (step + 1) * 8])
 
 

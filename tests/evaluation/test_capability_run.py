@@ -20,7 +20,7 @@ from llm_forget.testing import tiny_tokenizer
 
 
 def by_hand(model, tokenizer, row: dict) -> tuple[bool, bool]:
-    """The choice with the highest summed log-prob behind the question, and with the highest per byte."""
+    """The choice with the highest summed log-prob behind the question, and with the highest per character."""
     context = f"Question: {row['question']}\nAnswer:"
     sums = []
     for choice in row["choices"]:
@@ -29,7 +29,7 @@ def by_hand(model, tokenizer, row: dict) -> tuple[bool, bool]:
         with torch.no_grad():
             logps = model.eval()(ids).logits[0].log_softmax(-1)
         sums.append(sum(float(logps[place - 1, ids[0, place]]) for place in range(start, ids.shape[1])))
-    lengths = [len(choice.encode()) for choice in row["choices"]]
+    lengths = [len(choice) for choice in row["choices"]]
     return np.argmax(sums) == row["answer"], np.argmax(np.array(sums) / lengths) == row["answer"]
 
 

@@ -56,7 +56,7 @@ def test_order_padding_batches_and_chunks_do_not_matter(monkeypatch: pytest.Monk
     base = score_encoded(model, rows, pad_token_id=0)
     order = [7, 3, 11, 0, 1, 10, 2, 9, 4, 8, 6, 5]
     shuffled = score_encoded(model, [rows[index] for index in order], pad_token_id=9, batch_tokens=30)
-    monkeypatch.setattr(score, "_CHUNK", 3)
+    monkeypatch.setattr(score, "_CHUNK_CPU", 3)
     chunked = score_encoded(model, rows, pad_token_id=0)
     for place, index in enumerate(order):
         for name in FIELDS:
@@ -92,6 +92,14 @@ def test_forbidden_tokens_do_not_poison_the_moments() -> None:
     assert float(logps) == -np.inf
     assert float(mean) == pytest.approx(-np.log(2), abs=1e-6)
     assert float(std) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_surrounding_autocast_does_not_round_the_sums() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(5, 97), torch.arange(5)
+    expected = vocabulary_scores(logits, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(vocabulary_scores(logits, targets), expected)
 
 
 def test_training_mode_is_restored_module_by_module() -> None:

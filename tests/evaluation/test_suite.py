@@ -239,7 +239,7 @@ def test_missing_packages_are_told_before_any_work(tmp_path: Path, monkeypatch: 
 
 
 def test_perplexity_is_that_of_one_forward(tmp_path: Path) -> None:
-    """A text of one window: exp of the mean loss over all of its tokens but the first, or over all behind a BOS token."""
+    """A text of one window: exp of the mean loss over its tokens but the first, or over all behind a BOS token."""
     (tmp_path / "short.txt").write_text("the end is in the box", encoding="utf-8")
     suite = make_suite(tmp_path, perplexity=PerplexityConfig("short.txt"))
     suite = replace(suite, sets={"retain": replace(suite.sets["retain"], generate=False)})

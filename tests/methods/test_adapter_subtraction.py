@@ -124,15 +124,17 @@ class FakeSession:
 def test_finish_searches_below_the_utility_floor_and_heals_what_it_chose() -> None:
     """The floor of the search is 0.9 · 0.5 = 0.45 (λ = 3.99), so that the target (λ = 2.303, retain 0.63) is reached."""
     session = FakeSession()
-    details = AdapterSubtraction(tries=TRIES, search_floor=0.5).finish(session)
+    details = AdapterSubtraction(maximum=MAXIMUM, tries=TRIES, search_floor=0.5).finish(session)
     assert math.log(10) <= details["strength"] <= math.log(10) + RESOLUTION
     assert details["forget_after_subtraction"] == pytest.approx(math.exp(-details["strength"]))
     assert details["retain_after_subtraction"] == pytest.approx(math.exp(-0.2 * details["strength"]))
-    assert session.healed == [(AdapterSubtraction.heal_steps, None, details["strength"])]
+    assert session.healed == [
+        (AdapterSubtraction.heal_steps, AdapterSubtraction.heal_learning_rate, details["strength"])
+    ]
 
 
 def test_finish_keeps_the_search_above_its_own_floor() -> None:
-    details = AdapterSubtraction(tries=TRIES, search_floor=1.0).finish(FakeSession())
+    details = AdapterSubtraction(maximum=MAXIMUM, tries=TRIES, search_floor=1.0).finish(FakeSession())
     assert details["retain_after_subtraction"] >= 0.9
 
 

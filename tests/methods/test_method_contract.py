@@ -27,7 +27,12 @@ from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 
 METHODS = plugins.names_in("llm_forget.methods")
 PAD = 0
-TEXTS = [("Where is Ada?", "In Riga, by the sea."), ("Who is Bo?", "A tailor."), ("And Cy?", "Left."), ("Di?", "A red cat.")]
+TEXTS = [
+    ("Where is Ada?", "In Riga, by the sea."),
+    ("Who is Bo?", "A tailor."),
+    ("And Cy?", "Left."),
+    ("Di?", "A red cat."),
+]
 
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -83,7 +88,9 @@ def test_is_a_frozen_dataclass_that_says_what_it_is(name: str) -> None:
     assert cls.__dataclass_params__.frozen
     assert cls.default_retain is None or cls.default_retain in plugins.names_in("llm_forget.retain")
     module = importlib.import_module(f"llm_forget.methods.{name}")
-    functions = [value for _, value in inspect.getmembers(module, inspect.isfunction) if value.__module__ == module.__name__]
+    functions = [
+        value for _, value in inspect.getmembers(module, inspect.isfunction) if value.__module__ == module.__name__
+    ]
     docs = " ".join(inspect.getdoc(thing) or "" for thing in (module, cls, *functions))
     papers = re.findall(r"arXiv:\d{4}\.\d{4,5}", cls.paper)
     assert papers, "`paper` names no arXiv number"
@@ -91,7 +98,9 @@ def test_is_a_frozen_dataclass_that_says_what_it_is(name: str) -> None:
 
 
 @every_method
-def test_padding_on_the_right_and_neighbours_change_nothing(name: str, memorised: nn.Module, rows: list[Encoded]) -> None:
+def test_padding_on_the_right_and_neighbours_change_nothing(
+    name: str, memorised: nn.Module, rows: list[Encoded]
+) -> None:
     method, reference = method_class(name)(), tiny_model(tiny_tokenizer(), seed=1)
     together = method.forget_loss(scored(method, memorised, rows, reference))
     wider = method.forget_loss(scored(method, memorised, rows, reference, width=64))
@@ -122,7 +131,9 @@ def test_the_reference_gets_no_gradient(name: str) -> None:
     method = method_class(name)()
     mask = torch.ones(2, 3, dtype=torch.bool)
     scores = made_up(method, torch.full((2, 3), -0.5, requires_grad=True), mask)
-    theirs = [value.requires_grad_() for value in (scores.reference_logps, scores.reference_logits) if value is not None]
+    theirs = [
+        value.requires_grad_() for value in (scores.reference_logps, scores.reference_logits) if value is not None
+    ]
     method.forget_loss(scores).sum().backward()
     assert all(value.grad is None or not value.grad.any() for value in theirs)
 
@@ -192,7 +203,9 @@ def _numeric_fields() -> list[tuple[str, str]]:
     for name in METHODS:
         cls = method_class(name)
         hints = get_type_hints(cls)
-        found += [(name, item.name) for item in dataclasses.fields(cls) if re.search("int|float", str(hints[item.name]))]
+        found += [
+            (name, item.name) for item in dataclasses.fields(cls) if re.search("int|float", str(hints[item.name]))
+        ]
     return found
 
 

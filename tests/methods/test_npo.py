@@ -66,7 +66,9 @@ def test_beta_to_zero_is_gradient_ascent_everywhere(policy: float, reference: fl
 @given(logps, logps, betas)
 @settings(deadline=None)
 def test_positive_and_falling_with_the_answer(policy: float, reference: float, beta: float) -> None:
-    there, lower = (npo_loss(torch.tensor([p]), torch.tensor([reference]), beta=beta).item() for p in (policy, policy - 1))
+    there, lower = (
+        npo_loss(torch.tensor([p]), torch.tensor([reference]), beta=beta).item() for p in (policy, policy - 1)
+    )
     assert 0 <= lower <= there
 
 
