@@ -105,6 +105,41 @@ def evaluate(context: typer.Context) -> None:
     _launch_here("eval/forget_qa.py", context.args)
 
 
+_Base = Annotated[Path, typer.Option(help="folder of the base model (safetensors)")]
+_Adapter = Annotated[Path, typer.Option(help="folder of the adapter")]
+_Target = Annotated[Path, typer.Option("--to", help="folder to make")]
+
+
+@app.command()
+def export(base: _Base, adapter: _Adapter, to: _Target, max_rank: int = 16, allow_lossy: bool = False) -> None:
+    """Write an adapter that vLLM, SGLang, llama.cpp and PEFT load with the same meaning."""
+    from llm_forget.adapters.export import export_adapter
+    from llm_forget.adapters.lora import BaseRecord
+    from llm_forget.digests import weights_digest
+
+    record = BaseRecord(name=str(base), digest=weights_digest(base))
+    done = export_adapter(adapter, to, max_rank=max_rank, base=record, allow_lossy=allow_lossy)
+    print(f"{done.folder}: rank {done.rank}, cut {done.residual:.2e}, with rounding {done.rounding:.2e}")
+
+
+@app.command()
+def merge(base: _Base, adapter: _Adapter, to: _Target, dtype: str | None = None) -> None:
+    """Write the base with the adapter's change in its weights, so that there is no adapter to take off."""
+    from llm_forget.adapters.export import merge as merge_adapter
+
+    print(merge_adapter(base, adapter, to, dtype))
+
+
+@app.command()
+def doctor(base: _Base, adapter: _Adapter, max_rank: int = 16, prompt: list[str] | None = None) -> None:
+    """Check an adapter against its base and each server's rules; with --prompt, compare logits too. Exit status 1 if not ok."""
+    from llm_forget.adapters.doctor import diagnose
+
+    found = diagnose(base, adapter, max_rank=max_rank, prompts=prompt or ())
+    print(found.report())
+    raise typer.Exit(0 if found.ok else 1)
+
+
 def main() -> None:
     """Entry point of the installed command."""
     quiet_libraries()

@@ -115,7 +115,7 @@ def summarise(results: dict[str, Any], seconds: float) -> dict[str, Any]:
     return {
         "forget_probability": value("forget", "probability"),
         "forget_rouge": value("forget", "rougeL_recall"),
-        "forget_quality": quality["forget"]["arithmetic"]["p_value"] if quality else None,
+        "forget_quality": quality["forget"]["arithmetic"]["pvalue"] if quality else None,
         "retain_probability": value("retain", "probability"),
         "retain_rouge": value("retain", "rougeL_recall"),
         "neighbour_rouge": value("neighbour", "rougeL_recall"),
