@@ -26,11 +26,11 @@ _ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 @app.command()
 def demo() -> None:
-    """Run the demo in ./runs/demo: learn, forget by three methods, measure. Some twelve minutes on two cores."""
+    """Run the demo in ./runs/demo: learn, forget by three methods, measure. Some thirteen minutes on two cores."""
     from llm_forget.demo import demo_environment, run_demo
 
     demo_environment()
-    run_demo(Console())
+    run_demo(Console(width=None if sys.stdout.isatty() else 100))  # a log is as wide as the table needs
 
 
 @app.command()

@@ -20,6 +20,16 @@ METHODS = ("npo", "grad_diff", "adapter_subtraction")
 SEED = 1
 FORGET_PEOPLE, RETAIN_PEOPLE, HOLDOUT_PEOPLE, NEIGHBOUR_PEOPLE, FACTS = 8, 14, 8, 4, 4
 ROOT = Path("runs/demo")
+_HEADINGS = (
+    "forget\nprob.",
+    "forget\nROUGE",
+    "forget\nqual.",
+    "retain\nROUGE",
+    "neigh.\nROUGE",
+    "capab.\n%",
+    "sec.",
+    "×\norac.",
+)
 MARKER = "demo.json"  # says that the folder is ours to replace
 
 
@@ -128,26 +138,28 @@ def summarise(results: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 def make_table(rows: dict[str, dict[str, Any]]) -> Table:
     """The demo's table: what was forgotten, what was kept, what it cost."""
-    table = Table(title=f"What is left of {FORGET_PEOPLE} people, and what it cost")
-    table.add_column("model")
-    for heading in ("forget\\nprob. ↓", "forget\\nROUGE-L ↓", "forget\\nquality ↑", "retain\\nROUGE-L ↑", "neighb.\\nROUGE-L ↑",
-                    "capab.\\n% ↑", "perpl.\\n↓", "seconds", "× oracle"):  # fmt: skip
-        table.add_column(heading.replace("\\n", "\n"), justify="right")
+    table = Table(title=f"What is left of {FORGET_PEOPLE} people, and what it cost", box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, row in rows.items():
-        quality = "–" if row["forget_quality"] is None else f"{row['forget_quality']:.2g}"
+        quality = "–" if row["forget_quality"] is None else _p_value(row["forget_quality"])
         table.add_row(
             name,
             f"{row['forget_probability']:.3f}",
             f"{row['forget_rouge']:.3f}",
-            "1 (itself)" if name == "oracle" else quality,
+            "1" if name == "oracle" else quality,
             f"{row['retain_rouge']:.3f}",
             f"{row['neighbour_rouge']:.3f}",
             f"{100 * row['capability']:.1f}",
-            f"{row['perplexity']:.1f}",
             f"{row['seconds']:.0f}",
             f"{row['seconds'] / rows['oracle']['seconds']:.2f}",
         )
     return table
+
+
+def _p_value(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _show_answers(row: dict[str, Any], rows: dict[str, dict[str, Any]], console: Console) -> None:
@@ -174,7 +186,9 @@ def _say_where_next(console: Console) -> None:
   the same run by hand:  accelerate launch recipes/unlearn.py --config recipes/demo/npo.yaml --overwrite true
   serve it:              vllm serve {ROOT}/target/model --enable-lora --lora-modules unlearned={ROOT}/npo/adapter
   your own data:         README.md, "Your own data"
+Forget probability and ROUGE-L should fall to the oracle's, the rest stay where the target has it.
 Forget quality is the p-value of a test against the oracle: above 0.05 the two cannot be told apart on so few questions.
+Neighbours share a town, an employer or a name with the forgotten, and no retain term saw them: the first to be damaged.
 An adapter keeps the facts from being said; the base weights still hold them until you merge it.""",
         highlight=False,
         soft_wrap=True,
@@ -182,5 +196,5 @@ An adapter keeps the facts from being said; the base weights still hold them unt
 
 
 def demo_environment() -> None:
-    """What the demo needs of the process: no network, and as many threads as the machine has cores."""
+    """What the demo needs of the process: no network."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
