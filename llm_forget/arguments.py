@@ -9,7 +9,6 @@ import torch
 from transformers import TrainingArguments
 
 from llm_forget.config import TrainConfig
-from llm_forget.models import cpu_multiplies_in_bf16
 
 # An adapter starts at zero and is small: at the papers' full fine-tuning rate of 1e-5 it does not move.
 ADAPTER_LEARNING_RATE = 1e-3
@@ -17,16 +16,15 @@ FULL_LEARNING_RATE = 1e-5
 
 
 def common_arguments(
-    train: TrainConfig, seed: int, with_adapter: bool, learning_rate: float | None = None
+    train: TrainConfig, seed: int, with_adapter: bool, learning_rate: float | None = None, *, autocast: bool = False
 ) -> dict[str, Any]:
     """Translate a recipe's ``train`` section into what every Trainer of the library takes.
 
-    bf16 autocast over fp32 trainable weights where the hardware multiplies in bf16 and an adapter is trained; nothing is
-    saved, evaluated or reported behind the run's back.
+    Autocast (bf16 over fp32 trainable weights) is for a base held in bf16, and for no other: then every forward of a run, in
+    training and in measuring, multiplies in the same type. Nothing is saved, evaluated or reported behind the run's back.
     """
     on_cpu = not torch.cuda.is_available()
     default = ADAPTER_LEARNING_RATE if with_adapter else FULL_LEARNING_RATE
-    autocast = with_adapter and (cpu_multiplies_in_bf16() if on_cpu else torch.cuda.is_bf16_supported())
     return {
         "output_dir": tempfile.gettempdir(),
         "per_device_train_batch_size": train.batch_size,
@@ -57,7 +55,9 @@ def common_arguments(
 
 
 def unlearning_arguments(
-    train: TrainConfig, seed: int, with_adapter: bool, learning_rate: float | None = None
+    train: TrainConfig, seed: int, with_adapter: bool, learning_rate: float | None = None, *, autocast: bool = False
 ) -> TrainingArguments:
     """Arguments for one pass over a schedule, which already holds all epochs."""
-    return TrainingArguments(num_train_epochs=1, **common_arguments(train, seed, with_adapter, learning_rate))
+    return TrainingArguments(
+        num_train_epochs=1, **common_arguments(train, seed, with_adapter, learning_rate, autocast=autocast)
+    )

@@ -19,6 +19,7 @@ from llm_forget.data.examples import read_examples
 from llm_forget.files import new_folder, write_json, write_text
 from llm_forget.launch import check_launch
 from llm_forget.logprobs import score_answers
+from llm_forget.measure import held_in_bf16
 from llm_forget.models import add_adapter, frozen_dtype, load_model, load_tokenizer
 from llm_forget.progress import ProgressBar
 from llm_forget.runfolder import RESULT_NAME, check_output, environment
@@ -94,7 +95,7 @@ def _train(recipe: FinetuneRecipe, model: Any, tokenizer: Any, rows: Sequence[En
         }
         for row in rows
     ]
-    arguments = common_arguments(recipe.train, recipe.seed, recipe.adapter is not None)
+    arguments = common_arguments(recipe.train, recipe.seed, recipe.adapter is not None, autocast=held_in_bf16(model))
     trainer = AnswerTrainer(
         model=model,
         args=SFTConfig(

@@ -47,5 +47,10 @@ def _batches(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -> It
 
 def autocast_like(model: nn.Module) -> torch.autocast:
     """Autocast for a model held in bf16, so that its fp32 adapter is multiplied in bf16 as in training; else nothing."""
-    weight = next(model.parameters())
-    return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16)
+    device = next(model.parameters()).device
+    return torch.autocast(device.type, torch.bfloat16, enabled=held_in_bf16(model))
+
+
+def held_in_bf16(model: nn.Module) -> bool:
+    """Whether the model's own weights are bf16; an adapter on it is fp32 all the same."""
+    return next(model.parameters()).dtype == torch.bfloat16

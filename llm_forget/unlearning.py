@@ -20,7 +20,7 @@ from llm_forget.data.pairs import schedule
 from llm_forget.data.prepare import UnlearnSets, prepare
 from llm_forget.errors import RecipeError
 from llm_forget.launch import check_launch
-from llm_forget.measure import answer_logps
+from llm_forget.measure import answer_logps, held_in_bf16
 from llm_forget.methods import Method
 from llm_forget.models import add_adapter, check_adapter_fits, load_model, load_tokenizer, locate_model
 from llm_forget.plugins import find_class
@@ -233,7 +233,13 @@ class _Run:
         method = objective.method
         trainer = UnlearningTrainer(
             self.model,
-            unlearning_arguments(self.recipe.train, self.recipe.seed, self.recipe.adapter is not None, learning_rate),
+            unlearning_arguments(
+                self.recipe.train,
+                self.recipe.seed,
+                self.recipe.adapter is not None,
+                learning_rate,
+                autocast=held_in_bf16(self.model),
+            ),
             PairDataset(self.sets.forget, self.sets.retain, pairs),
             objective,
             pad_token_id=self.pad_token_id,

@@ -150,6 +150,9 @@ def test_the_reference_of_kl_is_the_model_before_training(base: nn.Module, adapt
     settings: dict[str, Any] = {} if adapter else {"optimizer": "sgd", "learning_rate": 0.1}
     trainer, rows = train(model, Objective(GradAscent(), KL()), adapter=adapter, **settings)
     batch = collate(FORGET + RETAIN, PAD)
+    for module in (*model.modules(), *(trainer.reference_model or nn.Module()).modules()):
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5  # of the base itself, which switching the adapter off leaves on
     model.train()
     reference = trainer._score_reference(model, batch)
     truth = score_answers(base.eval(), batch, keep_logits=True)
