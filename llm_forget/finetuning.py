@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
+from transformers import set_seed
 
 from llm_forget.arguments import common_arguments
 from llm_forget.config import FinetuneRecipe, to_yaml
@@ -47,6 +48,7 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
         console.print(f"[yellow]note[/] {warning}")
 
     started = time.monotonic()
+    set_seed(recipe.seed)  # of the adapter's first values; the Trainer seeds again, too late for them
     model, tokenizer = load_model(recipe.model, trainable=recipe.adapter is None)
     if recipe.adapter is not None:
         model = add_adapter(model, recipe.adapter)

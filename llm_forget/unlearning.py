@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from rich.console import Console
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 
 from llm_forget.arguments import unlearning_arguments
 from llm_forget.checks import Checks, Gauge
@@ -101,6 +101,7 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
         console.print(f"[yellow]note[/] {warning}")
 
     started = time.monotonic()
+    set_seed(recipe.seed)  # of the adapter's first values; the Trainer seeds again, too late for them
     model, _ = load_model(recipe.model, trainable=recipe.adapter is None)
     if recipe.adapter is not None:
         model = add_adapter(model, recipe.adapter)
