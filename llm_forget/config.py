@@ -309,11 +309,6 @@ def _dataclasses_in(hint: Any) -> list[Any]:
     return []
 
 
-def build_part(cls: type[Recipe], values: Mapping[str, Any], where: str) -> Recipe:
-    """Fill a method's or retain term's dataclass from the recipe's hyper-parameters; class-level facts are not settable."""
-    return build(cls, values, where)
-
-
 def to_yaml(recipe: Any) -> str:
     """The recipe with every default written out, as YAML that loads again."""
     return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
