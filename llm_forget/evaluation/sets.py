@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import ConfigDict
 
-from llm_forget.config import build_part
+from llm_forget.config import build
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all, encode_prompt
 from llm_forget.data.examples import DataSource, Example, read_examples
 from llm_forget.errors import DataError, RecipeError
@@ -132,7 +132,7 @@ def make_metrics(named: Sequence[str | Mapping[str, Any]] | None) -> list[Metric
         name = values.pop("name", None)
         if not isinstance(name, str):
             raise RecipeError("an entry of metrics has no name; write a name, or {name: rouge, part: f1}")
-        metrics.append(build_part(find_class("llm_forget.evaluation.metrics", name, "per_example"), values, name))
+        metrics.append(build(find_class("llm_forget.evaluation.metrics", name, "per_example"), values, name))
     labels = [metric.label for metric in metrics]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
