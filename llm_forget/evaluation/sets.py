@@ -27,10 +27,16 @@ DEFAULT_METRICS: tuple[dict[str, Any], ...] = (
     {"name": "probability"},
     {"name": "normalised_probability"},
     {"name": "exact_memorisation"},
+    {"name": "extraction_strength"},
+    {"name": "entropy"},
     {"name": "truth_ratio", "definition": "arithmetic"},
     {"name": "truth_ratio", "definition": "geometric"},
     {"name": "rouge", "part": "recall"},
     {"name": "rouge", "part": "f1"},
+    {"name": "rouge", "kind": "rouge1"},
+    {"name": "refusal"},
+    {"name": "repetition"},
+    {"name": "collapse"},
 )
 
 
