@@ -65,13 +65,22 @@ class Checks(TrainerCallback):
             return
         unwrapped = getattr(model, "module", model)
         now = self.gauge(unwrapped, state.global_step)
-        verdict = self.rule.judge(now)
+        verdict = self._judge(unwrapped, now)
         self.report(now, verdict)
+        control.should_training_stop |= self.ended_by is not None
+
+    def judge(self, model: Any, now: Measurement) -> bool:
+        """Judge a measurement that was taken elsewhere; True when the run is to end."""
+        self._judge(model, now)
+        return self.ended_by is not None
+
+    def _judge(self, model: Any, now: Measurement) -> Verdict:
+        verdict = self.rule.judge(now)
         if verdict in (Verdict.KEEP, Verdict.REACHED):
-            self.best_state = trainable_state(unwrapped)
+            self.best_state = trainable_state(model)
         if verdict in (Verdict.REACHED, Verdict.BROKEN):
             self.ended_by = verdict
-            control.should_training_stop = True
+        return verdict
 
     def settle(self, model: Any, non_finite_at: int | None) -> str:
         """Leave the model in the best state, and say in a sentence why the run ended and what was kept."""

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, set_seed
 
 from llm_forget.arguments import unlearning_arguments
 from llm_forget.checks import Checks, Gauge
-from llm_forget.config import RetainConfig, UnlearnRecipe, build
+from llm_forget.config import RetainConfig, TrainConfig, UnlearnRecipe, build
 from llm_forget.data.encode import Encoded
 from llm_forget.data.pairs import schedule
 from llm_forget.data.prepare import UnlearnSets, prepare
@@ -26,9 +26,10 @@ from llm_forget.models import add_adapter, check_adapter_fits, load_model, load_
 from llm_forget.plugins import find_class
 from llm_forget.progress import ProgressBar
 from llm_forget.retain import RetainTerm
+from llm_forget.rounds import AdapterSession
 from llm_forget.runfolder import RunRecord, check_output, write_run
 from llm_forget.stop import Measurement, StopRule, Verdict
-from llm_forget.trainer import Objective, PairDataset, UnlearningTrainer, frozen_copy, trainable_state
+from llm_forget.trainer import Objective, PairDataset, UnlearningTrainer, frozen_copy
 
 _NEVER_SEEN = 0.1  # forget target without a holdout set to measure: what unseen answers typically have
 
@@ -105,7 +106,7 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     model, _ = load_model(recipe.model, trainable=recipe.adapter is None)
     if recipe.adapter is not None:
         model = add_adapter(model, recipe.adapter)
-    run = _Run(recipe, method, retain, sets, model, tokenizer.pad_token_id, console)
+    run = Run(recipe, method, retain, sets, model, tokenizer.pad_token_id, console)
     outcome = run.execute()
     record = RunRecord(
         method=str(recipe.method["name"]),
@@ -137,7 +138,7 @@ class _Outcome:
     metrics: list[dict[str, Any]]
 
 
-class _Run:
+class Run:
     """One run in memory: the model, what it is measured on, and the phases it goes through."""
 
     def __init__(
@@ -171,31 +172,25 @@ class _Run:
     def execute(self) -> _Outcome:
         """Train, turn round if the method does, and measure."""
         self._say(self.before)
-        checks = None
-        if not self.method.towards:
-            patience = self.recipe.stop.patience if self.retain is not None else 1
-            rule = StopRule(self.target, self.floor, patience)
-            checks = Checks(self.gauge, rule, self.recipe.stop.every, self._report)
-            checks.begin(self.model, self.before)
-        trainer = self._train(self._objective(), self._pairs(), "unlearning", checks)
-        details: dict[str, float] = {}
-        if checks is not None:
-            reason = checks.settle(self.model, trainer.non_finite_at)
-        else:
-            reason = "trained towards the forget set"
-            if trainer.non_finite_at is not None:
-                raise RecipeError(
-                    f"the gradient was not finite at step {trainer.non_finite_at}; lower train.learning_rate"
-                )
         finish = getattr(self.method, "finish", None)
+        # A retain term, or a method's own healing, wins ground back and is given the time; otherwise nothing does.
+        patience = self.recipe.stop.patience if self.retain is not None or finish is not None else 1
+        rule = StopRule(self.target, self.floor, patience)
+        checks = Checks(self.gauge, rule, self.recipe.stop.every, self.report)
+        checks.begin(self.model, self.before)
+        details: dict[str, float] = {}
+        non_finite_at = None
         if finish is not None:
-            details = finish(_AdapterSession(self))
-            reason = "adapter subtracted at strength {strength:.3g}".format(**details)
+            details = finish(AdapterSession(self, checks))
+        else:
+            non_finite_at = self.train(self.objective(), self.pairs(), "unlearning", checks).non_finite_at
+        reason = checks.settle(self.model, non_finite_at)
         after = self.gauge(self.model, self.steps)
         self._say(after)
         return _Outcome(reason, self.before, after, self.steps, details, self.metrics.rows)
 
-    def _objective(self) -> Objective:
+    def objective(self) -> Objective:
+        """What the method's own phase minimises."""
         per_example = self.recipe.stop.per_example
         if per_example == "auto":
             per_example = not self.method.bounded
@@ -207,7 +202,8 @@ class _Run:
             satisfied_below=self.target if per_example and not self.method.towards else None,
         )
 
-    def _pairs(self) -> list[tuple[int, int | None]]:
+    def pairs(self) -> list[tuple[int, int | None]]:
+        """The recipe's steps: which forget row meets which retain row."""
         train = self.recipe.train
         kept = self.sets.retain if self.retain is not None else []
         return schedule(
@@ -218,14 +214,16 @@ class _Run:
             seed=self.recipe.seed,
         )
 
-    def _train(
+    def train(
         self,
         objective: Objective,
         pairs: Sequence[tuple[int, int | None]],
         label: str,
         checks: Checks | None = None,
-        learning_rate: float | None = None,
+        *,
+        train: TrainConfig | None = None,
     ) -> UnlearningTrainer:
+        """One phase of training, with the recipe's settings unless others are given."""
         bar = ProgressBar(self.console, f"{self.recipe.method['name']}: {label}")
         self._bar = bar
         needs_logits = any(
@@ -235,10 +233,9 @@ class _Run:
         trainer = UnlearningTrainer(
             self.model,
             unlearning_arguments(
-                self.recipe.train,
+                train or self.recipe.train,
                 self.recipe.seed,
                 self.recipe.adapter is not None,
-                learning_rate,
                 autocast=held_in_bf16(self.model),
             ),
             PairDataset(self.sets.forget, self.sets.retain, pairs),
@@ -256,7 +253,8 @@ class _Run:
         """The reference is the model as it is before the first step: one pass over the forget set, and no second copy."""
         return answer_logps(self.model, self.sets.forget, self.pad_token_id)[0]
 
-    def _report(self, now: Measurement, verdict: Verdict) -> None:
+    def report(self, now: Measurement, verdict: Verdict) -> None:
+        """Keep and show a measurement."""
         self.metrics.check(now, verdict)
         self._say(now)
 
@@ -269,42 +267,6 @@ class _Run:
             bar.say(text) if bar else self.console.print(
                 f"{self.recipe.method['name']}: {text}", highlight=False, soft_wrap=True
             )
-
-
-class _AdapterSession:
-    """What a method's ``finish`` sees of the run (``methods.adapter_subtraction.Session``)."""
-
-    def __init__(self, run: _Run) -> None:
-        self._run = run
-        self.target, self.floor = run.target, run.floor
-        self._trained = {name: value for name, value in trainable_state(run.model).items() if "lora_B" in name}
-
-    def set_strength(self, strength: float) -> None:
-        """B ← −strength · B of the trained adapter, in fp32."""
-        for name, value in self._run.model.named_parameters():
-            if name in self._trained:
-                value.data.copy_(self._trained[name] * -strength)
-
-    def measure(self) -> Measurement:
-        """Measure both samples and show the result."""
-        now = self._run.gauge(self._run.model, self._run.steps)
-        self._run._report(now, Verdict.GO_ON)
-        return now
-
-    def heal(self, steps: int, learning_rate: float | None) -> None:
-        """Train on retain rows alone, for so many steps."""
-        from llm_forget.retain.nll import NLL
-
-        run = self._run
-        train = run.recipe.train
-        batch = train.batch_size * train.gradient_accumulation * PartialState().num_processes
-        kept = _lengths(run.sets.retain)
-        # the forget half of a pair is not looked at here, so the shortest row stands in for it
-        shortest = min(range(len(run.sets.forget)), key=_lengths(run.sets.forget).__getitem__)
-        order = schedule(kept, [], batch=batch, epochs=-(-steps * batch // len(kept)), seed=run.recipe.seed + 1)
-        pairs = [(shortest, index) for index, _ in order[: steps * batch]]
-        run.metrics.phase = "heal"
-        run._train(Objective(method=None, retain=NLL()), pairs, "healing", learning_rate=learning_rate)
 
 
 def _lengths(rows: Sequence[Encoded]) -> list[int]:
