@@ -80,7 +80,7 @@ def executable(variable: str, what: str) -> str:
 
 @pytest.fixture(scope="session")
 def vllm(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """vLLM with the base and the exported adapter, in fp32 so that numbers can be compared closely."""
+    """A vLLM with the base and the exported adapter, in fp32 so that numbers can be compared closely."""
     options = ["--served-model-name", "base", "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
     lora = ["--enable-lora", "--max-lora-rank", str(RANKS), "--max-loras", "2"]
     command = [executable(VLLM, "vllm program"), "serve", str(made.base), *options, *lora]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import math
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from adapter_examples import trained_adapter
 from conftest import ENCODING, FORGET, RANKS, RETAIN, Made, in_process, logps
+from safetensors.torch import load_file, save_file
 from servers import RefusedError, Server
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from llm_forget.adapters.doctor import diagnose
 from llm_forget.data.encode import encode_all
 from llm_forget.data.examples import DataSource, read_examples
+from llm_forget.errors import AdapterError
 from llm_forget.evaluation.ask import ask
 
 pytestmark = pytest.mark.slow
@@ -80,19 +85,93 @@ RAW: dict[str, dict[str, Any]] = {
 }
 
 
+def edited(**changes: Any) -> Callable[[Path], None]:
+    """What changes adapter_config.json."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
+
+
+def rewritten(change: Callable[[str, Tensor], tuple[str, Tensor] | None]) -> Callable[[Path], None]:
+    """What changes, renames or drops tensors."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "adapter_model.safetensors"
+        save_file(dict(new for old in load_file(path).items() if (new := change(*old)) is not None), path)
+
+    return edit
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+DAMAGED: dict[str, Callable[[Path], None]] = {
+    "another rank in the config": edited(r=5),
+    "alpha as text": edited(lora_alpha="x"),
+    "OLoRA": edited(init_lora_weights="olora"),
+    "LoftQ": edited(init_lora_weights="loftq"),
+    "one A missing": rewritten(lambda n, t: None if "layers.0.self_attn.q_proj.lora_A" in n else (n, t)),
+    "a stray tensor": rewritten(lambda n, t: ("something", t) if "layers.0.self_attn.q_proj.lora_A" in n else (n, t)),
+    "a layer too many": rewritten(lambda n, t: (n.replace("layers.1.", "layers.7."), t)),
+    "another width": rewritten(lambda n, t: (n, t[:, :-1].contiguous() if "lora_A" in n else t)),
+    "cut short": cut_short,
+}
+
+
 @pytest.mark.parametrize("config", RAW.values(), ids=RAW.keys())
 def test_vllm_does_what_the_doctor_says(config: dict[str, Any], vllm: Server, made: Made, tmp_path: Path) -> None:
     """Loads: the log-probs are PEFT's. Refuses: an error. Wrong: it loads, and says something else."""
     folder = trained_adapter(made.base, tmp_path / "raw", **config)
-    said = next(verdict for verdict in diagnose(made.base, folder, max_rank=RANKS).verdicts if verdict.server == "vLLM")
+    assert what_vllm_does(vllm, made, folder, meant=folder) == doctor_says(made, folder)
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED.keys())
+def test_vllm_does_with_damaged_adapters_what_the_doctor_says(
+    damage: Callable[[Path], None], vllm: Server, made: Made, tmp_path: Path
+) -> None:
+    """What was meant is the adapter before the damage."""
+    folder = trained_adapter(made.base, tmp_path / "raw")
+    meant = Path(shutil.copytree(folder, tmp_path / "meant"))
+    damage(folder)
+    assert what_vllm_does(vllm, made, folder, meant=meant) == doctor_says(made, folder)
+
+
+def test_vllm_overlooks_keys_that_it_does_not_know(vllm: Server, made: Made, tmp_path: Path) -> None:
+    """It serves the factors as plain LoRA; the doctor, who cannot know what the key would mean, calls that wrong."""
+    folder = trained_adapter(made.base, tmp_path / "raw")
+    meant = Path(shutil.copytree(folder, tmp_path / "meant"))
+    for key, value in (
+        ("twist", 1),
+        ("kasa_config", {"k": 1}),
+        ("peft_type", "LOHA"),
+        ("init_lora_weights", "lora_ga"),
+    ):
+        edited(**{key: value})(shutil.copytree(folder, tmp_path / key))
+        assert what_vllm_does(vllm, made, tmp_path / key, meant=meant) == "loads"
+        assert doctor_says(made, tmp_path / key) == "wrong"
+
+
+def what_vllm_does(server: Server, made: Made, folder: Path, *, meant: Path) -> str:
+    """Whether it refuses an adapter, and if not, whether it says with it what PEFT says with the one that was meant."""
     try:
-        vllm.load("raw", folder)
-        gap = largest_gap(vllm, "raw", in_process(made.base, folder), token_rows(made)[:4])
-        vllm.unload("raw")
+        server.load("raw", folder)
+        gap = largest_gap(server, "raw", in_process(made.base, meant), token_rows(made)[:4])
+        server.unload("raw")
     except RefusedError as error:
         print(f"vLLM refuses: {error}")
-        assert said.status == "refuses", said
-        return
+        return "refuses"
     print(f"vLLM loads: log-probs within {gap:.1e} of PEFT's")
-    assert not math.isnan(gap)
-    assert said.status == ("loads" if gap <= TOLERANCE else "wrong"), said
+    return "loads" if gap <= TOLERANCE else "wrong"
+
+
+def doctor_says(made: Made, folder: Path) -> str:
+    try:
+        found = diagnose(made.base, folder, max_rank=RANKS)
+    except AdapterError:
+        return "refuses"
+    return next(verdict.status for verdict in found.verdicts if verdict.server == "vLLM")
