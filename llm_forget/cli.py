@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from llm_forget.commands import adapters as adapter_commands
 from llm_forget.entry import quiet_libraries, run_entry
 
 app = typer.Typer(
@@ -138,6 +139,10 @@ def doctor(base: _Base, adapter: _Adapter, max_rank: int = 16, prompt: list[str]
     found = diagnose(base, adapter, max_rank=max_rank, prompts=prompt or ())
     print(found.report())
     raise typer.Exit(0 if found.ok else 1)
+
+
+app.command()(adapter_commands.subtract)
+app.command()(adapter_commands.compose)
 
 
 def main() -> None:
