@@ -152,7 +152,7 @@ def test_the_strength_that_is_found_does_what_was_measured(world: World, tmp_pat
 
 def test_groups_find_nothing_worse_than_one_strength(world: World, tmp_path: Path) -> None:
     adapter = load_adapter(world.adapter("first"))
-    limits = Limits(target=0.02, utility_floor=0.8, maximum=2, tries=4)
+    limits = Limits(target=0.02, utility_floor=0.8, maximum=2, tries=4, rounds=8)
     one = search(world, adapter, limits)
     two = search(world, adapter, Limits(**{**vars(limits), "groups": 2}))
     assert two.groups == ((0,), (1,))
