@@ -113,7 +113,10 @@ _Target = Annotated[Path, typer.Option("--to", help="folder to make")]
 
 @app.command()
 def export(base: _Base, adapter: _Adapter, to: _Target, max_rank: int = 16, allow_lossy: bool = False) -> None:
-    """Write an adapter that vLLM, SGLang, llama.cpp and PEFT load with the same meaning."""
+    """Write an adapter that vLLM, SGLang, llama.cpp and PEFT load with the same meaning.
+
+    For GGUF run convert_lora_to_gguf.py of llama.cpp's source tree on the result; no PyPI package with it is known.
+    """
     from llm_forget.adapters.export import export_adapter
     from llm_forget.adapters.lora import BaseRecord
     from llm_forget.digests import weights_digest

@@ -68,11 +68,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(folder / "base", folder / "run" / "adapter", folder / "forget.jsonl", folder / "retain.jsonl")
 
 
-def executable(variable: str, what: str) -> str:
-    """The program that a variable names, or the reason why there is none."""
-    path = os.environ.get(variable)
-    if not path:
-        pytest.skip(f"{variable} names no {what}: {HOW}")
+def needs(variable: str, what: str) -> pytest.MarkDecorator:
+    """Skips where a variable names no program, with the reason."""
+    return pytest.mark.skipif(not os.environ.get(variable), reason=f"{variable} names no {what}: {HOW}")
+
+
+def executable(variable: str) -> str:
+    """The program that a variable names."""
+    path = os.environ[variable]
     if not os.access(path, os.X_OK):
         pytest.fail(f"{variable}={path} is no program: {HOW}")
     return path
@@ -83,7 +86,7 @@ def vllm(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
     """A vLLM with the base and the exported adapter, in fp32 so that numbers can be compared closely."""
     options = ["--served-model-name", "base", "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
     lora = ["--enable-lora", "--max-lora-rank", str(RANKS), "--max-loras", "2"]
-    command = [executable(VLLM, "vllm program"), "serve", str(made.base), *options, *lora]
+    command = [executable(VLLM), "serve", str(made.base), *options, *lora]
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     log = tmp_path_factory.mktemp("vllm") / "log"
     with serving([*command, "--lora-modules", f"unlearned={made.adapter}"], log, **variables) as server:

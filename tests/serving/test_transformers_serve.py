@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import ENCODING, FORGET, RETAIN, TRANSFORMERS, Made, executable, in_process
+from conftest import ENCODING, FORGET, RETAIN, TRANSFORMERS, Made, executable, in_process, needs
 from servers import serving
 from transformers import AutoTokenizer
 
 from llm_forget.adapters.export import merge
 from llm_forget.evaluation.ask import ask
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs(TRANSFORMERS, "transformers program")]
 
 
 def test_the_merged_model_answers_as_base_and_adapter_do(made: Made, tmp_path: Path) -> None:
-    command = [executable(TRANSFORMERS, "transformers program"), "serve"]
+    command = [executable(TRANSFORMERS), "serve"]
     merged = merge(made.base, made.adapter, tmp_path / "merged")
     model, tokenizer = in_process(made.base, made.adapter), AutoTokenizer.from_pretrained(made.base)
     questions = [question for question, _ in (*FORGET, *RETAIN)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from adapter_examples import trained_adapter
-from conftest import ENCODING, FORGET, RANKS, RETAIN, Made, in_process, logps
+from conftest import ENCODING, FORGET, RANKS, RETAIN, VLLM, Made, in_process, logps, needs
 from safetensors.torch import load_file, save_file
 from servers import RefusedError, Server
 from torch import Tensor
@@ -22,7 +22,7 @@ from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.errors import AdapterError
 from llm_forget.evaluation.ask import ask
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs(VLLM, "vllm program")]
 QUESTIONS = [*FORGET, *RETAIN]
 TOLERANCE = 3e-3  # of a token's log-prob in nats; fp32 on both sides, other kernels
 
