@@ -40,9 +40,11 @@ def curves(forget: tuple[float, ...], retain: tuple[float, ...]) -> Callable[[tu
 
 
 def test_strength_moves_from_the_layers_that_harm_to_those_that_help() -> None:
-    """Group 1 only harms, group 2 only helps. From (1, 1), step ½: 1 cannot gain by 1½, gains at ½, then at 0; 2 gains at
-    1½, 2, 2½ where exp(−2.5) = 0.082 is below the target 0.1: three rounds, and nothing below the target counts.
-    """  # noqa: D205
+    """Group 1 only harms, group 2 only helps.
+
+    From (1, 1) with step ½: group 1 loses at 1½ and gains at ½, then at 0; group 2 gains at 1½, 2 and 2½, where
+    exp(−2.5) = 0.082 is below the target of 0.1. Three rounds do it.
+    """
     measure = curves((0.0, 1.0), (0.1, 0.0))
     found = coordinate_search(measure, (1.0, 1.0), target=0.1, floor=0.5, maximum=8, rounds=3)
     assert found == (0.0, 2.5)
