@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from llm_forget.commands import adapters as adapter_commands
 from llm_forget.entry import quiet_libraries, run_entry
 
 app = typer.Typer(
@@ -112,7 +113,10 @@ _Target = Annotated[Path, typer.Option("--to", help="folder to make")]
 
 @app.command()
 def export(base: _Base, adapter: _Adapter, to: _Target, max_rank: int = 16, allow_lossy: bool = False) -> None:
-    """Write an adapter that vLLM, SGLang, llama.cpp and PEFT load with the same meaning."""
+    """Write an adapter that vLLM, SGLang, llama.cpp and PEFT load with the same meaning.
+
+    For GGUF run convert_lora_to_gguf.py of llama.cpp's source tree on the result; no PyPI package with it is known.
+    """
     from llm_forget.adapters.export import export_adapter
     from llm_forget.adapters.lora import BaseRecord
     from llm_forget.digests import weights_digest
@@ -138,6 +142,10 @@ def doctor(base: _Base, adapter: _Adapter, max_rank: int = 16, prompt: list[str]
     found = diagnose(base, adapter, max_rank=max_rank, prompts=prompt or ())
     print(found.report())
     raise typer.Exit(0 if found.ok else 1)
+
+
+app.command()(adapter_commands.subtract)
+app.command()(adapter_commands.compose)
 
 
 def main() -> None:
