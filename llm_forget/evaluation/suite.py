@@ -43,7 +43,7 @@ from llm_forget.evaluation.sets import (
     set_digest,
     set_results,
 )
-from llm_forget.evaluation.sources import with_data
+from llm_forget.evaluation.sources import fill, with_data
 from llm_forget.shipped import shipped
 
 _DEFINITIONS = ("arithmetic", "geometric")
@@ -95,7 +95,7 @@ class Suite:
     benchmarks: BenchmarksConfig | None = None
     # A folder with the files that the sets name; null: from where `data` says, the hub.
     data_dir: str | None = None
-    # What stands for {name} in the sets' paths, names and splits; each becomes a part of the suite's name.
+    # What stands for {word} in the sets' paths, names and splits, and in the suite's own name.
     variables: dict[str, str] = field(default_factory=dict)
     # Of the bootstrap intervals.
     seed: int = 0
@@ -128,7 +128,7 @@ def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> Suite:
         raise RecipeError(f"the suite {path} does not exist; give a .yaml file, or one that comes along: {known}")
     _check_sets(file if file.is_file() else shipped(str(file)), path)
     suite = load_recipe(Suite, file, overrides)
-    name = suite.name or "-".join([file.stem, *suite.variables.values()])
+    name = fill(suite.name or file.stem, suite.variables, f"{path}, name")
     sets, left_out = with_data(name, suite.sets, suite.data_dir, suite.variables)
     if not sets and suite.benchmarks is None:
         raise RecipeError(f"data_dir: {suite.data_dir} holds none of the files of {name}; {'; '.join(left_out)}")
