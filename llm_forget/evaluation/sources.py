@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from llm_forget.data.examples import DataSource
 from llm_forget.errors import RecipeError
 
+_READABLE = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
 if TYPE_CHECKING:
     from llm_forget.evaluation.sets import SetConfig
 
@@ -33,7 +35,8 @@ def with_data(
     """
     filled = {one: _fill_set(config, variables, f"{name}, sets.{one}") for one, config in sets.items()}
     if data_dir is None:
-        return filled, []
+        here = {one: config for one, config in filled.items() if not _is_absent_file(config)}
+        return here, [_left_out(one, filled[one].data.path, "here") for one in filled if one not in here]
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
         raise RecipeError(
@@ -45,7 +48,7 @@ def with_data(
         files = [file for file in (config.file, config.shots_file) if file is not None]
         absent = [file for file in files if not (folder / file).is_file()]
         if absent and config.optional:
-            left_out.append(f"the set {one} was left out: {', '.join(absent)} is not in the data folder")
+            left_out.append(_left_out(one, ", ".join(absent), "in the data folder"))
             del filled[one]
         elif absent:
             missing += [f"{file} (for {one})" for file in absent]
@@ -56,6 +59,16 @@ def with_data(
             f"data_dir: {data_dir} lacks {', '.join(missing)}; put them there, or leave data_dir out to read from the hub"
         )
     return filled, left_out
+
+
+def _is_absent_file(config: SetConfig) -> bool:
+    """Whether an optional set is read from a file, and not from the hub, that is not there."""
+    path = Path(config.data.path)
+    return config.optional and path.suffix in _READABLE and not path.is_file()
+
+
+def _left_out(name: str, files: str, where: str) -> str:
+    return f"the set {name} was left out: {files} is not {where}"
 
 
 def fill(text: str, variables: Mapping[str, str], where: str) -> str:
