@@ -100,7 +100,9 @@ def test_two_processes_give_the_results_of_one(folder: Path) -> None:
     assert alone["controls"]["oracle"]["model_utility"] == alone["model_utility"]
 
     for output, cache in (("cold", "of-two"), ("warm", "of-two"), ("from-one", "of-one")):
-        AcceleratorState._reset_state(reset_partial_state=True)  # lm-eval made one for this process, which a fork inherits
+        AcceleratorState._reset_state(
+            reset_partial_state=True
+        )  # lm-eval made one for this process, which a fork inherits
         debug_launcher(counted, (folder, output, str(folder / cache)), num_processes=2)
         found = read_results(folder / output / "eval" / "small.json")
         assert differences(alone, found) == [], output
