@@ -79,7 +79,7 @@ def run_benchmarks(
     Raises:
         UserError: a task cannot be used, or lm-eval cannot fetch its data.
     """
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for task, limit in planned_tasks(config):
         if not is_local(task):
             found |= _run_by_name(task, limit, config.batch_size, model, tokenizer, seed)

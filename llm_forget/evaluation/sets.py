@@ -291,8 +291,9 @@ def unique_ids(ids: Sequence[str]) -> tuple[str, ...]:
     return tuple(named)
 
 
-def set_digest(ids: Sequence[str], config: SetConfig, examples: Sequence[Example]) -> str:
+def set_digest(config: SetConfig, examples: Sequence[Example]) -> str:
     """What a set is: its examples' ids in order, and what stands before their prompts."""
+    ids = unique_ids([example.id for example in examples])
     asked = [] if config.shots is None else [example_id(example.prompt, example.answer) for example in examples]
     return json_digest([*ids, *asked])
 

@@ -193,18 +193,17 @@ def run_suite(
     loaded = Loaded(model, tokenizer, suite.encoding, suite.generation, suite.batch_tokens, accelerator)
     loaded = replace(loaded, cache=_open_cache(cache, model, tokenizer), meter=meter, keep_text=keep_text)
     results: dict[str, Any] = {"schema": SCHEMA, "suite": suite.name, "settings": _settings(suite)}
+    digests = {name: set_digest(suite.sets[name], found) for name, found in examples.items()}
+    asked = {name: {"digest": digests[name], "forget": is_forget(name, suite.sets[name])} for name in digests}
+    warnings = [*suite.left_out, *check_controls({**results, "sets": asked}, controls)]
     measured: dict[str, Measured] = {}
     for name, config in suite.sets.items():
         with meter.part(name):
             measured[name] = measure_set(name, config, examples[name], metrics, loaded)
     results["sets"] = {
-        name: {
-            **set_results(found, seed=suite.seed, keep_text=keep_text),
-            "digest": set_digest(found.ids, suite.sets[name], examples[name]),
-        }
+        name: {**set_results(found, seed=suite.seed, keep_text=keep_text), "digest": digests[name]}
         for name, found in measured.items()
     }
-    warnings = [*suite.left_out, *check_controls(results, controls)]
     results["controls"] = side_by_side(controls)
     results["forget_quality"] = None if oracle_results is None else _forget_quality(suite, results, oracle_results)
     results["model_utility"] = _utility(suite, measured)

@@ -89,7 +89,7 @@ def _parts(
 def _metric_digest(metric: Metric) -> str:
     module = inspect.getmodule(type(metric))
     code = inspect.getsource(module) if module is not None else ""
-    settings = asdict(metric) if is_dataclass(metric) and not isinstance(metric, type) else {}
+    settings: dict[str, Any] = asdict(metric) if is_dataclass(metric) and not isinstance(metric, type) else {}
     return text_digest("\n".join([type(metric).__qualname__, metric.label, repr(sorted(settings.items())), code]))
 
 
