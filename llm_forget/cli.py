@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from llm_forget.commands import adapters as adapter_commands
+from llm_forget.commands.seeds import seeds
 from llm_forget.entry import quiet_libraries, run_entry
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="The recipes that come with the package.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
+app.command()(seeds)
 _ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

@@ -99,8 +99,19 @@ def answer_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """
     predicts_answer = torch.zeros_like(batch["answer_mask"])
     predicts_answer[:, :-1] = batch["answer_mask"][:, 1:]
-    with _head_reads_only(model, predicts_answer):
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    return logits_at(model, predicts_answer, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+
+def logits_at(model: nn.Module, positions: Tensor, **inputs: Tensor) -> Tensor:
+    """The logits at some positions, (N, V), rows in the order of ``positions.nonzero()``; the head sees no others.
+
+    Args:
+        model: a causal language model, wrapped or not.
+        positions: (B, T) bool.
+        inputs: what the model takes: ``input_ids`` (B, T), ``attention_mask``, ``position_ids``.
+    """
+    with _head_reads_only(model, positions):
+        output = model(**inputs, use_cache=False)
     logits: Tensor = output.logits
     return logits
 
