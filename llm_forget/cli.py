@@ -43,7 +43,7 @@ def methods() -> None:
     table = Table("method", "source", "retain term", "needs")
     for name in names_in("llm_forget.methods"):
         cls = find_class("llm_forget.methods", name, "forget_loss")
-        needed = [what for what, wanted in vars(cls.needs).items() if wanted]  # type: ignore[attr-defined]
+        needed = cls().needs.names()
         retain = cls.default_retain or "none"  # type: ignore[attr-defined]
         table.add_row(name, cls.paper, retain, ", ".join(needed) or "–")  # type: ignore[attr-defined]
     Console().print(table)
