@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from llm_forget.methods import check_number
@@ -41,13 +41,13 @@ class Dual(Wrapper):
     bound: float | None = None
     tolerance: float = 0.1
     step_size: float = 1.0
-    _bound: float | None = field(default=None, init=False, repr=False)
-    _weight: float | None = field(default=None, init=False, repr=False)
 
     paper: ClassVar[str] = "Entesari et al. 2025, arXiv:2506.05314"
     cost: ClassVar[str] = "one number"
 
     def __post_init__(self) -> None:
+        self._bound: float | None = None
+        self._weight: float | None = None
         if self.bound is not None:
             check_number("dual", "bound", self.bound, at_least=0)
         check_number("dual", "tolerance", self.tolerance, at_least=0)

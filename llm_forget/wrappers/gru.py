@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -44,12 +44,12 @@ class GRU(Wrapper):
     """
 
     smoothing: float = 0.8
-    _average: Tensor | None = field(default=None, init=False, repr=False)
 
     paper: ClassVar[str] = "Wang et al. 2025, arXiv:2503.09117"
     cost: ClassVar[str] = "three vectors of the size of the trained weights"
 
     def __post_init__(self) -> None:
+        self._average: Tensor | None = None
         check_number("gru", "smoothing", self.smoothing, above=0)
         if self.smoothing > 1:
             raise ValueError(f"gru: smoothing is {self.smoothing}; it is a share, 1 at most")
