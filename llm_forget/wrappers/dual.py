@@ -67,3 +67,11 @@ class Dual(Wrapper):
         step.retain_weight = weight
         if math.isfinite(step.retain_loss):
             self._weight = dual_step(weight, step.retain_loss, bound=self._bound, step_size=self.step_size)
+
+    def state_dict(self) -> dict[str, float | None]:
+        """Bound and weight, for a run that is interrupted."""
+        return {"bound": self._bound, "weight": self._weight}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self._bound, self._weight = state["bound"], state["weight"]

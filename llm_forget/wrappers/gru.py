@@ -63,6 +63,14 @@ class GRU(Wrapper):
     def on_gradient(self, step: StepGradient) -> None:
         """Project the forget gradient."""
         newest = step.retain
-        before = torch.zeros_like(newest) if self._average is None else self._average
+        before = torch.zeros_like(newest) if self._average is None else self._average.to(newest.device)
         self._average = self.smoothing * newest + (1 - self.smoothing) * before
         step.forget = rectify(step.forget, self._average)
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """The moving average, for a run that is interrupted."""
+        return {"average": self._average}
+
+    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self._average = state["average"]

@@ -148,3 +148,17 @@ def test_rounding_is_close_rounds_once_and_lets_the_gradient_through(seed: int, 
     torch.testing.assert_close(rounded(held.detach(), bits=bits, group=group), held.detach())
     (held * 3).sum().backward()
     assert torch.equal(weight.grad, torch.full((3, 7), 3.0))
+
+
+@pytest.mark.parametrize("name", ["gru", "dual"])
+def test_a_wrapper_with_a_memory_goes_on_where_it_was(name: str) -> None:
+    whole, first, second = (wrapper_class(name)() for _ in range(3))
+    steps = [([1.0, -1.0], [0.0, 2.0], 0.4), ([0.0, -1.0], [2.0, 0.0], 1.0)]
+    for forget, retain, loss in steps:
+        expected = step(forget, retain, loss)
+        whole.on_gradient(expected)
+    first.on_gradient(step(*steps[0]))
+    second.load_state_dict(first.state_dict())
+    found = step(*steps[1])
+    second.on_gradient(found)
+    assert torch.equal(found.total, expected.total)
