@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 def methods(markdown: bool = False) -> None:
-    """List methods and wrappers: source, needs, cost of a step against grad_diff's, recipe. --markdown prints the README's table."""
+    """List methods and wrappers: source, needs, cost against grad_diff, recipe. --markdown prints the README's table."""
     from llm_forget.catalogue import method_entries, methods_table, wrapper_entries
 
     if markdown:
