@@ -102,5 +102,5 @@ class SplitStep:
             value.grad = part.to(value.dtype).clone()
 
     def _split(self, flat: Tensor) -> list[Tensor]:
-        parts = flat.split([value.numel() for value in self.parameters])
+        parts = torch.split(flat, [value.numel() for value in self.parameters])
         return [part.view_as(value) for value, part in zip(self.parameters, parts, strict=True)]

@@ -29,7 +29,7 @@ Pair = tuple[int, int | None]
 class PairRow(NamedTuple):
     """One pair of a schedule: the forget row's index and tokens, its retain row, and another answer to the forget prompt."""
 
-    index: int
+    forget_index: int
     forget: Encoded
     retain: Encoded | None = None
     alternative: Encoded | None = None
@@ -72,7 +72,7 @@ class PairCollator:
         others = [pair.alternative for pair in pairs if pair.alternative is not None]
         rows = [pair.forget for pair in pairs] + (others if self.score_alternatives else [])
         batch = collate([*rows, *(pair.retain for pair in pairs if pair.retain is not None)], self.pad_token_id)
-        batch["forget_index"] = torch.tensor([pair.index for pair in pairs])
+        batch["forget_index"] = torch.tensor([pair.forget_index for pair in pairs])
         if others and not self.score_alternatives:
             answers = [torch.tensor(row.input_ids[row.prompt_length :]) for row in others]
             batch["alternative_tokens"] = nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=-1)
@@ -217,7 +217,8 @@ class UnlearningTrainer(Trainer):
             step = self._split.finish(goal.retain_weight)
             terms["retain_weight"] = torch.tensor(step.retain_weight, device=terms["loss"].device)
         self._keep(terms)
-        return terms["loss"] / self.args.gradient_accumulation_steps
+        loss: Tensor = terms["loss"] / self.args.gradient_accumulation_steps
+        return loss
 
     def compute_loss(
         self,

@@ -3,10 +3,10 @@
     python scripts/method_table.py --recipes recipes/demo --suite demo --oracle runs/demo/oracle
     python scripts/method_table.py --recipes recipes/tofu --suite tofu_mini --oracle-adapter ../shared/models/tofu-mini-oracle
 
-The target is the model that the recipes name. Results go to the recipes' own output folders, and the table to methods.md and methods.json
-in the folder of those. A recipe whose run folder holds a result and an evaluation is skipped, so that a table that was interrupted
-goes on; a run folder that is deleted is made again. --only NAME,NAME runs some, --set train.epochs=3 changes all recipes, --to
-FOLDER puts everything elsewhere.
+The target is the model that the recipes name. Results go to the recipes' own output folders, and the table to methods.md
+and methods.json in the folder of those. A recipe whose run folder holds a result and an evaluation is skipped, so that a
+table that was interrupted goes on; a run folder that is deleted is made again. --only NAME,NAME runs some, --set
+train.epochs=3 changes all recipes, --to FOLDER puts everything elsewhere.
 """
 
 from __future__ import annotations

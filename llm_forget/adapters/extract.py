@@ -1,7 +1,7 @@
 """Ext-Sub's projection: of what an adapter learned on the forget set, only what it does not share with one of retain rows.
 
-Row by row of ΔW, the direction that both adapters have in common is half way between their own directions; the part of the forget
-adapter along it is left in the model, and the rest, its deficiency, is what is subtracted.
+Row by row of ΔW, the direction that both adapters have in common is half way between their own directions; the part of the
+forget adapter along it is left in the model, and the rest, its deficiency, is what is subtracted.
 
 Source: Hu et al. 2023, arXiv:2308.08090, extraction before subtraction; that it goes by rows was checked in the authors' code
 (Ext-Sub, ext_sub.py, read in a copy), which works on dense ΔW and writes an adapter of full rank. Here it is exact in factors.
@@ -23,17 +23,18 @@ from llm_forget.errors import AdapterError
 def deficiency(forget: Factors, retain: Factors) -> Factors:
     """The part of the forget adapter's ΔW that is not along what it shares with the retain adapter's.
 
-    For each row w of the forget ΔW and v of the retain ΔW it is ``w − ⟨w, c⟩ c`` with c the unit vector along ``w/‖w‖ + v/‖v‖``. With
-    ⟨w, c⟩ = ‖w‖ (1 + cos) / L and L² = 2 + 2 cos, L the length of that sum, this is ``½ (w − ‖w‖ v/‖v‖)``: linear in the rows, so that
-    the result is an adapter of the sum of both ranks, exactly. Two adapters with the same A keep their rank.
+    For each row w of the forget ΔW and v of the retain ΔW it is ``w − ⟨w, c⟩ c`` with c the unit vector along ``w/‖w‖ +
+    v/‖v‖``. With ⟨w, c⟩ = ‖w‖ (1 + cos) / L and L² = 2 + 2 cos, L the length of that sum, this is ``½ (w − ‖w‖ v/‖v‖)``:
+    linear in the rows, so that the result is an adapter of the sum of both ranks, exactly. Two adapters with the same A
+    keep their rank.
 
     Args:
         forget: factors of the adapter that was trained towards the forget set, (out, in) of any rank.
         retain: of the one trained on retain rows, the same shape.
 
     Returns:
-        Factors with scaling 1, in fp32. w = (1, 0) and v = (0, 1) give (½, −½); v along w gives 0, v against w gives w. A row that is
-        zero in the retain adapter shares nothing, and stays.
+        Factors with scaling 1, in fp32. w = (1, 0) and v = (0, 1) give (½, −½); v along w gives 0, v against w gives w. A
+        row that is zero in the retain adapter shares nothing, and stays.
 
     Raises:
         AdapterError: the shapes differ.

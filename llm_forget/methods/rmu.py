@@ -15,7 +15,8 @@ from llm_forget.methods import Needs, check_number, needed
 def control_vector(width: int, *, coefficient: float, seed: int) -> Tensor:
     """C · u: a direction of ``width`` entries drawn from [0, 1), of length ``coefficient``, the same for the same seed."""
     direction = torch.rand(width, generator=torch.Generator().manual_seed(seed))
-    return coefficient * direction / direction.norm()
+    control: Tensor = coefficient * direction / direction.norm()
+    return control
 
 
 def rmu_loss(hidden: Tensor, control: Tensor, mask: Tensor) -> Tensor:

@@ -32,10 +32,11 @@ def rounded(weight: Tensor, *, bits: int, group: int) -> Tensor:
     """
     levels = 2 ** (bits - 1) - 1
     columns = weight.shape[-1]
-    padded = functional.pad(weight.detach(), (0, -columns % group)).unflatten(-1, (-1, group))
+    padded = functional.pad(weight.detach(), (0, -columns % group)).reshape(weight.shape[0], -1, group)
     scale = padded.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny) / levels
     held = ((padded / scale).round() * scale).flatten(-2)[..., :columns]
-    return weight + (held - weight.detach())
+    passed: Tensor = weight + (held - weight.detach())
+    return passed
 
 
 @dataclass
