@@ -291,15 +291,13 @@ class _Run:
 
         Only full fine-tuning with a loss that runs the reference every step needs a copy.
         """
-        needs = objective.needs[0]
-        rows = (
-            [self.sets.forget, self.alternatives if needs.alternative else None]
-            if needs.reference_logps
-            else [None, None]
-        )
-        logps = [None if some is None else answer_logps(self.model, some, self.pad_token_id)[0] for some in rows]
+        needs, forget, others = objective.needs[0], None, None
+        if needs.reference_logps:
+            forget = answer_logps(self.model, self.sets.forget, self.pad_token_id)[0]
+            if needs.alternative and self.alternatives is not None:
+                others = answer_logps(self.model, self.alternatives, self.pad_token_id)[0]
         every_step = any(needs.reference_forward for needs in objective.needs) and self.recipe.adapter is None
-        return References(logps[0], logps[1], frozen_copy(self.model) if every_step else None)
+        return References(forget, others, frozen_copy(self.model) if every_step else None)
 
     def _report(self, now: Measurement, verdict: Verdict) -> None:
         self.metrics.check(now, verdict)
