@@ -67,6 +67,7 @@ def arguments(place: Path, *more: str) -> list[str]:
     return [*(str(part) for pair in given.items() for part in pair), *more]
 
 
+@pytest.mark.slow
 def test_runs_measures_and_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that can be run is; a second call runs nothing, and after a run is deleted that one alone."""
     SCRIPT["main"](arguments(place))

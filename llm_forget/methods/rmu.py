@@ -39,9 +39,8 @@ def rmu_loss(hidden: Tensor, control: Tensor, mask: Tensor) -> Tensor:
 class RMU:
     """RMU with the ``activation`` retain term; trains the block and the two before it.
 
-    The distance is the sum over the state's entries as in the paper, not their mean as in its code: coefficients and
-    weights for the mean are those for the sum with the learning rate and the ratio of both losses unchanged. The state is
-    that of the positions which predict the answer.
+    The distance is the paper's squared norm, the sum over a state's entries; toolkits take their mean, which divides both
+    losses by the state's width and leaves their ratio as it is. The states are those that predict the answer's tokens.
 
     Attributes:
         layer: block ℓ, from 0; null is 7/32 of the depth: block 7 in the 7B models of the paper and in OpenUnlearning's
