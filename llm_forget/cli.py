@@ -12,6 +12,7 @@ from rich.console import Console
 
 from llm_forget.commands import adapters as adapter_commands
 from llm_forget.commands.seeds import seeds
+from llm_forget.commands.methods import methods
 from llm_forget.entry import quiet_libraries, run_entry
 
 app = typer.Typer(
@@ -36,20 +37,7 @@ def demo() -> None:
     run_demo(Console(width=None if sys.stdout.isatty() else 100))  # a log is as wide as the table needs
 
 
-@app.command()
-def methods() -> None:
-    """List the unlearning methods, their source and what they need."""
-    from rich.table import Table
-
-    from llm_forget.plugins import find_class, names_in
-
-    table = Table("method", "source", "retain term", "needs")
-    for name in names_in("llm_forget.methods"):
-        cls = find_class("llm_forget.methods", name, "forget_loss")
-        needed = [what for what, wanted in vars(cls.needs).items() if wanted]  # type: ignore[attr-defined]
-        retain = cls.default_retain or "none"  # type: ignore[attr-defined]
-        table.add_row(name, cls.paper, retain, ", ".join(needed) or "–")  # type: ignore[attr-defined]
-    Console().print(table)
+app.command()(methods)
 
 
 @recipes_app.command("list")

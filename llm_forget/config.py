@@ -75,13 +75,38 @@ class UnlearnData:
 class RetainConfig:
     """The term that protects the rest."""
 
-    # nll, kl, or the path of your own; null for none. "default": what the method brings.
+    # nll, kl, jsd, activation, or the path of your own; null for none. "default": what the method brings.
     name: str | None = "default"
     weight: float = 1.0
+    # Hyper-parameters of the term itself, for example {layer: 5} of activation.
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight is {self.weight}; it must be 0 or more")
+
+
+@dataclass(frozen=True)
+class AlternativeConfig:
+    """Other answers to the forget questions, for the methods that teach the model what to say instead."""
+
+    # refusals: one of the list that comes with the package, or of `path`, chosen for each example by the seed. column: the
+    # forget rows' own `alternative` column. model: written by the model itself before training. "default": the column
+    # where every row has one, else what the method asks for.
+    source: Literal["default", "refusals", "column", "model"] = "default"
+    # A text file with one refusal a line, instead of ours.
+    path: str | None = None
+    # Of model-written answers.
+    temperature: float = 1.0
+    max_new_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.source not in ("default", "refusals"):
+            raise ValueError(f"path is a list of refusals, and source is {self.source}; set one of them only")
+        if not 0 < self.temperature < math.inf or self.max_new_tokens < 1:
+            raise ValueError(
+                f"temperature is {self.temperature} and max_new_tokens {self.max_new_tokens}; above 0 and 1 or more are needed"
+            )
 
 
 @dataclass(frozen=True)
@@ -152,6 +177,9 @@ class UnlearnRecipe:
     retain: RetainConfig = field(default_factory=RetainConfig)
     # γ of γ · forget + α · retain.
     forget_weight: float = 1.0
+    alternative: AlternativeConfig = field(default_factory=AlternativeConfig)
+    # What changes the gradient of any loss, in this order: [{name: sam, rho: 0.01}, {name: gru}]; `llm-forget methods` has all.
+    wrappers: list[dict[str, Any]] = field(default_factory=list)
     adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

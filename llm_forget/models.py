@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -214,8 +216,33 @@ def check_adapter_fits(base: str, adapter: str) -> None:
             )
 
 
-def add_adapter(model: nn.Module, config: AdapterConfig) -> Any:
-    """Put a fresh LoRA adapter on the model: fp32 weights over a frozen base of any type."""
+def block_of(name: str) -> int | None:
+    """The block that a module or parameter belongs to, from its name, or None: `model.layers.7.mlp.up_proj` is in block 7."""
+    found = re.search(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def train_only_blocks(model: nn.Module, blocks: Collection[int]) -> None:
+    """Freeze every weight outside some blocks, for full fine-tuning."""
+    for name, value in model.named_parameters():
+        value.requires_grad_(block_of(name) in blocks)
+
+
+def _linear_names(model: nn.Module, targets: str | list[str], blocks: Collection[int]) -> list[str]:
+    names = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and block_of(name) in blocks
+    ]
+    return [name for name in names if targets == "all-linear" or name.rpartition(".")[2] in targets]
+
+
+def add_adapter(model: nn.Module, config: AdapterConfig, blocks: Collection[int] | None = None) -> Any:
+    """Put a fresh LoRA adapter on the model: fp32 weights over a frozen base of any type.
+
+    Args:
+        model: the base.
+        config: the recipe's adapter section.
+        blocks: only these blocks get an adapter; None for all.
+    """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if getattr(model, "is_quantized", False):
@@ -224,7 +251,7 @@ def add_adapter(model: nn.Module, config: AdapterConfig) -> Any:
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=config.target_modules,
+        target_modules=config.target_modules if blocks is None else _linear_names(model, config.target_modules, blocks),
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, lora)

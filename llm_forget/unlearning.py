@@ -9,9 +9,10 @@ from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback, set_seed
 
+from llm_forget.alternatives import alternative_source, encoded_alternatives
 from llm_forget.arguments import unlearning_arguments
 from llm_forget.checks import Checks, Gauge
 from llm_forget.config import RetainConfig, TrainConfig, UnlearnRecipe, build
@@ -22,14 +23,23 @@ from llm_forget.errors import RecipeError
 from llm_forget.launch import check_launch
 from llm_forget.measure import answer_logps, held_in_bf16
 from llm_forget.methods import Method
-from llm_forget.models import add_adapter, check_adapter_fits, load_model, load_tokenizer, locate_model
+from llm_forget.models import (
+    add_adapter,
+    check_adapter_fits,
+    load_model,
+    load_tokenizer,
+    locate_model,
+    train_only_blocks,
+)
 from llm_forget.plugins import find_class
 from llm_forget.progress import ProgressBar
 from llm_forget.retain import RetainTerm
 from llm_forget.rounds import AdapterSession
 from llm_forget.runfolder import RunRecord, check_output, write_run
 from llm_forget.stop import Measurement, StopRule, Verdict
-from llm_forget.trainer import Objective, PairDataset, UnlearningTrainer, frozen_copy
+from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer, frozen_copy
+from llm_forget.wrappers import Wrapper
+from llm_forget.wrapping import build_wrappers, trained_blocks
 
 _NEVER_SEEN = 0.1  # forget target without a holdout set to measure: what unseen answers typically have
 
@@ -69,7 +79,9 @@ def build_retain(config: RetainConfig, method: Method) -> RetainTerm | None:
     name = method.default_retain if config.name == "default" else config.name
     if name is None:
         return None
-    term: RetainTerm = build(find_class("llm_forget.retain", name, "retain_loss"), {}, f"retain term {name}")
+    term: RetainTerm = build(
+        find_class("llm_forget.retain", name, "retain_loss"), config.settings, f"retain term {name}"
+    )
     return term
 
 
@@ -93,20 +105,35 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     retain = build_retain(recipe.retain, method)
     if retain is not None and recipe.data.retain is None:
         raise RecipeError("the retain term needs data.retain; add it, or set retain.name: null")
+    wrappers = build_wrappers(recipe, method, retain)
+    try:
+        objective = Objective(method, retain)
+        steered = objective.layer
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     base = locate_model(recipe.model.name)
     if recipe.model.adapter is not None:
         check_adapter_fits(base, recipe.model.adapter)
     tokenizer = load_tokenizer(recipe.model)
     sets = prepare(recipe, tokenizer)
+    source = alternative_source(recipe, method, sets.forget_examples)
+    alternatives = None
+    if source not in (None, "model"):
+        alternatives = encoded_alternatives(recipe, sets.forget_examples, tokenizer, source)
     for warning in sets.warnings:
         console.print(f"[yellow]note[/] {warning}")
 
     started = time.monotonic()
     set_seed(recipe.seed)  # of the adapter's first values; the Trainer seeds again, too late for them
     model, _ = load_model(recipe.model, trainable=recipe.adapter is None)
+    if source == "model":
+        alternatives = encoded_alternatives(recipe, sets.forget_examples, tokenizer, source, model, console)
+    blocks = trained_blocks(method, model, steered)
     if recipe.adapter is not None:
-        model = add_adapter(model, recipe.adapter)
-    run = Run(recipe, method, retain, sets, model, tokenizer.pad_token_id, console)
+        model = add_adapter(model, recipe.adapter, blocks)
+    elif blocks is not None:
+        train_only_blocks(model, blocks)
+    run = Run(recipe, method, retain, sets, model, tokenizer.pad_token_id, console, wrappers, alternatives)
     outcome = run.execute()
     record = RunRecord(
         method=str(recipe.method["name"]),
@@ -150,7 +177,10 @@ class Run:
         model: nn.Module,
         pad_token_id: int,
         console: Console,
+        wrappers: Sequence[Wrapper] = (),
+        alternatives: list[Encoded] | None = None,
     ) -> None:
+        self.wrappers, self.alternatives = wrappers, alternatives
         self.recipe, self.method, self.retain, self.sets = recipe, method, retain, sets
         self.model, self.pad_token_id, self.console = model, pad_token_id, console
         self.gauge = Gauge(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
@@ -226,9 +256,6 @@ class Run:
         """One phase of training, with the recipe's settings unless others are given."""
         bar = ProgressBar(self.console, f"{self.recipe.method['name']}: {label}")
         self._bar = bar
-        needs_logits = any(
-            part is not None and part.needs.reference_logits for part in (objective.method, objective.retain)
-        )
         method = objective.method
         trainer = UnlearningTrainer(
             self.model,
@@ -238,20 +265,29 @@ class Run:
                 self.recipe.adapter is not None,
                 autocast=held_in_bf16(self.model),
             ),
-            PairDataset(self.sets.forget, self.sets.retain, pairs),
+            PairDataset(self.sets.forget, self.sets.retain, pairs, self.alternatives if method is not None else None),
             objective,
             pad_token_id=self.pad_token_id,
-            reference_logps=self._reference_logps() if method is not None and method.needs.reference_logps else None,
-            reference_model=frozen_copy(self.model) if needs_logits and self.recipe.adapter is None else None,
+            reference=self._references(objective),
+            wrappers=self.wrappers if method is not None else (),
             callbacks=[bar, self.metrics, *([checks] if checks else [])],
         )
         trainer.train()
         self.steps += trainer.state.global_step
         return trainer
 
-    def _reference_logps(self) -> Tensor:
-        """The reference is the model as it is before the first step: one pass over the forget set, and no second copy."""
-        return answer_logps(self.model, self.sets.forget, self.pad_token_id)[0]
+    def _references(self, objective: Objective) -> References:
+        """The reference is the model as it is before the first step: one pass over the forget set, and no second copy.
+
+        Only full fine-tuning with a loss that runs the reference every step needs a copy.
+        """
+        needs, forget, others = objective.needs[0], None, None
+        if needs.reference_logps:
+            forget = answer_logps(self.model, self.sets.forget, self.pad_token_id)[0]
+            if needs.alternative and self.alternatives is not None:
+                others = answer_logps(self.model, self.alternatives, self.pad_token_id)[0]
+        every_step = any(needs.reference_forward for needs in objective.needs) and self.recipe.adapter is None
+        return References(forget, others, frozen_copy(self.model) if every_step else None)
 
     def report(self, now: Measurement, verdict: Verdict) -> None:
         """Keep and show a measurement."""

@@ -17,7 +17,7 @@ from llm_forget.config import AdapterConfig, TrainConfig
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.data.pairs import schedule
-from llm_forget.logprobs import score_answers
+from llm_forget.logprobs import Part, score_answers
 from llm_forget.measure import answer_logps
 from llm_forget.methods import Method
 from llm_forget.methods.grad_ascent import GradAscent
@@ -32,6 +32,8 @@ from llm_forget.trainer import (
     Objective,
     PairCollator,
     PairDataset,
+    PairRow,
+    References,
     UnlearningTrainer,
     frozen_copy,
     restore_trainable,
@@ -98,8 +100,7 @@ def train(
         PairDataset(FORGET, kept, pairs),
         objective,
         pad_token_id=PAD,
-        reference_logps=answer_logps(model, FORGET, PAD)[0],
-        reference_model=None if adapter else frozen_copy(model),
+        reference=References(answer_logps(model, FORGET, PAD)[0], model=None if adapter else frozen_copy(model)),
         callbacks=[watch, *callbacks],
     )
     trainer.train()
@@ -150,11 +151,11 @@ def test_the_reference_of_kl_is_the_model_before_training(base: nn.Module, adapt
     settings: dict[str, Any] = {} if adapter else {"optimizer": "sgd", "learning_rate": 0.1}
     trainer, rows = train(model, Objective(GradAscent(), KL()), adapter=adapter, **settings)
     batch = collate(FORGET + RETAIN, PAD)
-    for module in (*model.modules(), *(trainer.reference_model or nn.Module()).modules()):
+    for module in (*model.modules(), *(trainer.reference.model or nn.Module()).modules()):
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5  # of the base itself, which switching the adapter off leaves on
     model.train()
-    reference = trainer._score_reference(model, batch)
+    reference = trainer._score_reference(model, batch, Part(slice(None), logits=True))
     truth = score_answers(base.eval(), batch, keep_logits=True)
     assert reference.logits is not None
     assert truth.logits is not None
@@ -169,7 +170,7 @@ def test_the_reference_of_kl_is_the_model_before_training(base: nn.Module, adapt
 
 def test_satisfied_examples_stop_counting(base: nn.Module) -> None:
     """A threshold between the rows' probabilities: those at or below it give neither loss nor gradient."""
-    batch = PairCollator(PAD)([(index, row, None) for index, row in enumerate(FORGET)])
+    batch = PairCollator(PAD)([PairRow(index, row) for index, row in enumerate(FORGET)])
     model = with_adapter(base)
     known = answer_logps(model, FORGET, PAD)[1]
     threshold = float(known.median())
