@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from llm_forget.commands import adapters as adapter_commands
-from llm_forget.commands.seeds import seeds
 from llm_forget.commands.methods import methods
+from llm_forget.commands.seeds import seeds
 from llm_forget.entry import quiet_libraries, run_entry
 
 app = typer.Typer(

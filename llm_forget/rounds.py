@@ -33,7 +33,7 @@ class AdapterSession:
         self._run, self._checks = run, checks
         self.target, self.floor = run.target, run.floor
         train = run.recipe.train
-        self._batch = train.batch_size * train.gradient_accumulation * PartialState().num_processes
+        self._batch: int = train.batch_size * train.gradient_accumulation * PartialState().num_processes
         self._forget = run.pairs()
         self._retain = self._retain_rows()
         self._before: dict[str, Tensor] = {}
@@ -77,7 +77,7 @@ class AdapterSession:
         # the forget half of a pair is not looked at here, so the shortest row stands in for it
         lengths = [len(row.input_ids) for row in run.sets.forget]
         shortest = min(range(len(lengths)), key=lengths.__getitem__)
-        pairs = [(shortest, next(self._retain)) for _ in range(steps * self._batch)]
+        pairs: list[tuple[int, int | None]] = [(shortest, next(self._retain)) for _ in range(steps * self._batch)]
         train = replace(run.recipe.train, learning_rate=learning_rate or run.recipe.train.learning_rate)
         self._train(Objective(method=None, retain=NLL()), pairs, "healing", train)
 
