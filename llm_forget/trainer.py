@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.logprobs import AnswerScores, score_answers
 from llm_forget.methods import Method
+from llm_forget.resume import Resumable
 from llm_forget.retain import RetainTerm
 
 Pair = tuple[int, int | None]
@@ -70,7 +70,7 @@ class Objective:
     satisfied_below: float | None = None
 
 
-class UnlearningTrainer(Trainer):
+class UnlearningTrainer(Resumable, Trainer):
     """A ``transformers.Trainer`` whose batches are pairs and whose loss is an ``Objective``.
 
     Means are over examples, so that 1 × 8 rows, 8 × 1 accumulated and 2 processes × 4 give the same update.
@@ -203,21 +203,3 @@ class UnlearningTrainer(Trainer):
                 logs[name] = float(self.accelerator.reduce(mean, reduction="mean"))
         self._terms.clear()
         super().log(logs, start_time)
-
-
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of what is being trained, on the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if value.requires_grad}
-
-
-@torch.no_grad()
-def restore_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put back what ``trainable_state`` took."""
-    for name, value in model.named_parameters():
-        if value.requires_grad:
-            value.copy_(state[name])
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A second, untrainable copy of all weights: the last resort for a reference, where there is no adapter to switch off."""
-    return copy.deepcopy(model).requires_grad_(False).eval()

@@ -19,16 +19,19 @@ from llm_forget.data.encode import Encoded
 from llm_forget.data.pairs import schedule
 from llm_forget.data.prepare import UnlearnSets, prepare
 from llm_forget.errors import RecipeError
+from llm_forget.identity import run_identity
 from llm_forget.launch import check_launch
 from llm_forget.measure import answer_logps, held_in_bf16
 from llm_forget.methods import Method
 from llm_forget.models import add_adapter, check_adapter_fits, load_model, load_tokenizer, locate_model
 from llm_forget.plugins import find_class
 from llm_forget.progress import ProgressBar
+from llm_forget.resume import Saving, check_checkpoints, checkpoint_folder, drop_checkpoints
 from llm_forget.retain import RetainTerm
 from llm_forget.runfolder import RunRecord, check_output, write_run
 from llm_forget.stop import Measurement, StopRule, Verdict
-from llm_forget.trainer import Objective, PairDataset, UnlearningTrainer, frozen_copy, trainable_state
+from llm_forget.trainer import Objective, PairDataset, UnlearningTrainer
+from llm_forget.weights import frozen_copy, trainable_state
 
 _NEVER_SEEN = 0.1  # forget target without a holdout set to measure: what unseen answers typically have
 
@@ -43,6 +46,14 @@ class MetricsLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Keep one row of numbers."""
         self.rows.append({"phase": self.phase, "step": state.global_step, **(logs or {})})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far, for a checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.rows[:] = state["rows"]
 
     def check(self, now: Measurement, verdict: Verdict) -> None:
         """Keep one measurement of the stop rule."""
@@ -88,6 +99,7 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     console = console or Console(stderr=True)
     check_launch()
     check_output(recipe.output_dir, recipe.overwrite)
+    check_checkpoints(recipe.output_dir, resume=recipe.resume, overwrite=recipe.overwrite)
     method = build_method(recipe)
     retain = build_retain(recipe.retain, method)
     if retain is not None and recipe.data.retain is None:
@@ -123,6 +135,7 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     )
     if PartialState().is_main_process:
         write_run(recipe, record, model, tokenizer, outcome.metrics)
+        drop_checkpoints(recipe.output_dir)
     PartialState().wait_for_everyone()
     return record
 
@@ -248,9 +261,29 @@ class _Run:
             reference_model=frozen_copy(self.model) if needs_logits and self.recipe.adapter is None else None,
             callbacks=[bar, self.metrics, *([checks] if checks else [])],
         )
-        trainer.train()
+        if objective.method is not None:
+            trainer.saving = self._saving()
+            trainer.stateful = {"metrics": self.metrics, "checks": checks, "method": method, "retain": objective.retain}
+        trainer.resume_or_begin()
         self.steps += trainer.state.global_step
         return trainer
+
+    def _saving(self) -> Saving:
+        recipe, sets = self.recipe, self.sets
+        rows = {"forget": sets.forget, "retain": sets.retain, "validation": sets.validation, "holdout": sets.holdout}
+        return Saving(
+            folder=checkpoint_folder(recipe.output_dir),
+            identity=run_identity(recipe, rows, self.before),
+            every=recipe.train.save_steps,
+            keep=recipe.train.keep_checkpoints,
+            at_end=hasattr(self.method, "finish"),
+            resume=recipe.resume,
+            say=self._note,
+        )
+
+    def _note(self, text: str) -> None:
+        if PartialState().is_main_process:
+            self.console.print(f"[yellow]note[/] {text}", highlight=False, soft_wrap=True)
 
     def _reference_logps(self) -> Tensor:
         """The reference is the model as it is before the first step: one pass over the forget set, and no second copy."""

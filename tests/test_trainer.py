@@ -28,15 +28,8 @@ from llm_forget.retain.kl import KL
 from llm_forget.retain.nll import NLL
 from llm_forget.stop import StopRule
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
-from llm_forget.trainer import (
-    Objective,
-    PairCollator,
-    PairDataset,
-    UnlearningTrainer,
-    frozen_copy,
-    restore_trainable,
-    trainable_state,
-)
+from llm_forget.trainer import Objective, PairCollator, PairDataset, UnlearningTrainer
+from llm_forget.weights import frozen_copy, restore_trainable, trainable_state
 
 PAD = 0
 FORGET = [Encoded(f"f{row}", tuple((row * 7 + place * 5) % 200 + 3 for place in range(6 + row)), 3) for row in range(8)]
