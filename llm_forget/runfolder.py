@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from llm_forget import __version__
@@ -19,7 +22,7 @@ from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter
 from llm_forget.config import UnlearnRecipe, to_yaml
 from llm_forget.digests import weights_digest
-from llm_forget.errors import RecipeError
+from llm_forget.errors import RecipeError, UserError
 from llm_forget.files import new_folder, write_json, write_text
 from llm_forget.models import locate_model
 from llm_forget.stop import Measurement
@@ -74,6 +77,22 @@ def check_output(output_dir: str, overwrite: bool) -> None:
         raise RecipeError(f"output_dir: {folder} exists and is not a run folder; choose another")
     if not overwrite:
         raise RecipeError(f"output_dir: {folder} holds a run already; choose another, or add --overwrite true")
+
+
+@contextmanager
+def explained_if_full(output_dir: str) -> Iterator[None]:
+    """Inside, a disk that is full or cannot be written to is a user's problem with a remedy, not a traceback.
+
+    Raises:
+        UserError: instead of the system's own errors, and safetensors' for the same.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{output_dir} cannot be written: {error}. Nothing that was there is lost; make room and run the same command "
+            "with --resume true, which goes on from the newest checkpoint if there is one"
+        ) from error
 
 
 def environment() -> dict[str, Any]:

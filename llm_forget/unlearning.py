@@ -28,7 +28,7 @@ from llm_forget.plugins import find_class
 from llm_forget.progress import ProgressBar
 from llm_forget.resume import Saving, check_checkpoints, checkpoint_folder, drop_checkpoints
 from llm_forget.retain import RetainTerm
-from llm_forget.runfolder import RunRecord, check_output, write_run
+from llm_forget.runfolder import RunRecord, check_output, explained_if_full, write_run
 from llm_forget.stop import Measurement, StopRule, Verdict
 from llm_forget.trainer import Objective, PairDataset, UnlearningTrainer
 from llm_forget.weights import frozen_copy, trainable_state
@@ -134,7 +134,8 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
         retain_rows=len(sets.retain),
     )
     if PartialState().is_main_process:
-        write_run(recipe, record, model, tokenizer, outcome.metrics)
+        with explained_if_full(recipe.output_dir):
+            write_run(recipe, record, model, tokenizer, outcome.metrics)
         drop_checkpoints(recipe.output_dir)
     PartialState().wait_for_everyone()
     return record
