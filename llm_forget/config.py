@@ -98,7 +98,10 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch"
+    # Keep the activations of one block at a time and compute the others again: a third more time, a fraction of the memory.
     gradient_checkpointing: bool = False
+    # torch.compile of every decoder block. The first steps take minutes; worth it for long runs.
+    compile: bool = False
     # Optimiser steps between checkpoints, which lie in <output_dir>.checkpoints until the run is complete. 0: only when the
     # process is told to end (SIGTERM).
     save_steps: int = 100

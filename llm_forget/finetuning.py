@@ -21,7 +21,7 @@ from llm_forget.files import new_folder, write_json, write_text
 from llm_forget.launch import check_launch
 from llm_forget.logprobs import score_answers
 from llm_forget.measure import held_in_bf16
-from llm_forget.models import add_adapter, frozen_dtype, load_model, load_tokenizer
+from llm_forget.models import add_adapter, compile_blocks, frozen_dtype, load_model, load_tokenizer
 from llm_forget.progress import ProgressBar
 from llm_forget.runfolder import RESULT_NAME, check_output, environment
 
@@ -52,6 +52,8 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     model, tokenizer = load_model(recipe.model, trainable=recipe.adapter is None)
     if recipe.adapter is not None:
         model = add_adapter(model, recipe.adapter)
+    if recipe.train.compile:
+        compile_blocks(model)
     trainer = _train(recipe, model, tokenizer, rows, console)
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     result = {

@@ -7,13 +7,23 @@ so that a loss reads like its formula.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from llm_forget.head import chunk_rows, head_gives_logps, head_reads_only, output_head
+
+__all__ = [
+    "AnswerScores",
+    "answer_logits",
+    "kl_divergence",
+    "left_align",
+    "output_head",
+    "scatter_rows",
+    "score_answers",
+]
 
 
 @dataclass(frozen=True)
@@ -63,33 +73,6 @@ class AnswerScores:
         )
 
 
-def output_head(model: nn.Module) -> nn.Module:
-    """The module that turns hidden states into logits, found below DDP and PEFT wrappers."""
-    inner: Any = model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model
-    head = inner.get_output_embeddings()
-    if head is None:
-        raise TypeError(f"{type(inner).__name__} has no output embeddings; a causal language model is needed")
-    return head  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _head_reads_only(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Inside, the head receives only the hidden states at ``positions`` (B, T): its output is (N, V), not (B, T, V).
-
-    A hook rather than a call of the decoder by hand: the forward still enters through the outermost wrapper, so that DDP,
-    FSDP and autocast see it.
-    """
-
-    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][positions], *args[1:])
-
-    handle = output_head(model).register_forward_pre_hook(keep)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def answer_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """The logits that predict the answer tokens, (N, V), rows in the order of ``batch["answer_mask"].nonzero()``.
 
@@ -99,7 +82,7 @@ def answer_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """
     predicts_answer = torch.zeros_like(batch["answer_mask"])
     predicts_answer[:, :-1] = batch["answer_mask"][:, 1:]
-    with _head_reads_only(model, predicts_answer):
+    with head_reads_only(model, predicts_answer):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     logits: Tensor = output.logits
     return logits
@@ -115,9 +98,13 @@ def score_answers(model: nn.Module, batch: dict[str, Tensor], *, keep_logits: bo
     """
     answer_mask = batch["answer_mask"].clone()
     answer_mask[:, 0] = False  # nothing predicts the first token of a sequence
-    logits = answer_logits(model, {**batch, "answer_mask": answer_mask}).float()
     targets = batch["input_ids"][answer_mask]
-    flat_logps = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    size = None if keep_logits else chunk_rows(model, len(targets))
+    with nullcontext() if size is None else head_gives_logps(model, targets, size):
+        logits = answer_logits(model, {**batch, "answer_mask": answer_mask}).float()
+    flat_logps = logits.squeeze(-1)
+    if size is None:
+        flat_logps = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
     mask = left_align(answer_mask)
     return AnswerScores(

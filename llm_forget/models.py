@@ -234,3 +234,19 @@ def add_adapter(model: nn.Module, config: AdapterConfig) -> Any:
             if hasattr(module, "cast_input_dtype_enabled"):
                 module.cast_input_dtype_enabled = False
     return adapted
+
+
+def compile_blocks(model: Any) -> None:
+    """``torch.compile`` for each decoder block, in place: they are alike, so one compilation serves all; widths may vary.
+
+    Embedding and head stay as they are: the head reads other positions every time.
+
+    Raises:
+        RecipeError: the model's blocks are not where transformers' decoders have them.
+    """
+    decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layers = getattr(decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise RecipeError(f"train.compile: {type(decoder).__name__} has no list of layers to compile; set it to false")
+    for layer in layers:
+        layer.compile(dynamic=True)

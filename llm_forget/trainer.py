@@ -15,6 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
+from llm_forget.guards import CancellationGuard
 from llm_forget.logprobs import AnswerScores, score_answers
 from llm_forget.methods import Method
 from llm_forget.resume import Resumable
@@ -112,6 +113,7 @@ class UnlearningTrainer(Resumable, Trainer):
         self.reference_logps = reference_logps
         self.reference_model = reference_model
         self.non_finite_at: int | None = None
+        self.guard: CancellationGuard | None = None
         self._terms: dict[str, list[Tensor]] = defaultdict(list)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -127,6 +129,10 @@ class UnlearningTrainer(Resumable, Trainer):
     ) -> Any:
         """γ · mean forget loss + α · mean retain loss of one micro-batch."""
         terms = self._loss_terms(model, inputs)
+        if self.guard is not None and {"forget_loss", "retain_loss"} <= terms.keys():
+            forget = self.objective.forget_weight * terms["forget_loss"]
+            retain = self.objective.retain_weight * terms["retain_loss"]
+            terms |= self.guard.look(model, forget, retain, self.state.global_step + 1)
         for name, value in terms.items():
             self._terms[name].append(value.detach())
         loss = terms["loss"]

@@ -19,11 +19,12 @@ from llm_forget.data.encode import Encoded
 from llm_forget.data.pairs import schedule
 from llm_forget.data.prepare import UnlearnSets, prepare
 from llm_forget.errors import RecipeError
+from llm_forget.guards import CancellationGuard
 from llm_forget.identity import run_identity
 from llm_forget.launch import check_launch
 from llm_forget.measure import answer_logps, held_in_bf16
 from llm_forget.methods import Method
-from llm_forget.models import add_adapter, check_adapter_fits, load_model, load_tokenizer, locate_model
+from llm_forget.models import add_adapter, check_adapter_fits, compile_blocks, load_model, load_tokenizer, locate_model
 from llm_forget.plugins import find_class
 from llm_forget.progress import ProgressBar
 from llm_forget.resume import Saving, check_checkpoints, checkpoint_folder, drop_checkpoints
@@ -117,6 +118,8 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     model, _ = load_model(recipe.model, trainable=recipe.adapter is None)
     if recipe.adapter is not None:
         model = add_adapter(model, recipe.adapter)
+    if recipe.train.compile:
+        compile_blocks(model)
     run = _Run(recipe, method, retain, sets, model, tokenizer.pad_token_id, console)
     outcome = run.execute()
     record = RunRecord(
@@ -263,7 +266,7 @@ class _Run:
             callbacks=[bar, self.metrics, *([checks] if checks else [])],
         )
         if objective.method is not None:
-            trainer.saving = self._saving()
+            trainer.saving, trainer.guard = self._saving(), CancellationGuard(self._note)
             trainer.stateful = {"metrics": self.metrics, "checks": checks, "method": method, "retain": objective.retain}
         trainer.resume_or_begin()
         self.steps += trainer.state.global_step

@@ -17,11 +17,11 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 import peft  # noqa: F401  (imported before the forks)
+from rich.console import Console
 from transformers.models.llama import LlamaForCausalLM  # noqa: F401
 
 import llm_forget.progress
@@ -63,7 +63,7 @@ def main() -> None:
     """Kill, go on, kill, …, and let the last one finish."""
     path, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     number = getattr(signal, sys.argv[4]) if len(sys.argv) > 4 else signal.SIGKILL
-    values = json.loads(open(path).read())
+    values = json.loads(Path(path).read_text())
     report = []
     for turn in range(kills + 1):
         chance = random.Random(f"{seed} {turn}") if turn < kills else None
