@@ -159,6 +159,11 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
         trust_remote_code=config.trust_remote_code,
         **extra,
     )
+    for module in model.modules():
+        # On a CPU, bitsandbytes would repack 4-bit weights at the first forward without gradient, and no gradient flows
+        # through them ever after: blocks below the last would learn nothing, without a word.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if config.adapter is not None:
         from peft import PeftModel
 
@@ -216,10 +221,10 @@ def check_adapter_fits(base: str, adapter: str) -> None:
 
 def add_adapter(model: nn.Module, config: AdapterConfig) -> Any:
     """Put a fresh LoRA adapter on the model: fp32 weights over a frozen base of any type."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model
 
-    if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    # PEFT's preparation of a quantised base would hold embeddings and head in fp32: two more gigabytes for an 8B model, and
+    # nothing gained, since they are frozen and multiplied under autocast.
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
