@@ -33,7 +33,7 @@ def pack(value: Any, tensors: dict[str, Tensor], place: str = "") -> Any:
         TypeError: a value of another type; the message says where it stands.
     """
     if isinstance(value, Tensor):
-        tensors[place] = whole(value.detach()).cpu().contiguous().clone()
+        tensors[place] = whole(value).detach().cpu().contiguous().clone()
         return {"$tensor": place}
     if isinstance(value, np.ndarray):
         return {"$array": value.tolist(), "dtype": str(value.dtype)}

@@ -88,6 +88,10 @@ class Resumable:
             self.train()
             return
         source = self.saving.source()
+        if self.is_deepspeed_enabled:
+            self.saving.say("under DeepSpeed no checkpoints are written: it keeps its state as pickles")
+            self.train()
+            return
         with _told_to_end() as told:
             watch = SaveSteps(self.saving, told, self)
             self.add_callback(watch)

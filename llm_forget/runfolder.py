@@ -115,18 +115,32 @@ def environment() -> dict[str, Any]:
 
 
 def write_run(
-    recipe: UnlearnRecipe, record: RunRecord, model: nn.Module, tokenizer: Any, metrics: list[dict[str, Any]]
+    recipe: UnlearnRecipe,
+    record: RunRecord,
+    model: nn.Module,
+    tokenizer: Any,
+    metrics: list[dict[str, Any]],
+    state: dict[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write the whole run folder under a temporary name, then give it its own."""
+    """Write the whole run folder under a temporary name, then give it its own.
+
+    Args:
+        recipe: of the run.
+        record: what came out.
+        model: with its adapter, or in full.
+        tokenizer: saved beside a full model.
+        metrics: a row a step.
+        state: the trained weights, gathered, where processes hold shards of them; otherwise they are the model's own.
+    """
     target = Path(recipe.output_dir)
     base = locate_model(recipe.model.name)
     digest = weights_digest(base) if Path(base).is_dir() and recipe.model.adapter is None else None
     with new_folder(target) as folder:
         if recipe.adapter is None:
-            model.save_pretrained(folder / "model")  # type: ignore[operator]
+            model.save_pretrained(folder / "model", state_dict=state)  # type: ignore[operator]
             tokenizer.save_pretrained(folder / "model")
         else:
-            _write_adapter(model, folder, BaseRecord(base, recipe.model.revision, digest), record)
+            _write_adapter(model, folder, BaseRecord(base, recipe.model.revision, digest), record, state)
         write_text(folder / "recipe.yaml", to_yaml(recipe))
         write_json(folder / "env.json", environment())
         write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
@@ -134,10 +148,12 @@ def write_run(
     return target
 
 
-def _write_adapter(model: nn.Module, folder: Path, base: BaseRecord, record: RunRecord) -> None:
+def _write_adapter(
+    model: nn.Module, folder: Path, base: BaseRecord, record: RunRecord, state: dict[str, torch.Tensor] | None
+) -> None:
     """PEFT's own writing, rewritten to what servers load: alpha equal to the rank, the base's digest, and a card."""
     raw = folder / "peft"
-    model.save_pretrained(raw)  # type: ignore[operator]
+    model.save_pretrained(raw, state_dict=state)  # type: ignore[operator]
     adapter = load_adapter(raw)
     results = {
         "forget probability before": record.before.forget,

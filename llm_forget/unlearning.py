@@ -32,7 +32,7 @@ from llm_forget.retain import RetainTerm
 from llm_forget.runfolder import RunRecord, check_output, explained_if_full, write_run
 from llm_forget.stop import Measurement, StopRule, Verdict
 from llm_forget.trainer import Objective, PairDataset, UnlearningTrainer
-from llm_forget.weights import frozen_copy, trainable_state
+from llm_forget.weights import frozen_copy, put, trainable_state
 
 _NEVER_SEEN = 0.1  # forget target without a holdout set to measure: what unseen answers typically have
 
@@ -136,9 +136,11 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
         forget_rows=len(sets.forget),
         retain_rows=len(sets.retain),
     )
+    # every process takes part where weights lie in shards
+    state = trainable_state(model) if PartialState().num_processes > 1 else None
     if PartialState().is_main_process:
         with explained_if_full(recipe.output_dir):
-            write_run(recipe, record, model, tokenizer, outcome.metrics)
+            write_run(recipe, record, model, tokenizer, outcome.metrics, state)
         drop_checkpoints(recipe.output_dir)
     PartialState().wait_for_everyone()
     return record
@@ -320,7 +322,7 @@ class _AdapterSession:
         """B ← −strength · B of the trained adapter, in fp32."""
         for name, value in self._run.model.named_parameters():
             if name in self._trained:
-                value.data.copy_(self._trained[name] * -strength)
+                put(value, self._trained[name] * -strength)
 
     def measure(self) -> Measurement:
         """Measure both samples and show the result."""

@@ -11,13 +11,25 @@ from torch import Tensor, nn
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or all of it where this process holds a shard; every process has to call this alike."""
-    gather: Any = getattr(tensor, "full_tensor", None)  # FSDP2 keeps DTensors
-    return tensor if gather is None else gather()
+    if hasattr(tensor, "full_tensor"):  # FSDP2 keeps DTensors
+        return tensor.full_tensor()  # type: ignore[no-any-return]
+    if hasattr(tensor, "ds_id"):  # ZeRO-3 keeps an empty stand-in
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
+    return tensor
 
 
 @torch.no_grad()
 def put(target: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into one that may be sharded: each process keeps its part."""
+    if hasattr(target, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([target], modifier_rank=0):
+            target.copy_(value)
+        return
     placements = getattr(target, "placements", None)
     if placements is None:
         target.copy_(value)
@@ -31,7 +43,7 @@ def put(target: Tensor, value: Tensor) -> None:
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """A copy of what is being trained, whole and on the CPU."""
     return {
-        name: whole(value.detach()).cpu().clone() for name, value in model.named_parameters() if value.requires_grad
+        name: whole(value).detach().cpu().clone() for name, value in model.named_parameters() if value.requires_grad
     }
 
 
