@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from llm_forget.commands.plan import plan
 from llm_forget.entry import quiet_libraries, run_entry
 
 app = typer.Typer(
@@ -104,6 +105,8 @@ def evaluate(context: typer.Context) -> None:
     """Measure a model on a suite in one process: --config FILE [--key.sub VALUE …]."""
     _launch_here("eval/forget_qa.py", context.args)
 
+
+app.command(context_settings=_ANY_OPTION)(plan)
 
 _Base = Annotated[Path, typer.Option(help="folder of the base model (safetensors)")]
 _Adapter = Annotated[Path, typer.Option(help="folder of the adapter")]

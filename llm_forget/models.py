@@ -120,6 +120,15 @@ def frozen_dtype(config: ModelConfig) -> torch.dtype:
     return torch.bfloat16 if cpu_multiplies_in_bf16() else torch.float32
 
 
+def attention_for(config: ModelConfig, dtype: torch.dtype, *, on_cpu: bool) -> str | None:
+    """The attention implementation to ask for; None leaves it to transformers."""
+    if config.attention != "auto":
+        return config.attention
+    if on_cpu:
+        return "eager" if dtype == torch.bfloat16 else "sdpa"
+    return None
+
+
 def cpu_multiplies_in_bf16() -> bool:
     """Whether this CPU has instructions for bf16 products; without them bf16 is slower than fp32, not faster."""
     flags = Path("/proc/cpuinfo")
@@ -147,11 +156,9 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
     extra: dict[str, Any] = {}
     if config.quantization is not None:
         extra["quantization_config"] = _quantization(config, trainable)
-    if not torch.cuda.is_available():
-        default = "eager" if dtype == torch.bfloat16 else "sdpa"
-        extra["attn_implementation"] = default if config.attention == "auto" else config.attention
-    elif config.attention != "auto":
-        extra["attn_implementation"] = config.attention
+    attention = attention_for(config, dtype, on_cpu=not torch.cuda.is_available())
+    if attention is not None:
+        extra["attn_implementation"] = attention
     model = AutoModelForCausalLM.from_pretrained(
         name,
         dtype=torch.float32 if config.adapter else dtype,
