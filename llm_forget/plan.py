@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import re
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,13 +20,14 @@ from torch.utils._pytree import tree_leaves
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.head import chunk_rows, head_gives_logps, output_head
-from llm_forget.logprobs import kl_divergence
+from llm_forget.logprobs import kl_divergence, scatter_rows
 
 GB = 10**9
 # What a card holds besides tensors: CUDA's context, cuBLAS workspaces, and what the allocator cannot hand out again.
 CARD_FIXED, CARD_SHARE = 1.2e9, 0.05
 # Bytes a weight of a quantised linear layer: nf4 keeps an fp32 scale for every 64 weights, int8 one for every row.
 _QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
+_SHALLOW = (2, 4)  # layers of the models that are tried instead of a deep one
 _STATE_BYTES = (("8bit", 2.1), ("4bit", 1.1), ("adafactor", 0.1), ("sgd", 0.0), ("lion", 4.0), ("adam", 8.0))
 
 
@@ -87,21 +91,26 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     method = build_method(recipe)
     retain = build_retain(recipe.retain, method)
     needs = [part.needs for part in (method, retain) if part is not None]
-    wants_logits = any(need.logits for need in needs)
+    readers = sum(need.logits for need in needs)  # of forget rows, of retain rows, or of both
     wants_reference = any(need.reference_logits for need in needs)
     rows = recipe.train.batch_size * (2 if retain is not None else 1)
     length = tokens or recipe.encoding.max_length
 
     config = model_config or _config_of(recipe)
-    model, dtype = _on_meta(recipe, config, on_card)
+    model, _ = _on_meta(recipe, config, on_card)
     sizes = _weights(model, recipe)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
-    step = _Step(model, rows, length, wants_logits, wants_reference and recipe.adapter is not None)
-    peak = step.peak(
-        autocast=dtype == torch.bfloat16,
-        checkpointing=recipe.train.gradient_checkpointing,
-        accumulate=recipe.train.gradient_accumulation > 1,
-    )
+
+    def peak_of(config: Any) -> Counter[str]:
+        model, dtype = _on_meta(recipe, config, on_card)
+        step = _Step(model, rows, length, readers / len(needs), wants_reference and recipe.adapter is not None)
+        return step.peak(
+            autocast=dtype == torch.bfloat16,
+            checkpointing=recipe.train.gradient_checkpointing,
+            accumulate=recipe.train.gradient_accumulation > 1,
+        )
+
+    peak = _over_layers(config, peak_of)
     adapter = 4.0 * trained if recipe.adapter is not None else 0.0
     weights = sizes - adapter
     workspace = _dequantised(model) if recipe.model.quantization else 0.0
@@ -127,13 +136,20 @@ def largest_batch(recipe: UnlearnRecipe, memory: float, **how: Any) -> int:
     def needed(size: int) -> float:
         return plan(replace(recipe, train=replace(recipe.train, batch_size=size)), **how).needed
 
-    one, two = needed(1), needed(2)
-    if one > memory:
+    known = {1: needed(1)}
+    if known[1] > memory:
         return 0
-    size = 1 + int((memory - one) / max(two - one, 1.0))  # a step's memory grows by the same amount with every row
-    while size > 1 and needed(size) > memory:
-        size -= 1
-    return size
+    guess, top = 2, None
+    while top is None or top - max(size for size, bytes_ in known.items() if bytes_ <= memory) > 1:
+        known[guess] = needed(guess)
+        low = max(size for size, bytes_ in known.items() if bytes_ <= memory)
+        top = min((size for size, bytes_ in known.items() if bytes_ > memory), default=None)
+        # a row adds about the same each time, so a straight line through two plans lands near the answer
+        near, far = sorted(known, key=lambda size: abs(known[size] - memory))[:2]
+        slope = (known[near] - known[far]) / (near - far)
+        line = near + math.floor((memory - known[near]) / slope) if slope > 0 else low * 2
+        guess = max(low + 1, min(line, low * 16 if top is None else top - 1))
+    return low
 
 
 def parse_memory(text: str) -> float:
@@ -146,6 +162,23 @@ def parse_memory(text: str) -> float:
     if found is None or float(found[1]) <= 0:
         raise RecipeError(f"memory {text!r} is not a size; write for example 40GB or 24GiB")
     return float(found[1]) * (1024 if found[3] else 1000) ** ("kmgt".index(found[2].lower()) + 1)
+
+
+def _over_layers(config: Any, peak_of: Callable[[Any], Counter[str]]) -> Counter[str]:
+    """The peak of a deep model from two shallow ones: blocks that are alike take alike, and each adds the same."""
+    depth = int(config.num_hidden_layers)
+    kinds = getattr(config, "layer_types", None)
+    if depth <= _SHALLOW[1] or (kinds is not None and len(set(kinds)) > 1):
+        return peak_of(config)
+    found = []
+    for layers in _SHALLOW:
+        cut = copy.deepcopy(config)
+        cut.num_hidden_layers = layers
+        if kinds is not None:
+            cut.layer_types = list(kinds)[:layers]
+        found.append(peak_of(cut))
+    more = (depth - _SHALLOW[0]) / (_SHALLOW[1] - _SHALLOW[0])
+    return Counter({name: round(found[0][name] + more * (found[1][name] - found[0][name])) for name in found[0]})
 
 
 def _config_of(recipe: UnlearnRecipe) -> Any:
@@ -214,9 +247,9 @@ def _optimizer_bytes(name: str) -> float:
 class _Step:
     """One micro-batch, forward and backward, on tensors without content."""
 
-    def __init__(self, model: nn.Module, rows: int, tokens: int, wants_logits: bool, reference: bool) -> None:
+    def __init__(self, model: nn.Module, rows: int, tokens: int, read: float, reference: bool) -> None:
         self.model, self.rows, self.tokens = model, rows, tokens
-        self.wants_logits, self.reference = wants_logits, reference
+        self.read, self.reference = read, reference  # read: the share of the rows whose logits a loss reads
 
     def peak(self, *, autocast: bool, checkpointing: bool, accumulate: bool) -> Counter[str]:
         """Bytes alive at the worst moment, model and optimiser left out: ``all``, and of these ``logits``."""
@@ -237,22 +270,29 @@ class _Step:
     def _loss(self, ids: Tensor) -> Tensor:
         """As ``score_answers`` and the trainer, for rows that are all answer but their first token."""
         count = self.rows * (self.tokens - 1)
-        targets = torch.zeros(count, dtype=torch.long)
-        size = None if self.wants_logits else chunk_rows(self.model, count)
-        reference = None
-        if self.reference:
-            with torch.no_grad():
-                reference = self._logits(ids).float()
+        size = None if self.read else chunk_rows(self.model, count)
+        logps, kept = self._scores(ids, size)
+        loss = logps.sum()
+        if kept is not None:
+            some = slice(0, round(self.read * self.rows))
+            if self.reference:
+                with torch.no_grad():
+                    _, other = self._scores(ids, None)
+                loss = loss + kl_divergence(other[some], kept[some]).sum()  # type: ignore[index]
+            else:
+                loss = loss + kept[some].logsumexp(-1).sum()
+        return loss
+
+    def _scores(self, ids: Tensor, size: int | None) -> tuple[Tensor, Tensor | None]:
+        """Log-probs of all tokens, and where a loss reads them the logits, laid out answer by answer."""
+        targets = torch.zeros(self.rows * (self.tokens - 1), dtype=torch.long)
         with nullcontext() if size is None else head_gives_logps(self.model, targets, size):
             logits = self._logits(ids).float()
         if size is not None:
-            return logits.sum()
+            return logits, None
         logps = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
-        loss = logps.sum()
-        if self.wants_logits:
-            kept = logits.clone()  # laid out answer by answer
-            loss = loss + (kept.logsumexp(-1) if reference is None else kl_divergence(reference.clone(), kept)).sum()
-        return loss
+        mask = torch.ones(self.rows, self.tokens - 1, dtype=torch.bool)
+        return logps, scatter_rows(logits, mask) if self.read else None
 
     def _logits(self, ids: Tensor) -> Tensor:
         def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -289,29 +329,30 @@ class _Alive(TorchDispatchMode):
         self.vocabulary = vocabulary
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
-        self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in known:
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in known:
                 self._count(leaf)
         return out
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage in self._seen:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
             return
-        size = storage.nbytes()
-        self._seen[storage] = size
-        kind = "logits" if tensor.dim() and tensor.shape[-1] == self.vocabulary and tensor.dim() > 1 else "other"
+        self._seen.add(key)
+        kind = "logits" if tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary else "other"
         for name in (kind, "all"):
             self.now[name] += size
         if self.now["all"] > self.peak["all"]:
             self.peak = Counter(self.now)
-        weakref.finalize(storage, self._let_go, kind, size)
+        weakref.finalize(storage, self._let_go, key, kind, size)
 
-    def _let_go(self, kind: str, size: int) -> None:
+    def _let_go(self, key: int, kind: str, size: int) -> None:
+        self._seen.discard(key)
         for name in (kind, "all"):
             self.now[name] -= size
