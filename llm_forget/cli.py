@@ -12,6 +12,7 @@ from rich.console import Console
 
 from llm_forget.commands import adapters as adapter_commands
 from llm_forget.commands.methods import methods
+from llm_forget.commands.plan import plan
 from llm_forget.commands.seeds import seeds
 from llm_forget.entry import quiet_libraries, run_entry
 
@@ -95,6 +96,8 @@ def evaluate(context: typer.Context) -> None:
     """Measure a model on a suite in one process: --config FILE [--key.sub VALUE …]."""
     _launch_here("eval/forget_qa.py", context.args)
 
+
+app.command(context_settings=_ANY_OPTION)(plan)
 
 _Base = Annotated[Path, typer.Option(help="folder of the base model (safetensors)")]
 _Adapter = Annotated[Path, typer.Option(help="folder of the adapter")]

@@ -123,10 +123,20 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch"
+    # Keep the activations of one block at a time and compute the others again: a third more time, a fraction of the memory.
     gradient_checkpointing: bool = False
+    # torch.compile of every decoder block. The first steps take minutes; worth it for long runs.
+    compile: bool = False
+    # Optimiser steps between checkpoints, which lie in <output_dir>.checkpoints until the run is complete. 0: only when the
+    # process is told to end (SIGTERM).
+    save_steps: int = 100
+    # So many checkpoints stay.
+    keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "gradient_accumulation"):
+        if self.save_steps < 0:
+            raise ValueError(f"save_steps is {self.save_steps}; it must be 0 (only on SIGTERM) or more")
+        for name in ("epochs", "batch_size", "gradient_accumulation", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -185,8 +195,10 @@ class UnlearnRecipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     seed: int = 0
-    # Replace a run folder that is already there.
+    # Replace a run folder that is already there, and throw away an interrupted run's checkpoints.
     overwrite: bool = False
+    # Go on from the newest checkpoint of an interrupted run of this recipe; from the beginning where there is none.
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.forget_weight < math.inf:

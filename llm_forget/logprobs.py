@@ -7,13 +7,25 @@ so that a loss reads like its formula.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from llm_forget.head import chunk_rows, head_gives_logps, head_reads_only, output_head
+
+__all__ = [
+    "AnswerScores",
+    "answer_logits",
+    "kl_divergence",
+    "left_align",
+    "output_head",
+    "scatter_rows",
+    "score_answers",
+]
 
 
 @dataclass(frozen=True)
@@ -92,33 +104,6 @@ def mean_over_answer(per_token: Tensor, mask: Tensor) -> Tensor:
     return (per_token * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
-def output_head(model: nn.Module) -> nn.Module:
-    """The module that turns hidden states into logits, found below DDP and PEFT wrappers."""
-    inner: Any = model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model
-    head = inner.get_output_embeddings()
-    if head is None:
-        raise TypeError(f"{type(inner).__name__} has no output embeddings; a causal language model is needed")
-    return head  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _head_reads_only(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Inside, the head receives only the hidden states at ``positions`` (B, T): its output is (N, V), not (B, T, V).
-
-    A hook rather than a call of the decoder by hand: the forward still enters through the outermost wrapper, so that DDP,
-    FSDP and autocast see it.
-    """
-
-    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][positions], *args[1:])
-
-    handle = output_head(model).register_forward_pre_hook(keep)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def answer_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """The logits that predict the answer tokens, (N, V), rows in the order of ``batch["answer_mask"].nonzero()``.
 
@@ -134,7 +119,7 @@ def _forward(model: nn.Module, batch: dict[str, Tensor], layer: int | None) -> t
     predicts_answer = torch.zeros_like(batch["answer_mask"])
     predicts_answer[:, :-1] = batch["answer_mask"][:, 1:]
     more = {} if layer is None else {"output_hidden_states": True}
-    with _head_reads_only(model, predicts_answer):
+    with head_reads_only(model, predicts_answer):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, **more)
     logits: Tensor = output.logits
     # the first of the hidden states is that of the embeddings
@@ -149,7 +134,7 @@ def logits_at(model: nn.Module, positions: Tensor, **inputs: Tensor) -> Tensor:
         positions: (B, T) bool.
         inputs: what the model takes: ``input_ids`` (B, T), ``attention_mask``, ``position_ids``.
     """
-    with _head_reads_only(model, positions):
+    with head_reads_only(model, positions):
         output = model(**inputs, use_cache=False)
     logits: Tensor = output.logits
     return logits
@@ -179,10 +164,14 @@ def score_parts(
     """
     answer_mask = batch["answer_mask"].clone()
     answer_mask[:, 0] = False  # nothing predicts the first token of a sequence
-    logits, hidden = _forward(model, {**batch, "answer_mask": answer_mask}, layer)
-    logits = logits.float()
     targets = batch["input_ids"][answer_mask]
-    flat_logps = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    size = None if any(part.logits for part in parts) else chunk_rows(model, len(targets))
+    with nullcontext() if size is None else head_gives_logps(model, targets, size):
+        logits, hidden = _forward(model, {**batch, "answer_mask": answer_mask}, layer)
+    logits = logits.float()
+    flat_logps = logits.squeeze(-1)
+    if size is None:
+        flat_logps = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
     scores = []
     for part in parts:

@@ -15,7 +15,8 @@ from llm_forget.data.pairs import schedule
 from llm_forget.errors import RecipeError
 from llm_forget.retain.nll import NLL
 from llm_forget.stop import Measurement, Verdict
-from llm_forget.trainer import Objective, trainable_state
+from llm_forget.trainer import Objective
+from llm_forget.weights import put, trainable_state
 
 if TYPE_CHECKING:
     from llm_forget.unlearning import Run
@@ -63,7 +64,7 @@ class AdapterSession:
         """B ← B before − strength · what training changed, in fp32."""
         for name, value in self._run.model.named_parameters():
             if name in self._change:
-                value.data.copy_(self._before[name] - strength * self._change[name])
+                put(value, self._before[name] - strength * self._change[name])
 
     def measure(self) -> Measurement:
         """Measure both samples and show the result."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,8 +16,10 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
+from llm_forget.guards import CancellationGuard
 from llm_forget.logprobs import AnswerScores, Part, hidden_layer, score_parts
 from llm_forget.methods import Method, Needs
+from llm_forget.resume import Resumable
 from llm_forget.retain import RetainTerm
 from llm_forget.splitting import SplitStep
 from llm_forget.wrappers import Wrapper
@@ -132,7 +133,7 @@ class References:
     model: nn.Module | None = None
 
 
-class UnlearningTrainer(Trainer):
+class UnlearningTrainer(Resumable, Trainer):
     """A ``transformers.Trainer`` whose batches are pairs and whose loss is an ``Objective``.
 
     Means are over examples, so that 1 × 8 rows, 8 × 1 accumulated and 2 processes × 4 give the same update.
@@ -175,6 +176,7 @@ class UnlearningTrainer(Trainer):
         self.wrappers = wrappers
         self._split: SplitStep | None = None
         self.non_finite_at: int | None = None
+        self.guard: CancellationGuard | None = None
         self._terms: dict[str, list[Tensor]] = defaultdict(list)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -229,6 +231,10 @@ class UnlearningTrainer(Trainer):
     ) -> Any:
         """γ · mean forget loss + α · mean retain loss of one micro-batch."""
         terms = self._loss_terms(model, inputs, self.objective)
+        if self.guard is not None and {"forget_loss", "retain_loss"} <= terms.keys():
+            forget = self.objective.forget_weight * terms["forget_loss"]
+            retain = self.objective.retain_weight * terms["retain_loss"]
+            terms |= self.guard.look(model, forget, retain, self.state.global_step + 1)
         self._keep(terms)
         loss = terms["loss"]
         return (loss, {}) if return_outputs else loss
@@ -346,21 +352,3 @@ class UnlearningTrainer(Trainer):
                 logs[name] = float(self.accelerator.reduce(mean, reduction="mean"))
         self._terms.clear()
         super().log(logs, start_time)
-
-
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of what is being trained, on the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if value.requires_grad}
-
-
-@torch.no_grad()
-def restore_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put back what ``trainable_state`` took."""
-    for name, value in model.named_parameters():
-        if value.requires_grad:
-            value.copy_(state[name])
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A second, untrainable copy of all weights: the last resort for a reference, where there is no adapter to switch off."""
-    return copy.deepcopy(model).requires_grad_(False).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from accelerate import PartialState
@@ -20,12 +21,15 @@ from llm_forget.data.encode import Encoded
 from llm_forget.data.pairs import schedule
 from llm_forget.data.prepare import UnlearnSets, prepare
 from llm_forget.errors import RecipeError
+from llm_forget.guards import CancellationGuard
+from llm_forget.identity import run_identity
 from llm_forget.launch import check_launch
 from llm_forget.measure import answer_logps, held_in_bf16
 from llm_forget.methods import Method
 from llm_forget.models import (
     add_adapter,
     check_adapter_fits,
+    compile_blocks,
     load_model,
     load_tokenizer,
     locate_model,
@@ -33,11 +37,13 @@ from llm_forget.models import (
 )
 from llm_forget.plugins import find_class
 from llm_forget.progress import ProgressBar
+from llm_forget.resume import Saving, check_checkpoints, checkpoint_folder, drop_checkpoints
 from llm_forget.retain import RetainTerm
 from llm_forget.rounds import AdapterSession
-from llm_forget.runfolder import RunRecord, check_output, write_run
+from llm_forget.runfolder import RunRecord, check_output, explained_if_full, write_run
 from llm_forget.stop import Measurement, StopRule, Verdict
-from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer, frozen_copy
+from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
+from llm_forget.weights import frozen_copy, trainable_state
 from llm_forget.wrappers import Wrapper
 from llm_forget.wrapping import build_wrappers, trained_blocks
 
@@ -54,6 +60,14 @@ class MetricsLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Keep one row of numbers."""
         self.rows.append({"phase": self.phase, "step": state.global_step, **(logs or {})})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far, for a checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.rows[:] = state["rows"]
 
     def check(self, now: Measurement, verdict: Verdict) -> None:
         """Keep one measurement of the stop rule."""
@@ -101,6 +115,7 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     console = console or Console(stderr=True)
     check_launch()
     check_output(recipe.output_dir, recipe.overwrite)
+    check_checkpoints(recipe.output_dir, resume=recipe.resume, overwrite=recipe.overwrite)
     method = build_method(recipe)
     retain = build_retain(recipe.retain, method)
     if retain is not None and recipe.data.retain is None:
@@ -133,6 +148,8 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
         model = add_adapter(model, recipe.adapter, blocks)
     elif blocks is not None:
         train_only_blocks(model, blocks)
+    if recipe.train.compile:
+        compile_blocks(model)
     run = Run(recipe, method, retain, sets, model, tokenizer.pad_token_id, console, wrappers, alternatives)
     outcome = run.execute()
     record = RunRecord(
@@ -149,8 +166,12 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
         forget_rows=len(sets.forget),
         retain_rows=len(sets.retain),
     )
+    # every process takes part where weights lie in shards
+    state = trainable_state(model) if PartialState().num_processes > 1 else None
     if PartialState().is_main_process:
-        write_run(recipe, record, model, tokenizer, outcome.metrics)
+        with explained_if_full(recipe.output_dir):
+            write_run(recipe, record, model, tokenizer, outcome.metrics, state)
+        drop_checkpoints(recipe.output_dir)
     PartialState().wait_for_everyone()
     return record
 
@@ -190,6 +211,7 @@ class Run:
         kept = self.before.retain
         self.floor = None if kept is None else kept * recipe.stop.utility_floor
         self.steps = 0
+        self._phase = 0
 
     def _forget_target(self) -> float | None:
         wanted = self.recipe.stop.forget_target
@@ -206,15 +228,15 @@ class Run:
         # A retain term, or a method's own healing, wins ground back and is given the time; otherwise nothing does.
         patience = self.recipe.stop.patience if self.retain is not None or finish is not None else 1
         rule = StopRule(self.target, self.floor, patience)
-        checks = Checks(self.gauge, rule, self.recipe.stop.every, self.report)
-        checks.begin(self.model, self.before)
+        self.checks = Checks(self.gauge, rule, self.recipe.stop.every, self.report)
+        self.checks.begin(self.model, self.before)
         details: dict[str, float] = {}
         non_finite_at = None
         if finish is not None:
-            details = finish(AdapterSession(self, checks))
+            details = finish(AdapterSession(self, self.checks))
         else:
-            non_finite_at = self.train(self.objective(), self.pairs(), "unlearning", checks).non_finite_at
-        reason = checks.settle(self.model, non_finite_at)
+            non_finite_at = self.train(self.objective(), self.pairs(), "unlearning", guarded=True).non_finite_at
+        reason = self.checks.settle(self.model, non_finite_at)
         after = self.gauge(self.model, self.steps)
         self._say(after)
         return _Outcome(reason, self.before, after, self.steps, details, self.metrics.rows)
@@ -249,11 +271,21 @@ class Run:
         objective: Objective,
         pairs: Sequence[tuple[int, int | None]],
         label: str,
-        checks: Checks | None = None,
         *,
+        guarded: bool = False,
         train: TrainConfig | None = None,
     ) -> UnlearningTrainer:
-        """One phase of training, with the recipe's settings unless others are given."""
+        """One phase of training, with the recipe's settings unless others are given.
+
+        Each phase has checkpoints of its own: a resumed run passes through the phases that were complete without a step.
+
+        Args:
+            objective: what is minimised.
+            pairs: the steps.
+            label: for the progress bar.
+            guarded: check every few steps, and stop by the recipe's rule.
+            train: other settings.
+        """
         bar = ProgressBar(self.console, f"{self.recipe.method['name']}: {label}")
         self._bar = bar
         method = objective.method
@@ -270,11 +302,44 @@ class Run:
             pad_token_id=self.pad_token_id,
             reference=self._references(objective),
             wrappers=self.wrappers if method is not None else (),
-            callbacks=[bar, self.metrics, *([checks] if checks else [])],
+            callbacks=[bar, self.metrics, *([self.checks] if guarded else [])],
         )
-        trainer.train()
+        self._phase += 1
+        trainer.saving = self._saving()
+        trainer.stateful = {
+            "metrics": self.metrics,
+            "checks": self.checks,
+            "method": method,
+            "retain": objective.retain,
+            **{f"wrapper {place}": wrapper for place, wrapper in enumerate(self.wrappers)},
+        }
+        if method is not None:
+            trainer.guard = CancellationGuard(self._note)
+        trainer.resume_or_begin()
         self.steps += trainer.state.global_step
         return trainer
+
+    def _saving(self) -> Saving:
+        recipe = self.recipe
+        return Saving(
+            folder=checkpoint_folder(recipe.output_dir) / f"phase-{self._phase}",
+            identity=self._identity,
+            every=recipe.train.save_steps,
+            keep=recipe.train.keep_checkpoints,
+            at_end=hasattr(self.method, "finish"),
+            resume=recipe.resume,
+            say=self._note,
+        )
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        sets = self.sets
+        rows = {"forget": sets.forget, "retain": sets.retain, "validation": sets.validation, "holdout": sets.holdout}
+        return run_identity(self.recipe, rows, self.before)
+
+    def _note(self, text: str) -> None:
+        if PartialState().is_main_process:
+            self.console.print(f"[yellow]note[/] {text}", highlight=False, soft_wrap=True)
 
     def _references(self, objective: Objective) -> References:
         """The reference is the model as it is before the first step: one pass over the forget set, and no second copy.

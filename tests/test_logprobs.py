@@ -225,3 +225,47 @@ def test_forwards_of_the_model_in_one_step(model: nn.Module, method: str, retain
     policy_rows = 3 * (1 + forget_needs.alternative + (retain is not None))
     reference_rows = [3 for needs in goal.needs if needs.reference_forward]
     assert widths == [policy_rows, *reference_rows] * 2  # two micro-batches
+
+
+@pytest.mark.parametrize("kind", ["bare", "adapter", "wrapped"])
+@pytest.mark.parametrize("rows_at_once", [1, 3])
+def test_in_chunks_the_scores_and_gradients_are_the_same(
+    model: nn.Module, kind: str, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 answer tokens, 1 or 3 at a time: to 1e-6, and no more than that many rows of logits exist at once."""
+    found = []
+    start = adapted(model) if kind == "adapter" else model
+    for chunked in (False, True):
+        inner = copy.deepcopy(start).train()
+        seen: list[int] = []
+        project = output_head(inner).forward
+
+        def watch(hidden: Tensor, project: Any = project, seen: list[int] = seen) -> Tensor:
+            seen.append(len(hidden))
+            return project(hidden)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(output_head(inner), "forward", watch)
+            if chunked:
+                patch.setattr("llm_forget.head.CHUNK_BYTES", 4 * inner.config.vocab_size * rows_at_once)
+            scores = score_answers(Wrapper(inner) if kind == "wrapped" else inner, collate(ROWS, 0))
+            (scores.mean_logps * torch.tensor([1.0, -2.0, 3.0])).sum().backward()
+            assert output_head(inner).forward is watch, "the head is left as it was"
+        assert max(seen) == (rows_at_once if chunked else 8)
+        assert sum(seen) == (16 if chunked else 8), "in chunks, once forward and once for the gradient"
+        gradients = [value.grad.flatten() for value in inner.parameters() if value.grad is not None]
+        found.append((scores.token_logps.detach(), torch.cat(gradients)))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=5e-6)
+
+
+def test_a_model_that_changes_its_logits_afterwards_is_not_chunked(model: nn.Module) -> None:
+    from llm_forget.head import chunk_rows
+
+    vocabulary = model.config.vocab_size
+    fit = (1 << 28) // (4 * vocabulary)
+    assert chunk_rows(model, fit) is None
+    assert chunk_rows(model, fit + 1) == -(-(fit + 1) // 2)
+    capped = copy.deepcopy(model)
+    capped.config.final_logit_softcapping = 30.0
+    assert chunk_rows(capped, 10**9) is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,28 +19,20 @@ from llm_forget.config import AdapterConfig, TrainConfig
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.data.pairs import schedule
+from llm_forget.errors import UserError
 from llm_forget.logprobs import Part, score_answers
 from llm_forget.measure import answer_logps
 from llm_forget.methods import Method
 from llm_forget.methods.grad_ascent import GradAscent
 from llm_forget.methods.grad_diff import GradDiff
 from llm_forget.methods.npo import NPO
-from llm_forget.models import add_adapter
+from llm_forget.models import add_adapter, compile_blocks
 from llm_forget.retain.kl import KL
 from llm_forget.retain.nll import NLL
 from llm_forget.stop import StopRule
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
-from llm_forget.trainer import (
-    Objective,
-    PairCollator,
-    PairDataset,
-    PairRow,
-    References,
-    UnlearningTrainer,
-    frozen_copy,
-    restore_trainable,
-    trainable_state,
-)
+from llm_forget.trainer import Objective, PairCollator, PairDataset, PairRow, References, UnlearningTrainer
+from llm_forget.weights import frozen_copy, restore_trainable, trainable_state
 
 PAD = 0
 FORGET = [Encoded(f"f{row}", tuple((row * 7 + place * 5) % 200 + 3 for place in range(6 + row)), 3) for row in range(8)]
@@ -296,6 +290,32 @@ def test_gradient_checkpointing_changes_nothing(base: nn.Module) -> None:
         states.append(trainable_state(model))
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores and gradients of two batches of different width."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    plain = with_adapter(tiny_model(tiny_tokenizer(), hidden=32, layers=1)).train()
+    compiled = copy.deepcopy(plain)
+    compile_blocks(compiled)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for rows in (FORGET, RETAIN[:5]):
+        gradients = []
+        for model in (plain, compiled):
+            loss = score_answers(model, collate(rows, PAD)).mean_logps.mean()
+            model.zero_grad()
+            loss.backward()
+            gradients.append([loss.detach(), *(v.grad for v in model.parameters() if v.grad is not None)])
+        for mine, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before, "something was compiled"
+
+
+def test_a_model_without_a_list_of_blocks_cannot_be_compiled() -> None:
+    with pytest.raises(UserError, match="has no list of layers to compile"):
+        compile_blocks(nn.Linear(1, 1))
 
 
 def test_missing_reference_log_probs_are_an_error_that_names_the_method(base: nn.Module) -> None:
