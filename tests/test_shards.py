@@ -26,7 +26,7 @@ from llm_forget.models import add_adapter
 from llm_forget.resume import Saving
 from llm_forget.retain.kl import KL
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
-from llm_forget.trainer import Objective, PairDataset, UnlearningTrainer
+from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
 from llm_forget.weights import restore_trainable, trainable_state
 
 FORGET = [Encoded(f"f{row}", tuple((row * 7 + place * 5) % 200 + 3 for place in range(6 + row)), 3) for row in range(8)]
@@ -79,7 +79,7 @@ def train(model: nn.Module, batch: int, accumulation: int, saving: Saving | None
         PairDataset(FORGET, RETAIN, pairs),
         Objective(NPO(), KL()),
         pad_token_id=0,
-        reference_logps=answer_logps(model, FORGET, 0)[0],
+        reference=References(answer_logps(model, FORGET, 0)[0]),
         callbacks=[losses],
     )
     trainer.saving = saving

@@ -29,9 +29,8 @@ from llm_forget.trainer import (
     PairDataset,
     References,
     UnlearningTrainer,
-    frozen_copy,
-    trainable_state,
 )
+from llm_forget.weights import frozen_copy, trainable_state
 from llm_forget.wrappers import StepGradient, Wrapper, cosine
 from llm_forget.wrappers.dual import Dual
 from llm_forget.wrappers.gru import GRU
