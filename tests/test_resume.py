@@ -164,7 +164,7 @@ def broken_off(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Calla
             patch.setattr("llm_forget.resume.write_checkpoint", write)
             with pytest.raises(Ends):
                 run(values, **changes)
-        return checkpoint_folder(values["output_dir"])
+        return checkpoint_folder(values["output_dir"]) / "phase-1"
 
     return start
 
@@ -243,7 +243,7 @@ def test_a_full_disk_loses_no_checkpoint_and_not_the_run(
     """The writes of steps 4 to 6 fail half-way, as on a full disk: the run goes on, and what was there is as it was."""
     run(values, output_dir=str(tmp_path / "alone"))
     real = llm_forget.checkpoint.save_file
-    folder, calls, seen = checkpoint_folder(values["output_dir"]), [], []
+    folder, calls, seen = checkpoint_folder(values["output_dir"]) / "phase-1", [], []
 
     def save(tensors: Any, path: Path) -> None:
         calls.append(path)
