@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_forget.data.encode import Encoded
-from llm_forget.evaluation import score
-from llm_forget.evaluation.score import Floats, evaluating, score_encoded, vocabulary_scores
+from llm_forget.evaluation.score import Floats, evaluating, score_encoded, scores_in_chunks
 from llm_forget.logprobs import logits_at
 
 # Tokens of a pack: attention grows with its square. On one core, seven answers to each question of TOFU by a model of 135
@@ -121,7 +120,7 @@ def score_packs(model: nn.Module, rows: Sequence[Encoded], packs: Sequence[Pack]
         logits = logits_at(
             model, positions.to(weight.device), **{name: tensor.to(weight.device) for name, tensor in inputs.items()}
         )
-        values = _in_chunks(logits, sources.to(logits.device), targets.to(logits.device))
+        values = scores_in_chunks(logits, sources.to(logits.device), targets.to(logits.device))
     found = []
     start = 0
     for pack, nodes in zip(packs, scored, strict=True):
@@ -168,15 +167,6 @@ def _inputs(packs: Sequence[Pack], pad_token_id: int) -> dict[str, Tensor]:
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a token may be seen, the lowest number elsewhere: what both kernels add to their scores."""
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-
-
-def _in_chunks(logits: Tensor, sources: Tensor, targets: Tensor) -> Floats:
-    chunk = score._CHUNK_CPU if logits.device.type == "cpu" else score._CHUNK
-    parts = [
-        vocabulary_scores(logits[sources[start : start + chunk]], targets[start : start + chunk])
-        for start in range(0, len(targets), chunk)
-    ]
-    return torch.cat(parts, dim=1).double().cpu().numpy()
 
 
 def saved_share(rows: Sequence[Encoded], packs: Sequence[Pack]) -> float:

@@ -80,3 +80,11 @@ def test_mistakes_are_told_before_the_model_is_loaded(folder: Path, monkeypatch:
         evaluate(load_recipe(EvalRecipe, folder / "recipe.yaml", {"overrides": "{set: 3}"}))
     with pytest.raises(RecipeError, match="did you mean 'suite'"):
         load_recipe(EvalRecipe, folder / "recipe.yaml", {"suit": "x"})
+
+
+def test_benchmarks_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": {"name": "./model"}, "output_dir": "runs/d"}))
+    entry("capability", ["--config", "recipe.yaml", "--benchmarks", "{tasks: [tiny.yaml], limit: 3}"])
+    assert "tiny (n = 3): acc 0." in capsys.readouterr().out
+    results = read_results(folder / "runs/d/eval/capability-benchmarks.json")
+    assert results["benchmarks"]["tiny"]["acc"]["n"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,8 +114,6 @@ def test_shots_stand_before_questions_and_make_another_set(tmp_path: Path) -> No
     digests = []
     for config in (plain, shown):
         suite = load_suite("custom", {"perplexity": "null", "capability": "null", "data_dir": str(tmp_path)})
-        from dataclasses import replace
-
         results = run_suite(replace(suite, sets={"retain": config}), tiny_model(), tiny_tokenizer(), base_dir=tmp_path)
         digests.append(results["sets"]["retain"]["digest"])
     assert digests[0] != digests[1]
