@@ -7,6 +7,7 @@ so that a loss reads like its formula.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -215,8 +216,16 @@ def left_align(answer_mask: Tensor) -> Tensor:
 
 def scatter_rows(flat: Tensor, mask: Tensor) -> Tensor:
     """(N, …) values in row order → (B, A, …) with zeros where ``mask`` (B, A) is False; differentiable."""
-    padded = flat.new_zeros((*mask.shape, *flat.shape[1:]))
-    return padded.masked_scatter(mask.view(*mask.shape, *[1] * (flat.dim() - 1)), flat)
+    return place_rows(flat, mask.flatten().nonzero().squeeze(-1), mask.shape)
+
+
+def place_rows(flat: Tensor, places: Tensor, shape: Sequence[int]) -> Tensor:
+    """(N, …) values to ``places`` (N,) of the flattened ``shape`` (B, A), with zeros elsewhere; differentiable.
+
+    By index, not by mask: for (N, V) logits a mask would be counted through element by element, in eight bytes each.
+    """
+    padded = flat.new_zeros((math.prod(shape), *flat.shape[1:]))
+    return padded.index_copy_(0, places, flat).unflatten(0, tuple(shape))
 
 
 def kl_divergence(reference_logits: Tensor, policy_logits: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.head import chunk_rows, head_gives_logps, output_head
-from llm_forget.logprobs import kl_divergence, scatter_rows
+from llm_forget.logprobs import kl_divergence, place_rows
 
 GB = 10**9
 # What a card holds besides tensors: CUDA's context, cuBLAS workspaces, and what the allocator cannot hand out again.
@@ -291,8 +291,9 @@ class _Step:
         if size is not None:
             return logits, None
         logps = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
-        mask = torch.ones(self.rows, self.tokens - 1, dtype=torch.bool)
-        return logps, scatter_rows(logits, mask) if self.read else None
+        if not self.read:
+            return logps, None
+        return logps, place_rows(logits, torch.arange(len(logits)), (self.rows, self.tokens - 1))
 
     def _logits(self, ids: Tensor) -> Tensor:
         def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

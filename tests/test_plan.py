@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def recipe_of(folder: Path, name: str, hidden: int, tokens: int, **changes: Any) -> dict[str, Any]:
-    """A recipe of two steps on random weights, whose rows are all cut to so many tokens."""
+    """A recipe of a step or two on random weights, whose rows are all cut to so many tokens."""
     config = LlamaConfig(
         vocab_size=4096,
         hidden_size=hidden,
@@ -60,7 +60,7 @@ def recipe_of(folder: Path, name: str, hidden: int, tokens: int, **changes: Any)
     for part in ("forget", "retain"):
         rows = [{"question": f"{part[0]}{row}", "answer": f"{part} {row} " * 200} for row in range(8)]
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train = {"epochs": 2, "learning_rate": 1e-4, **changes.pop("train", {})}
+    train = {"epochs": 1, "learning_rate": 1e-4, **changes.pop("train", {})}
     return {
         "model": {"name": str(folder / name), "dtype": "float32"},
         "data": {part: {"path": str(folder / f"{part}.jsonl")} for part in ("forget", "retain")},
