@@ -21,8 +21,10 @@ class EvalRecipe:
     suite: str
     # The run folder; results go to <output_dir>/eval/<suite>.json.
     output_dir: str
-    # Results of the same suite on the oracle, for forget quality.
+    # Results of the same suite on the oracle, for forget quality and PrivLeak.
     oracle: str | None = None
+    # The model before unlearning, for a suite that asks for the KL to it; null for the model's own base without its adapter.
+    target: ModelConfig | None = None
     # Changes to the suite by dotted key, for example {sets.forget.limit: 8, capability: null}.
     overrides: dict[str, Any] = field(default_factory=dict)
     # Put generated answers into the results. They may hold what was to be forgotten.

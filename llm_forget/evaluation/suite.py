@@ -15,14 +15,18 @@ import yaml
 from pydantic import ConfigDict
 
 from llm_forget.config import build, load_recipe
-from llm_forget.data.encode import EncodingConfig, encode
+from llm_forget.data.encode import Encoded, EncodingConfig, encode
 from llm_forget.data.examples import Example, example_id
 from llm_forget.digests import json_digest
 from llm_forget.errors import DataError, RecipeError, UserError
 from llm_forget.evaluation.aggregate import RESAMPLES
 from llm_forget.evaluation.capability import read_task, run_capability
+from llm_forget.evaluation.compare import check_same_set, column
 from llm_forget.evaluation.extras import require
+from llm_forget.evaluation.leak import measure_leak
+from llm_forget.evaluation.membership import AttacksConfig, measure_attacks, measure_privleak, plan_attacks
 from llm_forget.evaluation.metrics.forget_quality import forget_quality
+from llm_forget.evaluation.metrics.kl_to_target import text_kl
 from llm_forget.evaluation.metrics.model_utility import model_utility
 from llm_forget.evaluation.metrics.perplexity import perplexity, sliding_windows
 from llm_forget.evaluation.score import score_encoded
@@ -36,7 +40,9 @@ from llm_forget.evaluation.sets import (
     measure_set,
     read_set,
     set_results,
+    target_kl,
 )
+from llm_forget.evaluation.verdict import verdict
 from llm_forget.files import write_json
 from llm_forget.shipped import shipped
 
@@ -57,6 +63,8 @@ class PerplexityConfig:
     stride: int = 256
     # Only the first so many tokens; null for all.
     max_tokens: int | None = None
+    # Also compare with the model before unlearning, token by token: a forward of each.
+    kl: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,9 @@ class Suite:
     # null switches either off.
     perplexity: PerplexityConfig | None = None
     capability: CapabilityConfig | None = None
-    # Of the bootstrap intervals.
+    # Membership inference where there is a set called forget and one called holdout, or the two that it names; null for none.
+    attacks: AttacksConfig | None = field(default_factory=AttacksConfig)
+    # Of the bootstrap intervals, and of samples.
     seed: int = 0
     # Tokens of a scoring batch with its padding.
     batch_tokens: int = 2048
@@ -97,6 +107,8 @@ class Suite:
         """Refuse what cannot be meant."""
         if not self.sets:
             raise ValueError("sets is empty; name at least one, for example forget")
+        if self.attacks is not None:
+            self.attacks.sets_among(self.sets)
 
 
 def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> Suite:
@@ -133,6 +145,7 @@ def run_suite(
     tokenizer: Any,
     *,
     oracle_results: Mapping[str, Any] | None = None,
+    target_model: Any = None,
     base_dir: Path | None = None,
     accelerator: Any = None,
     console: Any = None,
@@ -144,7 +157,9 @@ def run_suite(
         suite: what to measure.
         model: a causal language model on its device.
         tokenizer: its tokenizer.
-        oracle_results: what this function returned for the oracle with the same suite; gives forget quality.
+        oracle_results: what this function returned for the oracle with the same suite; gives forget quality and
+            PrivLeak.
+        target_model: the model before unlearning, for the KL to it; None for ``model`` with its adapter off.
         base_dir: the folder that relative paths start from; None for the current one.
         accelerator: an ``accelerate.Accelerator``, for several processes.
         console: a ``rich.console.Console`` to say on what is being done.
@@ -152,19 +167,21 @@ def run_suite(
 
     Returns:
         A dictionary that JSON can hold (None for "not a number"): ``schema``, ``suite``, ``settings``, ``sets`` with
-        aggregates and scores by example id, ``forget_quality``, ``model_utility``, ``perplexity``, ``capability``,
-        ``warnings`` and ``seconds``. No text of the data unless ``keep_text``.
+        aggregates and scores by example id, ``forget_quality``, ``model_utility``, ``attacks``, ``privleak``, ``leak``,
+        ``perplexity``, ``kl_to_target``, ``capability``, ``verdict``, ``warnings`` and ``seconds``. No text of the data
+        unless ``keep_text``.
 
     Raises:
         UserError: a package, file or oracle result is missing or does not fit; as far as possible before any work.
     """
     metrics = make_metrics(suite.metrics)
+    plan = plan_attacks(suite.attacks, suite.sets, base_dir)
     _check_packages(suite)
     examples = {name: read_set(name, config, base_dir) for name, config in suite.sets.items()}
     text = None if suite.perplexity is None else _read_text(suite.perplexity.path, base_dir)
     if oracle_results is not None:
         _check_oracle(oracle_results)
-    loaded = Loaded(model, tokenizer, suite.encoding, suite.generation, suite.batch_tokens, accelerator)
+    loaded = Loaded(model, tokenizer, suite.encoding, suite.generation, suite.batch_tokens, accelerator, target_model)
     results: dict[str, Any] = {"schema": SCHEMA, "suite": suite.name, "settings": _settings(suite)}
     seconds: dict[str, float] = {}
     measured: dict[str, Measured] = {}
@@ -177,17 +194,34 @@ def run_suite(
     }
     results["forget_quality"] = None if oracle_results is None else _forget_quality(suite, results, oracle_results)
     results["model_utility"] = _utility(suite, measured)
-    results["perplexity"] = results["capability"] = None
+    warnings = [f"{name}: {warning}" for name, found in measured.items() for warning in found.warnings]
+    if not loaded.has_target and (any(one is not None and one.kl for one in (suite.perplexity, *suite.sets.values()))):
+        warnings.append("no KL to the target: the model has no adapter to switch off, and no target was given")
+    results["attacks"] = results["leak"] = None
+    if plan is not None:
+        with _timed(seconds, "attacks", console):
+            results["attacks"] = measure_attacks(plan, results, measured, examples, loaded, suite.seed)
+    results["privleak"], more = measure_privleak(results, oracle_results, suite.seed)
+    warnings += more
+    sampling = suite.generation.sampling
+    if sampling is not None:
+        with _timed(seconds, "leak", console):
+            results["leak"] = measure_leak(sampling, results, examples, loaded, suite.seed)
+    results["perplexity"] = results["kl_to_target"] = results["capability"] = None
     if suite.perplexity is not None and text is not None:
         with _timed(seconds, "perplexity", console):
-            results["perplexity"] = _perplexity(suite.perplexity, text, loaded, suite.seed)
+            windows = _windows(suite.perplexity, text, loaded)
+            results["perplexity"] = _perplexity(suite.perplexity, windows, loaded, suite.seed)
+            if suite.perplexity.kl and loaded.has_target:
+                results["kl_to_target"] = _text_kl(windows, loaded, suite.seed)
     if suite.capability is not None:
         with _timed(seconds, "capability", console):
             found = run_capability(model, tokenizer, accelerator=accelerator, **asdict(suite.capability))
             results["capability"] = {**asdict(found), "n": found.acc.n}
-    results["warnings"] = [f"{name}: {warning}" for name, found in measured.items() for warning in found.warnings]
+    results["warnings"] = warnings
     results["seconds"] = seconds
     plain: dict[str, Any] = as_json(results)
+    plain["verdict"] = verdict(plain, oracle=oracle_results)
     return plain
 
 
@@ -255,24 +289,13 @@ def _forget_quality(suite: Suite, results: dict[str, Any], oracle: Mapping[str, 
         labels = [label for label in labels if label in own["metrics"]]
         if not is_forget(name, suite.sets[name]) or not labels:
             continue
-        other = oracle["sets"].get(name)
-        encoding = oracle.get("settings", {}).get("encoding")
-        if other is None or other.get("digest") != own["digest"] or encoding != results["settings"]["encoding"]:
-            raise UserError(
-                f"the oracle was not measured on the same {name} set in the same way (examples or encoding differ); "
-                "run this suite on the oracle, with the same limits, and give that result"
-            )
+        check_same_set(results, oracle, name)
+        other = oracle["sets"][name]
         found[name] = {
-            label.removeprefix("truth_ratio_"): asdict(forget_quality(_column(own, label), _column(other, label)))
+            label.removeprefix("truth_ratio_"): asdict(forget_quality(column(own, label), column(other, label)))
             for label in labels
         }
     return found or None
-
-
-def _column(results: Mapping[str, Any], label: str) -> list[float]:
-    """One metric of all examples; what JSON holds as null is NaN again."""
-    scores = [scores.get(label) for scores in results["examples"].values()]
-    return [math.nan if score is None else float(score) for score in scores]
 
 
 def _utility(suite: Suite, measured: Mapping[str, Measured]) -> dict[str, Any] | None:
@@ -312,14 +335,17 @@ def _read_text(path: str, base_dir: Path | None) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def _perplexity(config: PerplexityConfig, text: str, loaded: Loaded, seed: int) -> dict[str, Any]:
+def _windows(config: PerplexityConfig, text: str, loaded: Loaded) -> list[Encoded]:
     whole = EncodingConfig(max_length=1 << 30, add_end_token=False)
     ids = encode(loaded.tokenizer, Example(example_id("", text), "", text), whole).input_ids
     bare = len(loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     begin = ids[: len(ids) - bare]
-    windows = sliding_windows(
+    return sliding_windows(
         ids[len(begin) :][: config.max_tokens], window=config.window, stride=config.stride, begin=begin
     )
+
+
+def _perplexity(config: PerplexityConfig, windows: list[Encoded], loaded: Loaded, seed: int) -> dict[str, Any]:
     scores = score_encoded(
         loaded.model,
         windows,
@@ -328,3 +354,8 @@ def _perplexity(config: PerplexityConfig, text: str, loaded: Loaded, seed: int) 
         accelerator=loaded.accelerator,
     )
     return {**asdict(perplexity(scores, seed=seed)), "window": config.window, "stride": config.stride}
+
+
+def _text_kl(windows: list[Encoded], loaded: Loaded, seed: int) -> dict[str, Any]:
+    offsets = np.cumsum([0, *(len(window.input_ids) - window.prompt_length for window in windows)])
+    return {**asdict(text_kl(target_kl(windows, loaded), offsets, seed=seed)), "seed": seed}
