@@ -45,6 +45,7 @@ def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
         model,
         tokenizer,
         controls=controls,
+        target_model=None if recipe.target is None else load_model(recipe.target)[0],
         accelerator=accelerator,
         console=console if main else None,
         keep_text=recipe.keep_text,
@@ -131,9 +132,16 @@ def show(results: Mapping[str, Any]) -> None:
         return
     for name, found in results.get("sets", {}).items():
         print(f"{name} (n = {found['n']}): " + ", ".join(_line(*item) for item in found["metrics"].items()))
-    for name, tests in (results.get("forget_quality") or {}).items():
-        for definition, test in tests.items():
-            print(f"forget quality of {name}, {definition} truth ratio: {test['verdict']}")
+    attacks = results.get("attacks")
+    if attacks:
+        shown = ", ".join(_line(*item) for item in attacks["auc"].items())
+        print(f"AUC of attacks that tell {attacks['members']} from {attacks['nonmembers']}: {shown}")
+    if results.get("privleak"):
+        print(_line("PrivLeak (%)", results["privleak"]))
+    for name, found in (results.get("leak") or {}).items():
+        print(f"{name}: " + ", ".join(_line(f"leak@{k}", entry) for k, entry in found["at"].items()))
+    if results.get("kl_to_target"):
+        print(_line("KL to the target on text", results["kl_to_target"]))
     for definition, utility in (results.get("model_utility") or {}).items():
         print(_line(f"model utility ({definition})", utility))
     if results.get("perplexity"):
@@ -145,6 +153,8 @@ def show(results: Mapping[str, Any]) -> None:
     if capability:
         accuracies = ", ".join(_line(label, capability[label]) for label in ("acc", "acc_norm"))
         print(f"{capability['task']} (n = {capability['n']}): {accuracies}")
+    for line in results.get("verdict") or []:
+        print(line)
 
 
 def _line(label: str, entry: Mapping[str, Any]) -> str:

@@ -60,10 +60,12 @@ class EvalRecipe:
     suite: str
     # The run folder; results go to <output_dir>/eval/<suite>.json.
     output_dir: str
-    # Results of the same suite on the oracle, for forget quality: short for controls.oracle.
+    # Results of the same suite on the oracle, for forget quality and PrivLeak: short for controls.oracle.
     oracle: str | None = None
     # Results of the same suite on the controls, to stand beside this model's.
     controls: ControlsConfig = field(default_factory=ControlsConfig)
+    # The model before unlearning, for a suite that asks for the KL to it; null for the model's own base without its adapter.
+    target: ModelConfig | None = None
     # A folder with the suite's data, for suites whose data are on the hub.
     data_dir: str | None = None
     # Values of the suite's variables, for example {split: forget05}.

@@ -10,19 +10,20 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import ConfigDict
 
-from llm_forget.config import build
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all, encode_prompt
 from llm_forget.data.examples import DataSource, Example, Message, example_id, read_examples
 from llm_forget.digests import json_digest
-from llm_forget.errors import DataError, RecipeError
+from llm_forget.errors import DataError
 from llm_forget.evaluation.aggregate import aggregate
 from llm_forget.evaluation.cache import Cache
+from llm_forget.evaluation.generate import SamplingConfig
+from llm_forget.evaluation.kl import has_adapter, token_kl
 from llm_forget.evaluation.meter import Meter
 from llm_forget.evaluation.metrics import AnswerGroup, Metric, SetScores, averaged_values
+from llm_forget.evaluation.named import make_named
 from llm_forget.evaluation.score import Floats, TokenScores
 from llm_forget.evaluation.scoring import score_rows
 from llm_forget.evaluation.texts import text_metrics
-from llm_forget.plugins import find_class
 
 Kind = Literal["answer", "paraphrases", "wrong_answers"]
 
@@ -31,10 +32,17 @@ DEFAULT_METRICS: tuple[dict[str, Any], ...] = (
     {"name": "probability"},
     {"name": "normalised_probability"},
     {"name": "exact_memorisation"},
+    {"name": "extraction_strength"},
+    {"name": "entropy"},
     {"name": "truth_ratio", "definition": "arithmetic"},
     {"name": "truth_ratio", "definition": "geometric"},
     {"name": "rouge", "part": "recall"},
     {"name": "rouge", "part": "f1"},
+    {"name": "rouge", "kind": "rouge1"},
+    {"name": "refusal"},
+    {"name": "repetition"},
+    {"name": "collapse"},
+    {"name": "kl_to_target"},
 )
 
 
@@ -55,6 +63,8 @@ class SetConfig:
     limit: int | None = None
     # Also let the model answer each prompt, for the metrics that read text.
     generate: bool = True
+    # Also compare with the model before unlearning, token by token: a forward of each.
+    kl: bool = False
     # The probability with which this set enters the model utility: probability, normalised_probability (where the wrong
     # answers are the other choices), or null for a set that does not enter it.
     utility: Literal["probability", "normalised_probability"] | None = None
@@ -76,7 +86,7 @@ class SetConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Greedy generation."""
+    """Generation, greedy; and sampled where that is asked for."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -84,6 +94,8 @@ class GenerationConfig:
     max_new_tokens: int = 64
     # Prompts a batch. In bf16 another value may turn a near tie: part of what is measured.
     batch_size: int = 16
+    # Also draw samples for the forget sets, for leak@k; null for none.
+    sampling: SamplingConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -95,7 +107,10 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and how it is asked."""
+    """A model and how it is asked.
+
+    ``target`` is the model before unlearning, None for ``model`` with its adapter off.
+    """
 
     model: Any
     tokenizer: Any
@@ -107,6 +122,12 @@ class Loaded:
     meter: Meter = field(default_factory=Meter)
     # Generated texts are wanted in the results, and so may be in the cache too.
     keep_text: bool = False
+    target: Any = None
+
+    @property
+    def has_target(self) -> bool:
+        """Whether there is a target to compare with."""
+        return self.target is not None or has_adapter(self.model)
 
     @property
     def pad_token_id(self) -> int:
@@ -141,18 +162,8 @@ def make_metrics(named: Sequence[str | Mapping[str, Any]] | None) -> list[Metric
     Raises:
         RecipeError: an unknown metric or setting, or two metrics of one label.
     """
-    metrics: list[Metric] = []
-    for entry in DEFAULT_METRICS if named is None else named:
-        values = {"name": entry} if isinstance(entry, str) else dict(entry)
-        name = values.pop("name", None)
-        if not isinstance(name, str):
-            raise RecipeError("an entry of metrics has no name; write a name, or {name: rouge, part: f1}")
-        metrics.append(build(find_class("llm_forget.evaluation.metrics", name, "per_example"), values, name))
-    labels = [metric.label for metric in metrics]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise RecipeError(f"metrics gives {', '.join(twice)} twice; leave one of each out")
-    return metrics
+    entries = DEFAULT_METRICS if named is None else named
+    return make_named(entries, "llm_forget.evaluation.metrics", "per_example")
 
 
 def read_set(name: str, config: SetConfig, base_dir: Path | None) -> list[Example]:
@@ -220,6 +231,7 @@ def measure_set(
         paraphrases=_group(scores, groups.get("paraphrases"), own_rows),
         wrong_answers=_group(scores, groups.get("wrong_answers"), own_rows),
         references=[example.answer for example in examples],
+        target_kl=target_kl(rows[:own_rows], loaded) if config.kl and loaded.has_target else None,
     )
     usable = {metric.label: metric for metric in metrics if _is_known(metric, known, config.generate)}
     reading = [metric for metric in usable.values() if "generated" in metric.needs]
@@ -249,6 +261,18 @@ def score_all(rows: Sequence[Encoded], loaded: Loaded) -> TokenScores:
 
 def _is_known(metric: Metric, known: SetScores, generates: bool) -> bool:
     return all(known.has(need) or (need == "generated" and generates) for need in metric.needs)
+
+
+def target_kl(rows: Sequence[Encoded], loaded: Loaded) -> Floats:
+    """(N,) KL to the target at each answer token of rows."""
+    return token_kl(
+        loaded.model,
+        loaded.target,
+        rows,
+        pad_token_id=loaded.pad_token_id,
+        batch_tokens=loaded.batch_tokens,
+        accelerator=loaded.accelerator,
+    )
 
 
 def is_forget(name: str, config: SetConfig) -> bool:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ConfigDict
 
 from llm_forget.config import build, load_recipe
-from llm_forget.data.encode import EncodingConfig, encode
+from llm_forget.data.encode import Encoded, EncodingConfig, encode
 from llm_forget.data.examples import Example, example_id
 from llm_forget.data.files import locate
 from llm_forget.errors import DataError, RecipeError
@@ -23,8 +23,11 @@ from llm_forget.evaluation.capability import read_task, run_capability
 from llm_forget.evaluation.compare import check_same_set, column
 from llm_forget.evaluation.controls import check_controls, side_by_side
 from llm_forget.evaluation.extras import require
+from llm_forget.evaluation.leak import measure_leak
+from llm_forget.evaluation.membership import AttacksConfig, measure_attacks, measure_privleak, plan_attacks
 from llm_forget.evaluation.meter import Meter
 from llm_forget.evaluation.metrics.forget_quality import forget_quality
+from llm_forget.evaluation.metrics.kl_to_target import text_kl
 from llm_forget.evaluation.metrics.model_utility import model_utility
 from llm_forget.evaluation.metrics.perplexity import perplexity, sliding_windows
 from llm_forget.evaluation.recipe import BenchmarksConfig
@@ -42,8 +45,10 @@ from llm_forget.evaluation.sets import (
     score_all,
     set_digest,
     set_results,
+    target_kl,
 )
 from llm_forget.evaluation.sources import fill, with_data
+from llm_forget.evaluation.verdict import verdict
 from llm_forget.shipped import shipped
 
 _DEFINITIONS = ("arithmetic", "geometric")
@@ -62,6 +67,8 @@ class PerplexityConfig:
     stride: int = 256
     # Only the first so many tokens; null for all.
     max_tokens: int | None = None
+    # Also compare with the model before unlearning, token by token: a forward of each.
+    kl: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,9 @@ class Suite:
     data_dir: str | None = None
     # What stands for {word} in the sets' paths, names and splits, and in the suite's own name.
     variables: dict[str, str] = field(default_factory=dict)
-    # Of the bootstrap intervals.
+    # Membership inference where there is a set called forget and one called holdout, or the two that it names; null for none.
+    attacks: AttacksConfig | None = field(default_factory=AttacksConfig)
+    # Of the bootstrap intervals, and of samples.
     seed: int = 0
     # Tokens of a scoring batch with its padding.
     batch_tokens: int = 2048
@@ -110,6 +119,8 @@ class Suite:
         """Refuse what cannot be meant."""
         if not self.sets and self.benchmarks is None:
             raise ValueError("sets is empty; name at least one, for example forget")
+        if self.attacks is not None:
+            self.attacks.sets_among(self.sets)
 
 
 def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> Suite:
@@ -151,6 +162,7 @@ def run_suite(
     *,
     oracle_results: Mapping[str, Any] | None = None,
     controls: Mapping[str, Mapping[str, Any]] | None = None,
+    target_model: Any = None,
     base_dir: Path | None = None,
     accelerator: Any = None,
     console: Any = None,
@@ -163,9 +175,11 @@ def run_suite(
         suite: what to measure.
         model: a causal language model on its device.
         tokenizer: its tokenizer.
-        oracle_results: what this function returned for the oracle with the same suite; gives forget quality.
+        oracle_results: what this function returned for the oracle with the same suite; gives forget quality and
+            PrivLeak.
         controls: role (target, oracle, sham) → what this function returned for it; their aggregates stand beside the
             model's in the result.
+        target_model: the model before unlearning, for the KL to it; None for ``model`` with its adapter off.
         base_dir: the folder that relative paths start from; None for the current one.
         accelerator: an ``accelerate.Accelerator``, for several processes.
         console: a ``rich.console.Console`` to say on what is being done.
@@ -174,8 +188,9 @@ def run_suite(
 
     Returns:
         A dictionary that JSON can hold (None for "not a number"): ``schema``, ``suite``, ``settings``, ``sets`` with
-        aggregates and scores by example id, ``forget_quality``, ``model_utility``, ``perplexity``, ``capability``,
-        ``benchmarks``, ``controls``, ``warnings`` and ``seconds``; see ``evaluation/schema.py``. No text of the data
+        aggregates and scores by example id, ``forget_quality``, ``model_utility``, ``attacks``, ``privleak``, ``leak``,
+        ``perplexity``, ``kl_to_target``, ``capability``, ``benchmarks``, ``controls``, ``verdict``, ``warnings`` and
+        ``seconds``; see ``evaluation/schema.py``. No text of the data
         unless ``keep_text``.
 
     Raises:
@@ -186,12 +201,15 @@ def run_suite(
     for role, control in controls.items():
         check_results(control, f"what was given for the {role}")
     oracle_results = controls.get("oracle")
+    plan = plan_attacks(suite.attacks, suite.sets, base_dir)
     _check_packages(suite)
     examples = {name: read_set(name, config, base_dir) for name, config in suite.sets.items()}
     text = None if suite.perplexity is None else _read_text(suite.perplexity.path, base_dir)
     meter = Meter(console, 1 if accelerator is None else accelerator.num_processes)
     loaded = Loaded(model, tokenizer, suite.encoding, suite.generation, suite.batch_tokens, accelerator)
-    loaded = replace(loaded, cache=_open_cache(cache, model, tokenizer), meter=meter, keep_text=keep_text)
+    loaded = replace(
+        loaded, cache=_open_cache(cache, model, tokenizer), meter=meter, keep_text=keep_text, target=target_model
+    )
     results: dict[str, Any] = {"schema": SCHEMA, "suite": suite.name, "settings": _settings(suite)}
     digests = {name: set_digest(suite.sets[name], found) for name, found in examples.items()}
     asked = {name: {"digest": digests[name], "forget": is_forget(name, suite.sets[name])} for name in digests}
@@ -207,10 +225,26 @@ def run_suite(
     results["controls"] = side_by_side(controls)
     results["forget_quality"] = None if oracle_results is None else _forget_quality(suite, results, oracle_results)
     results["model_utility"] = _utility(suite, measured)
-    results["perplexity"] = results["capability"] = None
+    warnings += [f"{name}: {warning}" for name, found in measured.items() for warning in found.warnings]
+    if not loaded.has_target and (any(one is not None and one.kl for one in (suite.perplexity, *suite.sets.values()))):
+        warnings.append("no KL to the target: the model has no adapter to switch off, and no target was given")
+    results["attacks"] = results["leak"] = None
+    if plan is not None:
+        with meter.part("attacks"):
+            results["attacks"] = measure_attacks(plan, results, measured, examples, loaded, suite.seed)
+    results["privleak"], more = measure_privleak(results, oracle_results, suite.seed)
+    warnings += more
+    sampling = suite.generation.sampling
+    if sampling is not None:
+        with meter.part("leak"):
+            results["leak"] = measure_leak(sampling, results, examples, loaded, suite.seed)
+    results["perplexity"] = results["kl_to_target"] = results["capability"] = None
     if suite.perplexity is not None and text is not None:
         with meter.part("perplexity"):
-            results["perplexity"] = _perplexity(suite.perplexity, text, loaded, suite.seed)
+            windows = _windows(suite.perplexity, text, loaded)
+            results["perplexity"] = _perplexity(suite.perplexity, windows, loaded, suite.seed)
+            if suite.perplexity.kl and loaded.has_target:
+                results["kl_to_target"] = _text_kl(windows, loaded, suite.seed)
     if suite.capability is not None:
         with meter.part("capability"):
             found = run_capability(
@@ -223,10 +257,10 @@ def run_suite(
             results["benchmarks"] = run_benchmarks(
                 suite.benchmarks, model, tokenizer, accelerator=accelerator, cache=loaded.cache, seed=suite.seed
             )
-    warnings += [f"{name}: {warning}" for name, found in measured.items() for warning in found.warnings]
     results["warnings"] = warnings
     results["seconds"] = meter.seconds
     plain: dict[str, Any] = as_json(results)
+    plain["verdict"] = verdict(plain, **controls)
     return plain
 
 
@@ -237,6 +271,7 @@ def check_suite(suite: Suite, base_dir: Path | None = None) -> None:
         UserError: something is missing or cannot be used.
     """
     make_metrics(suite.metrics)
+    plan_attacks(suite.attacks, suite.sets, base_dir)
     _check_packages(suite)
     for name, config in suite.sets.items():
         if locate(config.data.path, base_dir) is not None:
@@ -327,13 +362,21 @@ def _read_text(path: str, base_dir: Path | None) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def _perplexity(config: PerplexityConfig, text: str, loaded: Loaded, seed: int) -> dict[str, Any]:
+def _windows(config: PerplexityConfig, text: str, loaded: Loaded) -> list[Encoded]:
     whole = EncodingConfig(max_length=1 << 30, add_end_token=False)
     ids = encode(loaded.tokenizer, Example(example_id("", text), "", text), whole).input_ids
     bare = len(loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     begin = ids[: len(ids) - bare]
-    windows = sliding_windows(
+    return sliding_windows(
         ids[len(begin) :][: config.max_tokens], window=config.window, stride=config.stride, begin=begin
     )
+
+
+def _perplexity(config: PerplexityConfig, windows: list[Encoded], loaded: Loaded, seed: int) -> dict[str, Any]:
     entry = perplexity(score_all(windows, loaded), seed=seed)
     return {**asdict(entry), "seed": seed, "window": config.window, "stride": config.stride}
+
+
+def _text_kl(windows: list[Encoded], loaded: Loaded, seed: int) -> dict[str, Any]:
+    offsets = np.cumsum([0, *(len(window.input_ids) - window.prompt_length for window in windows)])
+    return {**asdict(text_kl(target_kl(windows, loaded), offsets, seed=seed)), "seed": seed}

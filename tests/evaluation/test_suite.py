@@ -57,10 +57,11 @@ def test_what_a_result_holds(done: tuple[Path, Suite, dict[str, Any]]) -> None:
     assert results["suite"] == "tiny"
     forget, retain = results["sets"]["forget"], results["sets"]["retain"]
     assert (forget["n"], forget["forget"], retain["n"], retain["forget"]) == (5, True, 3, False)
-    every = {"probability", "normalised_probability", "exact_memorisation", "truth_ratio_arithmetic"}
-    every |= {"truth_ratio_geometric", "rougeL_recall", "rougeL_f1"}
-    assert set(forget["metrics"]) == every
-    assert set(retain["metrics"]) == {"probability", "exact_memorisation", "rougeL_recall", "rougeL_f1"}
+    of_answers = {"probability", "exact_memorisation", "extraction_strength", "entropy"}
+    of_texts = {"rougeL_recall", "rougeL_f1", "rouge1_recall", "refusal", "repetition_3", "collapse"}
+    of_others = {"normalised_probability", "truth_ratio_arithmetic", "truth_ratio_geometric"}
+    assert set(forget["metrics"]) == of_answers | of_texts | of_others
+    assert set(retain["metrics"]) == of_answers | of_texts
     one = forget["metrics"]["probability"]
     assert one["low"] <= one["value"] <= one["high"]
     assert (one["n"], one["n_nan"], one["bounds"], one["forgotten"]) == (5, 0, [0, 1], "low")
@@ -182,7 +183,12 @@ def test_stride_limit_and_answers(tmp_path: Path) -> None:
     suite = make_suite(tmp_path, perplexity=None)
     chosen = SetConfig(DataSource("forget.jsonl"), answers=["answer"], stride=2, limit=2, generate=False)
     results = run_suite(replace(suite, sets={"forget": chosen}), tiny_model(), tiny_tokenizer(), base_dir=tmp_path)
-    assert set(results["sets"]["forget"]["metrics"]) == {"probability", "exact_memorisation"}
+    assert set(results["sets"]["forget"]["metrics"]) == {
+        "probability",
+        "exact_memorisation",
+        "extraction_strength",
+        "entropy",
+    }
     ids = [example.id for example in read_examples(DataSource("forget.jsonl"), base_dir=tmp_path)]
     assert list(results["sets"]["forget"]["examples"]) == [ids[0], ids[2]]
     assert results["model_utility"] is None
