@@ -21,6 +21,7 @@ from llm_forget.evaluation.generate import SamplingConfig
 from llm_forget.evaluation.membership import AttacksConfig
 from llm_forget.evaluation.metrics.auc import auc
 from llm_forget.evaluation.metrics.privleak import privleak_of
+from llm_forget.evaluation.results import write_results
 from llm_forget.evaluation.sets import GenerationConfig, SetConfig
 from llm_forget.evaluation.suite import PerplexityConfig, Suite, load_suite, run_suite
 from llm_forget.testing import memorise, tiny_tokenizer
@@ -130,7 +131,7 @@ def test_the_reference_attack(knowing: tuple[Path, Any]) -> None:
     folder, model = knowing
     suite = make_suite(folder)
     base = measure(suite, folder)
-    (folder / "base.json").write_text(json.dumps(base))
+    write_results(base, folder / "base.json")
     against = replace(suite, attacks=AttacksConfig(reference="base.json"))
     found = measure(against, folder, model)
     assert set(found["attacks"]["auc"]) == DEFAULT | {"reference"}
@@ -142,12 +143,12 @@ def test_the_reference_attack(knowing: tuple[Path, Any]) -> None:
     for part in base["sets"].values():
         for row in part["examples"].values():
             del row["attack_loss"]
-    (folder / "base.json").write_text(json.dumps(base))
+    write_results(base, folder / "base.json")
     again = measure(against, folder, model)
     assert again["attacks"]["auc"]["reference"]["value"] == found["attacks"]["auc"]["reference"]["value"]
     with pytest.raises(RecipeError, match="needs another model's scores"):
         measure(replace(suite, attacks=AttacksConfig(attacks=["reference"])), folder)
-    with pytest.raises(RecipeError, match=r"attacks\.reference: nowhere\.json"):
+    with pytest.raises(RecipeError, match=r"attacks\.reference: .*nowhere\.json"):
         measure(replace(suite, attacks=AttacksConfig(reference="nowhere.json")), folder)
 
 
