@@ -143,7 +143,7 @@ def _ours(
     from llm_forget.models import add_adapter, load_model
     from llm_forget.plugins import find_class
     from llm_forget.retain.nll import NLL
-    from llm_forget.trainer import Objective, PairDataset, UnlearningTrainer
+    from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
     from llm_forget.weights import put, trainable_state
 
     class Clock(TrainerCallback):
@@ -181,7 +181,7 @@ def _ours(
         PairDataset(sets.forget, sets.retain, pairs),
         Objective(method, NLL() if name == "npo" else None),
         pad_token_id=pad,
-        reference_logps=answer_logps(model, sets.forget, pad)[0] if name == "npo" else None,
+        reference=References(answer_logps(model, sets.forget, pad)[0] if name == "npo" else None),
         callbacks=[clock],
     )
     trainer.train()
