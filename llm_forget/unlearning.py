@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import TrainerCallback, set_seed
 
-from llm_forget.arguments import unlearning_arguments
+from llm_forget.arguments import check_arguments, unlearning_arguments
 from llm_forget.checks import Checks, Gauge
 from llm_forget.config import RetainConfig, UnlearnRecipe, build
 from llm_forget.data.encode import Encoded
@@ -105,6 +105,7 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     retain = build_retain(recipe.retain, method)
     if retain is not None and recipe.data.retain is None:
         raise RecipeError("the retain term needs data.retain; add it, or set retain.name: null")
+    check_arguments(recipe.train, recipe.seed)
     base = locate_model(recipe.model.name)
     if recipe.model.adapter is not None:
         check_adapter_fits(base, recipe.model.adapter)
@@ -268,7 +269,9 @@ class _Run:
             callbacks=[bar, self.metrics, *([checks] if checks else [])],
         )
         if objective.method is not None:
-            trainer.saving, trainer.guard = self._saving(), CancellationGuard(self._note)
+            trainer.saving = self._saving()
+            if not self.recipe.train.compile:  # compiled blocks give their buffers back after one backward pass
+                trainer.guard = CancellationGuard(self._note)
             trainer.stateful = {"metrics": self.metrics, "checks": checks, "method": method, "retain": objective.retain}
         trainer.resume_or_begin()
         self.steps += trainer.state.global_step
