@@ -37,7 +37,7 @@ def cancellation(forget: Tensor, retain: Tensor, parameters: Sequence[Tensor]) -
     return float(cosine), float((first + second).norm() / (lengths[0] + lengths[1]))
 
 
-def nearest_to_the_loss(model: nn.Module, count: int = 8) -> list[Tensor]:
+def nearest_to_the_loss(model: nn.Module, count: int = 8) -> Sequence[Tensor]:
     """The last few trained weight matrices of the last block: their gradients cost a part of one block's backward pass."""
     matrices = [value for value in model.parameters() if value.requires_grad and value.dim() > 1]
     if any(hasattr(value, "placements") for value in matrices):

@@ -79,11 +79,12 @@ def head_gives_logps(model: nn.Module, targets: Tensor, size: int) -> Iterator[N
 
     def logps(hidden: Tensor, wanted: Tensor) -> Tensor:
         logits = logits_of(hidden).float()
-        return logits.gather(-1, wanted[:, None]) - logits.logsumexp(-1, keepdim=True)
+        scores: Tensor = logits.gather(-1, wanted[:, None]) - logits.logsumexp(-1, keepdim=True)
+        return scores
 
     def forward(hidden: Tensor) -> Tensor:
         parts = []
-        for rows, wanted in zip(hidden.split(size), targets.split(size), strict=True):
+        for rows, wanted in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
             if torch.is_grad_enabled():
                 parts.append(checkpoint(logps, rows, wanted, use_reentrant=False, preserve_rng_state=False))
             else:

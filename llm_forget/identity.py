@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from llm_forget.stop import Measurement
 _FREE = {"output_dir", "overwrite", "resume", "train.save_steps", "train.keep_checkpoints"}
 
 
-def run_identity(recipe: Any, sets: dict[str, Sequence[Encoded]], before: Measurement | None) -> dict[str, Any]:
+def run_identity(recipe: Any, sets: Mapping[str, Sequence[Encoded]], before: Measurement | None) -> dict[str, Any]:
     """Recipe, digests of the rows and the weights, what the model says before the first step, and how many processes.
 
     Args:

@@ -135,7 +135,7 @@ def place_rows(flat: Tensor, places: Tensor, shape: Sequence[int]) -> Tensor:
     By index, not by mask: for (N, V) logits a mask would be counted through element by element, in eight bytes each.
     """
     padded = flat.new_zeros((math.prod(shape), *flat.shape[1:]))
-    return padded.index_copy_(0, places, flat).unflatten(0, tuple(shape))
+    return padded.index_copy_(0, places, flat).view(*shape, *flat.shape[1:])
 
 
 def kl_divergence(reference_logits: Tensor, policy_logits: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def parse_memory(text: str) -> float:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT])(i?)[bB]?\s*", text)
     if found is None or float(found[1]) <= 0:
         raise RecipeError(f"memory {text!r} is not a size; write for example 40GB or 24GiB")
-    return float(found[1]) * (1024 if found[3] else 1000) ** ("kmgt".index(found[2].lower()) + 1)
+    return float(found[1]) * float((1024 if found[3] else 1000) ** ("kmgt".index(found[2].lower()) + 1))
 
 
 def _over_layers(config: Any, peak_of: Callable[[Any], Counter[str]]) -> Counter[str]:
@@ -264,8 +264,9 @@ class _Step:
             ids = torch.zeros(self.rows, self.tokens, dtype=torch.long)
             with _Alive(vocabulary) as alive, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 for _ in range(2 if accumulate else 1):
-                    self._loss(ids).backward()
-        return alive.peak
+                    self._loss(ids).backward()  # type: ignore[no-untyped-call]
+        peak: Counter[str] = alive.peak
+        return peak
 
     def _loss(self, ids: Tensor) -> Tensor:
         """As ``score_answers`` and the trainer, for rows that are all answer but their first token."""
@@ -322,11 +323,11 @@ def _give_storage(model: nn.Module) -> None:
                     held[name] = made[id(value)]  # type: ignore[assignment]
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all storages that operations have made and nobody has let go of."""
 
     def __init__(self, vocabulary: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
