@@ -33,6 +33,8 @@ def pack(value: Any, tensors: dict[str, Tensor], place: str = "") -> Any:
         TypeError: a value of another type; the message says where it stands.
     """
     if isinstance(value, Tensor):
+        while place in tensors:  # a key may hold a slash, or be a number that looks like a text
+            place += "'"
         tensors[place] = whole(value).detach().cpu().contiguous().clone()
         return {"$tensor": place}
     if isinstance(value, np.ndarray):

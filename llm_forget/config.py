@@ -20,6 +20,11 @@ from llm_forget.shipped import shipped
 
 Recipe = TypeVar("Recipe")
 # PyYAML raises the last two for a date that does not exist and for brackets without end.
+_MOST = 65_536  # of ranks, rows in a batch, epochs: more is a slip of the keyboard
+_PATHS, _LONGEST_NAME = (
+    {"output_dir", "adapter", "path", "name"},
+    180,
+)  # a file system's 255, less what temporary names add
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
@@ -56,6 +61,10 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha < 1:
             raise ValueError(f"rank is {self.rank} and alpha {self.alpha}; both must be 1 or more")
+        if self.rank > _MOST:
+            raise ValueError(f"rank is {self.rank}; at most {_MOST} is allowed, and no layer is as wide")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it is a share, 0 or more and below 1")
 
 
 @dataclass(frozen=True)
@@ -127,8 +136,8 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     # torch.compile of every decoder block. The first steps take minutes; worth it for long runs.
     compile: bool = False
-    # Optimiser steps between checkpoints, which lie in <output_dir>.checkpoints until the run is complete. 0: only when the
-    # process is told to end (SIGTERM).
+    # Unlearning only: optimiser steps between checkpoints, which lie in <output_dir>.checkpoints until the run is complete.
+    # 0: only when the process is told to end (SIGTERM).
     save_steps: int = 100
     # So many checkpoints stay.
     keep_checkpoints: int = 2
@@ -139,6 +148,11 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "gradient_accumulation", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+            if getattr(self, name) > _MOST:
+                raise ValueError(f"{name} is {getattr(self, name)}; at most {_MOST} is allowed")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and finite")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be greater than 0")
 
@@ -203,6 +217,7 @@ class UnlearnRecipe:
     def __post_init__(self) -> None:
         if not 0 <= self.forget_weight < math.inf:
             raise ValueError(f"forget_weight is {self.forget_weight}; it must be 0 or more")
+        _check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -220,6 +235,14 @@ class FinetuneRecipe:
     merge: bool = True
     seed: int = 0
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; it must be 0 or more and below 2**32")
 
 
 def parse_command_line(recipe_class: type[Recipe], argv: Sequence[str]) -> Recipe:
@@ -290,7 +313,7 @@ def _set(values: dict[str, Any], dotted: str, text: str) -> None:
 
 def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> Recipe:
     """Check values against a dataclass; all errors are collected into one RecipeError."""
-    problems = _unknown_keys(recipe_class, values, "")
+    problems = _unknown_keys(recipe_class, values, "") + _unusable_texts(values, "")
     try:
         recipe = TypeAdapter(recipe_class).validate_python(values)
     except ValidationError as error:
@@ -339,6 +362,23 @@ def _unknown_keys(cls: Any, values: Any, prefix: str) -> list[str]:
             nested = value if isinstance(value, list) else [value]
             problems += [found for item in nested for found in _unknown_keys(inner, item, f"{prefix}{key}.")]
     return problems
+
+
+def _unusable_texts(values: Any, place: str) -> list[str]:
+    """Texts that no file system takes: better said here than by it, in the middle of a run."""
+    if isinstance(values, Mapping):
+        return [found for key, item in values.items() for found in _unusable_texts(item, f"{place}.{key}".strip("."))]
+    if isinstance(values, list):
+        return [found for item in values for found in _unusable_texts(item, place)]
+    if not isinstance(values, str):
+        return []
+    if "\0" in values:
+        return [f"{place}: holds a null character; take it out"]
+    is_path = place.rpartition(".")[2] in _PATHS
+    longest = max((part for part in values.split("/")), key=len) if is_path else ""
+    if len(longest.encode("utf-8", "replace")) > _LONGEST_NAME:
+        return [f"{place}: {_short(longest)} is longer than the {_LONGEST_NAME} bytes that a file's name may have here"]
+    return []
 
 
 def _dataclasses_in(hint: Any) -> list[Any]:

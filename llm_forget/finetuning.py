@@ -13,7 +13,7 @@ from accelerate import PartialState
 from rich.console import Console
 from transformers import set_seed
 
-from llm_forget.arguments import common_arguments
+from llm_forget.arguments import check_arguments, common_arguments
 from llm_forget.config import FinetuneRecipe, to_yaml
 from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import read_examples
@@ -48,6 +48,7 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
             "the model that was trained; set merge: false, and merge the adapter into the unquantised base (llm-forget merge)"
         )
     check_output(recipe.output_dir, recipe.overwrite)
+    check_arguments(recipe.train, recipe.seed)
     examples = [example for source in recipe.data for example in read_examples(source)]
     rows, report = encode_all(load_tokenizer(recipe.model), examples, recipe.encoding, role="training")
     for warning in report.warnings:

@@ -78,8 +78,9 @@ def head_gives_logps(model: nn.Module, targets: Tensor, size: int) -> Iterator[N
     logits_of = head.forward
 
     def logps(hidden: Tensor, wanted: Tensor) -> Tensor:
-        logits: Tensor = logits_of(hidden).float()
-        return logits.gather(-1, wanted[:, None]) - logits.logsumexp(-1, keepdim=True)
+        logits = logits_of(hidden).float()
+        scores: Tensor = logits.gather(-1, wanted[:, None]) - logits.logsumexp(-1, keepdim=True)
+        return scores
 
     def forward(hidden: Tensor) -> Tensor:
         parts = []

@@ -266,7 +266,12 @@ def add_adapter(model: nn.Module, config: AdapterConfig, blocks: Collection[int]
         target_modules=config.target_modules if blocks is None else _linear_names(model, config.target_modules, blocks),
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, lora)
+    try:
+        adapted = get_peft_model(model, lora)
+    except ValueError as error:
+        raise RecipeError(
+            f"adapter.target_modules: {config.target_modules!r} fits no layer of the model: {error}"
+        ) from error
     if next(model.parameters()).dtype == torch.bfloat16:
         # Everything runs under autocast then, which multiplies in bf16 anyway: casting each input to fp32 first is waste.
         for module in adapted.modules():

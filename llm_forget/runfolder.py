@@ -23,7 +23,7 @@ from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter
 from llm_forget.config import UnlearnRecipe, to_yaml
 from llm_forget.digests import weights_digest
 from llm_forget.errors import RecipeError, UserError
-from llm_forget.files import new_folder, write_json, write_text
+from llm_forget.files import new_folder, tidy, write_json, write_text
 from llm_forget.models import locate_model
 from llm_forget.stop import Measurement
 
@@ -71,6 +71,7 @@ def check_output(output_dir: str, overwrite: bool) -> None:
         RecipeError: the folder holds a run and ``overwrite`` is off, or holds something that is no run.
     """
     folder = Path(output_dir)
+    tidy(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or not (folder / RESULT_NAME).is_file():

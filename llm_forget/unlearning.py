@@ -14,7 +14,7 @@ from torch import nn
 from transformers import TrainerCallback, set_seed
 
 from llm_forget.alternatives import alternative_source, encoded_alternatives
-from llm_forget.arguments import unlearning_arguments
+from llm_forget.arguments import check_arguments, unlearning_arguments
 from llm_forget.checks import Checks, Gauge
 from llm_forget.config import RetainConfig, TrainConfig, UnlearnRecipe, build
 from llm_forget.data.encode import Encoded
@@ -126,6 +126,7 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
         steered = objective.layer
     except ValueError as error:
         raise RecipeError(str(error)) from None
+    check_arguments(recipe.train, recipe.seed)
     base = locate_model(recipe.model.name)
     if recipe.model.adapter is not None:
         check_adapter_fits(base, recipe.model.adapter)
@@ -313,7 +314,9 @@ class Run:
             "retain": objective.retain,
             **{f"wrapper {place}": wrapper for place, wrapper in enumerate(self.wrappers)},
         }
-        if method is not None:
+        if (
+            method is not None and not self.recipe.train.compile
+        ):  # compiled blocks give their buffers back after one backward
             trainer.guard = CancellationGuard(self._note)
         trainer.resume_or_begin()
         self.steps += trainer.state.global_step

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 LOSSES_EQUAL = 1e-3
 BETA, STRENGTH = 0.1, 1.0
+Times = tuple[float, float]
 
 
 # --- what every side starts from -----------------------------------------------------------------------------------------------
@@ -117,9 +118,10 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     times, losses = run(spec, recipe, sets, pairs, steps, whole, tokenizer.pad_token_id)
     used = pairs[: steps * spec["batch"]]
     tokens = sum(lengths[0][one] + (lengths[1][two] if two is not None else 0) for one, two in used)
-    step = statistics.mean(times[1:] or times)  # the first one warms up
+    step, cpu_step = (statistics.mean(each[1:] or each) for each in zip(*times, strict=True))  # the first one warms up
     return {
         "seconds_per_step": step,
+        "cpu_seconds_per_step": cpu_step,
         "seconds_per_epoch": step * len(sets.forget) / spec["batch"],
         "seconds_per_run": time.perf_counter() - started + step * (whole - steps),
         "run_is_extrapolated": steps < whole,
@@ -132,7 +134,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _ours(
     spec: dict[str, Any], recipe: Any, sets: Any, pairs: Any, steps: int, whole: int, pad: int
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[Times], list[float]]:
     from dataclasses import replace
 
     from transformers import TrainerCallback
@@ -147,17 +149,17 @@ def _ours(
     from llm_forget.weights import put, trainable_state
 
     class Clock(TrainerCallback):
-        times: list[float]
+        times: list[Times]
         losses: list[float]
 
         def __init__(self) -> None:
             self.times, self.losses = [], []
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.begun = time.perf_counter()
+            self.begun = _clocks()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.times.append(time.perf_counter() - self.begun)
+            self.times.append(_since(self.begun))
             control.should_training_stop = control.should_training_stop or state.global_step >= steps
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -196,7 +198,7 @@ def _ours(
 
 def _plain(
     spec: dict[str, Any], recipe: Any, sets: Any, pairs: Any, steps: int, whole: int, pad: int
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[Times], list[float]]:
     import copy
 
     import torch
@@ -227,7 +229,7 @@ def _plain(
     model.train()
     times, losses = [], []
     for step in range(steps):
-        begun = time.perf_counter()
+        begun = _clocks()
         batch = pairs[step * spec["batch"] : (step + 1) * spec["batch"]]
         nll, lengths = answers(model, [sets.forget[one] for one, _ in batch])
         if name == "npo":
@@ -243,7 +245,7 @@ def _plain(
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.train.max_grad_norm)
         optimizer.step()
         rates.step()
-        times.append(time.perf_counter() - begun)
+        times.append(_since(begun))
         losses.append(float(loss.detach()))
     if name == "adapter_subtraction":
         with torch.no_grad():
@@ -251,6 +253,20 @@ def _plain(
                 value.copy_(old - STRENGTH * (value - old))
     model.save_pretrained(spec["output"])
     return times, losses
+
+
+def _clocks() -> Times:
+    """Wall and CPU seconds: where others use the machine too, the second tells more."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
+def _since(begun: Times) -> Times:
+    now = _clocks()
+    return now[0] - begun[0], now[1] - begun[1]
 
 
 def _on_cpu() -> bool:
@@ -294,7 +310,7 @@ def compare(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     ratios: dict[str, Any] = {}
     for side in ("full", "lean"):
         ratios[side] = {}
-        for what in ("seconds_per_step", "seconds_per_epoch", "seconds_per_run", "peak_bytes"):
+        for what in ("seconds_per_step", "cpu_seconds_per_step", "seconds_per_epoch", "seconds_per_run", "peak_bytes"):
             each = [mine[what] / other[what] for mine, other in zip(results[side], results["plain"], strict=True)]
             ratios[side][what] = {"median": statistics.median(each), "least": min(each), "most": max(each)}
     pairs = zip(results["full"][0]["losses"], results["plain"][0]["losses"], strict=True)
@@ -310,7 +326,7 @@ def show(method: str, results: dict[str, list[dict[str, Any]]], ratios: dict[str
         print(f"  {side:<20}" + "".join(f"{middle[key] / scale:>{width}.2f}" for key, (width, scale) in _SHOWN.items()))
     for side in ("full", "lean"):
         parts = []
-        for key in ("seconds_per_step", "seconds_per_run", "peak_bytes"):
+        for key in ("seconds_per_step", "cpu_seconds_per_step", "seconds_per_run", "peak_bytes"):
             found = ratios[side][key]
             parts.append(f"{key} × {found['median']:.2f} ({found['least']:.2f}–{found['most']:.2f})")
         print(f"  {side} / plain: {', '.join(parts)}")

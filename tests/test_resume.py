@@ -203,6 +203,45 @@ def test_without_resume_checkpoints_are_not_thrown_away_unasked(
     assert not folder.exists()
 
 
+DUAL = """
+from dataclasses import dataclass, field
+from typing import ClassVar
+import torch
+from llm_forget.methods import Needs
+
+@dataclass
+class Dual:
+    needs: ClassVar = Needs()
+    default_retain: ClassVar = "nll"
+    bounded: ClassVar = True
+    towards: ClassVar = False
+    paper: ClassVar = "none"
+    def __post_init__(self):
+        self.dual = torch.tensor(0.1, dtype=torch.float64)
+    def forget_loss(self, forget):
+        self.dual = self.dual * 1.1
+        return forget.mean_logps * float(self.dual)
+    def state_dict(self):
+        return {"dual": self.dual}
+    def load_state_dict(self, state):
+        self.dual = state["dual"]
+"""
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_dual_variables_of_a_method_go_on(
+    saved: bool, values: dict[str, Any], broken_off: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """A method whose weight grows with every loss: with its state the same adapter, and without it another one."""
+    source = tmp_path / "dual.py"
+    source.write_text(DUAL if saved else DUAL.replace("def load_state_dict", "def unused"))
+    values["method"] = {"name": str(source)}
+    run(values, output_dir=str(tmp_path / "alone"))
+    broken_off(5)
+    run(values, resume=True)
+    assert same(tmp_path / "alone", values["output_dir"]) == saved
+
+
 def test_resume_without_a_checkpoint_begins(values: dict[str, Any]) -> None:
     values["train"] = {**values["train"], "epochs": 1}
     assert "going on" not in run(values, resume=True)
