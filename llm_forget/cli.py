@@ -10,6 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from llm_forget.commands import adapters as adapter_commands
+from llm_forget.commands.methods import methods
+from llm_forget.commands.plan import plan
+from llm_forget.commands.seeds import seeds
 from llm_forget.entry import quiet_libraries, run_entry
 
 app = typer.Typer(
@@ -21,6 +25,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="The recipes that come with the package.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
+app.command()(seeds)
 _ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -33,20 +38,7 @@ def demo() -> None:
     run_demo(Console(width=None if sys.stdout.isatty() else 100))  # a log is as wide as the table needs
 
 
-@app.command()
-def methods() -> None:
-    """List the unlearning methods, their source and what they need."""
-    from rich.table import Table
-
-    from llm_forget.plugins import find_class, names_in
-
-    table = Table("method", "source", "retain term", "needs")
-    for name in names_in("llm_forget.methods"):
-        cls = find_class("llm_forget.methods", name, "forget_loss")
-        needed = [what for what, wanted in vars(cls.needs).items() if wanted]  # type: ignore[attr-defined]
-        retain = cls.default_retain or "none"  # type: ignore[attr-defined]
-        table.add_row(name, cls.paper, retain, ", ".join(needed) or "–")  # type: ignore[attr-defined]
-    Console().print(table)
+app.command()(methods)
 
 
 @recipes_app.command("list")
@@ -105,6 +97,8 @@ def evaluate(context: typer.Context) -> None:
     _launch_here("eval/forget_qa.py", context.args)
 
 
+app.command(context_settings=_ANY_OPTION)(plan)
+
 _Base = Annotated[Path, typer.Option(help="folder of the base model (safetensors)")]
 _Adapter = Annotated[Path, typer.Option(help="folder of the adapter")]
 _Target = Annotated[Path, typer.Option("--to", help="folder to make")]
@@ -112,7 +106,10 @@ _Target = Annotated[Path, typer.Option("--to", help="folder to make")]
 
 @app.command()
 def export(base: _Base, adapter: _Adapter, to: _Target, max_rank: int = 16, allow_lossy: bool = False) -> None:
-    """Write an adapter that vLLM, SGLang, llama.cpp and PEFT load with the same meaning."""
+    """Write an adapter that vLLM, SGLang, llama.cpp and PEFT load with the same meaning.
+
+    For GGUF run convert_lora_to_gguf.py of llama.cpp's source tree on the result; no PyPI package with it is known.
+    """
     from llm_forget.adapters.export import export_adapter
     from llm_forget.adapters.lora import BaseRecord
     from llm_forget.digests import weights_digest
@@ -138,6 +135,10 @@ def doctor(base: _Base, adapter: _Adapter, max_rank: int = 16, prompt: list[str]
     found = diagnose(base, adapter, max_rank=max_rank, prompts=prompt or ())
     print(found.report())
     raise typer.Exit(0 if found.ok else 1)
+
+
+app.command()(adapter_commands.subtract)
+app.command()(adapter_commands.compose)
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ def _summed_squares(model: nn.Module, chosen: Sequence[nn.Parameter]) -> Iterato
             weight.grad = None
         for weight in chosen:
             weight.requires_grad_(True)
-            handles.append(weight.register_post_accumulate_grad_hook(take))
+            handles.append(weight.register_post_accumulate_grad_hook(take))  # type: ignore[no-untyped-call]
         yield squares
     finally:
         for handle in handles:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,13 +12,14 @@ from pydantic import ConfigDict
 
 from llm_forget.data.encode import encode_all
 from llm_forget.data.examples import Example
-from llm_forget.errors import RecipeError
+from llm_forget.errors import RecipeError, UserError
 from llm_forget.evaluation.attacks import Attack, AttackRows
 from llm_forget.evaluation.compare import check_same_set, column
 from llm_forget.evaluation.gradients import gradient_norms
 from llm_forget.evaluation.metrics.auc import auc
 from llm_forget.evaluation.metrics.privleak import privleak
 from llm_forget.evaluation.named import make_named
+from llm_forget.evaluation.results import read_results
 from llm_forget.evaluation.score import Floats
 from llm_forget.evaluation.sets import Loaded, Measured
 
@@ -103,14 +103,9 @@ def plan_attacks(config: AttacksConfig | None, names: Collection[str], base_dir:
 def _read_reference(path: str, base_dir: Path | None) -> dict[str, Any]:
     file = Path(path) if base_dir is None else base_dir / path
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(found["sets"], dict):
-            return dict(found)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise RecipeError(
-        f"attacks.reference: {path} is no result of a suite; give what this suite wrote for the reference"
-    )
+        return read_results(file)
+    except UserError as error:
+        raise RecipeError(f"attacks.reference: {error}") from None
 
 
 def measure_attacks(
@@ -132,7 +127,7 @@ def measure_attacks(
         seed: of the bootstrap.
 
     Returns:
-        ``members``, ``nonmembers``, and ``auc``: label → the AUC with its interval.
+        ``members``, ``nonmembers``, and ``auc``: label → the AUC with its interval and the attack's settings.
     """
     found: dict[str, dict[str, Floats]] = {}
     for name in (plan.members, plan.nonmembers):
@@ -144,6 +139,8 @@ def measure_attacks(
         attack.label: {
             **asdict(auc(found[plan.members][attack.label], found[plan.nonmembers][attack.label], seed=seed)),
             "bounds": [0.0, 1.0],
+            "settings": dict(vars(attack)),
+            "seed": seed,
         }
         for attack in plan.attacks
     }
@@ -207,4 +204,4 @@ def measure_privleak(
         check_same_set(results, oracle, name)
     pairs = [[column(one["sets"][name], _PRIVLEAK) for one in (results, oracle)] for name in names]
     found = privleak(*pairs, seed=seed)
-    return asdict(found), [f"PrivLeak: {found.note}"] if found.note else []
+    return {**asdict(found), "seed": seed}, [f"PrivLeak: {found.note}"] if found.note else []

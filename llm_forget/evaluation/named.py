@@ -22,7 +22,7 @@ def make_named(entries: Sequence[str | Mapping[str, Any]], package: str, functio
         RecipeError: an unknown name or setting, or two of one label.
     """
     kind = package.rsplit(".", 1)[-1]
-    made = []
+    made: list[Any] = []
     for entry in entries:
         values = {"name": entry} if isinstance(entry, str) else dict(entry)
         name = values.pop("name", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_equals_the_share_of_subsets_that_reveal(revealed: list[list[float]], da
 @given(rows)
 def test_more_samples_never_reveal_less(revealed: list[list[float]]) -> None:
     found = [leak_at_k(revealed, k) for k in range(1, len(revealed[0]) + 1)]
-    for less, more in zip(found, found[1:], strict=False):
+    for less, more in pairwise(found):
         assert more.value >= less.value - 1e-12
         assert more.leaked >= less.leaked
     # with k = n every sample is used: the estimate is the share of prompts that leak, and the interval is of it

@@ -31,10 +31,6 @@ class AttackRows:
     reference_mean_logps: Floats | None = None
     gradient_norms: Floats | None = None
 
-    def has(self, needed: str) -> bool:
-        """Whether something is known."""
-        return getattr(self, needed) is not None
-
 
 @runtime_checkable
 class Attack(Protocol):

@@ -90,7 +90,7 @@ def privleak(members: Sequence[npt.ArrayLike], nonmembers: Sequence[npt.ArrayLik
     other, oracle_other, more = _both(nonmembers)
     if len(own) == 0 or len(other) == 0:
         note = "not computed: no row of one class could be scored"
-        return PrivLeak(np.nan, len(own), len(other), missing + more, *[np.nan] * 4, note)
+        return PrivLeak(np.nan, len(own), len(other), missing + more, np.nan, np.nan, np.nan, np.nan, note)
     found, expected = auc_of(own, other), auc_of(oracle, oracle_other)
     value = float(privleak_of(found, expected))
     low, high = interval(

@@ -1,0 +1,1 @@
+"""Commands of `llm-forget`, a module a subject; `cli.py` registers them."""
