@@ -25,11 +25,11 @@ def benchmark() -> Any:
 
 
 @pytest.mark.slow
-def test_a_quick_run_of_all_methods(tmp_path: Path, benchmark: Any) -> None:
-    """Every side and method once: losses of our trainer on all weights equal those of the plain implementation to 1e-3."""
+def test_a_quick_run_of_all_sides(tmp_path: Path, benchmark: Any) -> None:
+    """Every side once: losses of our trainer on all weights equal those of the plain implementation to 1e-3."""
     out = tmp_path / "benchmark.json"
     command = [sys.executable, str(SCRIPT), "--quick", "--repeats", "1", "--out", str(out), "--methods"]
-    methods = ["npo", "adapter_subtraction"]
+    methods = ["npo"]
     done = subprocess.run([*command, *methods], capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
