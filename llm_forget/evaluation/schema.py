@@ -56,6 +56,75 @@ class CapabilityEntry(BaseModel):
     acc_norm: Entry | None = None
 
 
+class AttackEntry(Entry):
+    """AUC of one membership attack; 1 where every member scores higher, ½ where nothing tells members apart."""
+
+    n: Annotated[int, Field(ge=0, description="members that could be scored")]
+    n_nonmembers: Annotated[int, Field(ge=0, description="non-members that could be scored")]
+    settings: Annotated[dict[str, Any], Field(description="of the attack, such as Min-K's k")] = {}
+
+
+class AttacksEntry(BaseModel):
+    """Membership attacks between two sets."""
+
+    model_config = ConfigDict(extra="allow")
+
+    members: Annotated[str, Field(description="the set that was trained on")]
+    nonmembers: Annotated[str, Field(description="the set that was not")]
+    auc: Annotated[dict[str, AttackEntry], Field(description="attack → its AUC")]
+
+
+class PrivLeakEntry(Entry):
+    """PrivLeak in per cent, from −100 up without a bound; near 0 where the model gives away what the oracle does."""
+
+    n_nonmembers: Annotated[int, Field(ge=0, description="non-members that both models could be scored on")]
+    auc: Annotated[Number, Field(description="of the Min-K attack on the model")]
+    oracle_auc: Annotated[Number, Field(description="of the Min-K attack on the oracle")]
+    note: Annotated[str, Field(description="what to know when reading the value; empty for nothing")]
+
+
+class LeakAtKEntry(Entry):
+    """Chance that one of k samples reveals the answer; the interval is Clopper and Pearson's."""
+
+    n: Annotated[int, Field(ge=0, description="prompts")]
+    leaked: Annotated[int, Field(ge=0, description="prompts of which one of the first k samples reveals the answer")]
+    k: Annotated[int, Field(ge=1)]
+    samples: Annotated[int, Field(ge=1, description="samples of each prompt")]
+
+
+class LeakEntry(BaseModel):
+    """Leak@k of one forget set."""
+
+    model_config = ConfigDict(extra="allow")
+
+    at: Annotated[dict[str, LeakAtKEntry], Field(description="k → leak@k")]
+    samples: int
+    temperature: float
+    threshold: Annotated[float, Field(description="ROUGE-L recall from which a sample reveals the answer")]
+    seed: Annotated[int, Field(description="of the samples")]
+
+
+class TextKlEntry(Entry):
+    """Mean of KL(target ‖ model) over the tokens of the neutral text, in nats."""
+
+    n: Annotated[int, Field(ge=0, description="tokens")]
+    windows: Annotated[int, Field(ge=0, description="windows that they lie in; the bootstrap is over these")]
+
+
+class ForgetQualityEntry(BaseModel):
+    """Two-sample Kolmogorov–Smirnov test of the truth ratios against the oracle's."""
+
+    model_config = ConfigDict(extra="allow")
+
+    pvalue: Number
+    statistic: Number
+    n: Annotated[int, Field(ge=0)]
+    n_oracle: Annotated[int, Field(ge=0)]
+    n_nan: Annotated[int, Field(ge=0)] = 0
+    direction: str
+    verdict: Annotated[str, Field(description="what it means, in words")]
+
+
 class Control(BaseModel):
     """The numbers of a control that went through the same suite."""
 
@@ -86,17 +155,20 @@ class ResultsFile(BaseModel):
     settings: Annotated[dict[str, Any], Field(description="how it was measured: encoding, generation, limits, seed")]
     sets: dict[str, SetEntry]
     scores: ScoresFile | None = None
-    forget_quality: dict[str, Any] | None = None
+    forget_quality: Annotated[
+        dict[str, dict[str, ForgetQualityEntry]] | None,
+        Field(description="forget set → definition of the truth ratio → test"),
+    ] = None
     model_utility: dict[str, Entry] | None = None
-    attacks: dict[str, Any] | None = None
-    privleak: dict[str, Any] | None = None
-    leak: dict[str, Any] | None = None
+    attacks: AttacksEntry | None = None
+    privleak: Annotated[PrivLeakEntry | None, Field(description="null without an oracle")] = None
+    leak: Annotated[dict[str, LeakEntry] | None, Field(description="by forget set; null without sampling")] = None
     perplexity: Entry | None = None
-    kl_to_target: dict[str, Any] | None = None
+    kl_to_target: TextKlEntry | None = None
     capability: CapabilityEntry | None = None
     benchmarks: Annotated[dict[str, dict[str, Entry]], Field(description="task of lm-eval → metric → number")] = {}
     controls: Annotated[dict[Literal["target", "oracle", "sham"], Control], Field(description="measured alike")] = {}
-    verdict: list[str] = []
+    verdict: Annotated[list[str], Field(description="what the figures mean beside the controls, in words")] = []
     warnings: list[str] = []
     seconds: Annotated[dict[str, float], Field(description="that each part took")] = {}
 

@@ -94,6 +94,26 @@ def test_what_is_not_valid_is_neither_written_nor_read(
         check_results([], "a list")
 
 
+@pytest.mark.parametrize(
+    ("section", "value", "place"),
+    [
+        ("attacks", {"members": "forget", "nonmembers": "holdout"}, r"attacks\.auc"),
+        ("attacks", {"members": "f", "nonmembers": "h", "auc": {"loss": {"value": 1.0, "n": 2}}}, "n_nonmembers"),
+        ("privleak", {"value": -80.0, "n": 2}, r"privleak\.oracle_auc"),
+        ("leak", {"forget": {"at": {"1": {"value": 0.5}}}}, r"leak\.forget\.at\.1\.leaked"),
+        ("kl_to_target", {"value": 0.1, "n": -1, "windows": 1}, r"kl_to_target\.n"),
+        ("forget_quality", {"forget": {"pvalue": 0.1}}, r"forget_quality\.forget\.pvalue"),
+        ("verdict", "all well", "verdict"),
+    ],
+)
+def test_every_section_has_a_form(
+    measured: tuple[Path, Suite, dict[str, Any]], section: str, value: Any, place: str
+) -> None:
+    check_results(measured[2], "as it is")
+    with pytest.raises(UserError, match=place):
+        check_results({**measured[2], section: value}, "changed")
+
+
 def test_scores_of_another_evaluation_are_refused(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:
     results = measured[2]
     write_results(results, tmp_path / "a.json")
