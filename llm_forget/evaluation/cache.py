@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from llm_forget.data.encode import Encoded
 from llm_forget.digests import json_digest, text_digest, weights_digest
 from llm_forget.evaluation.score import sum_over_processes
 
@@ -92,6 +93,11 @@ def remember(cache: Cache | None, accelerator: Any, kind: str, parts: Any, compu
     return arrays
 
 
+def rows_digest(rows: Sequence[Encoded]) -> str:
+    """What encoded answers are: their token ids, and where each answer begins."""
+    return json_digest([[list(row.input_ids), row.prompt_length] for row in rows])
+
+
 def all_agree(flags: list[bool], accelerator: Any) -> list[bool]:
     """Which flags are set on every process."""
     if accelerator is None or accelerator.num_processes == 1:
@@ -126,6 +132,12 @@ def model_context(model: Any, tokenizer: Any) -> dict[str, Any] | None:
         "device": first.device.type,
         "versions": [torch.__version__, transformers.__version__],
     }
+
+
+def context_digest(model: Any, tokenizer: Any) -> str | None:
+    """Digest of ``model_context``, None where that is."""
+    context = model_context(model, tokenizer)
+    return None if context is None else json_digest(context)
 
 
 def _adapters(model: torch.nn.Module) -> list[Any]:

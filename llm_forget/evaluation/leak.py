@@ -10,22 +10,28 @@ import numpy as np
 
 from llm_forget.data.encode import encode_prompt
 from llm_forget.data.examples import Example
-from llm_forget.evaluation.generate import SamplingConfig, sample_answers
+from llm_forget.digests import json_digest
+from llm_forget.evaluation.cache import Arrays, remember
+from llm_forget.evaluation.generate import SamplingConfig, end_token_ids, sample_answers
+from llm_forget.evaluation.metrics import as_floats
 from llm_forget.evaluation.metrics.leak_at_k import leak_at_k, reveals
+from llm_forget.evaluation.score import Floats
 from llm_forget.evaluation.sets import Loaded
 
 
 def measure_leak(
     config: SamplingConfig,
+    names: Sequence[str],
     results: dict[str, Any],
     examples: Mapping[str, Sequence[Example]],
     loaded: Loaded,
     seed: int,
 ) -> dict[str, Any]:
-    """Sample answers to the prompts of the forget sets, and tell how often they reveal the right ones.
+    """Sample answers to the prompts of sets, and tell how often they reveal the right ones.
 
     Args:
         config: how often and how.
+        names: the sets: those to forget that have prompts.
         results: the suite's results so far; how many samples reveal an example's answer is put into its scores, as
             ``leak_samples``.
         examples: the sets' examples.
@@ -33,23 +39,43 @@ def measure_leak(
         seed: of the samples.
 
     Returns:
-        Forget set → ``at`` (k → leak@k) and the settings. Never a sampled text.
+        Set → ``at`` (k → leak@k) and the settings. Never a sampled text.
     """
     found = {}
-    for name in [name for name, one in results["sets"].items() if one["forget"]]:
-        said = sample_answers(
-            loaded.model,
-            loaded.tokenizer,
-            [encode_prompt(loaded.tokenizer, example, loaded.encoding) for example in examples[name]],
-            samples=config.samples,
-            temperature=config.temperature,
-            seed=seed,
-            max_new_tokens=loaded.generation.max_new_tokens,
-            batch_size=loaded.generation.batch_size,
-            accelerator=loaded.accelerator,
-        )
-        revealed = reveals([example.answer for example in examples[name]], said, threshold=config.threshold)
+    for name in names:
+        revealed = _revealed(config, examples[name], loaded, seed)
         for scores, count in zip(results["sets"][name]["examples"].values(), revealed.sum(-1), strict=True):
             scores["leak_samples"] = None if np.isnan(count) else int(count)
         found[name] = {"at": {str(k): asdict(leak_at_k(revealed, k)) for k in config.k}, **asdict(config), "seed": seed}
     return found
+
+
+def _revealed(config: SamplingConfig, examples: Sequence[Example], loaded: Loaded, seed: int) -> Floats:
+    """(E, samples) whether each sample reveals; the cache keeps that, and no sample."""
+    prompts = [encode_prompt(loaded.tokenizer, example, loaded.encoding) for example in examples]
+    references = [example.answer for example in examples]
+
+    def compute() -> Arrays:
+        with loaded.meter.bar("samples drawn", len(prompts) * config.samples) as progress:
+            said = sample_answers(
+                loaded.model,
+                loaded.tokenizer,
+                prompts,
+                samples=config.samples,
+                temperature=config.temperature,
+                seed=seed,
+                max_new_tokens=loaded.generation.max_new_tokens,
+                batch_size=loaded.generation.batch_size,
+                progress=progress,
+                accelerator=loaded.accelerator,
+            )
+        return {"revealed": reveals(references, said, threshold=config.threshold)}
+
+    parts = {
+        "prompts": json_digest([list(prompt) for prompt in prompts]),
+        "references": json_digest(references),
+        "sampling": [config.samples, config.temperature, config.threshold, seed],
+        "generation": [loaded.generation.max_new_tokens, loaded.generation.batch_size],
+        "ends": list(end_token_ids(getattr(loaded.model, "module", loaded.model), loaded.tokenizer)),
+    }
+    return as_floats(remember(loaded.cache, loaded.accelerator, "leak", parts, compute)["revealed"])

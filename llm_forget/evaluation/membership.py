@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import ConfigDict
 
-from llm_forget.data.encode import encode_all
+from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import Example
 from llm_forget.errors import RecipeError, UserError
 from llm_forget.evaluation.attacks import Attack, AttackRows
+from llm_forget.evaluation.cache import Arrays, remember, rows_digest
 from llm_forget.evaluation.compare import check_same_set, column
-from llm_forget.evaluation.gradients import gradient_norms
+from llm_forget.evaluation.gradients import gradient_norms, select_parameters
+from llm_forget.evaluation.metrics import as_floats
 from llm_forget.evaluation.metrics.auc import auc
 from llm_forget.evaluation.metrics.privleak import privleak
 from llm_forget.evaluation.named import make_named
@@ -40,8 +42,8 @@ class AttacksConfig:
     members: str | None = None
     # A set of the same kind that was not; null for the one that is called holdout. Without both there are no attacks.
     nonmembers: str | None = None
-    # Names, or {name: min_k, k: 0.2}; null for loss, zlib_ratio, min_k, min_k_plus_plus, and reference where one is given.
-    # grad_norm takes a backward a row, and is done where it is named.
+    # Names, or {name: min_k, k: 0.2}; null for loss, zlib_ratio, min_k and min_k_plus_plus. The reference attack is done
+    # wherever a reference is given; grad_norm, which takes a backward a row, where it is named.
     attacks: list[str | dict[str, Any]] | None = None
     # The result of this suite on another model, such as the base before any training: the reference attack's reference.
     reference: str | None = None
@@ -88,16 +90,48 @@ def plan_attacks(config: AttacksConfig | None, names: Collection[str], base_dir:
     if config is None or chosen is None:
         return None
     reference = None if config.reference is None else _read_reference(config.reference, base_dir)
-    default = [*DEFAULT_ATTACKS, *([] if reference is None else ["reference"])]
-    attacks: list[Attack] = make_named(
-        default if config.attacks is None else config.attacks, "llm_forget.evaluation.attacks", "row_scores"
-    )
+    named: list[str | dict[str, Any]] = list(DEFAULT_ATTACKS if config.attacks is None else config.attacks)
+    if reference is not None and not any(_name(entry) == "reference" for entry in named):
+        named.append("reference")
+    attacks: list[Attack] = make_named(named, "llm_forget.evaluation.attacks", "row_scores")
     if reference is None and any("reference_mean_logps" in attack.needs for attack in attacks):
         raise RecipeError(
             "the reference attack needs another model's scores: set attacks.reference to what this suite wrote for it, "
             "for example runs/base/eval/demo.json"
         )
     return AttackPlan(*chosen, tuple(attacks), reference)
+
+
+def _name(entry: str | Mapping[str, Any]) -> Any:
+    return entry if isinstance(entry, str) else entry.get("name")
+
+
+def attacks_without(config: AttacksConfig | None, absent: Collection[str]) -> tuple[AttacksConfig | None, list[str]]:
+    """The attacks of a suite some of whose sets were left out: none if it is one of those that they name, and why."""
+    missing = [] if config is None else sorted({config.members, config.nonmembers} & set(absent))
+    if not missing:
+        return config, []
+    return None, [f"no membership attacks and no PrivLeak: they need the set {' and '.join(map(str, missing))}"]
+
+
+def check_attacks(plan: AttackPlan | None, model: Any) -> None:
+    """Find out before any work that a model does not allow an attack.
+
+    Raises:
+        UserError: gradients by weights that are not there, or that are quantised.
+    """
+    for attack in () if plan is None else plan.attacks:
+        if "gradient_norms" in attack.needs:
+            try:
+                select_parameters(getattr(model, "module", model), _parameters(attack))
+            except UserError as error:
+                raise UserError(
+                    f"attacks, {attack.label}: {error}; or leave the attack out of attacks.attacks"
+                ) from None
+
+
+def _parameters(attack: Attack) -> str:
+    return str(getattr(attack, "parameters", "all"))
 
 
 def _read_reference(path: str, base_dir: Path | None) -> dict[str, Any]:
@@ -167,14 +201,25 @@ def _attack_rows(
     wanted = [attack for attack in plan.attacks if "gradient_norms" in attack.needs]
     if wanted:
         rows, _ = encode_all(loaded.tokenizer, examples, loaded.encoding, role=name)
-        gradients = gradient_norms(
-            loaded.model,
-            rows,
-            pad_token_id=loaded.pad_token_id,
-            parameters=str(getattr(wanted[0], "parameters", "all")),
-            accelerator=loaded.accelerator,
-        )
+        gradients = _gradients(rows, _parameters(wanted[0]), loaded)
     return AttackRows(measured.scores.answer, measured.scores.references, reference, gradients)
+
+
+def _gradients(rows: Sequence[Encoded], parameters: str, loaded: Loaded) -> Floats:
+    def compute() -> Arrays:
+        with loaded.meter.bar("gradients taken", len(rows)) as progress:
+            norms = gradient_norms(
+                loaded.model,
+                rows,
+                pad_token_id=loaded.pad_token_id,
+                parameters=parameters,
+                progress=progress,
+                accelerator=loaded.accelerator,
+            )
+        return {"norms": norms}
+
+    parts = {"rows": rows_digest(rows), "parameters": parameters}
+    return as_floats(remember(loaded.cache, loaded.accelerator, "gradients", parts, compute)["norms"])
 
 
 def measure_privleak(

@@ -15,11 +15,11 @@ from llm_forget.data.examples import DataSource, Example, Message, example_id, r
 from llm_forget.digests import json_digest
 from llm_forget.errors import DataError
 from llm_forget.evaluation.aggregate import aggregate
-from llm_forget.evaluation.cache import Cache
+from llm_forget.evaluation.cache import Arrays, Cache, remember, rows_digest
 from llm_forget.evaluation.generate import SamplingConfig
 from llm_forget.evaluation.kl import has_adapter, token_kl
 from llm_forget.evaluation.meter import Meter
-from llm_forget.evaluation.metrics import AnswerGroup, Metric, SetScores, averaged_values
+from llm_forget.evaluation.metrics import AnswerGroup, Metric, SetScores, as_floats, averaged_values
 from llm_forget.evaluation.named import make_named
 from llm_forget.evaluation.score import Floats, TokenScores
 from llm_forget.evaluation.scoring import score_rows
@@ -63,8 +63,8 @@ class SetConfig:
     limit: int | None = None
     # Also let the model answer each prompt, for the metrics that read text.
     generate: bool = True
-    # Also compare with the model before unlearning, token by token: a forward of each.
-    kl: bool = False
+    # Also compare with the model before unlearning, token by token: a forward of each. auto: where there is that model.
+    kl: bool | Literal["auto"] = False
     # The probability with which this set enters the model utility: probability, normalised_probability (where the wrong
     # answers are the other choices), or null for a set that does not enter it.
     utility: Literal["probability", "normalised_probability"] | None = None
@@ -123,6 +123,8 @@ class Loaded:
     # Generated texts are wanted in the results, and so may be in the cache too.
     keep_text: bool = False
     target: Any = None
+    # What the target is, for the cache; None keeps nothing that depends on a target that was given.
+    target_digest: str | None = None
 
     @property
     def has_target(self) -> bool:
@@ -231,7 +233,7 @@ def measure_set(
         paraphrases=_group(scores, groups.get("paraphrases"), own_rows),
         wrong_answers=_group(scores, groups.get("wrong_answers"), own_rows),
         references=[example.answer for example in examples],
-        target_kl=target_kl(rows[:own_rows], loaded) if config.kl and loaded.has_target else None,
+        target_kl=target_kl(rows[:own_rows], loaded) if _wants_kl(config, metrics, loaded) else None,
     )
     usable = {metric.label: metric for metric in metrics if _is_known(metric, known, config.generate)}
     reading = [metric for metric in usable.values() if "generated" in metric.needs]
@@ -263,16 +265,29 @@ def _is_known(metric: Metric, known: SetScores, generates: bool) -> bool:
     return all(known.has(need) or (need == "generated" and generates) for need in metric.needs)
 
 
+def _wants_kl(config: SetConfig, metrics: Sequence[Metric], loaded: Loaded) -> bool:
+    return bool(config.kl) and loaded.has_target and any("target_kl" in metric.needs for metric in metrics)
+
+
 def target_kl(rows: Sequence[Encoded], loaded: Loaded) -> Floats:
-    """(N,) KL to the target at each answer token of rows."""
-    return token_kl(
-        loaded.model,
-        loaded.target,
-        rows,
-        pad_token_id=loaded.pad_token_id,
-        batch_tokens=loaded.batch_tokens,
-        accelerator=loaded.accelerator,
-    )
+    """(N,) KL to the target at each answer token of rows, kept in the cache by both models."""
+
+    def compute() -> Arrays:
+        with loaded.meter.bar("answers compared", len(rows)) as progress:
+            found = token_kl(
+                loaded.model,
+                loaded.target,
+                rows,
+                pad_token_id=loaded.pad_token_id,
+                batch_tokens=loaded.batch_tokens,
+                progress=progress,
+                accelerator=loaded.accelerator,
+            )
+        return {"kl": found}
+
+    known = loaded.target is None or loaded.target_digest is not None
+    parts = {"rows": rows_digest(rows), "target": loaded.target_digest, "batch_tokens": loaded.batch_tokens}
+    return as_floats(remember(loaded.cache if known else None, loaded.accelerator, "kl", parts, compute)["kl"])
 
 
 def is_forget(name: str, config: SetConfig) -> bool:

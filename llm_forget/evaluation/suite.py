@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import yaml
@@ -18,13 +18,20 @@ from llm_forget.data.files import locate
 from llm_forget.errors import DataError, RecipeError
 from llm_forget.evaluation.aggregate import RESAMPLES
 from llm_forget.evaluation.benchmarks import check_benchmarks, run_benchmarks
-from llm_forget.evaluation.cache import Cache, model_context
+from llm_forget.evaluation.cache import Cache, context_digest, model_context
 from llm_forget.evaluation.capability import read_task, run_capability
 from llm_forget.evaluation.compare import check_same_set, column
 from llm_forget.evaluation.controls import check_controls, side_by_side
 from llm_forget.evaluation.extras import require
 from llm_forget.evaluation.leak import measure_leak
-from llm_forget.evaluation.membership import AttacksConfig, measure_attacks, measure_privleak, plan_attacks
+from llm_forget.evaluation.membership import (
+    AttacksConfig,
+    attacks_without,
+    check_attacks,
+    measure_attacks,
+    measure_privleak,
+    plan_attacks,
+)
 from llm_forget.evaluation.meter import Meter
 from llm_forget.evaluation.metrics.forget_quality import forget_quality
 from llm_forget.evaluation.metrics.kl_to_target import text_kl
@@ -67,8 +74,8 @@ class PerplexityConfig:
     stride: int = 256
     # Only the first so many tokens; null for all.
     max_tokens: int | None = None
-    # Also compare with the model before unlearning, token by token: a forward of each.
-    kl: bool = False
+    # Also compare with the model before unlearning, token by token: a forward of each. auto: where there is that model.
+    kl: bool | Literal["auto"] = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,8 @@ def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> Suite:
     sets, left_out = with_data(name, suite.sets, suite.data_dir, suite.variables)
     if not sets and suite.benchmarks is None:
         raise RecipeError(f"data_dir: {suite.data_dir} holds none of the files of {name}; {'; '.join(left_out)}")
-    return replace(suite, sets=sets, left_out=left_out, name=name)
+    attacks, more = attacks_without(suite.attacks, suite.sets.keys() - sets.keys())
+    return replace(suite, sets=sets, attacks=attacks, left_out=left_out + more, name=name)
 
 
 def _check_sets(file: Path, path: str) -> None:
@@ -202,6 +210,7 @@ def run_suite(
         check_results(control, f"what was given for the {role}")
     oracle_results = controls.get("oracle")
     plan = plan_attacks(suite.attacks, suite.sets, base_dir)
+    check_attacks(plan, model)
     _check_packages(suite)
     examples = {name: read_set(name, config, base_dir) for name, config in suite.sets.items()}
     text = None if suite.perplexity is None else _read_text(suite.perplexity.path, base_dir)
@@ -210,6 +219,8 @@ def run_suite(
     loaded = replace(
         loaded, cache=_open_cache(cache, model, tokenizer), meter=meter, keep_text=keep_text, target=target_model
     )
+    if loaded.cache is not None and target_model is not None:
+        loaded = replace(loaded, target_digest=context_digest(target_model, tokenizer))
     results: dict[str, Any] = {"schema": SCHEMA, "suite": suite.name, "settings": _settings(suite)}
     digests = {name: set_digest(suite.sets[name], found) for name, found in examples.items()}
     asked = {name: {"digest": digests[name], "forget": is_forget(name, suite.sets[name])} for name in digests}
@@ -226,7 +237,9 @@ def run_suite(
     results["forget_quality"] = None if oracle_results is None else _forget_quality(suite, results, oracle_results)
     results["model_utility"] = _utility(suite, measured)
     warnings += [f"{name}: {warning}" for name, found in measured.items() for warning in found.warnings]
-    if not loaded.has_target and (any(one is not None and one.kl for one in (suite.perplexity, *suite.sets.values()))):
+    if not loaded.has_target and (
+        any(one is not None and one.kl is True for one in (suite.perplexity, *suite.sets.values()))
+    ):
         warnings.append("no KL to the target: the model has no adapter to switch off, and no target was given")
     results["attacks"] = results["leak"] = None
     if plan is not None:
@@ -237,7 +250,8 @@ def run_suite(
     sampling = suite.generation.sampling
     if sampling is not None:
         with meter.part("leak"):
-            results["leak"] = measure_leak(sampling, results, examples, loaded, suite.seed)
+            asking = [name for name, config in suite.sets.items() if is_forget(name, config) and config.generate]
+            results["leak"] = measure_leak(sampling, asking, results, examples, loaded, suite.seed) or None
     results["perplexity"] = results["kl_to_target"] = results["capability"] = None
     if suite.perplexity is not None and text is not None:
         with meter.part("perplexity"):

@@ -12,7 +12,7 @@ import numpy as np
 
 from llm_forget.data.encode import Encoded
 from llm_forget.digests import json_digest, text_digest
-from llm_forget.evaluation.cache import Arrays, remember
+from llm_forget.evaluation.cache import Arrays, remember, rows_digest
 from llm_forget.evaluation.generate import end_token_ids, generate_answers
 from llm_forget.evaluation.metrics import Metric, SetScores
 from llm_forget.evaluation.score import Floats
@@ -74,7 +74,7 @@ def _parts(
     generation = asdict(loaded.generation)
     return {
         "prompts": json_digest([list(prompt) for prompt in prompts]),
-        "rows": json_digest([[list(row.input_ids), row.prompt_length] for row in rows]),
+        "rows": rows_digest(rows),
         "references": json_digest(list(known.references or [])),
         "max_new_tokens": generation["max_new_tokens"],
         "batch_size": generation["batch_size"],

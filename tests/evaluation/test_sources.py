@@ -10,6 +10,7 @@ from evaluation_examples import tiny_model, write_jsonl, write_sets
 
 from llm_forget.data.examples import DataSource, Message
 from llm_forget.errors import DataError, RecipeError
+from llm_forget.evaluation.results import read_results, write_results
 from llm_forget.evaluation.sets import SetConfig, read_set
 from llm_forget.evaluation.sources import fill, with_data
 from llm_forget.evaluation.suite import check_suite, load_suite, run_suite
@@ -53,13 +54,73 @@ def test_muse_asks_after_ten_others(corpus: str, hub: str) -> None:
     suite = load_suite("muse", {"data_dir": str(SHARED / "muse"), "variables.corpus": corpus, "variables.hub": hub})
     check_suite(suite)
     assert set(suite.sets) == {"forget_knowledge", "retain_knowledge"}
-    assert len(suite.left_out) == 3
+    assert len(suite.left_out) == 4
+    assert suite.attacks is None
+    assert suite.left_out[3] == (
+        "no membership attacks and no PrivLeak: they need the set forget_passages and holdout_passages"
+    )
     examples = read_set("forget_knowledge", suite.sets["forget_knowledge"], None)
     assert len(examples) == 100
     assert [turn.role for turn in examples[0].prompt] == ["user", "assistant"] * 10 + ["user"]
     plain = read_set("forget_knowledge", SetConfig(suite.sets["forget_knowledge"].data), None)
     assert [one.id for one in examples] == [one.id for one in plain]
     assert examples[5].prompt[-1] == plain[5].prompt[-1]
+
+
+def test_muse_attacks_its_passages(tmp_path: Path) -> None:
+    """Passages are scored and attacked, never asked for; PrivLeak of a model beside itself as the oracle is 0."""
+    rows = [{"question": f"What is {index}?", "answer": f"The {index}."} for index in range(3)]
+    for part in ("forget_qa", "retain_qa", "forget_qa_icl", "retain_qa_icl"):
+        write_jsonl(tmp_path / f"news_knowmem_{part}.jsonl", rows)
+    for part in ("forget", "holdout"):
+        passages = [{"text": f"In the {part} story {index} the box is there."} for index in range(4)]
+        write_jsonl(tmp_path / f"news_privleak_{part}.jsonl", passages)
+    changes = {
+        "perplexity": "null",
+        "generation": "{max_new_tokens: 3, sampling: {samples: 2, k: [1, 2]}}",
+        "data_dir": str(tmp_path),
+    }
+    suite = load_suite("muse", changes)
+    assert len(suite.left_out) == 1
+    oracle = run_suite(suite, tiny_model(), tiny_tokenizer())
+    assert (oracle["attacks"]["members"], oracle["attacks"]["nonmembers"]) == ("forget_passages", "holdout_passages")
+    assert oracle["attacks"]["auc"]["min_k"]["n"] == 4
+    assert set(oracle["leak"]) == {"forget_knowledge"}
+    scored = oracle["sets"]["forget_passages"]["metrics"]
+    assert {"probability", "extraction_strength"} <= set(scored)
+    assert not {"refusal", "collapse"} & set(scored)
+    assert {"refusal", "repetition_3", "collapse"} <= set(oracle["sets"]["forget_knowledge"]["metrics"])
+    same = run_suite(suite, tiny_model(), tiny_tokenizer(), oracle_results=oracle)
+    assert same["privleak"]["value"] == 0
+    assert any(line.startswith("PrivLeak 0.000") for line in same["verdict"])
+    write_results(same, tmp_path / "muse.json")
+    assert read_results(tmp_path / "muse.json") == same
+
+
+@needs_tofu
+def test_tofu_reports_everything(tmp_path: Path) -> None:
+    """Every section in one run, valid by the schema, with a line of the verdict for each."""
+    changes = {f"sets.{name}.limit": "2" for name in ("forget", "retain", "real_authors", "world_facts", "holdout")}
+    changes |= {
+        "capability": "null",
+        "generation": "{max_new_tokens: 3, sampling: {samples: 2, k: [1, 2]}}",
+        "perplexity.max_tokens": "60",
+        "data_dir": str(SHARED / "tofu"),
+    }
+    suite = load_suite("tofu", changes)
+    oracle = run_suite(suite, tiny_model(1), tiny_tokenizer())
+    found = run_suite(suite, tiny_model(), tiny_tokenizer(), controls={"oracle": oracle}, target_model=tiny_model(2))
+    assert set(found["attacks"]["auc"]) == {"loss", "zlib", "min_k", "min_k_plus_plus", "grad_norm"}
+    assert set(found["leak"]["forget"]["at"]) == {"1", "2"}
+    for section in ("forget_quality", "model_utility", "privleak", "perplexity", "kl_to_target"):
+        assert found[section], section
+    assert "kl_to_target" in found["sets"]["retain"]["metrics"]
+    assert {"extraction_strength", "refusal", "repetition_3", "collapse"} <= set(found["sets"]["forget"]["metrics"])
+    said = "\n".join(found["verdict"])
+    for words in ("grad_norm attack's AUC", "forget leak@2", "forget extraction_strength", "forget quality of forget"):
+        assert words in said
+    write_results(found, tmp_path / "tofu.json")
+    assert read_results(tmp_path / "tofu.json") == found
 
 
 def test_custom_is_a_folder_with_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from dataclasses import replace
@@ -157,6 +158,8 @@ def test_leak_of_a_model_that_knows(knowing: tuple[Path, Any]) -> None:
     sampling = SamplingConfig(samples=4, temperature=0.2, k=[1, 4])
     generation = GenerationConfig(max_new_tokens=40, batch_size=8, sampling=sampling)
     suite = make_suite(folder, generation=generation)
+    assert measure(suite, folder, model)["leak"] is None  # its sets have no prompts to be asked
+    suite = replace(suite, metrics=["probability"], sets={"forget": replace(suite.sets["forget"], generate=True)})
     found = measure(suite, folder, model)["leak"]
     assert set(found) == {"forget"}
     assert (found["forget"]["temperature"], found["forget"]["seed"], found["forget"]["threshold"]) == (0.2, 0, 0.8)
@@ -169,6 +172,77 @@ def test_leak_of_a_model_that_knows(knowing: tuple[Path, Any]) -> None:
     assert [row["leak_samples"] for row in results["sets"]["forget"]["examples"].values()] == [0] * 5
     assert PLANTED not in json.dumps(results)
     assert measure(make_suite(folder), folder)["leak"] is None
+
+
+def test_a_reference_is_used_beside_the_attacks_that_are_named(knowing: tuple[Path, Any]) -> None:
+    folder, model = knowing
+    suite = make_suite(folder)
+    write_results(measure(suite, folder), folder / "fresh.json")
+    for named in (["min_k"], ["min_k", "reference"], ["min_k", {"name": "reference"}]):
+        config = AttacksConfig(attacks=named, reference="fresh.json")
+        found = measure(replace(suite, attacks=config), folder, model)
+        assert set(found["attacks"]["auc"]) == {"min_k", "reference"}
+
+
+def test_an_attack_that_the_model_does_not_allow_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Quantised weights have no gradient, and a model without an adapter none by its matrices."""
+    packed = tiny_model()
+    packed.register_parameter("packed", torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False))
+    packed.forward = None  # any work would fail
+    suite = make_suite(tmp_path, attacks=AttacksConfig(attacks=["grad_norm"]))
+    with pytest.raises(UserError, match=r"attacks, grad_norm: .*quantised.*leave the attack out"):
+        measure(suite, tmp_path, packed)
+    by_adapter = make_suite(tmp_path, attacks=AttacksConfig(attacks=[{"name": "grad_norm", "parameters": "adapter"}]))
+    with pytest.raises(UserError, match="no weight of the model matches"):
+        measure(by_adapter, tmp_path)
+
+
+def test_what_costs_most_is_kept(knowing: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples, gradients and KL are done once; another seed, target or model does them again. No text is kept."""
+    folder, model = knowing
+    sampling = SamplingConfig(samples=2, temperature=0.2, k=[1, 2])
+    suite = make_suite(
+        folder,
+        attacks=AttacksConfig(attacks=["grad_norm"]),
+        generation=GenerationConfig(max_new_tokens=20, batch_size=8, sampling=sampling),
+        perplexity=PerplexityConfig("neutral.txt", window=40, stride=20, kl=True),
+        metrics=["probability", "kl_to_target"],
+    )
+    suite = replace(suite, sets={name: replace(one, generate=True, kl=True) for name, one in suite.sets.items()})
+    cache = folder / "cache"
+
+    def again(model: Any, changed: Suite = suite, target: int = 1) -> Results:
+        found = measure(changed, folder, model, target_model=tiny_model(target), cache=cache)
+        return {**found, "seconds": 0}
+
+    first = again(model)
+    assert {file.parent.parent.name for file in cache.rglob("*.safetensors")} >= {"leak", "gradients", "kl"}
+    kept = [file for file in cache.rglob("*") if file.is_file()]
+    assert not any(PLANTED.encode() in file.read_bytes() for file in kept)
+    done: list[str] = []
+
+    def watch(module: str, name: str) -> None:
+        original = getattr(importlib.import_module(f"llm_forget.evaluation.{module}"), name)
+
+        def counted(*args: Any, **settings: Any) -> Any:
+            done.append(name)
+            return original(*args, **settings)
+
+        monkeypatch.setattr(f"llm_forget.evaluation.{module}.{name}", counted)
+
+    watch("leak", "sample_answers")
+    watch("membership", "gradient_norms")
+    watch("sets", "token_kl")
+    assert again(model) == first
+    assert done == []
+    again(model, replace(suite, seed=1))
+    assert done == ["sample_answers"]
+    done.clear()
+    assert again(model, target=2)["kl_to_target"]["value"] != first["kl_to_target"]["value"]
+    assert done == ["token_kl"] * 3
+    done.clear()
+    again(tiny_model(3))
+    assert sorted(done) == ["gradient_norms"] * 2 + ["sample_answers"] + ["token_kl"] * 3
 
 
 def kl_suite(folder: Path) -> Suite:
@@ -208,6 +282,13 @@ def test_kl_of_an_adapter_and_of_nothing(tmp_path: Path) -> None:
     assert without["kl_to_target"] is None
     assert "kl_to_target" not in without["sets"]["holdout"]["metrics"]
     assert any("no KL to the target" in warning for warning in without["warnings"])
+    assert suite.perplexity is not None
+    auto = replace(suite, perplexity=replace(suite.perplexity, kl="auto"))
+    auto = replace(auto, sets={**auto.sets, "holdout": replace(auto.sets["holdout"], kl="auto")})
+    silent = measure(auto, tmp_path)
+    assert (silent["kl_to_target"], silent["warnings"]) == (None, [])
+    assert measure(auto, tmp_path, wrapped)["kl_to_target"] == own["kl_to_target"]
+    assert "kl_to_target" in measure(auto, tmp_path, wrapped)["sets"]["holdout"]["metrics"]
 
 
 @pytest.mark.parametrize(
