@@ -108,10 +108,10 @@ def _name(entry: str | Mapping[str, Any]) -> Any:
 
 def attacks_without(config: AttacksConfig | None, absent: Collection[str]) -> tuple[AttacksConfig | None, list[str]]:
     """The attacks of a suite some of whose sets were left out: none if it is one of those that they name, and why."""
-    missing = [] if config is None else sorted({config.members, config.nonmembers} & set(absent))
+    missing = [] if config is None else [one for one in (config.members, config.nonmembers) if one in absent]
     if not missing:
         return config, []
-    return None, [f"no membership attacks and no PrivLeak: they need the set {' and '.join(map(str, missing))}"]
+    return None, [f"no membership attacks and no PrivLeak: they need {' and '.join(map(str, missing))}"]
 
 
 def check_attacks(plan: AttackPlan | None, model: Any) -> None:

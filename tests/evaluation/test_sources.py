@@ -56,9 +56,7 @@ def test_muse_asks_after_ten_others(corpus: str, hub: str) -> None:
     assert set(suite.sets) == {"forget_knowledge", "retain_knowledge"}
     assert len(suite.left_out) == 4
     assert suite.attacks is None
-    assert suite.left_out[3] == (
-        "no membership attacks and no PrivLeak: they need the set forget_passages and holdout_passages"
-    )
+    assert suite.left_out[3].endswith("PrivLeak: they need forget_passages and holdout_passages")
     examples = read_set("forget_knowledge", suite.sets["forget_knowledge"], None)
     assert len(examples) == 100
     assert [turn.role for turn in examples[0].prompt] == ["user", "assistant"] * 10 + ["user"]
@@ -72,9 +70,9 @@ def test_muse_attacks_its_passages(tmp_path: Path) -> None:
     rows = [{"question": f"What is {index}?", "answer": f"The {index}."} for index in range(3)]
     for part in ("forget_qa", "retain_qa", "forget_qa_icl", "retain_qa_icl"):
         write_jsonl(tmp_path / f"news_knowmem_{part}.jsonl", rows)
-    for part in ("forget", "holdout"):
-        passages = [{"text": f"In the {part} story {index} the box is there."} for index in range(4)]
-        write_jsonl(tmp_path / f"news_privleak_{part}.jsonl", passages)
+    passages = [{"text": f"In the story {index} the box is {'there' if index % 3 else 'red'}."} for index in range(8)]
+    write_jsonl(tmp_path / "news_privleak_forget.jsonl", passages[::2])
+    write_jsonl(tmp_path / "news_privleak_holdout.jsonl", passages[1::2])
     changes = {
         "perplexity": "null",
         "generation": "{max_new_tokens: 3, sampling: {samples: 2, k: [1, 2]}}",
