@@ -33,9 +33,6 @@ BETA, STRENGTH = 0.1, 1.0
 Times = tuple[float, float]
 
 
-# --- what every side starts from -----------------------------------------------------------------------------------------------
-
-
 def prepare(folder: Path, quick: bool) -> dict[str, Any]:
     """Write the model, merged and in fp32, into a folder; say where the rows are."""
     from llm_forget.config import ModelConfig
@@ -94,9 +91,6 @@ def recipe_of(spec: dict[str, Any], method: str, side: str) -> Any:
     if full and method == "adapter_subtraction":
         values["method"] = {"name": "grad_ascent"}  # checked as a recipe; the objective is set by hand below
     return build(UnlearnRecipe, values, "benchmark")
-
-
-# --- one measurement, in a process of its own ----------------------------------------------------------------------------------
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
@@ -284,9 +278,6 @@ def _peak() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-# --- all of them, and the table ------------------------------------------------------------------------------------------------
 
 
 def in_a_process(task: str, spec: dict[str, Any]) -> Any:
