@@ -5,22 +5,30 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from llm_forget.entry import quiet_libraries, run_entry
+from llm_forget.commands.chat import chat
+from llm_forget.commands.console import Json, print_json, print_table, run_command
+from llm_forget.commands.look import compare, report
+from llm_forget.entry import quiet_libraries
 
 app = typer.Typer(
     name="llm-forget",
-    help="Make a language model forget, and measure that it did.",
+    help="Make a language model forget, and measure that it did. With --debug, errors show their traceback.",
+    epilog="Exit status: 0 done; 1 done, and the answer is no (doctor); 2 something given is wrong; 3 an error inside; "
+    "130 interrupted. Tab completion: llm-forget --install-completion",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 recipes_app = typer.Typer(help="The recipes that come with the package.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
+app.command()(compare)
+app.command()(report)
+app.command()(chat)
 _ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -34,30 +42,39 @@ def demo() -> None:
 
 
 @app.command()
-def methods() -> None:
+def methods(as_json: Json = False) -> None:
     """List the unlearning methods, their source and what they need."""
-    from rich.table import Table
-
     from llm_forget.plugins import find_class, names_in
 
-    table = Table("method", "source", "retain term", "needs")
+    found: list[dict[str, Any]] = []
     for name in names_in("llm_forget.methods"):
-        cls = find_class("llm_forget.methods", name, "forget_loss")
-        needed = [what for what, wanted in vars(cls.needs).items() if wanted]  # type: ignore[attr-defined]
-        retain = cls.default_retain or "none"  # type: ignore[attr-defined]
-        table.add_row(name, cls.paper, retain, ", ".join(needed) or "–")  # type: ignore[attr-defined]
-    Console().print(table)
+        cls: Any = find_class("llm_forget.methods", name, "forget_loss")
+        needed = [what for what, wanted in vars(cls.needs).items() if wanted]
+        found.append({"method": name, "source": cls.paper, "retain_term": cls.default_retain, "needs": needed})
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        [one["method"], one["retain_term"] or "none", ", ".join(one["needs"]) or "–", one["source"]] for one in found
+    ]
+    print_table(["method", "retain term", "needs", "source"], rows)
 
 
 @recipes_app.command("list")
-def list_recipes() -> None:
+def list_recipes(as_json: Json = False) -> None:
     """List the recipes, each with the first line of its header."""
     from llm_forget.shipped import shipped
 
     folder = shipped("recipes")
-    for path in sorted(folder.rglob("*.yaml")):
-        header = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        print(f"recipes/{path.relative_to(folder)}\t{header}")
+    headers = {
+        f"recipes/{path.relative_to(folder)}": path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        for path in sorted(folder.rglob("*.yaml"))
+    }
+    if as_json:
+        print_json(headers)
+        return
+    for name, header in headers.items():
+        print(f"{name}\t{header}")
 
 
 @recipes_app.command("copy")
@@ -143,7 +160,7 @@ def doctor(base: _Base, adapter: _Adapter, max_rank: int = 16, prompt: list[str]
 def main() -> None:
     """Entry point of the installed command."""
     quiet_libraries()
-    run_entry(lambda argv: app(argv, standalone_mode=True), sys.argv[1:])
+    run_command(app, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -103,7 +104,7 @@ def write_report(
             "One column an example. A point that stays high was not forgotten, whatever the mean says.",
         )
     figures.add(lambda: _trade(frame), _TRADE_CAPTION)
-    figures.add(lambda: _plots().cost_bar(frame), "Wall time of each run on its machine, from loading the model.")
+    figures.add(lambda: _plots().cost_bar(frame), _COST_CAPTION)
     page = _render(
         title=f"Unlearning report: {run.name}",
         stories=[story],
@@ -143,7 +144,7 @@ def write_comparison(
     changes = None if target is None else compare(frame, target)
     figures = _Figures()
     figures.add(lambda: _trade(frame), _TRADE_CAPTION)
-    figures.add(lambda: _plots().cost_bar(frame), "Wall time of each run on its machine, from loading the model.")
+    figures.add(lambda: _plots().cost_bar(frame), _COST_CAPTION)
     stories = []
     for run in runs:
         if frame.loc[run.name, "role"] == "unlearned":
@@ -169,7 +170,11 @@ def find_baseline(frame: pd.DataFrame, wanted: str | None) -> str | None:
     return _one(frame, "target") if wanted is None else find_row(frame, wanted)
 
 
-_TRADE_CAPTION = "Left is forgotten, up is kept; whiskers are 95 % intervals over examples. Ringed: runs that no other beats on both counts."
+_TRADE_CAPTION = (
+    "Towards the oracle is forgotten, up is kept; whiskers are 95 % intervals over examples. "
+    "Ringed: runs that no other beats on both counts."
+)
+_COST_CAPTION = "Wall time of each run on its machine, from loading the model."
 
 
 def _plots() -> Any:
@@ -279,7 +284,7 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = _plain
+    environment.filters |= {"number": _plain, "breakable": _breakable}
     source = environment.loader.get_source  # type: ignore[union-attr]
     drawn = [*figures, *(story.figure for story in stories if story.figure)]
     suites = [found for story in stories if (found := story.run.suite())]
@@ -354,6 +359,13 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             rows.append((f"{prefix}{key}", _plain(item)))
     return rows
+
+
+def _breakable(name: str) -> Any:
+    """A long name that may be broken after its dots and underscores."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[._/])", name))
 
 
 def _plain(value: Any) -> str:

@@ -63,7 +63,7 @@ def forget_vs_utility(frame: pd.DataFrame, *, forget: str = DEFAULT_FORGET, util
             customdata=list(map(str, part.index)),
             hovertemplate=f"<b>%{{customdata}}</b><br>{forget} %{{x:.3f}}<br>{utility} %{{y:.3f}}<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(title=f"{forget} (towards the oracle is forgotten)")
+    figure.update_xaxes(title=forget)
     figure.update_yaxes(title=utility)
     return _styled(figure, "What is forgotten against what is kept", height=470)
 
@@ -234,9 +234,10 @@ def _styled(figure: Any, title: str, height: int) -> Any:
         template="plotly_white",
         title={"text": title, "x": 0, "xanchor": "left", "xref": "paper", "font": {"size": 17}},
         height=height,
-        margin={"l": 60, "r": 24, "t": 84, "b": 60},
+        margin={"l": 60, "r": 24, "t": 56, "b": 60},
         font={"size": 13, "color": "#1b1f24", "family": "system-ui, sans-serif"},
-        legend={"orientation": "h", "x": 0, "y": 1.01, "xanchor": "left"},
+        # below, in room of its own: above the plot a second line of it would cover points on a narrow screen
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yanchor": "bottom", "yref": "container"},
         hoverlabel={"bgcolor": "white"},
     )
     return figure

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.comparison import metrics_of
-from llm_forget.report.words import number
+from llm_forget.report.words import interval, number, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,10 +17,11 @@ _SHOWN_FIRST = ("probability", "rougeL_recall")
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, and what it is sorted by (None: by its text)."""
+    """What a cell shows, what it is sorted by (None: by its text), and its interval, shown smaller."""
 
     text: str
     sort: float | None = None
+    small: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,9 @@ def _in_order(frame: pd.DataFrame) -> list[str]:
 
 
 def _cell(row: Any, metric: str) -> Cell:
-    return Cell(number(row, metric), _sort_value(row, metric))
+    value = _sort_value(row, metric)
+    span = "" if value is None else interval(row, metric).strip()
+    return Cell(number(row, metric).split(" ")[0], value, span)
 
 
 def _change(changes: pd.DataFrame | None, name: str, metric: str) -> Cell:
@@ -126,9 +129,8 @@ def _change(changes: pd.DataFrame | None, name: str, metric: str) -> Cell:
     change, low, high = (_float(row[key]) for key in ("change", "change_low", "change_high"))
     if change is None:
         return Cell("–")
-    digits = 1 if abs(change) >= 10 else 3
-    shown = f"{change:+.{digits}f}"
-    return Cell(shown if low is None or high is None else f"{shown} [{low:+.3f}, {high:+.3f}]", change)
+    span = "" if low is None or high is None else f"[{plain(low, '+')}, {plain(high, '+')}]"
+    return Cell(plain(change, "+"), change, span)
 
 
 def _sort_value(row: Any, metric: str) -> float | None:

@@ -124,12 +124,12 @@ def _forget_sentence(metric: str, row: Any, before: Any, goal: Any) -> str:
     part, label = metric.split(".")[0], _LABELS[metric.split(".")[-1]]
     told = f"{part}: the {label} is {number(row, metric)}"
     if before is not None and _known(before.get(metric)):
-        told += f"; it was {before[metric]:.3f} before"
+        told += f"; it was {plain(before[metric])} before"
     if goal is not None and _known(goal.get(metric)):
         told += f", and is {number(goal, metric)} for a model that never saw it"
         if before is not None and _known(before.get(metric)) and before[metric] != goal[metric]:
             share = (before[metric] - row[metric]) / (before[metric] - goal[metric])
-            told += f" ({max(0.0, share):.0%} of the way)"
+            told += f" ({min(1.0, max(0.0, share)):.0%} of the way)"
     return told + "."
 
 
@@ -145,15 +145,15 @@ def _kept_sentence(metric: str, row: Any, before: Any, changes: pd.DataFrame | N
         low, high = changes.loc[(name, metric), ["change_low", "change_high"]]
     if _known(low) and _known(high):
         sure = high < 0 if worse > 0 else low > 0
-        span = f", change {change:+.3f} [{low:+.3f}, {high:+.3f}]"
+        span = f", change {plain(change, '+')} [{low:+.3f}, {high:+.3f}]"
     else:
         ends = (f"{metric}.high", f"{metric}.low") if worse > 0 else (f"{metric}.low", f"{metric}.high")
         own, other = row.get(ends[0]), before.get(ends[1])
         sure = _known(own) and _known(other) and (own < other if worse > 0 else own > other)
-        span = f", change {change:+.3f}"
+        span = f", change {plain(change, '+')}"
     lost = loss > LOSS and sure
     said = "harmed" if lost else "a loss that this many examples cannot make sure of" if loss > LOSS else "kept"
-    return f"{label} is {number(row, metric)}; it was {before[metric]:.3f}{span}: {said}.", lost
+    return f"{label} is {number(row, metric)}; it was {plain(before[metric])}{span}: {said}.", lost
 
 
 def _from_training(row: Any) -> Iterator[str]:
@@ -171,10 +171,18 @@ def number(row: Any, metric: str) -> str:
         return "–"
     if metric.startswith("forget_quality"):
         return "<0.001" if value < 0.001 else f"{value:.3f}"
-    digits = 1 if abs(value) >= 10 else 3
+    return plain(value) + interval(row, metric)
+
+
+def interval(row: Any, metric: str) -> str:
+    """`` [low, high]``, or nothing where there is no interval."""
     low, high = row.get(f"{metric}.low"), row.get(f"{metric}.high")
-    shown = f"{value:.{digits}f}"
-    return f"{shown} [{low:.{digits}f}, {high:.{digits}f}]" if _known(low) and _known(high) else shown
+    return f" [{plain(low)}, {plain(high)}]" if _known(low) and _known(high) else ""
+
+
+def plain(value: float, sign: str = "") -> str:
+    """Three digits after the point, one for what is 10 or more."""
+    return f"{value:{sign}.{1 if abs(value) >= 10 else 3}f}"
 
 
 def _known(value: Any) -> bool:

@@ -9,7 +9,7 @@
     element.dataset.drawn = "yes";
     const figure = JSON.parse(source.textContent);
     if (element.clientWidth < 560) {
-      Object.assign(figure.layout.margin, { l: 48, r: 8, t: 104 });
+      Object.assign(figure.layout.margin, { l: 48, r: 8 });
       figure.layout.title.font.size = 15;
       figure.layout.font.size = 11;
     }

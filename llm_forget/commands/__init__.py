@@ -1,0 +1,1 @@
+"""The commands of `llm-forget` that are more than a call, one module a group."""
