@@ -1,6 +1,7 @@
 """Measure general ability by lm-eval: `accelerate launch eval/capability.py --config my_eval.yaml [--key.sub value …]`.
 
-The configuration is a CapabilityRecipe (llm_forget/evaluation/recipe.py): model, output_dir, task, limit.
+The configuration is a CapabilityRecipe (llm_forget/evaluation/recipe.py): model, output_dir, task, limit,
+or benchmarks: {preset: quick}.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from llm_forget.config import TrainConfig
+from llm_forget.errors import RecipeError
 
 # An adapter starts at zero and is small: at the papers' full fine-tuning rate of 1e-5 it does not move.
 ADAPTER_LEARNING_RATE = 1e-3
@@ -61,3 +62,23 @@ def unlearning_arguments(
     return TrainingArguments(
         num_train_epochs=1, **common_arguments(train, seed, with_adapter, learning_rate, autocast=autocast)
     )
+
+
+def check_arguments(train: TrainConfig, seed: int) -> None:
+    """Find out before a model is loaded whether transformers knows the schedule and the optimiser, and has what they need.
+
+    Raises:
+        RecipeError: it does not; the message is its own, with the place in the recipe.
+    """
+    from transformers import Trainer, get_scheduler
+
+    try:
+        arguments = unlearning_arguments(train, seed, with_adapter=True)
+        Trainer.get_optimizer_cls_and_kwargs(arguments)
+        stand_in = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        get_scheduler(train.schedule, stand_in, num_warmup_steps=train.warmup_steps, num_training_steps=10)
+    except (ValueError, TypeError, ImportError, RuntimeError, AssertionError, OverflowError) as error:
+        said = " ".join(str(error).split())
+        raise RecipeError(
+            f"train: schedule {train.schedule!r} and optimizer {train.optimizer!r} cannot be used: {said}"
+        ) from error

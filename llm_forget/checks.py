@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from llm_forget.data.encode import Encoded
 from llm_forget.measure import answer_logps
 from llm_forget.stop import Measurement, StopRule, Verdict
-from llm_forget.trainer import restore_trainable, trainable_state
+from llm_forget.weights import restore_trainable, trainable_state
 
 
 class Gauge:
@@ -65,13 +65,33 @@ class Checks(TrainerCallback):
             return
         unwrapped = getattr(model, "module", model)
         now = self.gauge(unwrapped, state.global_step)
-        verdict = self.rule.judge(now)
+        verdict = self._judge(unwrapped, now)
         self.report(now, verdict)
+        control.should_training_stop |= self.ended_by is not None
+
+    def judge(self, model: Any, now: Measurement) -> bool:
+        """Judge a measurement that was taken elsewhere; True when the run is to end."""
+        self._judge(model, now)
+        return self.ended_by is not None
+
+    def _judge(self, model: Any, now: Measurement) -> Verdict:
+        verdict = self.rule.judge(now)
         if verdict in (Verdict.KEEP, Verdict.REACHED):
-            self.best_state = trainable_state(unwrapped)
+            self.best_state = trainable_state(model)
         if verdict in (Verdict.REACHED, Verdict.BROKEN):
             self.ended_by = verdict
-            control.should_training_stop = True
+        return verdict
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rule's memory and the best state so far, for a checkpoint."""
+        ended_by = None if self.ended_by is None else self.ended_by.name
+        return {"rule": self.rule.state_dict(), "best_state": self.best_state, "ended_by": ended_by}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.rule.load_state_dict(state["rule"])
+        self.best_state = state["best_state"]
+        self.ended_by = None if state["ended_by"] is None else Verdict[state["ended_by"]]
 
     def settle(self, model: Any, non_finite_at: int | None) -> str:
         """Leave the model in the best state, and say in a sentence why the run ended and what was kept."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from llm_forget.commands import adapters as adapter_commands
 from llm_forget.commands.chat import chat
-from llm_forget.commands.console import Json, print_json, print_table, run_command
+from llm_forget.commands.console import Json, print_json, run_command
 from llm_forget.commands.look import compare, report
+from llm_forget.commands.methods import methods
+from llm_forget.commands.plan import plan
+from llm_forget.commands.seeds import seeds
 from llm_forget.entry import quiet_libraries
 
 app = typer.Typer(
@@ -26,6 +30,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="The recipes that come with the package.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
+app.command()(seeds)
 app.command()(compare)
 app.command()(report)
 app.command()(chat)
@@ -41,23 +46,7 @@ def demo() -> None:
     run_demo(Console(width=None if sys.stdout.isatty() else 100))  # a log is as wide as the table needs
 
 
-@app.command()
-def methods(as_json: Json = False) -> None:
-    """List the unlearning methods, their source and what they need."""
-    from llm_forget.plugins import find_class, names_in
-
-    found: list[dict[str, Any]] = []
-    for name in names_in("llm_forget.methods"):
-        cls: Any = find_class("llm_forget.methods", name, "forget_loss")
-        needed = [what for what, wanted in vars(cls.needs).items() if wanted]
-        found.append({"method": name, "source": cls.paper, "retain_term": cls.default_retain, "needs": needed})
-    if as_json:
-        print_json(found)
-        return
-    rows = [
-        [one["method"], one["retain_term"] or "none", ", ".join(one["needs"]) or "–", one["source"]] for one in found
-    ]
-    print_table(["method", "retain term", "needs", "source"], rows)
+app.command()(methods)
 
 
 @recipes_app.command("list")
@@ -122,6 +111,8 @@ def evaluate(context: typer.Context) -> None:
     _launch_here("eval/forget_qa.py", context.args)
 
 
+app.command(context_settings=_ANY_OPTION)(plan)
+
 _Base = Annotated[Path, typer.Option(help="folder of the base model (safetensors)")]
 _Adapter = Annotated[Path, typer.Option(help="folder of the adapter")]
 _Target = Annotated[Path, typer.Option("--to", help="folder to make")]
@@ -129,7 +120,10 @@ _Target = Annotated[Path, typer.Option("--to", help="folder to make")]
 
 @app.command()
 def export(base: _Base, adapter: _Adapter, to: _Target, max_rank: int = 16, allow_lossy: bool = False) -> None:
-    """Write an adapter that vLLM, SGLang, llama.cpp and PEFT load with the same meaning."""
+    """Write an adapter that vLLM, SGLang, llama.cpp and PEFT load with the same meaning.
+
+    For GGUF run convert_lora_to_gguf.py of llama.cpp's source tree on the result; no PyPI package with it is known.
+    """
     from llm_forget.adapters.export import export_adapter
     from llm_forget.adapters.lora import BaseRecord
     from llm_forget.digests import weights_digest
@@ -155,6 +149,10 @@ def doctor(base: _Base, adapter: _Adapter, max_rank: int = 16, prompt: list[str]
     found = diagnose(base, adapter, max_rank=max_rank, prompts=prompt or ())
     print(found.report())
     raise typer.Exit(0 if found.ok else 1)
+
+
+app.command()(adapter_commands.subtract)
+app.command()(adapter_commands.compose)
 
 
 def main() -> None:

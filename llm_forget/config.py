@@ -20,6 +20,11 @@ from llm_forget.shipped import shipped
 
 Recipe = TypeVar("Recipe")
 # PyYAML raises the last two for a date that does not exist and for brackets without end.
+_MOST = 65_536  # of ranks, rows in a batch, epochs: more is a slip of the keyboard
+_PATHS, _LONGEST_NAME = (
+    {"output_dir", "adapter", "path", "name"},
+    180,
+)  # a file system's 255, less what temporary names add
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
@@ -56,6 +61,10 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha < 1:
             raise ValueError(f"rank is {self.rank} and alpha {self.alpha}; both must be 1 or more")
+        if self.rank > _MOST:
+            raise ValueError(f"rank is {self.rank}; at most {_MOST} is allowed, and no layer is as wide")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it is a share, 0 or more and below 1")
 
 
 @dataclass(frozen=True)
@@ -75,13 +84,38 @@ class UnlearnData:
 class RetainConfig:
     """The term that protects the rest."""
 
-    # nll, kl, or the path of your own; null for none. "default": what the method brings.
+    # nll, kl, jsd, activation, or the path of your own; null for none. "default": what the method brings.
     name: str | None = "default"
     weight: float = 1.0
+    # Hyper-parameters of the term itself, for example {layer: 5} of activation.
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight is {self.weight}; it must be 0 or more")
+
+
+@dataclass(frozen=True)
+class AlternativeConfig:
+    """Other answers to the forget questions, for the methods that teach the model what to say instead."""
+
+    # refusals: one of the list that comes with the package, or of `path`, chosen for each example by the seed. column: the
+    # forget rows' own `alternative` column. model: written by the model itself before training. "default": the column
+    # where every row has one, else what the method asks for.
+    source: Literal["default", "refusals", "column", "model"] = "default"
+    # A text file with one refusal a line, instead of ours.
+    path: str | None = None
+    # Of model-written answers.
+    temperature: float = 1.0
+    max_new_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.source not in ("default", "refusals"):
+            raise ValueError(f"path is a list of refusals, and source is {self.source}; set one of them only")
+        if not 0 < self.temperature < math.inf or self.max_new_tokens < 1:
+            raise ValueError(
+                f"temperature is {self.temperature} and max_new_tokens {self.max_new_tokens}; above 0 and 1 or more are needed"
+            )
 
 
 @dataclass(frozen=True)
@@ -98,12 +132,27 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch"
+    # Keep the activations of one block at a time and compute the others again: a third more time, a fraction of the memory.
     gradient_checkpointing: bool = False
+    # torch.compile of every decoder block. The first steps take minutes; worth it for long runs.
+    compile: bool = False
+    # Unlearning only: optimiser steps between checkpoints, which lie in <output_dir>.checkpoints until the run is complete.
+    # 0: only when the process is told to end (SIGTERM).
+    save_steps: int = 100
+    # So many checkpoints stay.
+    keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "gradient_accumulation"):
+        if self.save_steps < 0:
+            raise ValueError(f"save_steps is {self.save_steps}; it must be 0 (only on SIGTERM) or more")
+        for name in ("epochs", "batch_size", "gradient_accumulation", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+            if getattr(self, name) > _MOST:
+                raise ValueError(f"{name} is {getattr(self, name)}; at most {_MOST} is allowed")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and finite")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be greater than 0")
 
@@ -152,17 +201,23 @@ class UnlearnRecipe:
     retain: RetainConfig = field(default_factory=RetainConfig)
     # γ of γ · forget + α · retain.
     forget_weight: float = 1.0
+    alternative: AlternativeConfig = field(default_factory=AlternativeConfig)
+    # What changes the gradient of any loss, in this order: [{name: sam, rho: 0.01}, {name: gru}]; `llm-forget methods` has all.
+    wrappers: list[dict[str, Any]] = field(default_factory=list)
     adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     seed: int = 0
-    # Replace a run folder that is already there.
+    # Replace a run folder that is already there, and throw away an interrupted run's checkpoints.
     overwrite: bool = False
+    # Go on from the newest checkpoint of an interrupted run of this recipe; from the beginning where there is none.
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.forget_weight < math.inf:
             raise ValueError(f"forget_weight is {self.forget_weight}; it must be 0 or more")
+        _check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -180,6 +235,14 @@ class FinetuneRecipe:
     merge: bool = True
     seed: int = 0
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; it must be 0 or more and below 2**32")
 
 
 def parse_command_line(recipe_class: type[Recipe], argv: Sequence[str]) -> Recipe:
@@ -250,7 +313,7 @@ def _set(values: dict[str, Any], dotted: str, text: str) -> None:
 
 def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> Recipe:
     """Check values against a dataclass; all errors are collected into one RecipeError."""
-    problems = _unknown_keys(recipe_class, values, "")
+    problems = _unknown_keys(recipe_class, values, "") + _unusable_texts(values, "")
     try:
         recipe = TypeAdapter(recipe_class).validate_python(values)
     except ValidationError as error:
@@ -299,6 +362,23 @@ def _unknown_keys(cls: Any, values: Any, prefix: str) -> list[str]:
             nested = value if isinstance(value, list) else [value]
             problems += [found for item in nested for found in _unknown_keys(inner, item, f"{prefix}{key}.")]
     return problems
+
+
+def _unusable_texts(values: Any, place: str) -> list[str]:
+    """Texts that no file system takes: better said here than by it, in the middle of a run."""
+    if isinstance(values, Mapping):
+        return [found for key, item in values.items() for found in _unusable_texts(item, f"{place}.{key}".strip("."))]
+    if isinstance(values, list):
+        return [found for item in values for found in _unusable_texts(item, place)]
+    if not isinstance(values, str):
+        return []
+    if "\0" in values:
+        return [f"{place}: holds a null character; take it out"]
+    is_path = place.rpartition(".")[2] in _PATHS
+    longest = max((part for part in values.split("/")), key=len) if is_path else ""
+    if len(longest.encode("utf-8", "replace")) > _LONGEST_NAME:
+        return [f"{place}: {_short(longest)} is longer than the {_LONGEST_NAME} bytes that a file's name may have here"]
+    return []
 
 
 def _dataclasses_in(hint: Any) -> list[Any]:

@@ -105,11 +105,13 @@ def model_of(name: str) -> ModelConfig:
 
 def _measure(name: str, seconds: float, console: Console) -> dict[str, Any]:
     from llm_forget.evaluation.evaluate import evaluate
-    from llm_forget.evaluation.recipe import EvalRecipe
+    from llm_forget.evaluation.recipe import ControlsConfig, EvalRecipe
 
     console.print(f"[bold]{name}[/]")
-    oracle = None if name == "oracle" else str(ROOT / "oracle" / "eval" / "demo.json")
-    recipe = EvalRecipe(model=model_of(name), suite="demo", output_dir=str(ROOT / name), oracle=oracle, keep_text=False)
+    # the oracle is measured first and the target second: each is a control of all that come after it
+    before = {"oracle": (), "target": ("oracle",)}.get(name, ("oracle", "target"))
+    controls = ControlsConfig(**{role: str(ROOT / role / "eval" / "demo.json") for role in before})
+    recipe = EvalRecipe(model=model_of(name), suite="demo", output_dir=str(ROOT / name), controls=controls)
     results = evaluate(recipe, console=console)
     gc.collect()
     return summarise(results, seconds)

@@ -8,11 +8,13 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from llm_forget.errors import UserError
+from llm_forget.errors import Interrupted, UserError
 
 
 def run_entry(main: Callable[[list[str]], None], argv: list[str]) -> None:
     """Call ``main(argv)``; turn a ``UserError`` into its message on standard error and exit status 2.
+
+    A run that was told to end ends with its message and exit status 143.
 
     ``LLM_FORGET_DEBUG=1`` shows the traceback instead.
     """
@@ -27,6 +29,10 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str]) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"interrupted: {stopped}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
 
 
 def quiet_libraries() -> None:

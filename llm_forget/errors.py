@@ -19,3 +19,10 @@ class LaunchError(UserError):
 
 class AdapterError(UserError):
     """An adapter, or the base it is for, cannot be read, combined, exported or merged without changing its meaning."""
+
+
+class Interrupted(Exception):
+    """The process was told to end before the run was complete; the message says what was saved and how to go on."""
+
+    # what a shell reports of a process that SIGTERM ended
+    exit_code = 143

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# A process number means something on its own machine only.
+_HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
+_TEMPORARY = re.compile(r"(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]{8}\.(?P<kind>new|old)")
+
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary sibling to fill, which takes the place of ``target`` at the end, or is removed when anything fails."""
+    """A temporary sibling to fill, which takes the place of ``target`` at the end, or is removed when anything fails.
+
+    What is in it is on the disk, not only in the system's memory, before it gets its name.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    tag = f"{os.getpid()}-{secrets.token_hex(4)}"
+    tidy(target)
+    tag = f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
     new, old = (target.parent / f".{target.name}.{tag}.{kind}" for kind in ("new", "old"))
     new.mkdir()
     try:
         yield new
+        for path in [*new.rglob("*"), new]:
+            _sync(path)
         if target.exists():
             target.rename(old)
         new.rename(target)
@@ -30,7 +43,43 @@ def new_folder(target: Path) -> Iterator[Path]:
             old.rename(target)
         shutil.rmtree(new, ignore_errors=True)
         raise
+    _sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def tidy(target: Path) -> None:
+    """Clear up after processes of this machine that died while they wrote ``target``.
+
+    What one had not finished is removed; a folder that one had put aside to replace it is put back.
+    """
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        found = _TEMPORARY.fullmatch(path.name.removeprefix(f".{target.name}."))
+        if found is None or found["host"] != _HOST or _alive(int(found["pid"])):
+            continue
+        if found["kind"] == "old" and not target.exists():
+            path.rename(target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's, or no way to tell
+    return True
+
+
+def _sync(path: Path) -> None:
+    if os.name != "posix" and path.is_dir():
+        return  # only there can a folder be opened
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,15 +13,16 @@ from accelerate import PartialState
 from rich.console import Console
 from transformers import set_seed
 
-from llm_forget.arguments import common_arguments
+from llm_forget.arguments import check_arguments, common_arguments
 from llm_forget.config import FinetuneRecipe, to_yaml
 from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import read_examples
+from llm_forget.errors import RecipeError
 from llm_forget.files import new_folder, write_json, write_text
 from llm_forget.launch import check_launch
 from llm_forget.logprobs import score_answers
 from llm_forget.measure import held_in_bf16
-from llm_forget.models import add_adapter, frozen_dtype, load_model, load_tokenizer
+from llm_forget.models import add_adapter, compile_blocks, frozen_dtype, load_model, load_tokenizer
 from llm_forget.progress import ProgressBar
 from llm_forget.runfolder import RESULT_NAME, check_output, environment
 
@@ -41,7 +42,13 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     """
     console = console or Console(stderr=True)
     check_launch()
+    if recipe.merge and recipe.model.quantization is not None:
+        raise RecipeError(
+            f"merge: true with model.quantization: {recipe.model.quantization}: an adapter merged into quantised weights is not "
+            "the model that was trained; set merge: false, and merge the adapter into the unquantised base (llm-forget merge)"
+        )
     check_output(recipe.output_dir, recipe.overwrite)
+    check_arguments(recipe.train, recipe.seed)
     examples = [example for source in recipe.data for example in read_examples(source)]
     rows, report = encode_all(load_tokenizer(recipe.model), examples, recipe.encoding, role="training")
     for warning in report.warnings:
@@ -52,6 +59,8 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     model, tokenizer = load_model(recipe.model, trainable=recipe.adapter is None)
     if recipe.adapter is not None:
         model = add_adapter(model, recipe.adapter)
+    if recipe.train.compile:
+        compile_blocks(model)
     trainer = _train(recipe, model, tokenizer, rows, console)
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     result = {

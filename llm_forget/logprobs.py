@@ -7,13 +7,26 @@ so that a loss reads like its formula.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from llm_forget.head import chunk_rows, head_gives_logps, head_reads_only, output_head
+
+__all__ = [
+    "AnswerScores",
+    "answer_logits",
+    "kl_divergence",
+    "left_align",
+    "output_head",
+    "scatter_rows",
+    "score_answers",
+]
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,12 @@ class AnswerScores:
         logits: (B, A, V) the logits that predicted them, 0 where ``mask`` is False; only when asked for.
         reference_logps: (B,) summed log-probability under the reference, in nats; only when the loss needs it.
         reference_logits: (B, A, V) under the reference; only when the loss needs it.
+        hidden: (B, A, H) the hidden states, after one of the blocks, at the positions that predicted the answer tokens; 0 where
+            ``mask`` is False; only when asked for.
+        reference_hidden: (B, A, H) under the reference; only when the loss needs it.
+        alternative: the scores of another answer to each prompt; only when the loss needs it.
+        alternative_tokens: (B, A′) the tokens of another answer to each prompt, unscored, −1 where there is none; only when the
+            loss needs it.
     """
 
     token_logps: Tensor
@@ -35,6 +54,10 @@ class AnswerScores:
     logits: Tensor | None = None
     reference_logps: Tensor | None = None
     reference_logits: Tensor | None = None
+    hidden: Tensor | None = None
+    reference_hidden: Tensor | None = None
+    alternative: AnswerScores | None = None
+    alternative_tokens: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -53,41 +76,33 @@ class AnswerScores:
 
     def rows(self, index: slice | Tensor) -> AnswerScores:
         """The scores of some of the examples."""
-        optional = {
-            name: None if value is None else value[index]
-            for name in ("logits", "reference_logps", "reference_logits")
-            for value in [getattr(self, name)]
-        }
-        return replace(
-            self, token_logps=self.token_logps[index], mask=self.mask[index], tokens=self.tokens[index], **optional
-        )
+
+        def some(value: Tensor | AnswerScores | None) -> Tensor | AnswerScores | None:
+            if isinstance(value, AnswerScores):
+                return value.rows(index)
+            return None if value is None else value[index]
+
+        return AnswerScores(**{item.name: some(getattr(self, item.name)) for item in fields(self)})  # type: ignore[arg-type]
 
 
-def output_head(model: nn.Module) -> nn.Module:
-    """The module that turns hidden states into logits, found below DDP and PEFT wrappers."""
-    inner: Any = model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model
-    head = inner.get_output_embeddings()
-    if head is None:
-        raise TypeError(f"{type(inner).__name__} has no output embeddings; a causal language model is needed")
-    return head  # type: ignore[no-any-return]
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a batch, and what is kept of their scores.
 
-
-@contextmanager
-def _head_reads_only(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Inside, the head receives only the hidden states at ``positions`` (B, T): its output is (N, V), not (B, T, V).
-
-    A hook rather than a call of the decoder by hand: the forward still enters through the outermost wrapper, so that DDP,
-    FSDP and autocast see it.
+    Attributes:
+        rows: which.
+        logits: keep the logits of their answers.
+        hidden: keep the hidden states that predicted their answers.
     """
 
-    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][positions], *args[1:])
+    rows: slice
+    logits: bool = False
+    hidden: bool = False
 
-    handle = output_head(model).register_forward_pre_hook(keep)
-    try:
-        yield
-    finally:
-        handle.remove()
+
+def mean_over_answer(per_token: Tensor, mask: Tensor) -> Tensor:
+    """(B, A) values → (B,) means over the answer tokens; 0 for an example without any."""
+    return (per_token * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
 def answer_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -97,10 +112,31 @@ def answer_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         model: a causal language model, wrapped or not.
         batch: ``input_ids`` (B, T), ``attention_mask`` (B, T) and ``answer_mask`` (B, T), right-padded.
     """
+    return _forward(model, batch, None)[0]
+
+
+def _forward(model: nn.Module, batch: dict[str, Tensor], layer: int | None) -> tuple[Tensor, Tensor | None]:
+    """Logits (N, V), and hidden states (N, H) after a block, at the positions that predict answer tokens."""
     predicts_answer = torch.zeros_like(batch["answer_mask"])
     predicts_answer[:, :-1] = batch["answer_mask"][:, 1:]
-    with _head_reads_only(model, predicts_answer):
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    more = {} if layer is None else {"output_hidden_states": True}
+    with head_reads_only(model, predicts_answer):
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, **more)
+    logits: Tensor = output.logits
+    # the first of the hidden states is that of the embeddings
+    return logits, None if layer is None else output.hidden_states[layer + 1][predicts_answer].float()
+
+
+def logits_at(model: nn.Module, positions: Tensor, **inputs: Tensor) -> Tensor:
+    """The logits at some positions, (N, V), rows in the order of ``positions.nonzero()``; the head sees no others.
+
+    Args:
+        model: a causal language model, wrapped or not.
+        positions: (B, T) bool.
+        inputs: what the model takes: ``input_ids`` (B, T), ``attention_mask``, ``position_ids``.
+    """
+    with head_reads_only(model, positions):
+        output = model(**inputs, use_cache=False)
     logits: Tensor = output.logits
     return logits
 
@@ -113,19 +149,62 @@ def score_answers(model: nn.Module, batch: dict[str, Tensor], *, keep_logits: bo
         batch: ``input_ids`` (B, T) right-padded, ``attention_mask`` (B, T), ``answer_mask`` (B, T) True at answer tokens.
         keep_logits: also return the answers' logits (B, A, V).
     """
+    return score_parts(model, batch, [Part(slice(None), logits=keep_logits)])[0]
+
+
+def score_parts(
+    model: nn.Module, batch: dict[str, Tensor], parts: Sequence[Part], *, layer: int | None = None
+) -> list[AnswerScores]:
+    """Score the answers of several groups of rows with one forward, keeping of each group what its loss needs.
+
+    Args:
+        model: a causal language model, wrapped or not; gradients flow if they are enabled.
+        batch: as for ``score_answers``.
+        parts: the groups; rows in a row.
+        layer: the block, from 0, whose output is the hidden states; the last one's is that after the final norm.
+    """
     answer_mask = batch["answer_mask"].clone()
     answer_mask[:, 0] = False  # nothing predicts the first token of a sequence
-    logits = answer_logits(model, {**batch, "answer_mask": answer_mask}).float()
     targets = batch["input_ids"][answer_mask]
-    flat_logps = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    size = None if any(part.logits for part in parts) else chunk_rows(model, len(targets))
+    with nullcontext() if size is None else head_gives_logps(model, targets, size):
+        logits, hidden = _forward(model, {**batch, "answer_mask": answer_mask}, layer)
+    logits = logits.float()
+    flat_logps = logits.squeeze(-1)
+    if size is None:
+        flat_logps = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
-    mask = left_align(answer_mask)
-    return AnswerScores(
-        token_logps=scatter_rows(flat_logps, mask),
-        mask=mask,
-        tokens=scatter_rows(targets, mask),
-        logits=scatter_rows(logits, mask) if keep_logits else None,
-    )
+    scores = []
+    for part in parts:
+        mask = left_align(answer_mask[part.rows])
+        first = int(answer_mask[: part.rows.start or 0].sum())
+        flat = slice(first, first + int(mask.sum()))
+        scores.append(
+            AnswerScores(
+                token_logps=scatter_rows(flat_logps[flat], mask),
+                mask=mask,
+                tokens=scatter_rows(targets[flat], mask),
+                logits=scatter_rows(logits[flat], mask) if part.logits else None,
+                hidden=scatter_rows(hidden[flat], mask) if part.hidden and hidden is not None else None,
+            )
+        )
+    return scores
+
+
+def hidden_layer(model: nn.Module, layer: int | None) -> int:
+    """The block whose output hidden states are taken from: the one asked for, or a default at 7/32 of the depth.
+
+    RMU's authors steer block 7 of the 32 of a 7B model (arXiv:2403.03218); other depths get the block at the same height.
+
+    Raises:
+        ValueError: the model has no such block.
+    """
+    inner: Any = model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model
+    depth = int(inner.config.num_hidden_layers)
+    chosen = round(7 / 32 * depth) if layer is None else layer
+    if chosen >= depth:
+        raise ValueError(f"layer is {layer}; this model has the blocks 0 to {depth - 1}")
+    return chosen
 
 
 def left_align(answer_mask: Tensor) -> Tensor:
@@ -137,8 +216,16 @@ def left_align(answer_mask: Tensor) -> Tensor:
 
 def scatter_rows(flat: Tensor, mask: Tensor) -> Tensor:
     """(N, …) values in row order → (B, A, …) with zeros where ``mask`` (B, A) is False; differentiable."""
-    padded = flat.new_zeros((*mask.shape, *flat.shape[1:]))
-    return padded.masked_scatter(mask.view(*mask.shape, *[1] * (flat.dim() - 1)), flat)
+    return place_rows(flat, mask.flatten().nonzero().squeeze(-1), mask.shape)
+
+
+def place_rows(flat: Tensor, places: Tensor, shape: Sequence[int]) -> Tensor:
+    """(N, …) values to ``places`` (N,) of the flattened ``shape`` (B, A), with zeros elsewhere; differentiable.
+
+    By index, not by mask: for (N, V) logits a mask would be counted through element by element, in eight bytes each.
+    """
+    padded = flat.new_zeros((math.prod(shape), *flat.shape[1:]))
+    return padded.index_copy_(0, places, flat).view(*shape, *flat.shape[1:])
 
 
 def kl_divergence(reference_logits: Tensor, policy_logits: Tensor) -> Tensor:

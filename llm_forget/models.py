@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,15 @@ def frozen_dtype(config: ModelConfig) -> torch.dtype:
     return torch.bfloat16 if cpu_multiplies_in_bf16() else torch.float32
 
 
+def attention_for(config: ModelConfig, dtype: torch.dtype, *, on_cpu: bool) -> str | None:
+    """The attention implementation to ask for; None leaves it to transformers."""
+    if config.attention != "auto":
+        return config.attention
+    if on_cpu:
+        return "eager" if dtype == torch.bfloat16 else "sdpa"
+    return None
+
+
 def cpu_multiplies_in_bf16() -> bool:
     """Whether this CPU has instructions for bf16 products; without them bf16 is slower than fp32, not faster."""
     flags = Path("/proc/cpuinfo")
@@ -147,11 +158,9 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
     extra: dict[str, Any] = {}
     if config.quantization is not None:
         extra["quantization_config"] = _quantization(config, trainable)
-    if not torch.cuda.is_available():
-        default = "eager" if dtype == torch.bfloat16 else "sdpa"
-        extra["attn_implementation"] = default if config.attention == "auto" else config.attention
-    elif config.attention != "auto":
-        extra["attn_implementation"] = config.attention
+    attention = attention_for(config, dtype, on_cpu=not torch.cuda.is_available())
+    if attention is not None:
+        extra["attn_implementation"] = attention
     model = AutoModelForCausalLM.from_pretrained(
         name,
         dtype=torch.float32 if config.adapter else dtype,
@@ -159,6 +168,11 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
         trust_remote_code=config.trust_remote_code,
         **extra,
     )
+    for module in model.modules():
+        # On a CPU, bitsandbytes would repack 4-bit weights at the first forward without gradient, and no gradient flows
+        # through them ever after: blocks below the last would learn nothing, without a word.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if config.adapter is not None:
         from peft import PeftModel
 
@@ -214,23 +228,69 @@ def check_adapter_fits(base: str, adapter: str) -> None:
             )
 
 
-def add_adapter(model: nn.Module, config: AdapterConfig) -> Any:
-    """Put a fresh LoRA adapter on the model: fp32 weights over a frozen base of any type."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+def block_of(name: str) -> int | None:
+    """The block that a module or parameter belongs to, from its name, or None: `model.layers.7.mlp.up_proj` is in block 7."""
+    found = re.search(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
-    if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+def train_only_blocks(model: nn.Module, blocks: Collection[int]) -> None:
+    """Freeze every weight outside some blocks, for full fine-tuning."""
+    for name, value in model.named_parameters():
+        value.requires_grad_(block_of(name) in blocks)
+
+
+def _linear_names(model: nn.Module, targets: str | list[str], blocks: Collection[int]) -> list[str]:
+    names = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and block_of(name) in blocks
+    ]
+    return [name for name in names if targets == "all-linear" or name.rpartition(".")[2] in targets]
+
+
+def add_adapter(model: nn.Module, config: AdapterConfig, blocks: Collection[int] | None = None) -> Any:
+    """Put a fresh LoRA adapter on the model: fp32 weights over a frozen base of any type.
+
+    Args:
+        model: the base.
+        config: the recipe's adapter section.
+        blocks: only these blocks get an adapter; None for all.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    # PEFT's preparation of a quantised base would hold embeddings and head in fp32: two more gigabytes for an 8B model, and
+    # nothing gained, since they are frozen and multiplied under autocast.
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=config.target_modules,
+        target_modules=config.target_modules if blocks is None else _linear_names(model, config.target_modules, blocks),
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, lora)
+    try:
+        adapted = get_peft_model(model, lora)
+    except ValueError as error:
+        raise RecipeError(
+            f"adapter.target_modules: {config.target_modules!r} fits no layer of the model: {error}"
+        ) from error
     if next(model.parameters()).dtype == torch.bfloat16:
         # Everything runs under autocast then, which multiplies in bf16 anyway: casting each input to fp32 first is waste.
         for module in adapted.modules():
             if hasattr(module, "cast_input_dtype_enabled"):
                 module.cast_input_dtype_enabled = False
     return adapted
+
+
+def compile_blocks(model: Any) -> None:
+    """``torch.compile`` for each decoder block, in place: they are alike, so one compilation serves all; widths may vary.
+
+    Embedding and head stay as they are: the head reads other positions every time.
+
+    Raises:
+        RecipeError: the model's blocks are not where transformers' decoders have them.
+    """
+    decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layers = getattr(decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise RecipeError(f"train.compile: {type(decoder).__name__} has no list of layers to compile; set it to false")
+    for layer in layers:
+        layer.compile(dynamic=True)

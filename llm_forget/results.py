@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.errors import UserError
+from llm_forget.files import file_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,13 +65,21 @@ class Results:
     def examples(self) -> pd.DataFrame:
         """Scores of single examples, a row each: columns ``set``, ``id``, the metrics, and ``generated`` where text was kept.
 
-        Read when asked for: from the Parquet file beside the JSON, or from the JSON of earlier versions.
+        Read when asked for: from the Parquet file that the JSON names, or from the JSON of schema 1. Rows of a capability
+        task are left out: they are questions of no set.
+
+        Raises:
+            UserError: the Parquet file is missing, or of another evaluation.
         """
         import pandas as pd
 
-        parquet = self.path.with_suffix(".parquet")
-        if parquet.is_file():
-            return _tidy(pd.read_parquet(parquet))
+        stored = self.raw.get("scores")
+        if stored:
+            file = self.path.parent / stored["file"]
+            if not file.is_file() or file_digest(file) != stored["sha256"]:
+                raise UserError(f"{file} is missing or of another evaluation; keep it beside {self.path.name}, or measure again")
+            frame = _tidy(pd.read_parquet(file))
+            return frame[frame["set"].isin(list(self.raw.get("sets") or {}))].dropna(axis="columns", how="all")
         rows = [
             {"set": name, "id": example, **scores}
             for name, found in self.raw.get("sets", {}).items()

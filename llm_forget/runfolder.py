@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from llm_forget import __version__
@@ -19,8 +22,8 @@ from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter
 from llm_forget.config import UnlearnRecipe, to_yaml
 from llm_forget.digests import weights_digest
-from llm_forget.errors import RecipeError
-from llm_forget.files import new_folder, write_json, write_text
+from llm_forget.errors import RecipeError, UserError
+from llm_forget.files import new_folder, tidy, write_json, write_text
 from llm_forget.models import locate_model
 from llm_forget.stop import Measurement
 
@@ -68,12 +71,29 @@ def check_output(output_dir: str, overwrite: bool) -> None:
         RecipeError: the folder holds a run and ``overwrite`` is off, or holds something that is no run.
     """
     folder = Path(output_dir)
+    tidy(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or not (folder / RESULT_NAME).is_file():
         raise RecipeError(f"output_dir: {folder} exists and is not a run folder; choose another")
     if not overwrite:
         raise RecipeError(f"output_dir: {folder} holds a run already; choose another, or add --overwrite true")
+
+
+@contextmanager
+def explained_if_full(output_dir: str) -> Iterator[None]:
+    """Inside, a disk that is full or cannot be written to is a user's problem with a remedy, not a traceback.
+
+    Raises:
+        UserError: instead of the system's own errors, and safetensors' for the same.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{output_dir} cannot be written: {error}. Nothing that was there is lost; make room and run the same command "
+            "with --resume true, which goes on from the newest checkpoint if there is one"
+        ) from error
 
 
 def environment() -> dict[str, Any]:
@@ -96,18 +116,32 @@ def environment() -> dict[str, Any]:
 
 
 def write_run(
-    recipe: UnlearnRecipe, record: RunRecord, model: nn.Module, tokenizer: Any, metrics: list[dict[str, Any]]
+    recipe: UnlearnRecipe,
+    record: RunRecord,
+    model: nn.Module,
+    tokenizer: Any,
+    metrics: list[dict[str, Any]],
+    state: dict[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write the whole run folder under a temporary name, then give it its own."""
+    """Write the whole run folder under a temporary name, then give it its own.
+
+    Args:
+        recipe: of the run.
+        record: what came out.
+        model: with its adapter, or in full.
+        tokenizer: saved beside a full model.
+        metrics: a row a step.
+        state: the trained weights, gathered, where processes hold shards of them; otherwise they are the model's own.
+    """
     target = Path(recipe.output_dir)
     base = locate_model(recipe.model.name)
     digest = weights_digest(base) if Path(base).is_dir() and recipe.model.adapter is None else None
     with new_folder(target) as folder:
         if recipe.adapter is None:
-            model.save_pretrained(folder / "model")  # type: ignore[operator]
+            model.save_pretrained(folder / "model", state_dict=state)  # type: ignore[operator]
             tokenizer.save_pretrained(folder / "model")
         else:
-            _write_adapter(model, folder, BaseRecord(base, recipe.model.revision, digest), record)
+            _write_adapter(model, folder, BaseRecord(base, recipe.model.revision, digest), record, state)
         write_text(folder / "recipe.yaml", to_yaml(recipe))
         write_json(folder / "env.json", environment())
         write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
@@ -115,10 +149,12 @@ def write_run(
     return target
 
 
-def _write_adapter(model: nn.Module, folder: Path, base: BaseRecord, record: RunRecord) -> None:
+def _write_adapter(
+    model: nn.Module, folder: Path, base: BaseRecord, record: RunRecord, state: dict[str, torch.Tensor] | None
+) -> None:
     """PEFT's own writing, rewritten to what servers load: alpha equal to the rank, the base's digest, and a card."""
     raw = folder / "peft"
-    model.save_pretrained(raw)  # type: ignore[operator]
+    model.save_pretrained(raw, state_dict=state)  # type: ignore[operator]
     adapter = load_adapter(raw)
     results = {
         "forget probability before": record.before.forget,

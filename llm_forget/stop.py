@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import Enum
+from typing import Any
 
 
 class Verdict(Enum):
@@ -62,6 +64,20 @@ class StopRule:
         recovering = len(self.history) > 1 and (now.retain or 0.0) > (self.history[-2].retain or 0.0)
         self.broken_for = 0 if recovering else self.broken_for + 1
         return Verdict.BROKEN if self.broken_for >= self.patience else Verdict.GO_ON
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been judged so far, for a checkpoint."""
+        return {
+            "broken_for": self.broken_for,
+            "best": self.best and asdict(self.best),
+            "history": [asdict(item) for item in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.broken_for = state["broken_for"]
+        self.best = Measurement(**state["best"]) if state["best"] else None
+        self.history = [Measurement(**item) for item in state["history"]]
 
     def reached(self, now: Measurement) -> bool:
         """Whether the forget target is reached."""

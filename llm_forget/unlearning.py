@@ -5,30 +5,47 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback, set_seed
 
-from llm_forget.arguments import unlearning_arguments
+from llm_forget.alternatives import alternative_source, encoded_alternatives
+from llm_forget.arguments import check_arguments, unlearning_arguments
 from llm_forget.checks import Checks, Gauge
-from llm_forget.config import RetainConfig, UnlearnRecipe, build
+from llm_forget.config import RetainConfig, TrainConfig, UnlearnRecipe, build
 from llm_forget.data.encode import Encoded
 from llm_forget.data.pairs import schedule
 from llm_forget.data.prepare import UnlearnSets, prepare
 from llm_forget.errors import RecipeError
+from llm_forget.guards import CancellationGuard
+from llm_forget.identity import run_identity
 from llm_forget.launch import check_launch
 from llm_forget.measure import answer_logps, held_in_bf16
 from llm_forget.methods import Method
-from llm_forget.models import add_adapter, check_adapter_fits, load_model, load_tokenizer, locate_model
+from llm_forget.models import (
+    add_adapter,
+    check_adapter_fits,
+    compile_blocks,
+    load_model,
+    load_tokenizer,
+    locate_model,
+    train_only_blocks,
+)
 from llm_forget.plugins import find_class
 from llm_forget.progress import ProgressBar
+from llm_forget.resume import Saving, check_checkpoints, checkpoint_folder, drop_checkpoints
 from llm_forget.retain import RetainTerm
-from llm_forget.runfolder import RunRecord, check_output, write_run
+from llm_forget.rounds import AdapterSession
+from llm_forget.runfolder import RunRecord, check_output, explained_if_full, write_run
 from llm_forget.stop import Measurement, StopRule, Verdict
-from llm_forget.trainer import Objective, PairDataset, UnlearningTrainer, frozen_copy, trainable_state
+from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
+from llm_forget.weights import frozen_copy, trainable_state
+from llm_forget.wrappers import Wrapper
+from llm_forget.wrapping import build_wrappers, trained_blocks
 
 _NEVER_SEEN = 0.1  # forget target without a holdout set to measure: what unseen answers typically have
 
@@ -43,6 +60,14 @@ class MetricsLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Keep one row of numbers."""
         self.rows.append({"phase": self.phase, "step": state.global_step, **(logs or {})})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far, for a checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.rows[:] = state["rows"]
 
     def check(self, now: Measurement, verdict: Verdict) -> None:
         """Keep one measurement of the stop rule."""
@@ -68,7 +93,9 @@ def build_retain(config: RetainConfig, method: Method) -> RetainTerm | None:
     name = method.default_retain if config.name == "default" else config.name
     if name is None:
         return None
-    term: RetainTerm = build(find_class("llm_forget.retain", name, "retain_loss"), {}, f"retain term {name}")
+    term: RetainTerm = build(
+        find_class("llm_forget.retain", name, "retain_loss"), config.settings, f"retain term {name}"
+    )
     return term
 
 
@@ -88,24 +115,43 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     console = console or Console(stderr=True)
     check_launch()
     check_output(recipe.output_dir, recipe.overwrite)
+    check_checkpoints(recipe.output_dir, resume=recipe.resume, overwrite=recipe.overwrite)
     method = build_method(recipe)
     retain = build_retain(recipe.retain, method)
     if retain is not None and recipe.data.retain is None:
         raise RecipeError("the retain term needs data.retain; add it, or set retain.name: null")
+    wrappers = build_wrappers(recipe, method, retain)
+    try:
+        objective = Objective(method, retain)
+        steered = objective.layer
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    check_arguments(recipe.train, recipe.seed)
     base = locate_model(recipe.model.name)
     if recipe.model.adapter is not None:
         check_adapter_fits(base, recipe.model.adapter)
     tokenizer = load_tokenizer(recipe.model)
     sets = prepare(recipe, tokenizer)
+    source = alternative_source(recipe, method, sets.forget_examples)
+    alternatives = None
+    if source not in (None, "model"):
+        alternatives = encoded_alternatives(recipe, sets.forget_examples, tokenizer, source)
     for warning in sets.warnings:
         console.print(f"[yellow]note[/] {warning}")
 
     started = time.monotonic()
     set_seed(recipe.seed)  # of the adapter's first values; the Trainer seeds again, too late for them
     model, _ = load_model(recipe.model, trainable=recipe.adapter is None)
+    if source == "model":
+        alternatives = encoded_alternatives(recipe, sets.forget_examples, tokenizer, source, model, console)
+    blocks = trained_blocks(method, model, steered)
     if recipe.adapter is not None:
-        model = add_adapter(model, recipe.adapter)
-    run = _Run(recipe, method, retain, sets, model, tokenizer.pad_token_id, console)
+        model = add_adapter(model, recipe.adapter, blocks)
+    elif blocks is not None:
+        train_only_blocks(model, blocks)
+    if recipe.train.compile:
+        compile_blocks(model)
+    run = Run(recipe, method, retain, sets, model, tokenizer.pad_token_id, console, wrappers, alternatives)
     outcome = run.execute()
     record = RunRecord(
         method=str(recipe.method["name"]),
@@ -121,8 +167,12 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
         forget_rows=len(sets.forget),
         retain_rows=len(sets.retain),
     )
+    # every process takes part where weights lie in shards
+    state = trainable_state(model) if PartialState().num_processes > 1 else None
     if PartialState().is_main_process:
-        write_run(recipe, record, model, tokenizer, outcome.metrics)
+        with explained_if_full(recipe.output_dir):
+            write_run(recipe, record, model, tokenizer, outcome.metrics, state)
+        drop_checkpoints(recipe.output_dir)
     PartialState().wait_for_everyone()
     return record
 
@@ -137,7 +187,7 @@ class _Outcome:
     metrics: list[dict[str, Any]]
 
 
-class _Run:
+class Run:
     """One run in memory: the model, what it is measured on, and the phases it goes through."""
 
     def __init__(
@@ -149,7 +199,10 @@ class _Run:
         model: nn.Module,
         pad_token_id: int,
         console: Console,
+        wrappers: Sequence[Wrapper] = (),
+        alternatives: list[Encoded] | None = None,
     ) -> None:
+        self.wrappers, self.alternatives = wrappers, alternatives
         self.recipe, self.method, self.retain, self.sets = recipe, method, retain, sets
         self.model, self.pad_token_id, self.console = model, pad_token_id, console
         self.gauge = Gauge(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
@@ -159,6 +212,7 @@ class _Run:
         kept = self.before.retain
         self.floor = None if kept is None else kept * recipe.stop.utility_floor
         self.steps = 0
+        self._phase = 0
 
     def _forget_target(self) -> float | None:
         wanted = self.recipe.stop.forget_target
@@ -171,31 +225,25 @@ class _Run:
     def execute(self) -> _Outcome:
         """Train, turn round if the method does, and measure."""
         self._say(self.before)
-        checks = None
-        if not self.method.towards:
-            patience = self.recipe.stop.patience if self.retain is not None else 1
-            rule = StopRule(self.target, self.floor, patience)
-            checks = Checks(self.gauge, rule, self.recipe.stop.every, self._report)
-            checks.begin(self.model, self.before)
-        trainer = self._train(self._objective(), self._pairs(), "unlearning", checks)
-        details: dict[str, float] = {}
-        if checks is not None:
-            reason = checks.settle(self.model, trainer.non_finite_at)
-        else:
-            reason = "trained towards the forget set"
-            if trainer.non_finite_at is not None:
-                raise RecipeError(
-                    f"the gradient was not finite at step {trainer.non_finite_at}; lower train.learning_rate"
-                )
         finish = getattr(self.method, "finish", None)
+        # A retain term, or a method's own healing, wins ground back and is given the time; otherwise nothing does.
+        patience = self.recipe.stop.patience if self.retain is not None or finish is not None else 1
+        rule = StopRule(self.target, self.floor, patience)
+        self.checks = Checks(self.gauge, rule, self.recipe.stop.every, self.report)
+        self.checks.begin(self.model, self.before)
+        details: dict[str, float] = {}
+        non_finite_at = None
         if finish is not None:
-            details = finish(_AdapterSession(self))
-            reason = "adapter subtracted at strength {strength:.3g}".format(**details)
+            details = finish(AdapterSession(self, self.checks))
+        else:
+            non_finite_at = self.train(self.objective(), self.pairs(), "unlearning", guarded=True).non_finite_at
+        reason = self.checks.settle(self.model, non_finite_at)
         after = self.gauge(self.model, self.steps)
         self._say(after)
         return _Outcome(reason, self.before, after, self.steps, details, self.metrics.rows)
 
-    def _objective(self) -> Objective:
+    def objective(self) -> Objective:
+        """What the method's own phase minimises."""
         per_example = self.recipe.stop.per_example
         if per_example == "auto":
             per_example = not self.method.bounded
@@ -207,7 +255,8 @@ class _Run:
             satisfied_below=self.target if per_example and not self.method.towards else None,
         )
 
-    def _pairs(self) -> list[tuple[int, int | None]]:
+    def pairs(self) -> list[tuple[int, int | None]]:
+        """The recipe's steps: which forget row meets which retain row."""
         train = self.recipe.train
         kept = self.sets.retain if self.retain is not None else []
         return schedule(
@@ -218,45 +267,98 @@ class _Run:
             seed=self.recipe.seed,
         )
 
-    def _train(
+    def train(
         self,
         objective: Objective,
         pairs: Sequence[tuple[int, int | None]],
         label: str,
-        checks: Checks | None = None,
-        learning_rate: float | None = None,
+        *,
+        guarded: bool = False,
+        train: TrainConfig | None = None,
     ) -> UnlearningTrainer:
+        """One phase of training, with the recipe's settings unless others are given.
+
+        Each phase has checkpoints of its own: a resumed run passes through the phases that were complete without a step.
+
+        Args:
+            objective: what is minimised.
+            pairs: the steps.
+            label: for the progress bar.
+            guarded: check every few steps, and stop by the recipe's rule.
+            train: other settings.
+        """
         bar = ProgressBar(self.console, f"{self.recipe.method['name']}: {label}")
         self._bar = bar
-        needs_logits = any(
-            part is not None and part.needs.reference_logits for part in (objective.method, objective.retain)
-        )
         method = objective.method
         trainer = UnlearningTrainer(
             self.model,
             unlearning_arguments(
-                self.recipe.train,
+                train or self.recipe.train,
                 self.recipe.seed,
                 self.recipe.adapter is not None,
-                learning_rate,
                 autocast=held_in_bf16(self.model),
             ),
-            PairDataset(self.sets.forget, self.sets.retain, pairs),
+            PairDataset(self.sets.forget, self.sets.retain, pairs, self.alternatives if method is not None else None),
             objective,
             pad_token_id=self.pad_token_id,
-            reference_logps=self._reference_logps() if method is not None and method.needs.reference_logps else None,
-            reference_model=frozen_copy(self.model) if needs_logits and self.recipe.adapter is None else None,
-            callbacks=[bar, self.metrics, *([checks] if checks else [])],
+            reference=self._references(objective),
+            wrappers=self.wrappers if method is not None else (),
+            callbacks=[bar, self.metrics, *([self.checks] if guarded else [])],
         )
-        trainer.train()
+        self._phase += 1
+        trainer.saving = self._saving()
+        trainer.stateful = {
+            "metrics": self.metrics,
+            "checks": self.checks,
+            "method": method,
+            "retain": objective.retain,
+            **{f"wrapper {place}": wrapper for place, wrapper in enumerate(self.wrappers)},
+        }
+        if (
+            method is not None and not self.recipe.train.compile
+        ):  # compiled blocks give their buffers back after one backward
+            trainer.guard = CancellationGuard(self._note)
+        trainer.resume_or_begin()
         self.steps += trainer.state.global_step
         return trainer
 
-    def _reference_logps(self) -> Tensor:
-        """The reference is the model as it is before the first step: one pass over the forget set, and no second copy."""
-        return answer_logps(self.model, self.sets.forget, self.pad_token_id)[0]
+    def _saving(self) -> Saving:
+        recipe = self.recipe
+        return Saving(
+            folder=checkpoint_folder(recipe.output_dir) / f"phase-{self._phase}",
+            identity=self._identity,
+            every=recipe.train.save_steps,
+            keep=recipe.train.keep_checkpoints,
+            at_end=hasattr(self.method, "finish"),
+            resume=recipe.resume,
+            say=self._note,
+        )
 
-    def _report(self, now: Measurement, verdict: Verdict) -> None:
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        sets = self.sets
+        rows = {"forget": sets.forget, "retain": sets.retain, "validation": sets.validation, "holdout": sets.holdout}
+        return run_identity(self.recipe, rows, self.before)
+
+    def _note(self, text: str) -> None:
+        if PartialState().is_main_process:
+            self.console.print(f"[yellow]note[/] {text}", highlight=False, soft_wrap=True)
+
+    def _references(self, objective: Objective) -> References:
+        """The reference is the model as it is before the first step: one pass over the forget set, and no second copy.
+
+        Only full fine-tuning with a loss that runs the reference every step needs a copy.
+        """
+        needs, forget, others = objective.needs[0], None, None
+        if needs.reference_logps:
+            forget = answer_logps(self.model, self.sets.forget, self.pad_token_id)[0]
+            if needs.alternative and self.alternatives is not None:
+                others = answer_logps(self.model, self.alternatives, self.pad_token_id)[0]
+        every_step = any(needs.reference_forward for needs in objective.needs) and self.recipe.adapter is None
+        return References(forget, others, frozen_copy(self.model) if every_step else None)
+
+    def report(self, now: Measurement, verdict: Verdict) -> None:
+        """Keep and show a measurement."""
         self.metrics.check(now, verdict)
         self._say(now)
 
@@ -269,42 +371,6 @@ class _Run:
             bar.say(text) if bar else self.console.print(
                 f"{self.recipe.method['name']}: {text}", highlight=False, soft_wrap=True
             )
-
-
-class _AdapterSession:
-    """What a method's ``finish`` sees of the run (``methods.adapter_subtraction.Session``)."""
-
-    def __init__(self, run: _Run) -> None:
-        self._run = run
-        self.target, self.floor = run.target, run.floor
-        self._trained = {name: value for name, value in trainable_state(run.model).items() if "lora_B" in name}
-
-    def set_strength(self, strength: float) -> None:
-        """B ← −strength · B of the trained adapter, in fp32."""
-        for name, value in self._run.model.named_parameters():
-            if name in self._trained:
-                value.data.copy_(self._trained[name] * -strength)
-
-    def measure(self) -> Measurement:
-        """Measure both samples and show the result."""
-        now = self._run.gauge(self._run.model, self._run.steps)
-        self._run._report(now, Verdict.GO_ON)
-        return now
-
-    def heal(self, steps: int, learning_rate: float | None) -> None:
-        """Train on retain rows alone, for so many steps."""
-        from llm_forget.retain.nll import NLL
-
-        run = self._run
-        train = run.recipe.train
-        batch = train.batch_size * train.gradient_accumulation * PartialState().num_processes
-        kept = _lengths(run.sets.retain)
-        # the forget half of a pair is not looked at here, so the shortest row stands in for it
-        shortest = min(range(len(run.sets.forget)), key=_lengths(run.sets.forget).__getitem__)
-        order = schedule(kept, [], batch=batch, epochs=-(-steps * batch // len(kept)), seed=run.recipe.seed + 1)
-        pairs = [(shortest, index) for index, _ in order[: steps * batch]]
-        run.metrics.phase = "heal"
-        run._train(Objective(method=None, retain=NLL()), pairs, "healing", learning_rate=learning_rate)
 
 
 def _lengths(rows: Sequence[Encoded]) -> list[int]:

@@ -17,6 +17,7 @@ from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.logprobs import AnswerScores, answer_logits, left_align, output_head, scatter_rows, score_answers
 from llm_forget.models import add_adapter
+from llm_forget.plugins import find_class, names_in
 from llm_forget.testing import tiny_model, tiny_tokenizer
 
 ROWS = [
@@ -163,46 +164,108 @@ def test_rows_are_laid_out_from_the_left_in_order(given_mask: list[list[bool]]) 
 
 def test_rows_picks_examples_with_all_that_belongs_to_them() -> None:
     mask = torch.tensor([[True, True], [True, False]])
+    other = AnswerScores(torch.rand(2, 4), torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 4, dtype=torch.long))
     full = AnswerScores(
-        torch.rand(2, 2), mask, mask.long(), torch.rand(2, 2, 3), torch.tensor([7.0, 8.0]), torch.rand(2, 2, 3)
+        torch.rand(2, 2),
+        mask,
+        mask.long(),
+        torch.rand(2, 2, 3),
+        torch.tensor([7.0, 8.0]),
+        torch.rand(2, 2, 3),
+        torch.rand(2, 2, 5),
+        torch.rand(2, 2, 5),
+        other,
+        torch.ones(2, 4, dtype=torch.long),
     )
     for index in (slice(1, 2), torch.tensor([1])):
         one = full.rows(index)
         for name, value in vars(full).items():
-            assert torch.equal(getattr(one, name), value[1:2])
+            if name != "alternative":
+                assert torch.equal(getattr(one, name), value[1:2])
+        assert one.alternative is not None
+        assert torch.equal(one.alternative.token_logps, other.token_logps[1:2])
     assert AnswerScores(torch.rand(2, 2), mask, mask.long()).rows(slice(1)).logits is None
 
 
-@pytest.mark.parametrize(
-    ("method", "retain", "forwards"),
-    [
-        ("npo", "nll", 1),
-        ("grad_diff", "nll", 1),
-        ("grad_ascent", None, 1),
-        ("adapter_subtraction", None, 1),
-        ("npo", "kl", 2),
-    ],
-)
-def test_forwards_of_the_model_in_one_step(model: nn.Module, method: str, retain: str | None, forwards: int) -> None:
-    """Forget and retain rows go through together; only a loss that needs the reference's logits costs a second one."""
+def _method_and_retain() -> list[tuple[str, str | None]]:
+    methods = names_in("llm_forget.methods")
+    own = [(name, find_class("llm_forget.methods", name, "forget_loss").default_retain) for name in methods]  # type: ignore[attr-defined]
+    return [*own, ("npo", "kl"), ("undial", "kl"), ("grad_ascent", "activation")]
+
+
+@pytest.mark.parametrize(("method", "retain"), _method_and_retain())
+def test_forwards_of_the_model_in_one_step(model: nn.Module, method: str, retain: str | None) -> None:
+    """Forget rows, alternatives and retain rows go through together; the reference sees only the rows that it is needed on."""
     from llm_forget.arguments import unlearning_arguments
-    from llm_forget.plugins import find_class
-    from llm_forget.trainer import Objective, PairDataset, UnlearningTrainer
+    from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
 
     policy = add_adapter(copy.deepcopy(model), AdapterConfig(rank=2, alpha=2))
     widths: list[int] = []
     policy.get_base_model().model.register_forward_hook(lambda _, args, out: widths.append(len(out[0])))
+    goal = Objective(
+        find_class("llm_forget.methods", method, "forget_loss")(),
+        None if retain is None else find_class("llm_forget.retain", retain, "retain_loss")(),
+    )
+    forget_needs = goal.needs[0]
     trainer = UnlearningTrainer(
         policy,
         replace(unlearning_arguments(TrainConfig(batch_size=3, gradient_accumulation=2), 0, True), use_cpu=True),
-        PairDataset(ROWS, ROWS, [(index % 3, None if retain is None else index % 3) for index in range(6)]),
-        Objective(
-            find_class("llm_forget.methods", method, "forget_loss")(),
-            None if retain is None else find_class("llm_forget.retain", retain, "retain_loss")(),
+        PairDataset(
+            ROWS,
+            ROWS,
+            [(index % 3, None if retain is None else index % 3) for index in range(6)],
+            ROWS[::-1] if forget_needs.any_alternative else None,
         ),
+        goal,
         pad_token_id=0,
-        reference_logps=torch.zeros(3),
+        reference=References(torch.zeros(3), torch.zeros(3)),
     )
     trainer.train()
     assert trainer.state.global_step == 1
-    assert widths == [3 if retain is None else 6] * forwards * 2  # two micro-batches
+    policy_rows = 3 * (1 + forget_needs.alternative + (retain is not None))
+    reference_rows = [3 for needs in goal.needs if needs.reference_forward]
+    assert widths == [policy_rows, *reference_rows] * 2  # two micro-batches
+
+
+@pytest.mark.parametrize("kind", ["bare", "adapter", "wrapped"])
+@pytest.mark.parametrize("rows_at_once", [1, 3])
+def test_in_chunks_the_scores_and_gradients_are_the_same(
+    model: nn.Module, kind: str, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 answer tokens, 1 or 3 at a time: to 1e-6, and no more than that many rows of logits exist at once."""
+    found = []
+    start = adapted(model) if kind == "adapter" else model
+    for chunked in (False, True):
+        inner = copy.deepcopy(start).train()
+        seen: list[int] = []
+        project = output_head(inner).forward
+
+        def watch(hidden: Tensor, project: Any = project, seen: list[int] = seen) -> Tensor:
+            seen.append(len(hidden))
+            return project(hidden)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(output_head(inner), "forward", watch)
+            if chunked:
+                patch.setattr("llm_forget.head.CHUNK_BYTES", 4 * inner.config.vocab_size * rows_at_once)
+            scores = score_answers(Wrapper(inner) if kind == "wrapped" else inner, collate(ROWS, 0))
+            (scores.mean_logps * torch.tensor([1.0, -2.0, 3.0])).sum().backward()
+            assert output_head(inner).forward is watch, "the head is left as it was"
+        assert max(seen) == (rows_at_once if chunked else 8)
+        assert sum(seen) == (16 if chunked else 8), "in chunks, once forward and once for the gradient"
+        gradients = [value.grad.flatten() for value in inner.parameters() if value.grad is not None]
+        found.append((scores.token_logps.detach(), torch.cat(gradients)))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=5e-6)
+
+
+def test_a_model_that_changes_its_logits_afterwards_is_not_chunked(model: nn.Module) -> None:
+    from llm_forget.head import chunk_rows
+
+    vocabulary = model.config.vocab_size
+    fit = (1 << 28) // (4 * vocabulary)
+    assert chunk_rows(model, fit) is None
+    assert chunk_rows(model, fit + 1) == -(-(fit + 1) // 2)
+    capped = copy.deepcopy(model)
+    capped.config.final_logit_softcapping = 30.0
+    assert chunk_rows(capped, 10**9) is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,26 +19,20 @@ from llm_forget.config import AdapterConfig, TrainConfig
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.data.pairs import schedule
-from llm_forget.logprobs import score_answers
+from llm_forget.errors import UserError
+from llm_forget.logprobs import Part, score_answers
 from llm_forget.measure import answer_logps
 from llm_forget.methods import Method
 from llm_forget.methods.grad_ascent import GradAscent
 from llm_forget.methods.grad_diff import GradDiff
 from llm_forget.methods.npo import NPO
-from llm_forget.models import add_adapter
+from llm_forget.models import add_adapter, compile_blocks
 from llm_forget.retain.kl import KL
 from llm_forget.retain.nll import NLL
 from llm_forget.stop import StopRule
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
-from llm_forget.trainer import (
-    Objective,
-    PairCollator,
-    PairDataset,
-    UnlearningTrainer,
-    frozen_copy,
-    restore_trainable,
-    trainable_state,
-)
+from llm_forget.trainer import Objective, PairCollator, PairDataset, PairRow, References, UnlearningTrainer
+from llm_forget.weights import frozen_copy, restore_trainable, trainable_state
 
 PAD = 0
 FORGET = [Encoded(f"f{row}", tuple((row * 7 + place * 5) % 200 + 3 for place in range(6 + row)), 3) for row in range(8)]
@@ -98,8 +94,7 @@ def train(
         PairDataset(FORGET, kept, pairs),
         objective,
         pad_token_id=PAD,
-        reference_logps=answer_logps(model, FORGET, PAD)[0],
-        reference_model=None if adapter else frozen_copy(model),
+        reference=References(answer_logps(model, FORGET, PAD)[0], model=None if adapter else frozen_copy(model)),
         callbacks=[watch, *callbacks],
     )
     trainer.train()
@@ -150,11 +145,11 @@ def test_the_reference_of_kl_is_the_model_before_training(base: nn.Module, adapt
     settings: dict[str, Any] = {} if adapter else {"optimizer": "sgd", "learning_rate": 0.1}
     trainer, rows = train(model, Objective(GradAscent(), KL()), adapter=adapter, **settings)
     batch = collate(FORGET + RETAIN, PAD)
-    for module in (*model.modules(), *(trainer.reference_model or nn.Module()).modules()):
+    for module in (*model.modules(), *(trainer.reference.model or nn.Module()).modules()):
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5  # of the base itself, which switching the adapter off leaves on
     model.train()
-    reference = trainer._score_reference(model, batch)
+    reference = trainer._score_reference(model, batch, Part(slice(None), logits=True))
     truth = score_answers(base.eval(), batch, keep_logits=True)
     assert reference.logits is not None
     assert truth.logits is not None
@@ -169,7 +164,7 @@ def test_the_reference_of_kl_is_the_model_before_training(base: nn.Module, adapt
 
 def test_satisfied_examples_stop_counting(base: nn.Module) -> None:
     """A threshold between the rows' probabilities: those at or below it give neither loss nor gradient."""
-    batch = PairCollator(PAD)([(index, row, None) for index, row in enumerate(FORGET)])
+    batch = PairCollator(PAD)([PairRow(index, row) for index, row in enumerate(FORGET)])
     model = with_adapter(base)
     known = answer_logps(model, FORGET, PAD)[1]
     threshold = float(known.median())
@@ -295,6 +290,32 @@ def test_gradient_checkpointing_changes_nothing(base: nn.Module) -> None:
         states.append(trainable_state(model))
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores and gradients of two batches of different width."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    plain = with_adapter(tiny_model(tiny_tokenizer(), hidden=32, layers=1)).train()
+    compiled = copy.deepcopy(plain)
+    compile_blocks(compiled)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for rows in (FORGET, RETAIN[:5]):
+        gradients = []
+        for model in (plain, compiled):
+            loss = score_answers(model, collate(rows, PAD)).mean_logps.mean()
+            model.zero_grad()
+            loss.backward()
+            gradients.append([loss.detach(), *(v.grad for v in model.parameters() if v.grad is not None)])
+        for mine, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before, "something was compiled"
+
+
+def test_a_model_without_a_list_of_blocks_cannot_be_compiled() -> None:
+    with pytest.raises(UserError, match="has no list of layers to compile"):
+        compile_blocks(nn.Linear(1, 1))
 
 
 def test_missing_reference_log_probs_are_an_error_that_names_the_method(base: nn.Module) -> None:

@@ -39,8 +39,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "grad_diff": {"method": {"name": "grad_diff"}},
     "grad_ascent": {"method": {"name": "grad_ascent"}, "train": {"learning_rate": 1e-3}},
     "adapter_subtraction": {
-        "method": {"name": "adapter_subtraction", "heal_steps": 8, "heal_learning_rate": 5e-3},
-        "train": {"epochs": 4},
+        "method": {"name": "adapter_subtraction", "strength": 1.0, "heal_steps": 30, "heal_learning_rate": 5e-3},
+        "train": {"epochs": 15, "learning_rate": 5e-3},
     },
 }
 

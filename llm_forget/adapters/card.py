@@ -108,9 +108,9 @@ def _front_matter(base: BaseRecord, library: str, tags: list[str]) -> str:
 
 def _base_lines(base: BaseRecord) -> str:
     return (
-        f"- Base model: `{base.name}`\n"
+        f"- Base model: {f'`{base.name}`' if base.name else 'none recorded'}\n"
         f"- Revision: {f'`{base.revision}`' if base.revision else 'none recorded'}\n"
-        f"- SHA-256 of the base's weights: `{base.digest}`\n"
+        f"- SHA-256 of the base's weights: {f'`{base.digest}`' if base.digest else 'none recorded'}\n"
     )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from llm_forget.adapters.card import adapter_card, merged_card, vllm_rank
 from llm_forget.adapters.lora import Adapter, BaseRecord, Factors, load_adapter, new_folder, save_adapter, save_weights
 from llm_forget.adapters.lora_config import explicit_targets, plain_config
-from llm_forget.adapters.subtract import delta, needed_rank, relative_distance, truncate
+from llm_forget.adapters.subtract import Truncated, delta, needed_rank, relative_distance, truncate
 from llm_forget.digests import StoredTensor, stored_tensors, weight_files, weights_digest
 from llm_forget.errors import AdapterError
 
@@ -94,9 +94,50 @@ def export_adapter(
             f"{tolerance:.2%}. Export with max_rank={rank} ({setting}), merge it into the base, or pass "
             "allow_lossy=True."
         )
-    plain = _one_rank(cut.adapter, adapter, record, stored)
-    rounding = relative_distance(plain, replace(adapter, base=record))
-    card = adapter_card(record, plain.rank, cut.residual, rounding, stored, method, results or {})
+    return _write(cut, adapter, record, stored, target, method, results, overwrite)
+
+
+def save_without_base(
+    adapter: Adapter,
+    target: str | Path,
+    *,
+    max_rank: int,
+    method: str | None = None,
+    results: Mapping[str, object] | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write an adapter in the exported form though its base is not on record: for arithmetic on files alone.
+
+    Args:
+        adapter: what to write.
+        target: the folder to make.
+        max_rank: ranks above it are cut by SVD, whatever that loses; the residual is returned and in the card.
+        method: how it came about, in a line, for the card.
+        results: measurements for the card, by name.
+        overwrite: replace an adapter that is there.
+
+    Raises:
+        AdapterError: a rank below 1, or a folder that is taken.
+    """
+    cut = truncate(adapter, max_rank)
+    name = public_name(adapter.base.name) if adapter.base.name else None
+    record = replace(adapter.base, name=name)
+    return _write(cut, adapter, record, torch.float32, target, method, results, overwrite)
+
+
+def _write(
+    cut: Truncated,
+    original: Adapter,
+    record: BaseRecord,
+    dtype: torch.dtype,
+    target: str | Path,
+    method: str | None,
+    results: Mapping[str, object] | None,
+    overwrite: bool,
+) -> Exported:
+    plain = _one_rank(cut.adapter, original, record, dtype)
+    rounding = relative_distance(plain, replace(original, base=record))
+    card = adapter_card(record, plain.rank, cut.residual, rounding, dtype, method, results or {})
     folder = save_adapter(plain, target, card=card, overwrite=overwrite)
     return Exported(folder, plain.rank, cut.residual, rounding)
 
@@ -208,12 +249,7 @@ def merge(
     stored = stored_tensors(base_folder)
     changed = {name: module for module, name in weight_names(adapter, stored).items()}
     _refuse_tied_head(adapter, config)
-    digest = weights_digest(base_folder)
-    if adapter.base.digest and adapter.base.digest != digest:
-        raise AdapterError(
-            f"{base_folder} has weights with digest {digest[:12]}…, and the adapter was made for "
-            f"{adapter.base.digest[:12]}…: another model, or another revision of it. Give the base it was trained on."
-        )
+    digest = checked_digest(adapter, base_folder)
     wanted = None if dtype is None else as_dtype(dtype)
     with new_folder(target, overwrite=overwrite) as new:
         _copy_companions(base_folder, new)
@@ -229,6 +265,21 @@ def merge(
         record = BaseRecord(name, adapter.base.revision, digest)
         (new / "README.md").write_text(merged_card(record, method, results or {}), "utf-8")
     return target
+
+
+def checked_digest(adapter: Adapter, base_folder: Path) -> str:
+    """The digest of a base's weights, which must be the one that the adapter records, if it records any.
+
+    Raises:
+        AdapterError: it is another one.
+    """
+    digest = weights_digest(base_folder)
+    if adapter.base.digest and adapter.base.digest != digest:
+        raise AdapterError(
+            f"{base_folder} has weights with digest {digest[:12]}…, and the adapter was made for "
+            f"{adapter.base.digest[:12]}…: another model, or another revision of it. Give the base it was trained on."
+        )
+    return digest
 
 
 def weight_names(adapter: Adapter, stored: Mapping[str, StoredTensor]) -> dict[str, str]:

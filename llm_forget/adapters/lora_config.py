@@ -166,6 +166,8 @@ def tensor_problems(names: Iterable[str]) -> list[Problem]:
             "train again without trainable_token_indices",
         ),
         ("modules_to_save", "modules_to_save", "a whole module", "train again without modules_to_save"),
+        ("saved_base", ".embed_tokens.base_layer.weight", "the base's own embedding", _SAVE_NO_EMBEDDING),
+        ("saved_base", ".lm_head.base_layer.weight", "the base's own head", _SAVE_NO_EMBEDDING),
         ("full_weights", ".base_layer.", "a whole weight of the base", _SAVE_NO_EMBEDDING),
         ("full_weights", ".embed_tokens.", "a whole weight of the base", _SAVE_NO_EMBEDDING),
         ("full_weights", ".lm_head.", "a whole weight of the base", _SAVE_NO_EMBEDDING),

@@ -139,7 +139,8 @@ def _common_base(adapters: Sequence[Adapter], assume_same: bool) -> BaseRecord:
     if len(names) > 1 and not assume_same and not all(record.digest for record in records):
         raise AdapterError(
             f"these adapters name different bases ({labels}), and not all record a digest of its weights that could "
-            "show them equal. If the weights are the same, pass assume_same_base=True; if not, train all on one base."
+            "show them equal. If the weights are the same, pass assume_same_base=True (--assume-same-base); if not, train "
+            "all on one base."
         )
     return replace(records[0], digest=digests[0] if digests else None)
 

@@ -1,1 +1,1 @@
-"""The commands of `llm-forget` that are more than a call, one module a group."""
+"""Commands of `llm-forget`, a module a subject; `cli.py` registers them."""

@@ -32,7 +32,6 @@ def chat(
     Without --question it asks for them, one a line; an empty line ends. Answers are greedy, and kept nowhere.
 
     Examples:
-
       llm-forget chat runs/npo
 
       llm-forget chat runs/npo -q "Where does Ada live?" -q "What is snow?"

@@ -23,7 +23,7 @@ _OWN_MESSAGE = (OSError, ImportError, MemoryError, RuntimeError)  # of the machi
 
 def print_json(value: Any) -> None:
     """Print JSON with null for what is not a number."""
-    from llm_forget.evaluation.suite import as_json
+    from llm_forget.evaluation.results import as_json
 
     print(json.dumps(as_json(value), indent=1, ensure_ascii=False))
 
@@ -53,7 +53,8 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, console: 
     for row in rows:
         table.add_row(*row[:shown])
     if not console.is_terminal:
-        console = Console(file=console.file, width=max(80, sum(widths) + 2 * len(widths)))
+        whole = [max(map(len, (title, *(row[index] for row in rows)))) for index, title in enumerate(head)]
+        console = Console(file=console.file, width=max(80, sum(whole) + 2 * len(whole)))
     console.print(table, highlight=False)
     return len(head) - shown
 

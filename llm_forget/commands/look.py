@@ -28,7 +28,6 @@ def compare(
     Folders that are no complete runs are named and passed over.
 
     Examples:
-
       llm-forget compare runs/*
 
       llm-forget compare runs/demo --baseline target --to comparison.html
@@ -77,7 +76,6 @@ def report(
     It holds no text of the data, unless the evaluation's recipe said keep_text: true.
 
     Examples:
-
       llm-forget report runs/npo
 
       llm-forget report runs/npo --target runs/target --oracle runs/oracle --to npo.html

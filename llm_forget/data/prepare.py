@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import DataSource, Example, check_overlap, read_examples
 from llm_forget.digests import json_digest
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class UnlearnSets:
 
     Attributes:
         forget: rows to forget.
+        forget_examples: the same as they were read, in the same order, to find other answers for.
         retain: rows to train the retain term on.
         validation: rows that the utility floor is judged on: the recipe's own, or a sample of the retain rows.
         holdout: rows that were never trained on.
@@ -27,6 +30,7 @@ class UnlearnSets:
     """
 
     forget: list[Encoded]
+    forget_examples: list[Example]
     retain: list[Encoded]
     validation: list[Encoded]
     holdout: list[Encoded]
@@ -45,6 +49,7 @@ def prepare(recipe: UnlearnRecipe, tokenizer: Any) -> UnlearnSets:
     for name in ("retain", "validation", "holdout"):
         if read[name]:
             warnings += check_overlap(read["forget"], read[name])
+    read["forget"] = _shuffled(read["forget"], recipe.seed)
     encoded: dict[str, list[Encoded]] = {}
     for name, examples in read.items():
         encoded[name] = []
@@ -52,7 +57,8 @@ def prepare(recipe: UnlearnRecipe, tokenizer: Any) -> UnlearnSets:
             encoded[name], report = encode_all(tokenizer, examples, recipe.encoding, role=name)
             warnings += report.warnings
     return UnlearnSets(
-        forget=_shuffled(encoded["forget"], recipe.seed),
+        forget=encoded["forget"],
+        forget_examples=read["forget"],
         retain=encoded["retain"],
         validation=_shuffled(encoded["validation"] or encoded["retain"], recipe.seed)[: recipe.stop.rows],
         holdout=_shuffled(encoded["holdout"], recipe.seed)[: recipe.stop.rows],
@@ -63,7 +69,7 @@ def prepare(recipe: UnlearnRecipe, tokenizer: Any) -> UnlearnSets:
     )
 
 
-def _shuffled(rows: Sequence[Encoded], seed: int) -> list[Encoded]:
+def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
     """In a random order, so that the first so many are a fair sample."""
     return random.Random(f"{seed} sample").sample(list(rows), len(rows))
 

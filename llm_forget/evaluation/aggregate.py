@@ -29,6 +29,7 @@ class Aggregate:
         n_nan: how many examples could not be scored; they are in no mean.
         low: lower end of the 95 % interval; NaN for fewer than two scores, which say nothing about their spread.
         high: its upper end.
+        seed: of the bootstrap; None for an interval by a formula.
     """
 
     value: float
@@ -36,6 +37,7 @@ class Aggregate:
     n_nan: int
     low: float
     high: float
+    seed: int | None = None
 
 
 def aggregate(scores: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Aggregate:
@@ -50,11 +52,11 @@ def aggregate(scores: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLE
     scored = scores[~np.isnan(scores)]
     n_nan = len(scores) - len(scored)
     if len(scored) == 0:
-        return Aggregate(nan, 0, n_nan, nan, nan)
+        return Aggregate(nan, 0, n_nan, nan, nan, seed)
     low, high = interval(
         {"all": len(scored)}, lambda rows: scored[rows["all"]].mean(-1), seed=seed, resamples=resamples
     )
-    return Aggregate(float(scored.mean()), len(scored), n_nan, low, high)
+    return Aggregate(float(scored.mean()), len(scored), n_nan, low, high, seed)
 
 
 def interval(

@@ -16,8 +16,10 @@ import numpy as np
 import yaml
 
 from llm_forget.data.examples import example_id
+from llm_forget.digests import json_digest
 from llm_forget.errors import DataError, UserError
 from llm_forget.evaluation.aggregate import Aggregate, proportion
+from llm_forget.evaluation.cache import Arrays, Cache, remember
 from llm_forget.evaluation.extras import require
 from llm_forget.evaluation.score import Floats, evaluating, sum_over_processes
 from llm_forget.shipped import shipped
@@ -58,6 +60,7 @@ def run_capability(
     limit: int | None = None,
     batch_size: int = 16,
     accelerator: Any = None,
+    cache: Cache | None = None,
 ) -> Capability:
     """Run a multiple-choice task on a loaded model, without the network.
 
@@ -69,6 +72,7 @@ def run_capability(
         limit: only the first so many questions.
         batch_size: choices a forward.
         accelerator: an ``accelerate.Accelerator``; each of its processes then answers a share of the questions.
+        cache: where the answers are kept, as right or wrong.
 
     Returns:
         Accuracy with its interval, and which questions were answered rightly.
@@ -78,14 +82,17 @@ def run_capability(
     """
     require("lm_eval", "the capability test")
     config, questions = read_task(task, limit)
-    processes, own = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
-    mine = list(range(own, len(questions), processes))
-    found = np.zeros((len(questions), 2))
-    if mine:
-        inner = getattr(model, "module", model)
-        with evaluating(inner):
-            found[mine] = _run(inner, tokenizer, config, [questions[index].row for index in mine], batch_size)
-    found = sum_over_processes(found, accelerator)
+    rows = [question.row for question in questions]
+    found = answer_questions(
+        model,
+        tokenizer,
+        config,
+        rows,
+        columns=("acc", "acc_norm"),
+        batch_size=batch_size,
+        accelerator=accelerator,
+        cache=cache,
+    )
     correct = {question.id: (bool(acc), bool(norm)) for question, (acc, norm) in zip(questions, found, strict=True)}
     return Capability(str(config["task"]), proportion(found[:, 0]), proportion(found[:, 1]), correct)
 
@@ -144,9 +151,60 @@ def _read_questions(lines: Sequence[str]) -> tuple[list[_Question], list[str]]:
     return questions, problems
 
 
-def _run(model: Any, tokenizer: Any, config: dict[str, Any], rows: list[dict[str, Any]], batch_size: int) -> Floats:
-    """(n, 2) acc and acc_norm of each row, 0 or 1."""
-    with _quiet():
+def answer_questions(
+    model: Any,
+    tokenizer: Any,
+    config: dict[str, Any],
+    rows: list[dict[str, Any]],
+    *,
+    columns: Sequence[str],
+    batch_size: int = 16,
+    accelerator: Any = None,
+    cache: Cache | None = None,
+) -> Floats:
+    """Let lm-eval score the choices of some questions, each process a share of them.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        config: the task, as an lm-eval task file says it.
+        rows: its questions.
+        columns: the metrics wanted.
+        batch_size: choices a forward.
+        accelerator: an ``accelerate.Accelerator`` or None.
+        cache: where the numbers are kept.
+
+    Returns:
+        (n, columns) each question's numbers.
+
+    Raises:
+        UserError: the task does not give these metrics for each question.
+    """
+    processes, own = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
+    mine = list(range(own, len(rows), processes))
+
+    def compute() -> Arrays:
+        found = np.zeros((len(rows), len(columns)))
+        if mine:
+            inner = getattr(model, "module", model)
+            with evaluating(inner):
+                found[mine] = _run(inner, tokenizer, config, [rows[index] for index in mine], columns, batch_size)
+        return {"scores": sum_over_processes(found, accelerator)}
+
+    plain = {key: value for key, value in config.items() if not callable(value)}
+    parts = {"task": plain, "rows": json_digest(rows), "columns": list(columns), "batch_size": batch_size}
+    return np.asarray(remember(cache, accelerator, "capability", parts, compute)["scores"], dtype=np.float64)
+
+
+def _run(
+    model: Any,
+    tokenizer: Any,
+    config: dict[str, Any],
+    rows: list[dict[str, Any]],
+    columns: Sequence[str],
+    batch_size: int,
+) -> Floats:
+    with quiet():
         import lm_eval
         from datasets import Dataset
         from lm_eval.models.huggingface import HFLM
@@ -167,17 +225,17 @@ def _run(model: Any, tokenizer: Any, config: dict[str, Any], rows: list[dict[str
     if result is None:
         raise UserError("lm-eval returned nothing; run the capability test in one process")
     samples = sorted(result["samples"][config["task"]], key=lambda sample: sample["doc_id"])
-    if len(samples) != len(rows) or "acc_norm" not in samples[0]:
+    if len(samples) != len(rows) or not set(columns) <= set(samples[0]):
         has = sorted(set(samples[0]) & {"acc", "acc_norm"}) if samples else []
         raise UserError(
             f"the capability task {config['task']} gave {len(samples)} results for {len(rows)} questions, with {has}; "
-            "it must be multiple_choice with the metrics acc and acc_norm"
+            f"it must be multiple_choice with the metrics {' and '.join(columns)}"
         )
-    return np.array([[float(sample["acc"]), float(sample["acc_norm"])] for sample in samples])
+    return np.array([[float(sample[column]) for column in columns] for sample in samples])
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Inside, lm-eval neither logs nor draws bars, nor moves the random state of a run that goes on afterwards."""
     import random
 

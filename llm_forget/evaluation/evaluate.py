@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,16 +9,20 @@ from typing import Any
 
 import yaml
 
-from llm_forget.errors import RecipeError
+from llm_forget.errors import RecipeError, UserError
+from llm_forget.evaluation.benchmarks import check_benchmarks, run_benchmarks
 from llm_forget.evaluation.capability import read_task, run_capability
+from llm_forget.evaluation.controls import ROLES
 from llm_forget.evaluation.extras import require
 from llm_forget.evaluation.recipe import CapabilityRecipe, EvalRecipe
-from llm_forget.evaluation.suite import SCHEMA, as_json, load_suite, run_suite, write_results
+from llm_forget.evaluation.results import as_json, read_results, write_results
+from llm_forget.evaluation.schema import SCHEMA
+from llm_forget.evaluation.suite import check_suite, load_suite, run_suite
 from llm_forget.models import load_model
 
 
 def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
-    """Run a suite on a model and write ``<output_dir>/eval/<suite>.json``.
+    """Run a suite on a model and write ``<output_dir>/eval/<suite>.json``, with the scores of single examples beside it.
 
     Args:
         recipe: what to evaluate.
@@ -31,8 +34,9 @@ def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
     Raises:
         UserError: something in the recipe or the suite cannot be used; as far as possible before the model is loaded.
     """
-    suite = load_suite(recipe.suite, {key: yaml.safe_dump(value) for key, value in recipe.overrides.items()})
-    oracle = None if recipe.oracle is None else _read_results(Path(recipe.oracle))
+    suite = load_suite(recipe.suite, _overrides(recipe))
+    controls = {role: _read_control(role, path) for role, path in _control_paths(recipe).items()}
+    check_suite(suite)
     accelerator = make_accelerator()
     model, tokenizer = load_model(recipe.model)
     main = accelerator is None or accelerator.is_main_process
@@ -40,21 +44,54 @@ def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
         suite,
         model,
         tokenizer,
-        oracle_results=oracle,
+        controls=controls,
+        target_model=None if recipe.target is None else load_model(recipe.target)[0],
         accelerator=accelerator,
         console=console if main else None,
         keep_text=recipe.keep_text,
+        cache=_cache_folder(recipe),
     )
     if main:
         write_results(results, Path(recipe.output_dir) / "eval" / f"{suite.name}.json")
     return results
 
 
+def _overrides(recipe: EvalRecipe) -> dict[str, str]:
+    """The recipe's changes to its suite, as YAML texts by dotted key."""
+    changes = dict(recipe.overrides)
+    if recipe.data_dir is not None:
+        changes["data_dir"] = recipe.data_dir
+    changes |= {f"variables.{name}": value for name, value in recipe.variables.items()}
+    return {key: yaml.safe_dump(value) for key, value in changes.items()}
+
+
+def _control_paths(recipe: EvalRecipe) -> dict[str, str]:
+    paths = {role: getattr(recipe.controls, role) for role in ROLES}
+    if recipe.oracle is not None and paths["oracle"] not in (None, recipe.oracle):
+        raise RecipeError(f"oracle is {recipe.oracle} and controls.oracle {paths['oracle']}; give one of the two")
+    paths["oracle"] = paths["oracle"] or recipe.oracle
+    return {role: path for role, path in paths.items() if path is not None}
+
+
+def _read_control(role: str, path: str) -> dict[str, Any]:
+    try:
+        return read_results(Path(path))
+    except UserError as error:
+        raise RecipeError(f"{role}: {error}; run this suite on the {role} first") from None
+
+
+def _cache_folder(recipe: EvalRecipe) -> Path | None:
+    if recipe.cache != "auto":
+        return None if recipe.cache is None else Path(recipe.cache)
+    shared = os.environ.get("LLM_FORGET_CACHE")
+    return Path(shared) / "evaluation" if shared else Path(recipe.output_dir) / "eval" / "cache"
+
+
 def evaluate_capability(recipe: CapabilityRecipe) -> dict[str, Any]:
     """Run the capability test alone and write ``<output_dir>/eval/capability-<task>.json``.
 
     Args:
-        recipe: what to evaluate.
+        recipe: what to evaluate; with ``benchmarks``, those instead (``capability-benchmarks.json``).
 
     Returns:
         Accuracy, interval and which questions were answered rightly.
@@ -63,20 +100,29 @@ def evaluate_capability(recipe: CapabilityRecipe) -> dict[str, Any]:
         UserError: lm-eval is missing, or the task cannot be used; before the model is loaded.
     """
     require("lm_eval", "the capability test")
-    config, _ = read_task(recipe.task, recipe.limit)
+    name = "benchmarks"
+    if recipe.benchmarks is None:
+        name = read_task(recipe.task, recipe.limit)[0]["task"]
+    else:
+        check_benchmarks(recipe.benchmarks)
     accelerator = make_accelerator()
     model, tokenizer = load_model(recipe.model)
-    found = run_capability(
-        model,
-        tokenizer,
-        task=recipe.task,
-        limit=recipe.limit,
-        batch_size=recipe.batch_size,
-        accelerator=accelerator,
-    )
-    results: dict[str, Any] = as_json({"schema": SCHEMA, "capability": {**vars(found), "n": found.acc.n}})
+    found: dict[str, Any] = {"schema": SCHEMA, "suite": f"capability-{name}", "settings": {}, "sets": {}}
+    if recipe.benchmarks is None:
+        one = run_capability(
+            model,
+            tokenizer,
+            task=recipe.task,
+            limit=recipe.limit,
+            batch_size=recipe.batch_size,
+            accelerator=accelerator,
+        )
+        found["capability"] = {**vars(one), "n": one.acc.n}
+    else:
+        found["benchmarks"] = run_benchmarks(recipe.benchmarks, model, tokenizer, accelerator=accelerator)
+    results: dict[str, Any] = as_json(found)
     if accelerator is None or accelerator.is_main_process:
-        write_results(results, Path(recipe.output_dir) / "eval" / f"capability-{config['task']}.json")
+        write_results(results, Path(recipe.output_dir) / "eval" / f"capability-{name}.json")
     return results
 
 
@@ -86,17 +132,29 @@ def show(results: Mapping[str, Any]) -> None:
         return
     for name, found in results.get("sets", {}).items():
         print(f"{name} (n = {found['n']}): " + ", ".join(_line(*item) for item in found["metrics"].items()))
-    for name, tests in (results.get("forget_quality") or {}).items():
-        for definition, test in tests.items():
-            print(f"forget quality of {name}, {definition} truth ratio: {test['verdict']}")
+    attacks = results.get("attacks")
+    if attacks:
+        shown = ", ".join(_line(*item) for item in attacks["auc"].items())
+        print(f"AUC of attacks that tell {attacks['members']} from {attacks['nonmembers']}: {shown}")
+    if results.get("privleak"):
+        print(_line("PrivLeak (%)", results["privleak"]))
+    for name, found in (results.get("leak") or {}).items():
+        print(f"{name}: " + ", ".join(_line(f"leak@{k}", entry) for k, entry in found["at"].items()))
+    if results.get("kl_to_target"):
+        print(_line("KL to the target on text", results["kl_to_target"]))
     for definition, utility in (results.get("model_utility") or {}).items():
         print(_line(f"model utility ({definition})", utility))
     if results.get("perplexity"):
         print(_line("perplexity", results["perplexity"]))
+    for task, found in (results.get("benchmarks") or {}).items():
+        n = next(iter(found.values()))["n"]
+        print(f"{task} (n = {n}): " + ", ".join(_line(label, entry) for label, entry in found.items()))
     capability = results.get("capability")
     if capability:
         accuracies = ", ".join(_line(label, capability[label]) for label in ("acc", "acc_norm"))
         print(f"{capability['task']} (n = {capability['n']}): {accuracies}")
+    for line in results.get("verdict") or []:
+        print(line)
 
 
 def _line(label: str, entry: Mapping[str, Any]) -> str:
@@ -116,17 +174,3 @@ def make_accelerator() -> Any:
     from accelerate import Accelerator
 
     return Accelerator()
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(
-            f"oracle: {path} cannot be read ({error.strerror}); give the oracle's eval/<suite>.json"
-        ) from None
-    except ValueError:
-        raise RecipeError(f"oracle: {path} is not JSON; give the oracle's eval/<suite>.json") from None
-    if not isinstance(found, dict):
-        raise RecipeError(f"oracle: {path} holds no results; give the oracle's eval/<suite>.json")
-    return found

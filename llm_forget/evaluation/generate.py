@@ -1,16 +1,47 @@
-"""Greedy answers to prompts: what a model says when it is asked, for the metrics that read text."""
+"""Answers to prompts, greedy or sampled: what a model says when it is asked, for the metrics that read text."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import ConfigDict
+from torch import Tensor
 
 from llm_forget.errors import DataError
-from llm_forget.evaluation.score import evaluating, length_batches, share_of, sum_over_processes
+from llm_forget.evaluation.score import Floats, Ints, evaluating, length_batches, share_of, sum_over_processes
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Leak@k on the forget sets: samples times prompts are generated, so only where it is asked for."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    # Answers drawn of each prompt, at least the largest k.
+    samples: int = 64
+    temperature: float = 1.0
+    k: list[int] = field(default_factory=lambda: [1, 8, 64])
+    # ROUGE-L recall of the answer from which a sample reveals it: this share of its words, in order.
+    threshold: float = 0.8
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature is {self.temperature}; sampling needs one above 0 (greedy answers come anyway)"
+            )
+        if not self.k or min(self.k) < 1 or max(self.k) > self.samples:
+            raise ValueError(f"k is {self.k} and samples {self.samples}; each k is at least 1 and at most samples")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(
+                f"threshold is {self.threshold}; it is a share of the answer's words, above 0 and at most 1"
+            )
 
 
 def generate_answers(
@@ -45,6 +76,89 @@ def generate_answers(
     Raises:
         DataError: an empty prompt, or a size below 1.
     """
+    found = _answers(model, tokenizer, prompts, None, max_new_tokens, batch_size, progress, accelerator)
+    return [_text(tokenizer, row[row > 0] - 1) for row in found]
+
+
+def sample_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    samples: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+    accelerator: Any = None,
+) -> list[list[str]]:
+    """Continue each prompt several times, each token drawn from ``softmax(logits / temperature)`` over the whole vocabulary.
+
+    Each token is where one uniform number falls in the cumulated probabilities. The numbers of a sample come from a
+    generator of its own, seeded by ``seed``, the prompt and the sample's number: other prompts, their order, the batch
+    size and the number of processes change none of them.
+
+    Args:
+        model: a causal language model that can generate; under several processes each holds all of it.
+        tokenizer: its tokenizer; special tokens are left out of the answers.
+        prompts: (E) token ids, at least one each.
+        samples: answers a prompt.
+        temperature: above 0; below 1 likely tokens become likelier.
+        seed: of the samples.
+        max_new_tokens: longest answer, in tokens, its end token included.
+        batch_size: answers a batch.
+        progress: called after each batch with the answers that it held.
+        accelerator: an ``accelerate.Accelerator``; each of its processes then draws a share, and has all at the end.
+
+    Returns:
+        (E) lists of ``samples`` answers, without surrounding white space.
+
+    Raises:
+        DataError: an empty prompt, a size below 1, or a temperature of 0 or less.
+    """
+    if samples < 1 or not temperature > 0:
+        raise DataError(
+            f"samples is {samples} and temperature {temperature}; samples must be 1 or more and temperature above 0"
+        )
+    uniforms = np.array(
+        [row for name in _prompt_names(prompts) for row in _uniforms(name, samples, seed, max_new_tokens)]
+    ).reshape(-1, max(max_new_tokens, 1))
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    drawing = (uniforms, temperature)
+    found = _answers(model, tokenizer, repeated, drawing, max_new_tokens, batch_size, progress, accelerator)
+    said = [_text(tokenizer, row[row > 0] - 1) for row in found]
+    return [said[start : start + samples] for start in range(0, len(said), samples)]
+
+
+def _prompt_names(prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
+    """A number for each prompt that goes by its tokens, and how often it came before."""
+    seen: dict[int, int] = {}
+    names = []
+    for prompt in prompts:
+        digest = hashlib.sha256(" ".join(map(str, prompt)).encode()).digest()
+        name = int.from_bytes(digest[:16], "big")
+        names.append((name, seen.get(name, 0)))
+        seen[name] = seen.get(name, 0) + 1
+    return names
+
+
+def _uniforms(name: tuple[int, int], samples: int, seed: int, length: int) -> Floats:
+    """(samples, length) numbers in [0, 1), each row by itself."""
+    return np.stack([np.random.default_rng([seed, *name, sample]).random(max(length, 1)) for sample in range(samples)])
+
+
+def _answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[tuple[int, ...]],
+    drawing: tuple[Floats, float] | None,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+    accelerator: Any,
+) -> Ints:
+    """(P, max_new_tokens) the new tokens of each prompt plus one, 0 where there are none."""
     if max_new_tokens < 1 or batch_size < 1:
         raise DataError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}; both must be 1 or more")
     empty = sum(not prompt for prompt in prompts)
@@ -61,15 +175,47 @@ def generate_answers(
     batches = length_batches([len(prompt) for prompt in prompts], budget, batch_size)
     with evaluating(inner), torch.no_grad(), _plain_greedy(inner, max_new_tokens, ends):
         for batch, counts_here in share_of(batches, accelerator):
-            new = _continue(inner, [prompts[index] for index in batch], ends)
+            processors = [] if drawing is None else [_Draw(drawing[0][batch], drawing[1])]
+            new = _continue(inner, [prompts[index] for index in batch], ends, processors)
             if not counts_here:
                 continue
             for index, tokens in zip(batch, new, strict=True):
                 found[index, : len(tokens)] = np.asarray(tokens, dtype=np.int64) + 1
             if progress is not None:
                 progress(len(batch))
-    found = sum_over_processes(found, accelerator)
-    return [_text(tokenizer, row[row > 0] - 1) for row in found]
+    return np.asarray(sum_over_processes(found, accelerator), dtype=np.int64)
+
+
+class _Draw:
+    """Turns greedy generation into sampling: leaves of each row's logits only the token that its number falls on."""
+
+    def __init__(self, uniforms: Floats, temperature: float) -> None:
+        self.uniforms = torch.as_tensor(uniforms)
+        self.temperature = temperature
+        self.step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        tokens = draw_tokens(scores, self.uniforms[:, self.step].to(scores.device), self.temperature)
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
+
+
+def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+    """The token of each row on which its number falls when the vocabulary's probabilities are laid end to end.
+
+    Args:
+        logits: (B, V).
+        uniforms: (B,) in [0, 1), doubles.
+        temperature: what the logits are divided by.
+
+    Returns:
+        (B,) tokens, none of them of probability 0. For probabilities ½, 0, ½ the numbers 0, 0.49 and 0.5 give 0, 0, 2.
+    """
+    # doubles: in fp32 the sum over a large vocabulary is off by more than a rare token's share
+    ends = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    # the last end is 1 but for rounding; scaled by it, no number can fall behind the last token
+    places = (uniforms * ends[:, -1])[:, None]
+    return torch.searchsorted(ends, places, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -104,8 +250,12 @@ def _plain_greedy(model: Any, max_new_tokens: int, ends: Sequence[int]) -> Itera
             owner.generation_config = own
 
 
-def _continue(model: Any, prompts: Sequence[tuple[int, ...]], ends: Sequence[int]) -> list[list[int]]:
+def _continue(
+    model: Any, prompts: Sequence[tuple[int, ...]], ends: Sequence[int], processors: list[_Draw]
+) -> list[list[int]]:
     """The new tokens of each prompt, up to and without the first end token."""
+    from transformers import LogitsProcessorList
+
     width = max(len(prompt) for prompt in prompts)
     input_ids = torch.full((len(prompts), width), ends[0] if ends else 0, dtype=torch.long)
     attention_mask = torch.zeros((len(prompts), width), dtype=torch.long)
@@ -113,7 +263,11 @@ def _continue(model: Any, prompts: Sequence[tuple[int, ...]], ends: Sequence[int
         input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
         attention_mask[row, width - len(prompt) :] = 1
     device = next(model.parameters()).device
-    output = model.generate(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
+    output = model.generate(
+        input_ids=input_ids.to(device),
+        attention_mask=attention_mask.to(device),
+        logits_processor=LogitsProcessorList(processors),
+    )
     return [_before_end(row, ends) for row in output[:, width:].tolist()]
 
 

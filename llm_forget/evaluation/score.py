@@ -138,9 +138,23 @@ def _score_batch(model: nn.Module, batch: dict[str, Tensor]) -> Floats:
     mask[:, 0] = False  # nothing predicts the first token of a sequence
     logits = answer_logits(model, {**batch, "answer_mask": mask})
     targets = batch["input_ids"][mask]
+    return scores_in_chunks(logits, torch.arange(len(targets), device=targets.device), targets)
+
+
+def scores_in_chunks(logits: Tensor, sources: Tensor, targets: Tensor) -> Floats:
+    """``vocabulary_scores`` of N tokens, few at a time.
+
+    Args:
+        logits: (M, V).
+        sources: (N,) which of the logits each token is predicted by.
+        targets: (N,) the tokens.
+
+    Returns:
+        (4, N).
+    """
     chunk = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK
     parts = [
-        vocabulary_scores(logits[start : start + chunk], targets[start : start + chunk])
+        vocabulary_scores(logits[sources[start : start + chunk]], targets[start : start + chunk])
         for start in range(0, len(targets), chunk)
     ]
     return torch.cat(parts, dim=1).double().cpu().numpy()

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict
 
-from llm_forget.config import build
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all, encode_prompt
-from llm_forget.data.examples import DataSource, Example, read_examples
-from llm_forget.errors import DataError, RecipeError
+from llm_forget.data.examples import DataSource, Example, Message, example_id, read_examples
+from llm_forget.digests import json_digest
+from llm_forget.errors import DataError
 from llm_forget.evaluation.aggregate import aggregate
-from llm_forget.evaluation.generate import generate_answers
+from llm_forget.evaluation.cache import Cache
+from llm_forget.evaluation.generate import SamplingConfig
+from llm_forget.evaluation.kl import has_adapter, token_kl
+from llm_forget.evaluation.meter import Meter
 from llm_forget.evaluation.metrics import AnswerGroup, Metric, SetScores, averaged_values
-from llm_forget.evaluation.score import Floats, TokenScores, score_encoded
-from llm_forget.plugins import find_class
+from llm_forget.evaluation.named import make_named
+from llm_forget.evaluation.score import Floats, TokenScores
+from llm_forget.evaluation.scoring import score_rows
+from llm_forget.evaluation.texts import text_metrics
 
 Kind = Literal["answer", "paraphrases", "wrong_answers"]
 
@@ -27,10 +32,17 @@ DEFAULT_METRICS: tuple[dict[str, Any], ...] = (
     {"name": "probability"},
     {"name": "normalised_probability"},
     {"name": "exact_memorisation"},
+    {"name": "extraction_strength"},
+    {"name": "entropy"},
     {"name": "truth_ratio", "definition": "arithmetic"},
     {"name": "truth_ratio", "definition": "geometric"},
     {"name": "rouge", "part": "recall"},
     {"name": "rouge", "part": "f1"},
+    {"name": "rouge", "kind": "rouge1"},
+    {"name": "refusal"},
+    {"name": "repetition"},
+    {"name": "collapse"},
+    {"name": "kl_to_target"},
 )
 
 
@@ -51,9 +63,18 @@ class SetConfig:
     limit: int | None = None
     # Also let the model answer each prompt, for the metrics that read text.
     generate: bool = True
+    # Also compare with the model before unlearning, token by token: a forward of each.
+    kl: bool = False
     # The probability with which this set enters the model utility: probability, normalised_probability (where the wrong
     # answers are the other choices), or null for a set that does not enter it.
     utility: Literal["probability", "normalised_probability"] | None = None
+    # The name of the same data's file in the suite's data_dir.
+    file: str | None = None
+    # Leave the set out, with a warning, where data_dir does not hold its file.
+    optional: bool = False
+    # Questions with their answers that stand before each prompt, for models without instruction tuning.
+    shots: DataSource | None = None
+    shots_file: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -65,7 +86,7 @@ class SetConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Greedy generation."""
+    """Generation, greedy; and sampled where that is asked for."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -73,6 +94,8 @@ class GenerationConfig:
     max_new_tokens: int = 64
     # Prompts a batch. In bf16 another value may turn a near tie: part of what is measured.
     batch_size: int = 16
+    # Also draw samples for the forget sets, for leak@k; null for none.
+    sampling: SamplingConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -84,7 +107,10 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and how it is asked."""
+    """A model and how it is asked.
+
+    ``target`` is the model before unlearning, None for ``model`` with its adapter off.
+    """
 
     model: Any
     tokenizer: Any
@@ -92,6 +118,16 @@ class Loaded:
     generation: GenerationConfig
     batch_tokens: int = 2048
     accelerator: Any = None
+    cache: Cache | None = None
+    meter: Meter = field(default_factory=Meter)
+    # Generated texts are wanted in the results, and so may be in the cache too.
+    keep_text: bool = False
+    target: Any = None
+
+    @property
+    def has_target(self) -> bool:
+        """Whether there is a target to compare with."""
+        return self.target is not None or has_adapter(self.model)
 
     @property
     def pad_token_id(self) -> int:
@@ -126,18 +162,8 @@ def make_metrics(named: Sequence[str | Mapping[str, Any]] | None) -> list[Metric
     Raises:
         RecipeError: an unknown metric or setting, or two metrics of one label.
     """
-    metrics: list[Metric] = []
-    for entry in DEFAULT_METRICS if named is None else named:
-        values = {"name": entry} if isinstance(entry, str) else dict(entry)
-        name = values.pop("name", None)
-        if not isinstance(name, str):
-            raise RecipeError("an entry of metrics has no name; write a name, or {name: rouge, part: f1}")
-        metrics.append(build(find_class("llm_forget.evaluation.metrics", name, "per_example"), values, name))
-    labels = [metric.label for metric in metrics]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise RecipeError(f"metrics gives {', '.join(twice)} twice; leave one of each out")
-    return metrics
+    entries = DEFAULT_METRICS if named is None else named
+    return make_named(entries, "llm_forget.evaluation.metrics", "per_example")
 
 
 def read_set(name: str, config: SetConfig, base_dir: Path | None) -> list[Example]:
@@ -154,7 +180,21 @@ def read_set(name: str, config: SetConfig, base_dir: Path | None) -> list[Exampl
                 f"{config.data.path}: the {name} set asks for {kind}, and no row has a {column}; "
                 "take it out of `answers`, or give the column's name in `columns`"
             )
-    return examples
+    if config.shots is None:
+        return examples
+    shots = _as_turns(name, read_examples(config.shots, base_dir=base_dir))
+    # the id stays that of the question: what stands before it is how it is asked
+    return [replace(example, prompt=(*shots, *_turns_of(name, example))) for example in examples]
+
+
+def _as_turns(name: str, shots: Sequence[Example]) -> list[Message]:
+    return [turn for shot in shots for turn in (*_turns_of(name, shot), Message("assistant", shot.answer))]
+
+
+def _turns_of(name: str, example: Example) -> tuple[Message, ...]:
+    if isinstance(example.prompt, str):
+        raise DataError(f"{name}: shots stand before questions; {example.source} is text without a question")
+    return example.prompt
 
 
 def _other_answers(example: Example, kind: str) -> tuple[str, ...]:
@@ -184,24 +224,55 @@ def measure_set(
         if more:
             groups[kind] = (len(rows), owners)
             rows = rows + more
-    scores = score_encoded(
-        loaded.model,
-        rows,
-        pad_token_id=loaded.pad_token_id,
-        batch_tokens=loaded.batch_tokens,
-        accelerator=loaded.accelerator,
-    )
+    scores = score_all(rows, loaded)
     known = SetScores(
         forget=is_forget(name, config),
         answer=scores.select(0, own_rows),
         paraphrases=_group(scores, groups.get("paraphrases"), own_rows),
         wrong_answers=_group(scores, groups.get("wrong_answers"), own_rows),
-        generated=_generate(examples, loaded) if config.generate else None,
         references=[example.answer for example in examples],
+        target_kl=target_kl(rows[:own_rows], loaded) if config.kl and loaded.has_target else None,
     )
-    usable = {metric.label: metric for metric in metrics if all(known.has(need) for need in metric.needs)}
-    by_metric = {label: metric.per_example(known) for label, metric in usable.items()}
+    usable = {metric.label: metric for metric in metrics if _is_known(metric, known, config.generate)}
+    reading = [metric for metric in usable.values() if "generated" in metric.needs]
+    by_text: dict[str, Floats] = {}
+    if config.generate and (reading or loaded.keep_text):
+        prompts = [encode_prompt(loaded.tokenizer, example, loaded.encoding) for example in examples]
+        by_text, known = text_metrics(reading, known, rows, prompts, loaded)
+    by_metric = {
+        label: by_text[label] if label in by_text else metric.per_example(known) for label, metric in usable.items()
+    }
     return Measured(unique_ids([example.id for example in examples]), known, by_metric, usable, report.warnings)
+
+
+def score_all(rows: Sequence[Encoded], loaded: Loaded) -> TokenScores:
+    """Score rows by the model of an evaluation, with its cache, its processes and a bar."""
+    with loaded.meter.bar("answers scored", len(rows)) as progress:
+        return score_rows(
+            loaded.model,
+            rows,
+            pad_token_id=loaded.pad_token_id,
+            batch_tokens=loaded.batch_tokens,
+            progress=progress,
+            accelerator=loaded.accelerator,
+            cache=loaded.cache,
+        )
+
+
+def _is_known(metric: Metric, known: SetScores, generates: bool) -> bool:
+    return all(known.has(need) or (need == "generated" and generates) for need in metric.needs)
+
+
+def target_kl(rows: Sequence[Encoded], loaded: Loaded) -> Floats:
+    """(N,) KL to the target at each answer token of rows."""
+    return token_kl(
+        loaded.model,
+        loaded.target,
+        rows,
+        pad_token_id=loaded.pad_token_id,
+        batch_tokens=loaded.batch_tokens,
+        accelerator=loaded.accelerator,
+    )
 
 
 def is_forget(name: str, config: SetConfig) -> bool:
@@ -234,18 +305,6 @@ def _group(scores: TokenScores, place: tuple[int, list[int]] | None, examples: i
     return AnswerGroup(scores.select(start, start + len(owners)), np.array(owners, dtype=np.int64), examples)
 
 
-def _generate(examples: Sequence[Example], loaded: Loaded) -> list[str]:
-    prompts = [encode_prompt(loaded.tokenizer, example, loaded.encoding) for example in examples]
-    return generate_answers(
-        loaded.model,
-        loaded.tokenizer,
-        prompts,
-        max_new_tokens=loaded.generation.max_new_tokens,
-        batch_size=loaded.generation.batch_size,
-        accelerator=loaded.accelerator,
-    )
-
-
 def unique_ids(ids: Sequence[str]) -> tuple[str, ...]:
     """The ids, told apart where an example is repeated."""
     seen: dict[str, int] = {}
@@ -254,6 +313,13 @@ def unique_ids(ids: Sequence[str]) -> tuple[str, ...]:
         seen[one] = seen.get(one, 0) + 1
         named.append(one if seen[one] == 1 else f"{one}#{seen[one]}")
     return tuple(named)
+
+
+def set_digest(config: SetConfig, examples: Sequence[Example]) -> str:
+    """What a set is: its examples' ids in order, and what stands before their prompts."""
+    ids = unique_ids([example.id for example in examples])
+    asked = [] if config.shots is None else [example_id(example.prompt, example.answer) for example in examples]
+    return json_digest([*ids, *asked])
 
 
 def set_results(measured: Measured, *, seed: int, keep_text: bool) -> dict[str, Any]:

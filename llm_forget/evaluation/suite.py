@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,17 +12,27 @@ import yaml
 from pydantic import ConfigDict
 
 from llm_forget.config import build, load_recipe
-from llm_forget.data.encode import EncodingConfig, encode
+from llm_forget.data.encode import Encoded, EncodingConfig, encode
 from llm_forget.data.examples import Example, example_id
-from llm_forget.digests import json_digest
-from llm_forget.errors import DataError, RecipeError, UserError
+from llm_forget.data.files import locate
+from llm_forget.errors import DataError, RecipeError
 from llm_forget.evaluation.aggregate import RESAMPLES
+from llm_forget.evaluation.benchmarks import check_benchmarks, run_benchmarks
+from llm_forget.evaluation.cache import Cache, model_context
 from llm_forget.evaluation.capability import read_task, run_capability
+from llm_forget.evaluation.compare import check_same_set, column
+from llm_forget.evaluation.controls import check_controls, side_by_side
 from llm_forget.evaluation.extras import require
+from llm_forget.evaluation.leak import measure_leak
+from llm_forget.evaluation.membership import AttacksConfig, measure_attacks, measure_privleak, plan_attacks
+from llm_forget.evaluation.meter import Meter
 from llm_forget.evaluation.metrics.forget_quality import forget_quality
+from llm_forget.evaluation.metrics.kl_to_target import text_kl
 from llm_forget.evaluation.metrics.model_utility import model_utility
 from llm_forget.evaluation.metrics.perplexity import perplexity, sliding_windows
-from llm_forget.evaluation.score import score_encoded
+from llm_forget.evaluation.recipe import BenchmarksConfig
+from llm_forget.evaluation.results import as_json
+from llm_forget.evaluation.schema import SCHEMA, check_results
 from llm_forget.evaluation.sets import (
     GenerationConfig,
     Loaded,
@@ -35,12 +42,15 @@ from llm_forget.evaluation.sets import (
     make_metrics,
     measure_set,
     read_set,
+    score_all,
+    set_digest,
     set_results,
+    target_kl,
 )
-from llm_forget.files import write_json
+from llm_forget.evaluation.sources import fill, with_data
+from llm_forget.evaluation.verdict import verdict
 from llm_forget.shipped import shipped
 
-SCHEMA = 1
 _DEFINITIONS = ("arithmetic", "geometric")
 
 
@@ -57,6 +67,8 @@ class PerplexityConfig:
     stride: int = 256
     # Only the first so many tokens; null for all.
     max_tokens: int | None = None
+    # Also compare with the model before unlearning, token by token: a forward of each.
+    kl: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,8 +89,8 @@ class Suite:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    # forget, retain, neighbour, holdout, …: what is measured, by name.
-    sets: dict[str, SetConfig]
+    # forget, retain, neighbour, holdout, …: what is measured, by name. May be left out where there are benchmarks.
+    sets: dict[str, SetConfig] = field(default_factory=dict)
     # Names, or {name: rouge, part: f1}; null for every metric that a set's data allow.
     metrics: list[str | dict[str, Any]] | None = None
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
@@ -86,17 +98,29 @@ class Suite:
     # null switches either off.
     perplexity: PerplexityConfig | None = None
     capability: CapabilityConfig | None = None
-    # Of the bootstrap intervals.
+    # Tasks of lm-eval; null for none.
+    benchmarks: BenchmarksConfig | None = None
+    # A folder with the files that the sets name; null: from where `data` says, the hub.
+    data_dir: str | None = None
+    # What stands for {word} in the sets' paths, names and splits, and in the suite's own name.
+    variables: dict[str, str] = field(default_factory=dict)
+    # Membership inference where there is a set called forget and one called holdout, or the two that it names; null for none.
+    attacks: AttacksConfig | None = field(default_factory=AttacksConfig)
+    # Of the bootstrap intervals, and of samples.
     seed: int = 0
     # Tokens of a scoring batch with its padding.
     batch_tokens: int = 2048
     # The name of the result file; the suite file's own where it is left out.
     name: str = ""
+    # Filled in on loading: what data_dir does not hold and need not hold.
+    left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if not self.sets:
+        if not self.sets and self.benchmarks is None:
             raise ValueError("sets is empty; name at least one, for example forget")
+        if self.attacks is not None:
+            self.attacks.sets_among(self.sets)
 
 
 def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> Suite:
@@ -115,7 +139,11 @@ def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> Suite:
         raise RecipeError(f"the suite {path} does not exist; give a .yaml file, or one that comes along: {known}")
     _check_sets(file if file.is_file() else shipped(str(file)), path)
     suite = load_recipe(Suite, file, overrides)
-    return suite if suite.name else load_recipe(Suite, file, {**(overrides or {}), "name": file.stem})
+    name = fill(suite.name or file.stem, suite.variables, f"{path}, name")
+    sets, left_out = with_data(name, suite.sets, suite.data_dir, suite.variables)
+    if not sets and suite.benchmarks is None:
+        raise RecipeError(f"data_dir: {suite.data_dir} holds none of the files of {name}; {'; '.join(left_out)}")
+    return replace(suite, sets=sets, left_out=left_out, name=name)
 
 
 def _check_sets(file: Path, path: str) -> None:
@@ -133,10 +161,13 @@ def run_suite(
     tokenizer: Any,
     *,
     oracle_results: Mapping[str, Any] | None = None,
+    controls: Mapping[str, Mapping[str, Any]] | None = None,
+    target_model: Any = None,
     base_dir: Path | None = None,
     accelerator: Any = None,
     console: Any = None,
     keep_text: bool = False,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Measure everything that a suite asks for; each answer is scored once and each prompt answered once.
 
@@ -144,78 +175,109 @@ def run_suite(
         suite: what to measure.
         model: a causal language model on its device.
         tokenizer: its tokenizer.
-        oracle_results: what this function returned for the oracle with the same suite; gives forget quality.
+        oracle_results: what this function returned for the oracle with the same suite; gives forget quality and
+            PrivLeak.
+        controls: role (target, oracle, sham) → what this function returned for it; their aggregates stand beside the
+            model's in the result.
+        target_model: the model before unlearning, for the KL to it; None for ``model`` with its adapter off.
         base_dir: the folder that relative paths start from; None for the current one.
         accelerator: an ``accelerate.Accelerator``, for several processes.
         console: a ``rich.console.Console`` to say on what is being done.
-        keep_text: put generated answers into the result, which may hold what was to be forgotten.
+        keep_text: put generated answers into the result and the cache; they may hold what was to be forgotten.
+        cache: a folder that keeps what is computed, and from which it is taken for the same model, data and settings.
 
     Returns:
         A dictionary that JSON can hold (None for "not a number"): ``schema``, ``suite``, ``settings``, ``sets`` with
-        aggregates and scores by example id, ``forget_quality``, ``model_utility``, ``perplexity``, ``capability``,
-        ``warnings`` and ``seconds``. No text of the data unless ``keep_text``.
+        aggregates and scores by example id, ``forget_quality``, ``model_utility``, ``attacks``, ``privleak``, ``leak``,
+        ``perplexity``, ``kl_to_target``, ``capability``, ``benchmarks``, ``controls``, ``verdict``, ``warnings`` and
+        ``seconds``; see ``evaluation/schema.py``. No text of the data
+        unless ``keep_text``.
 
     Raises:
         UserError: a package, file or oracle result is missing or does not fit; as far as possible before any work.
     """
     metrics = make_metrics(suite.metrics)
+    controls = dict(controls or {}) if oracle_results is None else {**(controls or {}), "oracle": oracle_results}
+    for role, control in controls.items():
+        check_results(control, f"what was given for the {role}")
+    oracle_results = controls.get("oracle")
+    plan = plan_attacks(suite.attacks, suite.sets, base_dir)
     _check_packages(suite)
     examples = {name: read_set(name, config, base_dir) for name, config in suite.sets.items()}
     text = None if suite.perplexity is None else _read_text(suite.perplexity.path, base_dir)
-    if oracle_results is not None:
-        _check_oracle(oracle_results)
+    meter = Meter(console, 1 if accelerator is None else accelerator.num_processes)
     loaded = Loaded(model, tokenizer, suite.encoding, suite.generation, suite.batch_tokens, accelerator)
+    loaded = replace(
+        loaded, cache=_open_cache(cache, model, tokenizer), meter=meter, keep_text=keep_text, target=target_model
+    )
     results: dict[str, Any] = {"schema": SCHEMA, "suite": suite.name, "settings": _settings(suite)}
-    seconds: dict[str, float] = {}
+    digests = {name: set_digest(suite.sets[name], found) for name, found in examples.items()}
+    asked = {name: {"digest": digests[name], "forget": is_forget(name, suite.sets[name])} for name in digests}
+    warnings = [*suite.left_out, *check_controls({**results, "sets": asked}, controls)]
     measured: dict[str, Measured] = {}
     for name, config in suite.sets.items():
-        with _timed(seconds, name, console):
+        with meter.part(name):
             measured[name] = measure_set(name, config, examples[name], metrics, loaded)
     results["sets"] = {
-        name: {**set_results(found, seed=suite.seed, keep_text=keep_text), "digest": json_digest(list(found.ids))}
+        name: {**set_results(found, seed=suite.seed, keep_text=keep_text), "digest": digests[name]}
         for name, found in measured.items()
     }
+    results["controls"] = side_by_side(controls)
     results["forget_quality"] = None if oracle_results is None else _forget_quality(suite, results, oracle_results)
     results["model_utility"] = _utility(suite, measured)
-    results["perplexity"] = results["capability"] = None
+    warnings += [f"{name}: {warning}" for name, found in measured.items() for warning in found.warnings]
+    if not loaded.has_target and (any(one is not None and one.kl for one in (suite.perplexity, *suite.sets.values()))):
+        warnings.append("no KL to the target: the model has no adapter to switch off, and no target was given")
+    results["attacks"] = results["leak"] = None
+    if plan is not None:
+        with meter.part("attacks"):
+            results["attacks"] = measure_attacks(plan, results, measured, examples, loaded, suite.seed)
+    results["privleak"], more = measure_privleak(results, oracle_results, suite.seed)
+    warnings += more
+    sampling = suite.generation.sampling
+    if sampling is not None:
+        with meter.part("leak"):
+            results["leak"] = measure_leak(sampling, results, examples, loaded, suite.seed)
+    results["perplexity"] = results["kl_to_target"] = results["capability"] = None
     if suite.perplexity is not None and text is not None:
-        with _timed(seconds, "perplexity", console):
-            results["perplexity"] = _perplexity(suite.perplexity, text, loaded, suite.seed)
+        with meter.part("perplexity"):
+            windows = _windows(suite.perplexity, text, loaded)
+            results["perplexity"] = _perplexity(suite.perplexity, windows, loaded, suite.seed)
+            if suite.perplexity.kl and loaded.has_target:
+                results["kl_to_target"] = _text_kl(windows, loaded, suite.seed)
     if suite.capability is not None:
-        with _timed(seconds, "capability", console):
-            found = run_capability(model, tokenizer, accelerator=accelerator, **asdict(suite.capability))
+        with meter.part("capability"):
+            found = run_capability(
+                model, tokenizer, accelerator=accelerator, cache=loaded.cache, **asdict(suite.capability)
+            )
             results["capability"] = {**asdict(found), "n": found.acc.n}
-    results["warnings"] = [f"{name}: {warning}" for name, found in measured.items() for warning in found.warnings]
-    results["seconds"] = seconds
+    results["benchmarks"] = {}
+    if suite.benchmarks is not None:
+        with meter.part("benchmarks"):
+            results["benchmarks"] = run_benchmarks(
+                suite.benchmarks, model, tokenizer, accelerator=accelerator, cache=loaded.cache, seed=suite.seed
+            )
+    results["warnings"] = warnings
+    results["seconds"] = meter.seconds
     plain: dict[str, Any] = as_json(results)
+    plain["verdict"] = verdict(plain, **controls)
     return plain
 
 
-def write_results(results: Mapping[str, Any], path: Path) -> None:
-    """Write results as JSON, whole or not at all."""
-    write_json(path, as_json(results))
+def check_suite(suite: Suite, base_dir: Path | None = None) -> None:
+    """Find what is wrong before a model is loaded: packages, tasks, metrics, and the data that are files.
 
-
-def as_json(value: Any) -> Any:
-    """What JSON can hold: dataclasses and arrays taken apart, numbers that are none (NaN, ±∞) as None."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return as_json(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [as_json(item) for item in value]
-    if isinstance(value, np.generic):
-        return as_json(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], name: str, console: Any) -> Iterator[None]:
-    if console is not None:
-        console.print(f"measuring {name} ...")
-    start = perf_counter()
-    yield
-    seconds[name] = round(perf_counter() - start, 2)
+    Raises:
+        UserError: something is missing or cannot be used.
+    """
+    make_metrics(suite.metrics)
+    plan_attacks(suite.attacks, suite.sets, base_dir)
+    _check_packages(suite)
+    for name, config in suite.sets.items():
+        if locate(config.data.path, base_dir) is not None:
+            read_set(name, config, base_dir)
+    if suite.perplexity is not None:
+        _read_text(suite.perplexity.path, base_dir)
 
 
 def _check_packages(suite: Suite) -> None:
@@ -224,6 +286,13 @@ def _check_packages(suite: Suite) -> None:
     if suite.capability is not None:
         require("lm_eval", "the capability test")
         read_task(suite.capability.task, suite.capability.limit)
+    if suite.benchmarks is not None:
+        check_benchmarks(suite.benchmarks)
+
+
+def _open_cache(folder: Path | None, model: Any, tokenizer: Any) -> Cache | None:
+    context = None if folder is None else model_context(model, tokenizer)
+    return None if folder is None or context is None else Cache(folder, context)
 
 
 def _settings(suite: Suite) -> dict[str, Any]:
@@ -239,14 +308,6 @@ def _settings(suite: Suite) -> dict[str, Any]:
     }
 
 
-def _check_oracle(oracle: Mapping[str, Any]) -> None:
-    if oracle.get("schema") != SCHEMA or not isinstance(oracle.get("sets"), Mapping):
-        raise UserError(
-            f"the oracle's results have schema {oracle.get('schema')!r}, not {SCHEMA}; "
-            "give the file that this suite wrote for the oracle"
-        )
-
-
 def _forget_quality(suite: Suite, results: dict[str, Any], oracle: Mapping[str, Any]) -> dict[str, Any] | None:
     """Forget set → definition → the test's result; None where no forget set has truth ratios."""
     found: dict[str, Any] = {}
@@ -255,24 +316,13 @@ def _forget_quality(suite: Suite, results: dict[str, Any], oracle: Mapping[str, 
         labels = [label for label in labels if label in own["metrics"]]
         if not is_forget(name, suite.sets[name]) or not labels:
             continue
-        other = oracle["sets"].get(name)
-        encoding = oracle.get("settings", {}).get("encoding")
-        if other is None or other.get("digest") != own["digest"] or encoding != results["settings"]["encoding"]:
-            raise UserError(
-                f"the oracle was not measured on the same {name} set in the same way (examples or encoding differ); "
-                "run this suite on the oracle, with the same limits, and give that result"
-            )
+        check_same_set(results, oracle, name)
+        other = oracle["sets"][name]
         found[name] = {
-            label.removeprefix("truth_ratio_"): asdict(forget_quality(_column(own, label), _column(other, label)))
+            label.removeprefix("truth_ratio_"): asdict(forget_quality(column(own, label), column(other, label)))
             for label in labels
         }
     return found or None
-
-
-def _column(results: Mapping[str, Any], label: str) -> list[float]:
-    """One metric of all examples; what JSON holds as null is NaN again."""
-    scores = [scores.get(label) for scores in results["examples"].values()]
-    return [math.nan if score is None else float(score) for score in scores]
 
 
 def _utility(suite: Suite, measured: Mapping[str, Measured]) -> dict[str, Any] | None:
@@ -300,7 +350,7 @@ def _utility(suite: Suite, measured: Mapping[str, Measured]) -> dict[str, Any] |
             }
             if probability not in one.by_metric:
                 raise DataError(f"{name} enters the model utility by its {probability}, which its data do not allow")
-        found[definition] = asdict(model_utility(components, seed=suite.seed))
+        found[definition] = {**asdict(model_utility(components, seed=suite.seed)), "seed": suite.seed}
     return found
 
 
@@ -312,19 +362,21 @@ def _read_text(path: str, base_dir: Path | None) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def _perplexity(config: PerplexityConfig, text: str, loaded: Loaded, seed: int) -> dict[str, Any]:
+def _windows(config: PerplexityConfig, text: str, loaded: Loaded) -> list[Encoded]:
     whole = EncodingConfig(max_length=1 << 30, add_end_token=False)
     ids = encode(loaded.tokenizer, Example(example_id("", text), "", text), whole).input_ids
     bare = len(loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     begin = ids[: len(ids) - bare]
-    windows = sliding_windows(
+    return sliding_windows(
         ids[len(begin) :][: config.max_tokens], window=config.window, stride=config.stride, begin=begin
     )
-    scores = score_encoded(
-        loaded.model,
-        windows,
-        pad_token_id=loaded.pad_token_id,
-        batch_tokens=loaded.batch_tokens,
-        accelerator=loaded.accelerator,
-    )
-    return {**asdict(perplexity(scores, seed=seed)), "window": config.window, "stride": config.stride}
+
+
+def _perplexity(config: PerplexityConfig, windows: list[Encoded], loaded: Loaded, seed: int) -> dict[str, Any]:
+    entry = perplexity(score_all(windows, loaded), seed=seed)
+    return {**asdict(entry), "seed": seed, "window": config.window, "stride": config.stride}
+
+
+def _text_kl(windows: list[Encoded], loaded: Loaded, seed: int) -> dict[str, Any]:
+    offsets = np.cumsum([0, *(len(window.input_ids) - window.prompt_length for window in windows)])
+    return {**asdict(text_kl(target_kl(windows, loaded), offsets, seed=seed)), "seed": seed}

@@ -1,4 +1,4 @@
-"""Adapter subtraction: train an adapter *towards* the forget answers, then subtract it from the model."""
+"""Adapter subtraction: train an adapter *towards* the forget answers, then subtract it from the model, in one go or in rounds."""
 
 from __future__ import annotations
 
@@ -32,19 +32,30 @@ def adapter_subtraction_loss(token_logps: Tensor, mask: Tensor) -> Tensor:
 
 
 class Session(Protocol):
-    """What ``finish`` may do with the trained adapter."""
+    """What ``finish`` may do with the adapter.
+
+    Whatever the adapter learns towards the forget set is a change of B under a fixed A: turning that change of B round turns
+    exactly that change of the weights round.
+    """
 
     target: float | None
     floor: float | None
+    steps: int
+
+    def train_towards(self, steps: int) -> None:
+        """Make the next so many of the recipe's steps towards the forget set, from the adapter as it stands."""
 
     def set_strength(self, strength: float) -> None:
-        """Make the adapter −strength times the trained one."""
+        """Replace the change that the last ``train_towards`` made by −strength times it."""
 
     def measure(self) -> Measurement:
         """Mean answer probability of both samples as things stand."""
 
     def heal(self, steps: int, learning_rate: float | None) -> None:
-        """Train the adapter, as it stands now, on retain rows alone."""
+        """Train the adapter, as it stands now, on the next retain rows alone."""
+
+    def settled(self, now: Measurement) -> bool:
+        """Judge a healed state by the recipe's stop rule, which remembers the best; True when the target is reached."""
 
 
 def search_strength(
@@ -76,26 +87,41 @@ def search_strength(
     return high if floor is None or (measure(high).retain or 0.0) >= floor else low
 
 
+def share(total: int, parts: int) -> list[int]:
+    """``total`` steps in ``parts`` shares that differ by one at most, the larger first; 16 in 5 is 4, 3, 3, 3, 3."""
+    return [total // parts + (index < total % parts) for index in range(parts)]
+
+
 @dataclass(frozen=True)
 class AdapterSubtraction:
-    """Adapter subtraction, with the strength given or searched for, and healing on retain rows afterwards.
+    """Adapter subtraction in several small rounds, each healed on retain rows; or one, with its strength searched for.
+
+    In one round the adapter is trained on answers that the model knows by heart: the gradient is small, its direction says
+    little about where the knowledge sits, and the strength that is needed breaks the rest. In rounds each adapter starts from
+    what the last one left, where the answers are less certain and the direction is better. Measured on TOFU-mini (target
+    0.954 forget / 0.949 retain probability, oracle 0.090 / 0.945) with 30 steps in all: one round of strength 4 with ten
+    healing steps 0.244 / 0.937, five rounds of strength 4 with three healing steps each 0.082 / 0.922.
 
     Attributes:
-        strength: λ; null searches for the one that reaches the forget target.
+        strength: λ of each round; null searches for the one that reaches the forget target, which needs ``rounds: 1``.
+        rounds: how many parts the recipe's steps towards the forget set, and the healing steps, are divided into; as many as
+            there are steps at most.
+        heal_steps: steps on retain rows alone, all rounds together, on the same adapter; null makes as many as towards the
+            forget set.
+        heal_learning_rate: of those steps; null takes the recipe's.
         maximum: largest strength of the search.
         tries: bisections of the search.
         search_floor: share of the retain probability that the search must leave; below the recipe's utility floor when
             healing brings it back.
-        heal_steps: steps on retain rows alone after the subtraction, on the same adapter.
-        heal_learning_rate: of those steps; null takes the recipe's.
     """
 
-    strength: float | None = None
+    strength: float | None = 4.0
+    rounds: int = 5
+    heal_steps: int | None = None
+    heal_learning_rate: float | None = 2e-3
     maximum: float = 16.0
     tries: int = 5
     search_floor: float = 0.05
-    heal_steps: int = 20
-    heal_learning_rate: float | None = 2e-3
 
     needs: ClassVar[Needs] = Needs()
     default_retain: ClassVar[str | None] = None
@@ -113,9 +139,15 @@ class AdapterSubtraction:
             raise ValueError(
                 f"adapter_subtraction: search_floor is {self.search_floor}; it is a share, between 0 and 1"
             )
-        if self.tries < 1 or self.heal_steps < 0:
+        if self.tries < 1 or self.rounds < 1 or (self.heal_steps is not None and self.heal_steps < 0):
             raise ValueError(
-                f"adapter_subtraction: tries is {self.tries} and heal_steps {self.heal_steps}; at least 1 and 0 are needed"
+                f"adapter_subtraction: tries is {self.tries}, rounds {self.rounds} and heal_steps {self.heal_steps}; "
+                "at least 1, 1 and 0 are needed"
+            )
+        if self.strength is None and self.rounds > 1:
+            raise ValueError(
+                f"adapter_subtraction: strength is null and rounds {self.rounds}; a strength is searched for in a single "
+                "round only: set rounds to 1, or give a strength"
             )
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:
@@ -123,22 +155,35 @@ class AdapterSubtraction:
         return adapter_subtraction_loss(forget.token_logps, forget.mask)
 
     def finish(self, session: Session) -> dict[str, float]:
-        """Turn the trained adapter round, and heal what that damaged.
+        """Train towards the forget set, turn that round, and heal what it damaged; round after round.
 
         Returns:
-            What was chosen and measured, for the run's record.
+            What was chosen and measured, for the run's record: ``strength``, ``rounds`` made, and the probabilities
+            after the last subtraction, before its healing.
         """
+        heal_steps = session.steps if self.heal_steps is None else self.heal_steps
+        rounds = max(min(self.rounds, session.steps), 1)
+        plan = zip(share(session.steps, rounds), share(heal_steps, rounds), strict=True)
+        found: dict[str, float] = {}
+        for index, (towards, healing) in enumerate(plan, start=1):
+            session.train_towards(towards)
+            strength = self._search(session) if self.strength is None else self.strength
+            session.set_strength(strength)
+            now = session.measure()
+            found = {"strength": strength, "rounds": index, "forget_after_subtraction": now.forget}
+            if now.retain is not None:
+                found["retain_after_subtraction"] = now.retain
+                if healing:
+                    session.heal(healing, self.heal_learning_rate)
+                    now = session.measure()
+            if session.settled(now):
+                break
+        return found
 
+    def _search(self, session: Session) -> float:
         def at(strength: float) -> Measurement:
             session.set_strength(strength)
             return session.measure()
 
-        strength = self.strength
-        if strength is None:
-            floor = None if session.floor is None else session.floor * self.search_floor
-            strength = search_strength(at, target=session.target, floor=floor, maximum=self.maximum, tries=self.tries)
-        subtracted = at(strength)
-        if self.heal_steps and subtracted.retain is not None:
-            session.heal(self.heal_steps, self.heal_learning_rate)
-        chosen = {"strength": strength, "forget_after_subtraction": subtracted.forget}
-        return chosen if subtracted.retain is None else {**chosen, "retain_after_subtraction": subtracted.retain}
+        floor = None if session.floor is None else session.floor * self.search_floor
+        return search_strength(at, target=session.target, floor=floor, maximum=self.maximum, tries=self.tries)

@@ -78,7 +78,8 @@ def _indexed(run: Run, suite: str) -> pd.DataFrame | None:
 def _value(frame: pd.DataFrame, key: tuple[str, str], metric: str, missing: float = float("nan")) -> float:
     if metric not in frame or key not in frame.index:
         return missing
-    value = float(frame.loc[key, metric])
+    found: Any = frame.loc[key, metric]
+    value = float(found)
     return missing if value != value else value
 
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def write_report(
     suite = run.suite()
     for part in suite.forget_sets if suite else ():
         figures.add(
-            lambda part=part: _plots().example_change(run, before, part=part),
+            partial(_plots().example_change, run, before, part=part),
             "One column an example. A point that stays high was not forgotten, whatever the mean says.",
         )
     figures.add(lambda: _trade(frame), _TRADE_CAPTION)

@@ -173,7 +173,7 @@ def cost_bar(frame: pd.DataFrame, *, oracle: str | None = None) -> Any:
     if rows.empty:
         raise UserError("no run says how long it took")
     oracles = [find_row(frame, oracle)] if oracle else list(frame.index[frame["role"] == "oracle"])
-    cost = float(frame.loc[oracles[0], "seconds"]) if len(oracles) == 1 else None
+    cost = float(frame["seconds"][oracles[0]]) if len(oracles) == 1 else None
     times = [f"{value / cost:.2f} × oracle" if cost else f"{value:.0f} s" for value in rows["seconds"]]
     figure = go.Figure()
     figure.add_bar(

@@ -125,7 +125,7 @@ def _cell(row: Any, metric: str) -> Cell:
 def _change(changes: pd.DataFrame | None, name: str, metric: str) -> Cell:
     if changes is None or (name, metric) not in changes.index:
         return Cell("–")
-    row = changes.loc[(name, metric)]
+    row: Any = changes.loc[(name, metric)]
     change, low, high = (_float(row[key]) for key in ("change", "change_low", "change_high"))
     if change is None:
         return Cell("–")

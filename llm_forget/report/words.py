@@ -140,7 +140,8 @@ def _kept_sentence(metric: str, row: Any, before: Any, changes: pd.DataFrame | N
     label = label or f"{part}: the {_LABELS[last]}"
     change = float(row[metric] - before[metric])
     loss = -worse * change / float(before[metric]) if before[metric] else 0.0
-    low, high = None, None
+    low: Any = None
+    high: Any = None
     if changes is not None and (name, metric) in changes.index:
         low, high = changes.loc[(name, metric), ["change_low", "change_high"]]
     if _known(low) and _known(high):

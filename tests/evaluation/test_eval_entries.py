@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from llm_forget.config import load_recipe
 from llm_forget.errors import RecipeError
 from llm_forget.evaluation.evaluate import evaluate
 from llm_forget.evaluation.recipe import EvalRecipe
+from llm_forget.evaluation.results import read_results
 from llm_forget.shipped import shipped
 from llm_forget.testing import tiny_tokenizer
 
@@ -47,12 +47,12 @@ def test_forget_qa_writes_into_the_run_folder(folder: Path, capsys: pytest.Captu
     assert "tiny (n = 6): acc" in shown
     text = (folder / "runs/a/eval/small.json").read_text()
     assert PLANTED not in text + shown
-    results = json.loads(text)
+    results = read_results(folder / "runs/a/eval/small.json")
     assert (results["suite"], results["sets"]["forget"]["n"]) == ("small", 3)
     # and the same model as its own oracle is not told apart from it
     entry("forget_qa", ["--config", "recipe.yaml", "--overrides", "{sets.forget.limit: 3, capability: null}",
                         "--oracle", "runs/a/eval/small.json", "--output_dir", "runs/b"])  # fmt: skip
-    again = json.loads((folder / "runs/b/eval/small.json").read_text())
+    again = read_results(folder / "runs/b/eval/small.json")
     assert again["forget_quality"]["forget"]["arithmetic"]["pvalue"] == 1
     assert again["capability"] is None
     assert again["sets"] == results["sets"]
@@ -62,7 +62,7 @@ def test_capability_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": {"name": "./model"}, "output_dir": "runs/c"}))
     entry("capability", ["--config", "recipe.yaml", "--task", "tiny.yaml", "--limit", "4"])
     assert "tiny (n = 4): acc 0." in capsys.readouterr().out
-    results = json.loads((folder / "runs/c/eval/capability-tiny.json").read_text())
+    results = read_results(folder / "runs/c/eval/capability-tiny.json")
     assert results["capability"]["n"] == len(results["capability"]["correct"]) == 4
 
 
@@ -71,7 +71,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(folder: Path, monkeypatch:
 
     monkeypatch.setattr(module, "load_model", lambda _: pytest.fail("the model was loaded"))
     recipe = load_recipe(EvalRecipe, folder / "recipe.yaml", {"oracle": "nowhere.json"})
-    with pytest.raises(RecipeError, match=r"oracle: nowhere\.json cannot be read"):
+    with pytest.raises(RecipeError, match=r"oracle: nowhere\.json cannot be read.*run this suite on the oracle first"):
         evaluate(recipe)
     (folder / "nowhere.json").write_text("{")
     with pytest.raises(RecipeError, match="is not JSON"):
@@ -80,3 +80,11 @@ def test_mistakes_are_told_before_the_model_is_loaded(folder: Path, monkeypatch:
         evaluate(load_recipe(EvalRecipe, folder / "recipe.yaml", {"overrides": "{set: 3}"}))
     with pytest.raises(RecipeError, match="did you mean 'suite'"):
         load_recipe(EvalRecipe, folder / "recipe.yaml", {"suit": "x"})
+
+
+def test_benchmarks_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": {"name": "./model"}, "output_dir": "runs/d"}))
+    entry("capability", ["--config", "recipe.yaml", "--benchmarks", "{tasks: [tiny.yaml], limit: 3}"])
+    assert "tiny (n = 3): acc 0." in capsys.readouterr().out
+    results = read_results(folder / "runs/d/eval/capability-benchmarks.json")
+    assert results["benchmarks"]["tiny"]["acc"]["n"] == 3

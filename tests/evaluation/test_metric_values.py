@@ -17,7 +17,7 @@ from llm_forget.evaluation.metrics.model_utility import harmonic_mean, model_uti
 from llm_forget.evaluation.metrics.normalised_probability import normalised_probability
 from llm_forget.evaluation.metrics.perplexity import perplexity, sliding_windows
 from llm_forget.evaluation.metrics.probability import probability
-from llm_forget.evaluation.metrics.rouge import rouge_l
+from llm_forget.evaluation.metrics.rouge import rouge
 from llm_forget.evaluation.metrics.truth_ratio import forget_truth_ratio, kept_truth_ratio, truth_ratio
 from llm_forget.evaluation.score import TokenScores
 from llm_forget.evaluation.sets import make_metrics
@@ -100,14 +100,14 @@ def test_exact_memorisation() -> None:
 
 def test_rouge() -> None:
     """Words "the cat sat" and "the cat": LCS 2; recall 2/3, precision 1, F1 = 2 · ⅔ / (5/3) = 0.8. Stems are equal."""
-    recall, f1 = rouge_l(["the cat sat", "running dogs", "the cat sat"], ["the cat", "run dog", ""])
+    recall, f1 = rouge(["the cat sat", "running dogs", "the cat sat"], ["the cat", "run dog", ""], kind="rougeL")
     assert recall == pytest.approx([2 / 3, 1, 0])
     assert f1 == pytest.approx([0.8, 1, 0])
 
 
 def test_rouge_cannot_score_another_script() -> None:
     """rouge_score knows a–z and 0–9 only: these would be 0, "forgotten", even word for word."""
-    recall, f1 = rouge_l(["北京", "!!"], ["北京", "!!"])
+    recall, f1 = rouge(["北京", "!!"], ["北京", "!!"], kind="rougeL")
     assert np.isnan(recall).all()
     assert np.isnan(f1).all()
 

@@ -17,15 +17,14 @@ from evaluation_examples import PLANTED, tiny_model, write_jsonl, write_sets, wr
 from llm_forget.data.encode import EncodingConfig, encode
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.errors import DataError, RecipeError, UserError
+from llm_forget.evaluation.results import as_json, read_results, write_results
 from llm_forget.evaluation.sets import GenerationConfig, SetConfig, make_metrics, unique_ids
 from llm_forget.evaluation.suite import (
     CapabilityConfig,
     PerplexityConfig,
     Suite,
-    as_json,
     load_suite,
     run_suite,
-    write_results,
 )
 from llm_forget.shipped import shipped
 from llm_forget.testing import tiny_tokenizer
@@ -54,14 +53,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Suite, dict[st
 
 def test_what_a_result_holds(done: tuple[Path, Suite, dict[str, Any]]) -> None:
     _, _, results = done
-    assert results["schema"] == 1
+    assert results["schema"] == 2
     assert results["suite"] == "tiny"
     forget, retain = results["sets"]["forget"], results["sets"]["retain"]
     assert (forget["n"], forget["forget"], retain["n"], retain["forget"]) == (5, True, 3, False)
-    every = {"probability", "normalised_probability", "exact_memorisation", "truth_ratio_arithmetic"}
-    every |= {"truth_ratio_geometric", "rougeL_recall", "rougeL_f1"}
-    assert set(forget["metrics"]) == every
-    assert set(retain["metrics"]) == {"probability", "exact_memorisation", "rougeL_recall", "rougeL_f1"}
+    of_answers = {"probability", "exact_memorisation", "extraction_strength", "entropy"}
+    of_texts = {"rougeL_recall", "rougeL_f1", "rouge1_recall", "refusal", "repetition_3", "collapse"}
+    of_others = {"normalised_probability", "truth_ratio_arithmetic", "truth_ratio_geometric"}
+    assert set(forget["metrics"]) == of_answers | of_texts | of_others
+    assert set(retain["metrics"]) == of_answers | of_texts
     one = forget["metrics"]["probability"]
     assert one["low"] <= one["value"] <= one["high"]
     assert (one["n"], one["n_nan"], one["bounds"], one["forgotten"]) == (5, 0, [0, 1], "low")
@@ -111,8 +111,9 @@ def test_no_text_of_the_data_is_written(done: tuple[Path, Suite, dict[str, Any]]
     assert "zanzibar" not in text
     assert str(folder) not in json.dumps(results["settings"])
     assert "generated" not in text
-    assert json.loads(text) == results  # whole, and without NaN
-    assert [entry.name for entry in (tmp_path / "eval").iterdir()] == ["tiny.json"]
+    assert "zanzibar" not in (tmp_path / "eval" / "tiny.parquet").read_bytes().decode("latin-1")
+    assert read_results(tmp_path / "eval" / "tiny.json") == results  # whole, and NaN as null
+    assert sorted(entry.name for entry in (tmp_path / "eval").iterdir()) == ["tiny.json", "tiny.parquet"]
     kept = run_suite(replace(suite, capability=None), tiny_model(), tiny_tokenizer(), base_dir=folder, keep_text=True)
     assert all("generated" in scores for scores in kept["sets"]["forget"]["examples"].values())
 
@@ -127,7 +128,7 @@ def test_forget_quality_against_an_oracle(done: tuple[Path, Suite, dict[str, Any
     folder, suite, results = done
     suite = replace(suite, capability=None, perplexity=None)
     write_results(results, tmp_path / "oracle.json")
-    oracle = json.loads((tmp_path / "oracle.json").read_text())
+    oracle = read_results(tmp_path / "oracle.json")
     same = run_suite(suite, tiny_model(), tiny_tokenizer(), oracle_results=oracle, base_dir=folder)
     assert same["forget_quality"]["forget"]["geometric"]["pvalue"] == 1
     assert same["forget_quality"]["forget"]["arithmetic"]["n"] == 5
@@ -182,7 +183,12 @@ def test_stride_limit_and_answers(tmp_path: Path) -> None:
     suite = make_suite(tmp_path, perplexity=None)
     chosen = SetConfig(DataSource("forget.jsonl"), answers=["answer"], stride=2, limit=2, generate=False)
     results = run_suite(replace(suite, sets={"forget": chosen}), tiny_model(), tiny_tokenizer(), base_dir=tmp_path)
-    assert set(results["sets"]["forget"]["metrics"]) == {"probability", "exact_memorisation"}
+    assert set(results["sets"]["forget"]["metrics"]) == {
+        "probability",
+        "exact_memorisation",
+        "extraction_strength",
+        "entropy",
+    }
     ids = [example.id for example in read_examples(DataSource("forget.jsonl"), base_dir=tmp_path)]
     assert list(results["sets"]["forget"]["examples"]) == [ids[0], ids[2]]
     assert results["model_utility"] is None
@@ -297,10 +303,10 @@ def test_unknown_suite_lists_those_that_come_along() -> None:
 
 def test_every_shipped_suite_loads() -> None:
     files = sorted(shipped("eval/suites").glob("*.yaml"))
-    assert {"demo", "tofu_mini"} <= {file.stem for file in files}
+    assert {"custom", "demo", "muse", "tofu", "tofu_mini", "wmdp"} == {file.stem for file in files}
     for file in files:
-        assert load_suite(file.stem).name == file.stem
-        assert load_suite(f"eval/suites/{file.name}").name == file.stem
+        assert load_suite(file.stem).name.startswith(file.stem)
+        assert load_suite(f"eval/suites/{file.name}") == load_suite(file.stem)
 
 
 def test_as_json() -> None:

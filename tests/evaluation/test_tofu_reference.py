@@ -16,7 +16,7 @@ from llm_forget.evaluation.metrics.forget_quality import forget_quality
 from llm_forget.evaluation.metrics.model_utility import model_utility
 from llm_forget.evaluation.metrics.normalised_probability import normalised_probability
 from llm_forget.evaluation.metrics.probability import probability
-from llm_forget.evaluation.metrics.rouge import rouge_l
+from llm_forget.evaluation.metrics.rouge import rouge
 from llm_forget.evaluation.metrics.truth_ratio import forget_truth_ratio, kept_truth_ratio, truth_ratio
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -104,5 +104,5 @@ def test_forget_quality(definition: str) -> None:
 @pytest.mark.parametrize("name", ["forget", "world_facts"])
 def test_rouge_from_the_texts_is_the_logged_one(name: str) -> None:
     texts = list(logs("retain90", name)["generated_text"].values())
-    recall, _ = rouge_l([text[2] for text in texts], [text[1] for text in texts])
+    recall, _ = rouge([text[2] for text in texts], [text[1] for text in texts], kind="rougeL")
     np.testing.assert_allclose(recall, list(logs("retain90", name)["rougeL_recall"].values()), atol=1e-9)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_forget.methods.adapter_subtraction import AdapterSubtraction, adapter_subtraction_loss, search_strength
+from llm_forget.methods.adapter_subtraction import AdapterSubtraction, adapter_subtraction_loss, search_strength, share
 from llm_forget.stop import Measurement
 
 MAXIMUM, TRIES = 8.0, 12
@@ -103,54 +104,108 @@ def test_never_below_the_floor_and_never_more_than_needed(
 
 @dataclass
 class FakeSession:
-    """A model of two numbers: its strength, and what healing gives back."""
+    """A model of one number, the strength that its rounds add up to, of which healing takes a part back."""
 
     target: float | None = 0.1
     floor: float | None = 0.9
     retain_rate: float | None = 0.2
-    strength: float = 0.0
-    healed: list[tuple[int, float | None, float]] = field(default_factory=list)
+    steps: int = 12
+    healing: float = 0.0
+    total: float = 0.0
+    change: float = 0.0
+    log: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def train_towards(self, steps: int) -> None:
+        self.total, self.change = self.total + self.change, 0.0
+        self.log.append(("towards", steps))
 
     def set_strength(self, strength: float) -> None:
-        self.strength = strength
+        self.change = strength
 
     def measure(self) -> Measurement:
-        return curve(1.0, self.retain_rate)(self.strength)
+        return curve(1.0, self.retain_rate)(self.total + self.change)
 
     def heal(self, steps: int, learning_rate: float | None) -> None:
-        self.healed.append((steps, learning_rate, self.strength))
+        self.total -= self.healing
+        self.log.append(("heal", steps, learning_rate))
+
+    def settled(self, now: Measurement) -> bool:
+        self.log.append(("settled", round(now.forget, 6)))
+        return self.target is not None and now.forget <= self.target
 
 
-def test_finish_searches_below_the_utility_floor_and_heals_what_it_chose() -> None:
+def once(**options: Any) -> AdapterSubtraction:
+    return AdapterSubtraction(**{"rounds": 1, "strength": None, "maximum": MAXIMUM, "tries": TRIES, **options})
+
+
+def test_one_round_searches_below_the_utility_floor_and_heals_what_it_chose() -> None:
     """The floor of the search is 0.9 · 0.5 = 0.45 (λ = 3.99), so that the target (λ = 2.303, retain 0.63) is reached."""
     session = FakeSession()
-    details = AdapterSubtraction(maximum=MAXIMUM, tries=TRIES, search_floor=0.5).finish(session)
+    details = once(search_floor=0.5).finish(session)
     assert math.log(10) <= details["strength"] <= math.log(10) + RESOLUTION
     assert details["forget_after_subtraction"] == pytest.approx(math.exp(-details["strength"]))
     assert details["retain_after_subtraction"] == pytest.approx(math.exp(-0.2 * details["strength"]))
-    assert session.healed == [
-        (AdapterSubtraction.heal_steps, AdapterSubtraction.heal_learning_rate, details["strength"])
-    ]
+    assert session.log[:2] == [("towards", 12), ("heal", 12, AdapterSubtraction.heal_learning_rate)]
 
 
-def test_finish_keeps_the_search_above_its_own_floor() -> None:
-    details = AdapterSubtraction(maximum=MAXIMUM, tries=TRIES, search_floor=1.0).finish(FakeSession())
-    assert details["retain_after_subtraction"] >= 0.9
+def test_one_round_keeps_the_search_above_its_own_floor() -> None:
+    assert once(search_floor=1.0).finish(FakeSession())["retain_after_subtraction"] >= 0.9
 
 
-def test_finish_takes_a_given_strength_as_it_is() -> None:
+def test_one_round_takes_a_given_strength_as_it_is() -> None:
     session = FakeSession()
-    details = AdapterSubtraction(strength=1.5, heal_steps=4, heal_learning_rate=0.01).finish(session)
+    details = once(strength=1.5, heal_steps=4, heal_learning_rate=0.01).finish(session)
     assert details["strength"] == 1.5
-    assert session.healed == [(4, 0.01, 1.5)]
+    assert session.log == [("towards", 12), ("heal", 4, 0.01), ("settled", round(math.exp(-1.5), 6))]
 
 
-def test_finish_without_retain_rows_or_steps_does_not_heal() -> None:
+def test_without_retain_rows_or_steps_nothing_is_healed() -> None:
     for session, method in (
-        (FakeSession(floor=None, retain_rate=None), AdapterSubtraction()),
-        (FakeSession(), AdapterSubtraction(heal_steps=0)),
+        (FakeSession(floor=None, retain_rate=None), once()),
+        (FakeSession(), once(heal_steps=0)),
     ):
         details = method.finish(session)
-        assert session.healed == []
-        assert session.strength == details["strength"], "the model is left at the strength that is reported"
+        assert [kind for kind, *_ in session.log] == ["towards", "settled"]
+        assert session.change == details["strength"], "the model is left at the strength that is reported"
         assert ("retain_after_subtraction" in details) == (session.retain_rate is not None)
+
+
+def test_rounds_share_the_steps_and_are_judged_after_their_healing() -> None:
+    """Strength ½ a round, of which healing takes 0.1 back: after round i the forget probability is exp(−0.4 i)."""
+    session = FakeSession(steps=7, healing=0.1)
+    details = AdapterSubtraction(strength=0.5, rounds=3, heal_steps=5, heal_learning_rate=None).finish(session)
+    assert [entry[:2] for entry in session.log if entry[0] != "settled"] == [
+        ("towards", 3),
+        ("heal", 2),
+        ("towards", 2),
+        ("heal", 2),
+        ("towards", 2),
+        ("heal", 1),
+    ]
+    judged = [value for kind, value, *_ in session.log if kind == "settled"]
+    assert judged == pytest.approx([math.exp(-0.4), math.exp(-0.8), math.exp(-1.2)], abs=1e-6)
+    assert details["rounds"] == 3
+    assert details["forget_after_subtraction"] == pytest.approx(math.exp(-1.3))
+
+
+def test_rounds_end_when_the_target_is_reached() -> None:
+    """exp(−1 · 3) = 0.05 is below the target of 0.1: the third of five rounds is the last."""
+    session = FakeSession(steps=10)
+    assert AdapterSubtraction(strength=1.0, rounds=5).finish(session)["rounds"] == 3
+    assert sum(kind == "towards" for kind, *_ in session.log) == 3
+
+
+@given(st.integers(0, 200), st.integers(1, 20))
+def test_shares_add_up_and_differ_by_one_at_most(total: int, parts: int) -> None:
+    shares = share(total, parts)
+    assert (sum(shares), len(shares)) == (total, parts)
+    assert max(shares) - min(shares) <= 1
+    assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{"rounds": 0}, {"strength": None, "rounds": 2}, {"strength": -1.0}, {"heal_steps": -1}, {"tries": 0}]
+)
+def test_refuses_what_cannot_be_meant(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="adapter_subtraction: "):
+        AdapterSubtraction(**options)

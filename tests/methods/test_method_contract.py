@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import pytest
@@ -19,10 +20,10 @@ from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
 from llm_forget.data.examples import Example, Message
 from llm_forget.errors import RecipeError
-from llm_forget.logprobs import AnswerScores, score_answers
+from llm_forget.logprobs import AnswerScores, Part, hidden_layer, score_parts
 from llm_forget.measure import answer_logps
 from llm_forget.methods import Method
-from llm_forget.models import add_adapter
+from llm_forget.models import add_adapter, block_of
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 
 METHODS = plugins.names_in("llm_forget.methods")
@@ -33,6 +34,7 @@ TEXTS = [
     ("And Cy?", "Left."),
     ("Di?", "A red cat."),
 ]
+OTHERS = ["I do not know.", "No idea.", "I never heard of it.", "That is not known to me."]
 
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -54,31 +56,87 @@ def memorised(rows: list[Encoded]) -> nn.Module:
     return model
 
 
-def scored(method: Method, model: nn.Module, rows: list[Encoded], reference: nn.Module, width: int = 1) -> AnswerScores:
+@pytest.fixture(scope="module")
+def other_rows() -> list[Encoded]:
+    """Another answer to each question, none of which the model has learned."""
+    examples = [Example(str(index), (Message("user", q),), a) for index, (q, a) in enumerate(TEXTS)]
+    return encode_all(tiny_tokenizer(), examples, EncodingConfig(), answers=OTHERS)[0]
+
+
+class Scorer:
     """The policy's scores with exactly what the method says that it needs."""
-    batch, needs = collate(rows, PAD, width), method.needs
-    scores = score_answers(model, batch, keep_logits=needs.logits)
-    with torch.no_grad():
-        theirs = score_answers(reference, batch, keep_logits=True)
-    return dataclasses.replace(
-        scores,
-        reference_logps=theirs.logps if needs.reference_logps else None,
-        reference_logits=theirs.logits if needs.reference_logits else None,
-    )
+
+    def __init__(self, method: Method, reference: nn.Module, others: dict[str, Encoded]) -> None:
+        self.method, self.reference, self.others = method, reference, others
+
+    def __call__(self, model: nn.Module, rows: list[Encoded], width: int = 1) -> AnswerScores:
+        needs = self.method.needs
+        others = [self.others[row.id] for row in rows]
+        batch = collate([*rows, *(others if needs.alternative else [])], PAD, width)
+        count = len(rows)
+        parts = [Part(slice(0, count), needs.logits, needs.hidden)]
+        if needs.alternative:
+            parts.append(Part(slice(count, None)))
+        layer = hidden_layer(model, needs.layer) if needs.hidden else None
+        found = score_parts(model, batch, parts, layer=layer)
+        every = [Part(part.rows, logits=True) for part in parts]
+        with torch.no_grad():
+            theirs = score_parts(self.reference, batch, every)
+        if needs.reference_logps:
+            found = [
+                dataclasses.replace(ours, reference_logps=known.logps)
+                for ours, known in zip(found, theirs, strict=True)
+            ]
+        answers = [torch.tensor(row.input_ids[row.prompt_length :]) for row in others]
+        return dataclasses.replace(
+            found[0],
+            reference_logits=theirs[0].logits if needs.reference_logits else None,
+            alternative=found[1] if needs.alternative else None,
+            alternative_tokens=nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=-1)
+            if needs.alternative_tokens
+            else None,
+        )
+
+    def loss(self, model: nn.Module, rows: list[Encoded], width: int = 1) -> Tensor:
+        return self.method.forget_loss(self(model, rows, width))
 
 
-def made_up(method: Method, token_logps: Tensor, mask: Tensor, reference: float = -3.0) -> AnswerScores:
-    """Scores without a model: random logits, and the same log-prob under the reference for all."""
+@pytest.fixture
+def scorer_of(other_rows: list[Encoded]) -> Callable[..., Scorer]:
+    """A scorer by method name; the reference is a model of other weights unless one is given."""
+
+    def make(name: str, reference: nn.Module | None = None) -> Scorer:
+        known = tiny_model(tiny_tokenizer(), seed=1) if reference is None else reference
+        return Scorer(method_class(name)(), known, {row.id: row for row in other_rows})
+
+    return make
+
+
+def made_up(method: Method, leaf: Tensor, mask: Tensor, reference: float = -3.0) -> AnswerScores:
+    """Scores without a model, all from one (B, A, V) leaf of logits: token 0 is the answer, token 1 the alternative."""
     torch.manual_seed(0)
-    size, needs = (*mask.shape, 7), method.needs
+    needs = method.needs
+    kept, logps = leaf * mask[..., None], leaf.log_softmax(-1) * mask[..., None]
+    known = torch.full((len(mask),), reference) if needs.reference_logps else None
+    other = AnswerScores(logps[..., 1], mask, torch.ones_like(mask, dtype=torch.long), reference_logps=known)
     return AnswerScores(
-        token_logps=token_logps,
+        token_logps=logps[..., 0],
         mask=mask,
         tokens=torch.zeros(mask.shape, dtype=torch.long),
-        logits=torch.randn(size) * mask[..., None] if needs.logits else None,
-        reference_logps=torch.full((len(mask),), reference) if needs.reference_logps else None,
-        reference_logits=torch.randn(size) * mask[..., None] if needs.reference_logits else None,
+        logits=kept if needs.logits else None,
+        reference_logps=known,
+        reference_logits=torch.randn(leaf.shape) * mask[..., None] if needs.reference_logits else None,
+        hidden=kept if needs.hidden else None,
+        alternative=other if needs.alternative else None,
+        alternative_tokens=torch.ones_like(mask, dtype=torch.long) if needs.alternative_tokens else None,
     )
+
+
+def leaf_of(size: tuple[int, int], answer_logit: float = 0.5) -> Tensor:
+    """(B, A, 7) random logits whose first token has a given one."""
+    leaf = torch.randn((*size, 7), generator=torch.Generator().manual_seed(0))
+    leaf[..., 0] = answer_logit
+    return leaf.requires_grad_()
 
 
 @every_method
@@ -99,13 +157,13 @@ def test_is_a_frozen_dataclass_that_says_what_it_is(name: str) -> None:
 
 @every_method
 def test_padding_on_the_right_and_neighbours_change_nothing(
-    name: str, memorised: nn.Module, rows: list[Encoded]
+    name: str, memorised: nn.Module, rows: list[Encoded], scorer_of: Callable[..., Scorer]
 ) -> None:
-    method, reference = method_class(name)(), tiny_model(tiny_tokenizer(), seed=1)
-    together = method.forget_loss(scored(method, memorised, rows, reference))
-    wider = method.forget_loss(scored(method, memorised, rows, reference, width=64))
-    reverse = method.forget_loss(scored(method, memorised, rows[::-1], reference)).flip(0)
-    alone = torch.cat([method.forget_loss(scored(method, memorised, [row], reference)) for row in rows])
+    scorer = scorer_of(name)
+    together = scorer.loss(memorised, rows)
+    wider = scorer.loss(memorised, rows, width=64)
+    reverse = scorer.loss(memorised, rows[::-1]).flip(0)
+    alone = torch.cat([scorer.loss(memorised, [row]) for row in rows])
     assert together.shape == (len(rows),), "one value per example is needed"
     assert len(set(together.tolist())) == len(rows), "the examples differ, and so must their losses"
     for other in (wider, reverse, alone):
@@ -116,24 +174,24 @@ def test_padding_on_the_right_and_neighbours_change_nothing(
 def test_an_example_without_scored_tokens_gives_a_finite_loss_and_no_gradient(name: str) -> None:
     method = method_class(name)()
     mask = torch.tensor([[True, True], [False, False]])
-    leaf = torch.full((2, 2), -1.5, requires_grad=True)
-    losses = method.forget_loss(made_up(method, leaf * mask, mask, reference=0.0))
+    leaf = leaf_of((2, 2))
+    losses = method.forget_loss(made_up(method, leaf, mask, reference=0.0))
     losses.sum().backward()
     assert losses.isfinite().all()
     assert leaf.grad is not None
     assert leaf.grad.isfinite().all()
-    assert leaf.grad[0].abs().min() > 0
-    assert leaf.grad[1].tolist() == [0.0, 0.0]
+    assert leaf.grad[0].abs().max() > 0
+    assert not leaf.grad[1].any()
 
 
 @every_method
 def test_the_reference_gets_no_gradient(name: str) -> None:
     method = method_class(name)()
-    mask = torch.ones(2, 3, dtype=torch.bool)
-    scores = made_up(method, torch.full((2, 3), -0.5, requires_grad=True), mask)
-    theirs = [
-        value.requires_grad_() for value in (scores.reference_logps, scores.reference_logits) if value is not None
-    ]
+    scores = made_up(method, leaf_of((2, 3)), torch.ones(2, 3, dtype=torch.bool))
+    given = [scores.reference_logps, scores.reference_logits]
+    if scores.alternative is not None:
+        given.append(scores.alternative.reference_logps)
+    theirs = [value.requires_grad_() for value in given if value is not None]
     method.forget_loss(scores).sum().backward()
     assert all(value.grad is None or not value.grad.any() for value in theirs)
 
@@ -143,38 +201,50 @@ def test_bounded_means_that_the_loss_stops_falling(name: str) -> None:
     """Between log-probs of −10⁴ and −2·10⁴ per token an unbounded loss falls by thousands, a bounded one by nothing."""
     method = method_class(name)()
     mask = torch.ones(1, 2, dtype=torch.bool)
-    near, far = (method.forget_loss(made_up(method, torch.full((1, 2), value), mask)) for value in (-1e4, -2e4))
+    near, far = (
+        method.forget_loss(made_up(method, leaf_of((1, 2), answer_logit=value), mask)) for value in (-1e4, -2e4)
+    )
     assert near.isfinite().all()
     assert far.isfinite().all()
-    assert (float(far - near) > -1e-3) == method.bounded
+    assert (float((far - near).detach()) > -1e-3) == method.bounded
 
 
 @every_method
 @pytest.mark.parametrize("how", ["lora", "full"])
-def test_one_step_moves_the_forget_answers_the_right_way(
-    name: str, how: str, memorised: nn.Module, rows: list[Encoded]
+def test_a_few_steps_move_the_forget_answers_the_right_way(
+    name: str, how: str, memorised: nn.Module, rows: list[Encoded], scorer_of: Callable[..., Scorer]
 ) -> None:
-    method, model = method_class(name)(), copy.deepcopy(memorised)
+    """Three steps: some losses look at another answer, or at the states inside, and only so at the forget answer."""
+    scorer, model = scorer_of(name, memorised), copy.deepcopy(memorised)
+    torch.manual_seed(0)
     if how == "lora":
         model = add_adapter(model, AdapterConfig(rank=4, alpha=4))
     before = answer_logps(model, rows, PAD)[1]
-    optimiser = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], lr=2e-3)
-    method.forget_loss(scored(method, model, rows, memorised)).mean().backward()
-    optimiser.step()
+    rate = 2e-2 if how == "lora" else 2e-3  # an adapter starts at zero, and acts through the small A
+    optimiser = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], lr=rate)
+    for _ in range(3):
+        optimiser.zero_grad()
+        scorer.loss(model, rows).mean().backward()
+        optimiser.step()
     moved = answer_logps(model, rows, PAD)[1] - before
     assert 0.1 < before.mean() < 0.99, "the model should know its rows, and not so well that there is no way up"
-    assert float(moved.mean()) * (1 if method.towards else -1) > 1e-3
+    assert float(moved.mean()) * (1 if scorer.method.towards else -1) > 1e-3
 
 
 @every_method
-def test_works_under_bf16_autocast(name: str, memorised: nn.Module, rows: list[Encoded]) -> None:
-    method = method_class(name)()
-    exact = method.forget_loss(scored(method, memorised, rows, memorised))
+def test_works_under_bf16_autocast(
+    name: str, memorised: nn.Module, rows: list[Encoded], scorer_of: Callable[..., Scorer]
+) -> None:
+    scorer = scorer_of(name, memorised)
+    exact = scorer.loss(memorised, rows)
     model = add_adapter(copy.deepcopy(memorised).to(torch.bfloat16), AdapterConfig(rank=4, alpha=4))
     with torch.autocast("cpu", torch.bfloat16):
-        losses = method.forget_loss(scored(method, model, rows, memorised))
+        losses = scorer.loss(model, rows)
     losses.mean().backward()
-    trained = [value for value in model.parameters() if value.requires_grad]
+    layer = hidden_layer(model, scorer.method.needs.layer) if scorer.method.needs.hidden else 99
+    trained = [
+        value for key, value in model.named_parameters() if value.requires_grad and (block_of(key) or 0) <= layer
+    ]
     assert losses.dtype == torch.float32
     assert all(value.dtype == torch.float32 and value.grad is not None for value in trained)
     assert all(value.grad.isfinite().all() for value in trained)
@@ -183,17 +253,18 @@ def test_works_under_bf16_autocast(name: str, memorised: nn.Module, rows: list[E
 
 
 @every_method
-def test_accumulation_gives_the_same_gradient(name: str, memorised: nn.Module, rows: list[Encoded]) -> None:
+def test_accumulation_gives_the_same_gradient(
+    name: str, memorised: nn.Module, rows: list[Encoded], scorer_of: Callable[..., Scorer]
+) -> None:
     """Means over micro-batches of equal size, averaged, are the mean over all rows: 1 × 4 = 2 × 2 = 4 × 1."""
-    method, reference = method_class(name)(), tiny_model(tiny_tokenizer(), seed=1)
+    scorer = scorer_of(name)
     gradients = []
     for size in (4, 2, 1):
         model = copy.deepcopy(memorised)
         for start in range(0, len(rows), size):
-            part = scored(method, model, rows[start : start + size], reference)
-            (method.forget_loss(part).mean() * size / len(rows)).backward()
-        gradients.append(torch.cat([value.grad.flatten() for value in model.parameters()]))
-    assert gradients[0].abs().max() > 1e-3
+            (scorer.loss(model, rows[start : start + size]).mean() * size / len(rows)).backward()
+        gradients.append(torch.cat([value.grad.flatten() for value in model.parameters() if value.grad is not None]))
+    assert gradients[0].abs().max() > 1e-5
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-5 * float(gradients[0].abs().max()))
 
@@ -223,17 +294,17 @@ def test_refuses_to_have_its_class_facts_set_from_a_recipe(name: str) -> None:
 
 
 @every_method
-def test_needs_are_honest(name: str, memorised: nn.Module, rows: list[Encoded]) -> None:
+def test_needs_are_honest(
+    name: str, memorised: nn.Module, rows: list[Encoded], scorer_of: Callable[..., Scorer]
+) -> None:
     """What is not asked for is not there, and is not missed; what is asked for and is not there is said."""
-    method = method_class(name)()
-    scores = scored(method, memorised, rows, memorised)
-    assert (scores.logits is None, scores.reference_logps is None, scores.reference_logits is None) == (
-        not method.needs.logits,
-        not method.needs.reference_logps,
-        not method.needs.reference_logits,
-    )
-    assert method.forget_loss(scores).isfinite().all()
-    for missing in ("logits", "reference_logps", "reference_logits"):
-        if getattr(method.needs, missing):
+    scorer = scorer_of(name, memorised)
+    scores, needs = scorer(memorised, rows), scorer.method.needs
+    optional = ("logits", "reference_logps", "reference_logits", "hidden", "alternative", "alternative_tokens")
+    for what in optional:
+        assert (getattr(scores, what) is not None) == getattr(needs, what), what
+    assert scorer.method.forget_loss(scores).isfinite().all()
+    for missing in optional:
+        if getattr(needs, missing):
             with pytest.raises(ValueError, match=name):
-                method.forget_loss(dataclasses.replace(scores, **{missing: None}))
+                scorer.method.forget_loss(dataclasses.replace(scores, **{missing: None}))

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from llm_forget import plugins
 from llm_forget.logprobs import AnswerScores, kl_divergence
 from llm_forget.retain import RetainTerm
+from llm_forget.retain.activation import Activation, activation_loss
+from llm_forget.retain.jsd import jsd_loss
 from llm_forget.retain.kl import KL, kl_loss
 from llm_forget.retain.nll import NLL, nll_loss
 
@@ -24,7 +26,10 @@ def scores(seed: int = 0) -> AnswerScores:
     logits, reference = torch.randn(2, 2, 5), torch.randn(2, 2, 5)
     tokens = torch.zeros(2, 2, dtype=torch.long)
     logps = logits.log_softmax(-1)[..., 0] * MASK
-    return AnswerScores(logps, MASK, tokens, logits=logits, reference_logits=reference)
+    inside, theirs = torch.randn(2, 2, 3), torch.randn(2, 2, 3)
+    return AnswerScores(
+        logps, MASK, tokens, logits=logits, reference_logits=reference, hidden=inside, reference_hidden=theirs
+    )
 
 
 def test_nll_worked_by_hand() -> None:
@@ -67,6 +72,39 @@ def test_kl_has_no_gradient_at_equality_and_none_for_the_reference() -> None:
     assert logits.grad.abs().max() < 1e-6
 
 
+def test_activation_worked_by_hand() -> None:
+    """(1, 2) against (0, 0) gives 5, equal states 0: mean 2.5, and 5 where the second token is masked."""
+    hidden = torch.tensor([[[1.0, 2.0], [3.0, 3.0]], [[1.0, 2.0], [9.0, 9.0]]])
+    reference = torch.tensor([[[0.0, 0.0], [3.0, 3.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    assert activation_loss(hidden, reference, MASK).tolist() == [2.5, 5.0]
+    with pytest.raises(ValueError, match="layer is -2"):
+        Activation(layer=-2)
+
+
+def test_jsd_worked_by_hand() -> None:
+    """(1, 0) against (0, 1): ½ ln 2 + ½ ln 2 = ln 2, the largest there is; the first row's second token agrees."""
+    here, there = torch.tensor([0.0, -80.0]), torch.tensor([-80.0, 0.0])
+    policy = torch.stack([torch.stack([here, here]), torch.stack([here, there])])
+    reference = torch.stack([torch.stack([there, here]), torch.stack([there, here])])
+    assert jsd_loss(policy, reference, MASK).tolist() == pytest.approx([math.log(2) / 2, math.log(2)])
+
+
+@given(st.integers(0, 2**16))
+@settings(deadline=None, max_examples=30)
+def test_jsd_is_symmetric_and_below_half_of_kl(seed: int) -> None:
+    """JSD ≤ ½ · ½ (KL(p‖q) + KL(q‖p)), by convexity of KL in its second argument."""
+    both = scores(seed)
+    assert both.logits is not None
+    assert both.reference_logits is not None
+    there, back = (
+        jsd_loss(a, b, MASK) for a, b in ((both.logits, both.reference_logits), (both.reference_logits, both.logits))
+    )
+    torch.testing.assert_close(there, back)
+    jeffreys = kl_loss(both.logits, both.reference_logits, MASK) + kl_loss(both.reference_logits, both.logits, MASK)
+    assert (there <= jeffreys / 4 + 1e-6).all()
+    assert jsd_loss(both.logits, both.logits, MASK).abs().max() < 1e-6
+
+
 @every_term
 def test_every_term_ignores_what_is_masked_and_gives_one_value_an_example(name: str) -> None:
     term = plugins.find_class("llm_forget.retain", name, "retain_loss")()
@@ -74,6 +112,8 @@ def test_every_term_ignores_what_is_masked_and_gives_one_value_an_example(name: 
     clean, dirty = scores(), scores()
     assert dirty.logits is not None
     assert dirty.reference_logits is not None
+    assert dirty.hidden is not None
+    dirty.hidden[1, 1] = 99.0
     dirty.logits[1, 1] = 99.0
     dirty.reference_logits[1, 1] = torch.arange(5.0)
     losses = term.retain_loss(clean)
@@ -89,7 +129,7 @@ def test_every_term_works_with_what_it_says_it_needs_and_says_what_is_missing(na
     full = vars(scores())
     given = {key: value for key, value in full.items() if getattr(term.needs, key, True)}
     assert term.retain_loss(AnswerScores(**given)).isfinite().all()
-    for key in ("logits", "reference_logits"):
+    for key in ("logits", "reference_logits", "hidden", "reference_hidden"):
         if getattr(term.needs, key):
             with pytest.raises(ValueError, match=name):
                 term.retain_loss(AnswerScores(**{**given, key: None}))

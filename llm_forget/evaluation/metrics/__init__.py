@@ -1,8 +1,9 @@
 """One file a metric: a pure function that gives one score per example, and a frozen dataclass that says what it means.
 
 The file's name is the metric's name in a suite; a metric of your own is named by its path, like a method. NaN is "could
-not be scored": it is counted and shown, and never averaged as 0. ``forget_quality``, ``model_utility`` and
-``perplexity`` compare or combine whole sets and are asked for by their own keys of a suite.
+not be scored": it is counted and shown, and never averaged as 0. ``forget_quality``, ``model_utility``,
+``perplexity``, ``auc``, ``privleak`` and ``leak_at_k`` compare or combine whole sets and are asked for by their own keys of
+a suite.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from llm_forget.evaluation.score import Floats, Ints, TokenScores
 
 # Which way a metric on the forget set goes when the model forgets; "none" for metrics that are not about forgetting.
 Direction = Literal["low", "high", "none"]
-Known = Literal["answer", "paraphrases", "wrong_answers", "generated"]
+Known = Literal["answer", "paraphrases", "wrong_answers", "generated", "target_kl"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class SetScores:
         wrong_answers: false answers, None where the set has none.
         generated: (E) greedy answers, None when none were generated.
         references: (E) the texts of the right answers.
+        target_kl: (N,) KL to the target at each token of ``answer``, nats; None when it was not asked for.
     """
 
     forget: bool
@@ -60,6 +62,7 @@ class SetScores:
     wrong_answers: AnswerGroup | None = None
     generated: Sequence[str] | None = field(default=None, repr=False)
     references: Sequence[str] | None = field(default=None, repr=False)
+    target_kl: Floats | None = None
 
     def has(self, known: str) -> bool:
         """Whether something was measured."""

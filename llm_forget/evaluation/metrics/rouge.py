@@ -1,4 +1,4 @@
-"""ROUGE-L: how much of the right answer stands, in its order, in what the model says."""
+"""ROUGE: how much of the right answer stands in what the model says, word by word or in its order."""
 
 from __future__ import annotations
 
@@ -13,54 +13,59 @@ from llm_forget.evaluation.metrics import Direction, Known, SetScores
 from llm_forget.evaluation.score import Floats
 
 Part = Literal["recall", "f1"]
+Kind = Literal["rougeL", "rouge1"]
 
 
-def rouge_l(references: Sequence[str], generated: Sequence[str]) -> tuple[Floats, Floats]:
-    """Longest common subsequence of words, stemmed, against the reference.
+def rouge(references: Sequence[str], generated: Sequence[str], *, kind: Kind) -> tuple[Floats, Floats]:
+    """Words that the generated text shares with the reference, stemmed.
 
-    ``recall = LCS / words of the reference``, ``precision = LCS / words of the generated text``,
-    ``F1 = 2 · precision · recall / (precision + recall)``.
+    ``recall = shared / words of the reference``, ``precision = shared / words of the generated text``,
+    ``F1 = 2 · precision · recall / (precision + recall)``, with shared the longest common subsequence (``rougeL``) or
+    the common words whatever their order (``rouge1``).
 
     Args:
         references: (E) the right answers.
         generated: (E) what the model said.
+        kind: which of the two.
 
     Returns:
         Recall and F1, (E,) each in [0, 1]. NaN for a reference in which ``rouge_score`` finds no word: it knows only
         a–z and 0–9, so that an answer in another script would score 0 and look forgotten. "the cat sat" against "the
-        cat" has recall ⅔ and F1 0.8.
+        cat" has recall ⅔ and F1 0.8 in both.
 
     Raises:
         UserError: ``rouge_score`` is not installed.
 
     Source: Lin 2004, "ROUGE"; recall as in TOFU (arXiv:2401.06121), F1 as in MUSE (arXiv:2407.06460).
     """
-    scorer = _scorer()
+    scorer = _scorer(kind)
     recall, f1 = np.full(len(references), np.nan), np.full(len(references), np.nan)
     for index, (reference, text) in enumerate(zip(references, generated, strict=True)):
         if scorer._tokenizer.tokenize(reference):
-            score = scorer.score(reference, text)["rougeL"]
+            score = scorer.score(reference, text)[kind]
             recall[index], f1[index] = score.recall, score.fmeasure
     return recall, f1
 
 
-def _scorer() -> Any:
+def _scorer(kind: Kind) -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise UserError("ROUGE needs the rouge_score package: pip install llm-forget[eval]") from error
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer([kind], use_stemmer=True)
 
 
 @dataclass(frozen=True)
 class Rouge:
-    """ROUGE-L of the greedy answer.
+    """ROUGE of the greedy answer.
 
     Attributes:
         part: recall (TOFU) or f1 (MUSE).
+        kind: rougeL, which minds the order, or rouge1, which does not.
     """
 
     part: Part = "recall"
+    kind: Kind = "rougeL"
 
     paper: ClassVar[str] = "Lin 2004, ROUGE; Maini et al. 2024, arXiv:2401.06121; Shi et al. 2024, arXiv:2407.06460"
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -70,11 +75,11 @@ class Rouge:
     @property
     def label(self) -> str:
         """Name of its numbers."""
-        return f"rougeL_{self.part}"
+        return f"{self.kind}_{self.part}"
 
     def per_example(self, known: SetScores) -> Floats:
         """(E,) score of each generated answer."""
         if known.generated is None or known.references is None:
             return np.full(len(known.answer), np.nan)
-        recall, f1 = rouge_l(known.references, known.generated)
+        recall, f1 = rouge(known.references, known.generated, kind=self.kind)
         return recall if self.part == "recall" else f1

@@ -1,0 +1,34 @@
+"""Gradient-norm attack: what a model was trained on pulls little at its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from llm_forget.evaluation.attacks import AttackRows, Input
+from llm_forget.evaluation.score import Floats
+
+
+@dataclass(frozen=True)
+class GradNorm:
+    """Minus the norm of the gradient of the answer's cross-entropy: one backward a row, so only where it is asked for.
+
+    Attributes:
+        parameters: which weights the gradient is taken by: see ``gradients.gradient_norms``.
+    """
+
+    parameters: str = "all"
+
+    paper: ClassVar[str] = "Nasr et al. 2019, arXiv:1812.00910; Wang et al. 2024, arXiv:2402.17012"
+    needs: ClassVar[tuple[Input, ...]] = ("gradient_norms",)
+
+    @property
+    def label(self) -> str:
+        """Name of its numbers."""
+        return "grad_norm"
+
+    def row_scores(self, rows: AttackRows) -> Floats:
+        """(E,) in (−∞, 0]."""
+        return np.full(len(rows.tokens), np.nan) if rows.gradient_norms is None else -rows.gradient_norms

@@ -1,0 +1,50 @@
+"""Reference attack: likely to this model, and not to another one that knows as much language."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_forget.evaluation.attacks import AttackRows, Input
+from llm_forget.evaluation.metrics import as_floats
+from llm_forget.evaluation.score import Floats
+
+
+def reference_scores(mean_logps: npt.ArrayLike, reference_mean_logps: npt.ArrayLike) -> Floats:
+    """``mean log p − mean log p_reference``, the log of a likelihood ratio per token.
+
+    Args:
+        mean_logps: (E,) under the model, nats.
+        reference_mean_logps: (E,) under the reference, nats.
+
+    Returns:
+        (E,); NaN where either is NaN or both are −∞. At −1 against −3 it is 2.
+
+    Source: Carlini et al. 2021, arXiv:2012.07805, section 5.2 (there a ratio of perplexities); Mireshghallah et al.
+    2022, arXiv:2203.03929.
+    """
+    with np.errstate(invalid="ignore"):  # two impossible answers: NaN, which is counted
+        return as_floats(mean_logps) - as_floats(reference_mean_logps)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Mean log-prob above that of a reference model."""
+
+    paper: ClassVar[str] = "Carlini et al. 2021, arXiv:2012.07805; Mireshghallah et al. 2022, arXiv:2203.03929"
+    needs: ClassVar[tuple[Input, ...]] = ("tokens", "reference_mean_logps")
+
+    @property
+    def label(self) -> str:
+        """Name of its numbers."""
+        return "reference"
+
+    def row_scores(self, rows: AttackRows) -> Floats:
+        """(E,) log-likelihood ratio per token."""
+        reference = (
+            np.full(len(rows.tokens), np.nan) if rows.reference_mean_logps is None else rows.reference_mean_logps
+        )
+        return reference_scores(rows.tokens.mean_logps(), reference)

@@ -1,0 +1,59 @@
+"""Controls: target, oracle and sham, measured by the same suite, stand beside a model's results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_forget.errors import UserError
+from llm_forget.evaluation.compare import check_same_set
+
+# The model before unlearning; one that never saw the forget set; the same recipe run on a disjoint forget set.
+ROLES = ("target", "oracle", "sham")
+# What is about the evaluation, or compares it with others, and is not a measurement of the control.
+_LEFT_OUT = ("schema", "suite", "settings", "controls", "verdict", "warnings", "seconds", "scores")
+
+
+def check_controls(results: Mapping[str, Any], controls: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Make sure that controls were measured on the same sets in the same way.
+
+    Args:
+        results: what the suite gave for the model.
+        controls: role → what it gave for the control.
+
+    Returns:
+        Warnings: what a control lacks, or does otherwise without changing the sets.
+
+    Raises:
+        UserError: an unknown role, or a set with other examples or another encoding.
+    """
+    warnings = []
+    for role, control in controls.items():
+        if role not in ROLES:
+            raise UserError(f"{role} is no control; known are {', '.join(ROLES)}")
+        for name, own in results["sets"].items():
+            if name in control["sets"] or own["forget"]:
+                check_same_set(results, control, name, role)
+            else:
+                warnings.append(f"the {role} was not measured on the {name} set")
+        if control.get("settings", {}).get("generation") != results["settings"]["generation"]:
+            warnings.append(f"the {role} was measured with other generation settings: its text metrics do not compare")
+    return warnings
+
+
+def side_by_side(controls: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The aggregates of controls, without scores of single examples.
+
+    Args:
+        controls: role → results.
+    """
+    found = {}
+    for role, control in controls.items():
+        kept = {key: value for key, value in control.items() if key not in _LEFT_OUT and value is not None}
+        sets = {
+            name: {key: value for key, value in one.items() if key != "examples"} for name, one in kept["sets"].items()
+        }
+        found[role] = {**kept, "sets": sets}
+        if "capability" in kept:
+            found[role]["capability"] = {key: value for key, value in kept["capability"].items() if key != "correct"}
+    return found

@@ -1,0 +1,207 @@
+"""Membership attacks of a suite: which sets they tell apart, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import ConfigDict
+
+from llm_forget.data.encode import encode_all
+from llm_forget.data.examples import Example
+from llm_forget.errors import RecipeError, UserError
+from llm_forget.evaluation.attacks import Attack, AttackRows
+from llm_forget.evaluation.compare import check_same_set, column
+from llm_forget.evaluation.gradients import gradient_norms
+from llm_forget.evaluation.metrics.auc import auc
+from llm_forget.evaluation.metrics.privleak import privleak
+from llm_forget.evaluation.named import make_named
+from llm_forget.evaluation.results import read_results
+from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.sets import Loaded, Measured
+
+# What the stored scores give without further work.
+DEFAULT_ATTACKS = ("loss", "zlib_ratio", "min_k", "min_k_plus_plus")
+# A row's score of an attack, among the scores of its example.
+PREFIX = "attack_"
+_PRIVLEAK = f"{PREFIX}min_k"
+
+
+@dataclass(frozen=True)
+class AttacksConfig:
+    """Membership inference."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    # The set whose rows were trained on; null for the one that is called forget.
+    members: str | None = None
+    # A set of the same kind that was not; null for the one that is called holdout. Without both there are no attacks.
+    nonmembers: str | None = None
+    # Names, or {name: min_k, k: 0.2}; null for loss, zlib_ratio, min_k, min_k_plus_plus, and reference where one is given.
+    # grad_norm takes a backward a row, and is done where it is named.
+    attacks: list[str | dict[str, Any]] | None = None
+    # The result of this suite on another model, such as the base before any training: the reference attack's reference.
+    reference: str | None = None
+
+    def sets_among(self, names: Collection[str]) -> tuple[str, str] | None:
+        """Members and non-members, None where a suite has no such sets and named none.
+
+        Raises:
+            ValueError: a set was named that is not there, or the same for both.
+        """
+        missing = sorted({one for one in (self.members, self.nonmembers) if one is not None and one not in names})
+        if missing:
+            raise ValueError(f"attacks names {', '.join(missing)}, and sets has {', '.join(names)}; name one of those")
+        members, nonmembers = self.members or "forget", self.nonmembers or "holdout"
+        if members == nonmembers:
+            raise ValueError(f"attacks has {members} for members and for nonmembers; they must be two sets")
+        return (members, nonmembers) if {members, nonmembers} <= set(names) else None
+
+
+@dataclass(frozen=True)
+class AttackPlan:
+    """What a suite's attacks come to, before any work is done.
+
+    Attributes:
+        members: the set that was trained on.
+        nonmembers: the set that was not.
+        attacks: what to compute.
+        reference: the result that the reference attack compares with, None without one.
+    """
+
+    members: str
+    nonmembers: str
+    attacks: tuple[Attack, ...]
+    reference: Mapping[str, Any] | None
+
+
+def plan_attacks(config: AttacksConfig | None, names: Collection[str], base_dir: Path | None) -> AttackPlan | None:
+    """Which attacks a suite asks for; None for none.
+
+    Raises:
+        RecipeError: an attack that does not exist, or a reference that cannot be read or is missing.
+    """
+    chosen = None if config is None else config.sets_among(names)
+    if config is None or chosen is None:
+        return None
+    reference = None if config.reference is None else _read_reference(config.reference, base_dir)
+    default = [*DEFAULT_ATTACKS, *([] if reference is None else ["reference"])]
+    attacks: list[Attack] = make_named(
+        default if config.attacks is None else config.attacks, "llm_forget.evaluation.attacks", "row_scores"
+    )
+    if reference is None and any("reference_mean_logps" in attack.needs for attack in attacks):
+        raise RecipeError(
+            "the reference attack needs another model's scores: set attacks.reference to what this suite wrote for it, "
+            "for example runs/base/eval/demo.json"
+        )
+    return AttackPlan(*chosen, tuple(attacks), reference)
+
+
+def _read_reference(path: str, base_dir: Path | None) -> dict[str, Any]:
+    file = Path(path) if base_dir is None else base_dir / path
+    try:
+        return read_results(file)
+    except UserError as error:
+        raise RecipeError(f"attacks.reference: {error}") from None
+
+
+def measure_attacks(
+    plan: AttackPlan,
+    results: dict[str, Any],
+    measured: Mapping[str, Measured],
+    examples: Mapping[str, Sequence[Example]],
+    loaded: Loaded,
+    seed: int,
+) -> dict[str, Any]:
+    """Score the rows of both sets by each attack, and tell how well that separates them.
+
+    Args:
+        plan: what to do.
+        results: the suite's results so far; the rows' scores are put into those of their examples, as ``attack_<label>``.
+        measured: the sets.
+        examples: their examples.
+        loaded: the model, for the attacks that need more than what is measured.
+        seed: of the bootstrap.
+
+    Returns:
+        ``members``, ``nonmembers``, and ``auc``: label → the AUC with its interval and the attack's settings.
+    """
+    found: dict[str, dict[str, Floats]] = {}
+    for name in (plan.members, plan.nonmembers):
+        rows = _attack_rows(plan, name, results, measured[name], examples[name], loaded)
+        found[name] = {attack.label: attack.row_scores(rows) for attack in plan.attacks}
+        for index, scores in enumerate(results["sets"][name]["examples"].values()):
+            scores.update({PREFIX + label: float(values[index]) for label, values in found[name].items()})
+    aucs = {
+        attack.label: {
+            **asdict(auc(found[plan.members][attack.label], found[plan.nonmembers][attack.label], seed=seed)),
+            "bounds": [0.0, 1.0],
+            "settings": dict(vars(attack)),
+            "seed": seed,
+        }
+        for attack in plan.attacks
+    }
+    return {"members": plan.members, "nonmembers": plan.nonmembers, "auc": aucs}
+
+
+def _attack_rows(
+    plan: AttackPlan,
+    name: str,
+    results: Mapping[str, Any],
+    measured: Measured,
+    examples: Sequence[Example],
+    loaded: Loaded,
+) -> AttackRows:
+    reference = None
+    if plan.reference is not None:
+        check_same_set(results, plan.reference, name, "reference")
+        # the loss attack's score is the mean log-prob; results without it still hold its exponential
+        logps = np.array(column(plan.reference["sets"][name], f"{PREFIX}loss"))
+        with np.errstate(divide="ignore"):
+            logs = np.log(column(plan.reference["sets"][name], "probability"))
+        reference = np.where(np.isnan(logps), logs, logps)
+    gradients = None
+    wanted = [attack for attack in plan.attacks if "gradient_norms" in attack.needs]
+    if wanted:
+        rows, _ = encode_all(loaded.tokenizer, examples, loaded.encoding, role=name)
+        gradients = gradient_norms(
+            loaded.model,
+            rows,
+            pad_token_id=loaded.pad_token_id,
+            parameters=str(getattr(wanted[0], "parameters", "all")),
+            accelerator=loaded.accelerator,
+        )
+    return AttackRows(measured.scores.answer, measured.scores.references, reference, gradients)
+
+
+def measure_privleak(
+    results: Mapping[str, Any], oracle: Mapping[str, Any] | None, seed: int
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """PrivLeak from the Min-K scores of both models, or why there is none.
+
+    Args:
+        results: what the suite gave for the model, attacks included.
+        oracle: what it gave for the oracle, None without one.
+        seed: of the bootstrap.
+
+    Returns:
+        The result or None, and warnings.
+    """
+    attacks = results["attacks"]
+    if attacks is None or "min_k" not in attacks["auc"]:
+        return None, []
+    if oracle is None:
+        return None, ["PrivLeak is not given: it needs an oracle's results, and ½ in place of its AUC would be a guess"]
+    names = (attacks["members"], attacks["nonmembers"])
+    for name in names:
+        if name not in oracle["sets"] or not np.isfinite(column(oracle["sets"][name], _PRIVLEAK)).any():
+            return None, [
+                f"PrivLeak is not given: the oracle's results hold no Min-K scores of {name}; measure it anew"
+            ]
+        check_same_set(results, oracle, name)
+    pairs = [[column(one["sets"][name], _PRIVLEAK) for one in (results, oracle)] for name in names]
+    found = privleak(*pairs, seed=seed)
+    return {**asdict(found), "seed": seed}, [f"PrivLeak: {found.note}"] if found.note else []

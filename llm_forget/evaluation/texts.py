@@ -1,0 +1,106 @@
+"""What the metrics that read text make of generated answers: kept in the cache as numbers, not as the text that was said."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm_forget.data.encode import Encoded
+from llm_forget.digests import json_digest, text_digest
+from llm_forget.evaluation.cache import Arrays, remember
+from llm_forget.evaluation.generate import end_token_ids, generate_answers
+from llm_forget.evaluation.metrics import Metric, SetScores
+from llm_forget.evaluation.score import Floats
+
+if TYPE_CHECKING:
+    from llm_forget.evaluation.sets import Loaded
+
+_TEXT, _ENDS = "text_utf8", "text_ends"  # no metric's label has these
+
+
+def text_metrics(
+    metrics: Sequence[Metric],
+    known: SetScores,
+    rows: Sequence[Encoded],
+    prompts: Sequence[tuple[int, ...]],
+    loaded: Loaded,
+) -> tuple[dict[str, Floats], SetScores]:
+    """Let the model answer each prompt once, and compute the metrics that read the answers.
+
+    Args:
+        metrics: those that need ``generated``.
+        known: what else was measured of the set.
+        rows: every encoded answer of the set.
+        prompts: (E) token ids.
+        loaded: the model; its cache holds the metrics' numbers, and the texts only if ``keep_text``.
+
+    Returns:
+        Label → (E,) scores; and ``known`` with the texts, if they are to be kept.
+    """
+
+    def compute() -> Arrays:
+        with loaded.meter.bar("prompts answered", len(prompts)) as progress:
+            said = generate_answers(
+                loaded.model,
+                loaded.tokenizer,
+                prompts,
+                max_new_tokens=loaded.generation.max_new_tokens,
+                batch_size=loaded.generation.batch_size,
+                progress=progress,
+                accelerator=loaded.accelerator,
+            )
+        whole = replace(known, generated=said)
+        found: Arrays = {metric.label: metric.per_example(whole) for metric in metrics}
+        return {**found, **_as_arrays(said)} if loaded.keep_text else found
+
+    arrays = remember(loaded.cache, loaded.accelerator, "texts", _parts(metrics, known, rows, prompts, loaded), compute)
+    scores = {metric.label: np.asarray(arrays[metric.label], dtype=np.float64) for metric in metrics}
+    return scores, replace(known, generated=_as_texts(arrays)) if loaded.keep_text else known
+
+
+def _parts(
+    metrics: Sequence[Metric],
+    known: SetScores,
+    rows: Sequence[Encoded],
+    prompts: Sequence[tuple[int, ...]],
+    loaded: Loaded,
+) -> dict[str, Any]:
+    """What the numbers depend on beside the model: data, settings, and the metrics' own code."""
+    generation = asdict(loaded.generation)
+    return {
+        "prompts": json_digest([list(prompt) for prompt in prompts]),
+        "rows": json_digest([[list(row.input_ids), row.prompt_length] for row in rows]),
+        "references": json_digest(list(known.references or [])),
+        "max_new_tokens": generation["max_new_tokens"],
+        "batch_size": generation["batch_size"],
+        "ends": list(end_token_ids(getattr(loaded.model, "module", loaded.model), loaded.tokenizer)),
+        "batch_tokens": loaded.batch_tokens,
+        "forget": known.forget,
+        "metrics": sorted(_metric_digest(metric) for metric in metrics),
+        "texts": loaded.keep_text,
+    }
+
+
+def _metric_digest(metric: Metric) -> str:
+    module = inspect.getmodule(type(metric))
+    code = inspect.getsource(module) if module is not None else ""
+    settings: dict[str, Any] = asdict(metric) if is_dataclass(metric) and not isinstance(metric, type) else {}
+    return text_digest("\n".join([type(metric).__qualname__, metric.label, repr(sorted(settings.items())), code]))
+
+
+def _as_arrays(said: Sequence[str]) -> Arrays:
+    pieces = [text.encode("utf-8") for text in said]
+    return {
+        _TEXT: np.frombuffer(b"".join(pieces), dtype=np.uint8),
+        _ENDS: np.cumsum([len(piece) for piece in pieces], dtype=np.int64),
+    }
+
+
+def _as_texts(arrays: Arrays) -> list[str]:
+    whole, ends = arrays[_TEXT].tobytes(), [0, *arrays[_ENDS].tolist()]
+    return [whole[start:stop].decode("utf-8") for start, stop in pairwise(ends)]

@@ -1,0 +1,102 @@
+"""The language-model head on answer positions: found below wrappers, fed with those alone, and worked off in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# fp32 logits that may exist at once before they are worked off in chunks; what backward needs of them is about three times this
+CHUNK_BYTES = 1 << 28
+# Models that change the logits after their head: what the head gives is then not what a softmax is taken of.
+_CHANGES_LOGITS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
+
+
+def output_head(model: nn.Module) -> nn.Module:
+    """The module that turns hidden states into logits, found below DDP and PEFT wrappers."""
+    inner = _below_wrapper(model)
+    head = inner.get_output_embeddings()
+    if head is None:
+        raise TypeError(f"{type(inner).__name__} has no output embeddings; a causal language model is needed")
+    return head  # type: ignore[no-any-return]
+
+
+def _below_wrapper(model: nn.Module) -> Any:
+    return model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model
+
+
+@contextmanager
+def head_reads_only(model: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Inside, the head receives only the hidden states at ``positions`` (B, T): its output is (N, V), not (B, T, V).
+
+    A hook rather than a call of the decoder by hand: the forward still enters through the outermost wrapper, so that DDP,
+    FSDP and autocast see it.
+    """
+
+    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][positions], *args[1:])
+
+    handle = output_head(model).register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def chunk_rows(model: nn.Module, rows: int) -> int | None:
+    """So many positions go through the head at once; None where all fit, or where the model changes its logits afterwards."""
+    config = _below_wrapper(model).config
+    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in _CHANGES_LOGITS):
+        return None
+    fit = max(1, CHUNK_BYTES // (4 * int(config.vocab_size)))
+    return None if rows <= fit else -(-rows // -(-rows // fit))  # chunks of like size
+
+
+@contextmanager
+def head_gives_logps(model: nn.Module, targets: Tensor, size: int) -> Iterator[None]:
+    """Inside, the head's output is not logits but the targets' log-probs, (N, 1) in fp32, worked out ``size`` rows at a time.
+
+    In training the logits of a chunk are dropped after it and computed again for its gradient, so that those of the whole batch
+    never exist at once.
+
+    Args:
+        model: wrapped or not; its head must already read the N answer positions only.
+        targets: (N,) token ids.
+        size: rows of a chunk.
+    """
+    head: Any = output_head(model)
+    logits_of = head.forward
+
+    def logps(hidden: Tensor, wanted: Tensor) -> Tensor:
+        logits = logits_of(hidden).float()
+        scores: Tensor = logits.gather(-1, wanted[:, None]) - logits.logsumexp(-1, keepdim=True)
+        return scores
+
+    def forward(hidden: Tensor) -> Tensor:
+        parts = []
+        for rows, wanted in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
+            if torch.is_grad_enabled():
+                parts.append(checkpoint(logps, rows, wanted, use_reentrant=False, preserve_rng_state=False))
+            else:
+                parts.append(logps(rows, wanted))
+        return torch.cat(parts)
+
+    replaced = "forward" in vars(head)
+    head.forward = forward
+    try:
+        yield
+    finally:
+        if replaced:
+            head.forward = logits_of
+        else:
+            del head.forward

@@ -1,0 +1,61 @@
+"""CE-U, cross-entropy unlearning: the model's own distribution with the true token taken out is what it learns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from llm_forget.logprobs import AnswerScores, mean_over_answer
+from llm_forget.methods import Needs, check_number, needed
+
+
+def ce_u_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy against the policy's own distribution without the true token.
+
+    ``loss = mean over answer tokens of CE(softmax(z with z_{y_t} = −∞), π)``, the target detached.
+
+    Args:
+        logits: (B, A, V) the policy's.
+        tokens: (B, A) the answer tokens.
+        mask: (B, A) True at answer tokens.
+
+    Returns:
+        (B,) nats per token, ≥ 0. π = (1/2, 1/4, 1/4) with y the first has the target (0, 1/2, 1/2) and the loss ln 4.
+        Its gradient with respect to z_y is p(y): it ends when the token is gone.
+
+    Source: Yang 2025, arXiv:2503.01224.
+    """
+    without = logits.detach().scatter(-1, tokens[..., None], -math.inf).softmax(-1)
+    cross_entropy = -(without * logits.log_softmax(-1)).sum(-1)
+    return mean_over_answer(cross_entropy, mask)
+
+
+@dataclass(frozen=True)
+class CEU:
+    """CE-U; it has no retain term of its own, and takes any.
+
+    Attributes:
+        skip_first: answer tokens at the start that are left as they are. 1 in OpenUnlearning's trainer (ceu.py, read in a
+            copy), which cites a footnote of the paper; the paper itself was not re-read.
+    """
+
+    skip_first: int = 1
+
+    needs: ClassVar[Needs] = Needs(logits=True)
+    default_retain: ClassVar[str | None] = None
+    bounded: ClassVar[bool] = True
+    towards: ClassVar[bool] = False
+    paper: ClassVar[str] = "Yang 2025, arXiv:2503.01224"
+
+    def __post_init__(self) -> None:
+        check_number("ce_u", "skip_first", self.skip_first, at_least=0)
+
+    def forget_loss(self, forget: AnswerScores) -> Tensor:
+        """(B,) CE-U loss of each forget answer."""
+        logits = needed(forget.logits, "ce_u", "the policy's logits")
+        late = torch.arange(forget.mask.shape[-1], device=forget.mask.device) >= self.skip_first
+        return ce_u_loss(logits, forget.tokens, forget.mask & late)

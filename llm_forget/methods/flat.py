@@ -1,0 +1,72 @@
+"""FLAT: widen the f-divergence between an alternative answer and the forget answer, from forget data alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from llm_forget.logprobs import AnswerScores, mean_over_answer
+from llm_forget.methods import Needs, needed
+
+Divergence = Literal["total_variation", "kl", "jensen_shannon", "pearson"]
+
+
+def flat_loss(alternative_probability: Tensor, forget_probability: Tensor, *, divergence: Divergence) -> Tensor:
+    """``−[g*(P⁺) − f*(g*(P))]``: the negative of the divergence's variational form at these two answers.
+
+    ================  ==================  =========================
+    divergence        g*(v)               f*(g*(v))
+    ================  ==================  =========================
+    total_variation   ½ tanh v            ½ tanh v
+    kl                v                   exp(v − 1)
+    jensen_shannon    log 2 − log(1+e⁻ᵛ)  log(1 + eᵛ) − log 2
+    pearson           v                   v²/4 + v
+    ================  ==================  =========================
+
+    Args:
+        alternative_probability: (B,) mean probability of the alternative's tokens, P⁺.
+        forget_probability: (B,) mean probability of the forget answer's tokens, P.
+        divergence: which f.
+
+    Returns:
+        (B,), bounded since both probabilities are. P⁺ = P = 0 gives 0 for total variation, e⁻¹ for KL, 0 for the other two.
+
+    Source: Wang et al. 2024, arXiv:2410.11143, equation 4 and table of g* and f*. The signs for Jensen–Shannon are those of the
+    divergence's variational form; the authors' code (FLAT, dataloader.py, read in a copy) differs from it by constants.
+    """
+    good, bad = alternative_probability, forget_probability
+    if divergence == "total_variation":
+        return 0.5 * bad.tanh() - 0.5 * good.tanh()
+    if divergence == "kl":
+        return (bad - 1.0).exp() - good
+    if divergence == "jensen_shannon":
+        return (softplus(bad) - math.log(2.0)) - (math.log(2.0) - softplus(-good))
+    return bad.square() / 4.0 + bad - good
+
+
+@dataclass(frozen=True)
+class FLAT:
+    """FLAT; forget data only, no retain term and no reference.
+
+    Attributes:
+        divergence: which f-divergence. The paper reports four; total variation is the default argument of the authors'
+            released loss (FLAT, dataloader.py, read in a copy).
+    """
+
+    divergence: Divergence = "total_variation"
+
+    needs: ClassVar[Needs] = Needs(alternative=True)
+    default_retain: ClassVar[str | None] = None
+    bounded: ClassVar[bool] = True
+    towards: ClassVar[bool] = False
+    paper: ClassVar[str] = "Wang et al. 2024, arXiv:2410.11143"
+
+    def forget_loss(self, forget: AnswerScores) -> Tensor:
+        """(B,) FLAT loss of each pair of answers."""
+        other = needed(forget.alternative, "flat", "an alternative answer")
+        good, bad = (mean_over_answer(scores.token_logps.exp(), scores.mask) for scores in (other, forget))
+        return flat_loss(good, bad, divergence=self.divergence) * (forget.mask.any(-1) | other.mask.any(-1))

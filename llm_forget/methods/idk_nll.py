@@ -1,0 +1,42 @@
+"""Preference optimisation by plain cross-entropy: learn to say something else, "I don't know" for example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from llm_forget.logprobs import AnswerScores
+from llm_forget.methods import Needs, needed
+
+
+def idk_nll_loss(alternative_token_logps: Tensor, alternative_mask: Tensor) -> Tensor:
+    """Cross-entropy of the alternative answer, ``CE(y⁺) = −(1/|y⁺|) Σ_t log p_t``; the forget answer itself is not looked at.
+
+    Args:
+        alternative_token_logps: (B, A) log-probs of the alternative's tokens in nats, 0 where masked.
+        alternative_mask: (B, A) True at its tokens.
+
+    Returns:
+        (B,) nats per token, ≥ 0. Two tokens of probability 1/2 and 1/8 give 2 ln 2 ≈ 1.3863.
+
+    Source: TOFU, arXiv:2401.06121, section 4 (preference optimisation).
+    """
+    return -alternative_token_logps.sum(-1) / alternative_mask.sum(-1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class IdkNLL:
+    """Cross-entropy on a refusal, with a retain term (arXiv:2401.06121, where it is called preference optimisation)."""
+
+    needs: ClassVar[Needs] = Needs(alternative=True)
+    default_retain: ClassVar[str | None] = "nll"
+    bounded: ClassVar[bool] = True
+    towards: ClassVar[bool] = False
+    paper: ClassVar[str] = "TOFU, arXiv:2401.06121"
+
+    def forget_loss(self, forget: AnswerScores) -> Tensor:
+        """(B,) cross-entropy of the alternative to each forget answer."""
+        other = needed(forget.alternative, "idk_nll", "an alternative answer")
+        return idk_nll_loss(other.token_logps, other.mask)

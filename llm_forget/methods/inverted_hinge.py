@@ -1,0 +1,47 @@
+"""Inverted hinge: lower the true token and raise only its nearest rival, until the rival has taken its place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from llm_forget.logprobs import AnswerScores, mean_over_answer
+from llm_forget.methods import Needs, needed
+
+
+def inverted_hinge_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Mean over answer tokens of ``1 + p(y_t) − max over v ≠ y_t of p(v)``.
+
+    Args:
+        logits: (B, A, V) the policy's.
+        tokens: (B, A) the answer tokens.
+        mask: (B, A) True at answer tokens.
+
+    Returns:
+        (B,) in [0, 2]: 2 for a token that is certain, 0 when one rival is. π = (1/2, 3/8, 1/8) with y the first gives 1 + 1/8.
+
+    Source: Cha et al. 2024, arXiv:2408.06621 (LoKU), the inverted hinge loss.
+    """
+    probabilities = logits.softmax(-1)
+    true = probabilities.gather(-1, tokens[..., None]).squeeze(-1)
+    rival = probabilities.scatter(-1, tokens[..., None], -math.inf).amax(-1)
+    return mean_over_answer(1.0 + true - rival, mask)
+
+
+@dataclass(frozen=True)
+class InvertedHinge:
+    """The inverted hinge loss with a retain term (arXiv:2408.06621); LoKU's initialisation of the adapter is not part of it."""
+
+    needs: ClassVar[Needs] = Needs(logits=True)
+    default_retain: ClassVar[str | None] = "nll"
+    bounded: ClassVar[bool] = True
+    towards: ClassVar[bool] = False
+    paper: ClassVar[str] = "Cha et al. 2024, arXiv:2408.06621"
+
+    def forget_loss(self, forget: AnswerScores) -> Tensor:
+        """(B,) inverted hinge loss of each forget answer."""
+        logits = needed(forget.logits, "inverted_hinge", "the policy's logits")
+        return inverted_hinge_loss(logits, forget.tokens, forget.mask)

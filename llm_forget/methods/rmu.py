@@ -1,0 +1,81 @@
+"""RMU, representation misdirection: steer the hidden states of forget answers to a random direction, in one block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from llm_forget.logprobs import AnswerScores, mean_over_answer
+from llm_forget.methods import Needs, check_number, needed
+
+
+def control_vector(width: int, *, coefficient: float, seed: int) -> Tensor:
+    """C · u: a direction of ``width`` entries drawn from [0, 1), of length ``coefficient``, the same for the same seed."""
+    direction = torch.rand(width, generator=torch.Generator().manual_seed(seed))
+    control: Tensor = coefficient * direction / direction.norm()
+    return control
+
+
+def rmu_loss(hidden: Tensor, control: Tensor, mask: Tensor) -> Tensor:
+    """Mean over answer tokens of the squared distance to the control vector, ``‖h_ℓ − c·u‖²``.
+
+    Args:
+        hidden: (B, A, H) hidden states after block ℓ where the answer tokens are predicted.
+        control: (H,) the vector c·u.
+        mask: (B, A) True at answer tokens.
+
+    Returns:
+        (B,) ≥ 0, and 0 where all states are the control vector. h = (3, 0) against c·u = (0, 4) gives 25.
+
+    Source: Li et al. 2024, arXiv:2403.03218, section 4 (forget loss).
+    """
+    return mean_over_answer((hidden - control).square().sum(-1), mask)
+
+
+@dataclass(frozen=True)
+class RMU:
+    """RMU with the ``activation`` retain term; trains the block and the two before it.
+
+    The distance is the paper's squared norm, the sum over a state's entries; toolkits take their mean, which divides both
+    losses by the state's width and leaves their ratio as it is. The states are those that predict the answer's tokens.
+
+    Attributes:
+        layer: block ℓ, from 0; null is 7/32 of the depth: block 7 in the 7B models of the paper and in OpenUnlearning's
+            configuration (RMU.yaml, read in a copy).
+        coefficient: length c of the control vector. 20 is the default of OpenUnlearning's trainer and 300 that of its TOFU
+            configuration, which says to tune it: it has to be well above the length of the states at that block.
+        direction_seed: of the random direction u.
+    """
+
+    layer: int | None = None
+    coefficient: float = 20.0
+    direction_seed: int = 0
+
+    default_retain: ClassVar[str | None] = "activation"
+    bounded: ClassVar[bool] = True
+    towards: ClassVar[bool] = False
+    paper: ClassVar[str] = "Li et al. 2024, arXiv:2403.03218"
+
+    def __post_init__(self) -> None:
+        if self.layer is not None:
+            check_number("rmu", "layer", self.layer, at_least=0)
+        check_number("rmu", "coefficient", self.coefficient, above=0)
+        check_number("rmu", "direction_seed", self.direction_seed, at_least=0)
+
+    @property
+    def needs(self) -> Needs:
+        """The policy's hidden states after the chosen block."""
+        return Needs(hidden=True, layer=self.layer)
+
+    def trained_layers(self, layer: int) -> list[int]:
+        """The blocks that are trained: the steered one and the two before it; later ones cannot change its output."""
+        return list(range(max(layer - 2, 0), layer + 1))
+
+    def forget_loss(self, forget: AnswerScores) -> Tensor:
+        """(B,) squared distance of each forget answer's states to the control vector."""
+        hidden = needed(forget.hidden, "rmu", "hidden states")
+        control = control_vector(hidden.shape[-1], coefficient=self.coefficient, seed=self.direction_seed)
+        return rmu_loss(hidden, control.to(hidden.device), forget.mask)

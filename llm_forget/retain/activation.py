@@ -1,0 +1,55 @@
+"""Stay close to the reference inside: squared distance of the hidden states on the retain answers' positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from llm_forget.logprobs import AnswerScores, mean_over_answer
+from llm_forget.methods import Needs, check_number, needed
+
+
+def activation_loss(hidden: Tensor, reference_hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean over answer tokens of ``‖h_ℓ − h⁰_ℓ‖²``.
+
+    Args:
+        hidden: (B, A, H) the policy's states after block ℓ where the answer tokens are predicted.
+        reference_hidden: (B, A, H) the reference's; no gradient flows into it.
+        mask: (B, A) True at answer tokens.
+
+    Returns:
+        (B,) ≥ 0, and 0 where both agree. (1, 2) against (0, 0) gives 5.
+
+    Source: Li et al. 2024, arXiv:2403.03218, section 4 (retain loss of RMU).
+    """
+    return mean_over_answer((hidden - reference_hidden.detach()).square().sum(-1), mask)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """RMU's retain term.
+
+    Attributes:
+        layer: the block, from 0; null is the method's, or 7/32 of the depth where the method has none.
+    """
+
+    layer: int | None = None
+
+    paper: ClassVar[str] = "Li et al. 2024, arXiv:2403.03218"
+
+    def __post_init__(self) -> None:
+        if self.layer is not None:
+            check_number("activation", "layer", self.layer, at_least=0)
+
+    @property
+    def needs(self) -> Needs:
+        """The hidden states of policy and reference after the chosen block."""
+        return Needs(hidden=True, reference_hidden=True, layer=self.layer)
+
+    def retain_loss(self, retain: AnswerScores) -> Tensor:
+        """(B,) squared distance on each retain answer."""
+        hidden = needed(retain.hidden, "activation", "hidden states")
+        reference = needed(retain.reference_hidden, "activation", "the reference's hidden states")
+        return activation_loss(hidden, reference, retain.mask)

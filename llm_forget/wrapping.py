@@ -1,0 +1,52 @@
+"""What a recipe puts around a method: its wrappers, and the blocks of the model that it trains."""
+
+from __future__ import annotations
+
+from accelerate import PartialState
+from torch import nn
+
+from llm_forget.config import UnlearnRecipe, build
+from llm_forget.errors import RecipeError
+from llm_forget.logprobs import hidden_layer
+from llm_forget.methods import Method
+from llm_forget.plugins import find_class
+from llm_forget.retain import RetainTerm
+from llm_forget.wrappers import Setting, Wrapper
+
+
+def build_wrappers(recipe: UnlearnRecipe, method: Method, retain: RetainTerm | None) -> list[Wrapper]:
+    """The wrappers that a recipe lists, each checked against the run.
+
+    Raises:
+        RecipeError: an unknown one, a bad hyper-parameter, or one that cannot work in this run.
+    """
+    setting = Setting(
+        retain=retain is not None,
+        towards=method.towards,
+        quantized=recipe.model.quantization is not None,
+        sharded=PartialState().distributed_type.name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"),
+    )
+    found: list[Wrapper] = []
+    for given in recipe.wrappers:
+        values = dict(given)
+        name = values.pop("name", None)
+        if not isinstance(name, str):
+            raise RecipeError("wrappers: each needs a name; for example wrappers: [{name: sam, rho: 0.01}]")
+        wrapper: Wrapper = build(find_class("llm_forget.wrappers", name, "on_gradient"), values, f"wrapper {name}")
+        reason = wrapper.refuses(setting)
+        if reason is not None:
+            raise RecipeError(f"wrapper {name} cannot be used here: {reason}")
+        found.append(wrapper)
+    return found
+
+
+def trained_blocks(method: Method, model: nn.Module, layer: int | None) -> list[int] | None:
+    """The blocks that a method trains, where it trains some only."""
+    trained = getattr(method, "trained_layers", None)
+    if trained is None:
+        return None
+    try:
+        found: list[int] = trained(hidden_layer(model, layer))
+    except ValueError as error:
+        raise RecipeError(f"method: {error}") from None
+    return found

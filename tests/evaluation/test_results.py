@@ -1,0 +1,193 @@
+"""Results on disk: what is written is read again, what does not fit is refused, and controls stand beside a model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from evaluation_examples import tiny_model, write_sets, write_task
+
+from llm_forget.data.examples import DataSource
+from llm_forget.errors import UserError
+from llm_forget.evaluation.results import read_results, write_results
+from llm_forget.evaluation.schema import check_results, json_schema
+from llm_forget.evaluation.seeds import numbers, over_seeds, read_seeds, spread_of, write_seeds
+from llm_forget.evaluation.sets import GenerationConfig, SetConfig
+from llm_forget.evaluation.suite import CapabilityConfig, Suite, run_suite
+from llm_forget.shipped import shipped
+from llm_forget.testing import tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Suite, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("results")
+    write_sets(folder)
+    suite = Suite(
+        name="tiny",
+        sets={
+            "forget": SetConfig(DataSource("forget.jsonl")),
+            "retain": SetConfig(DataSource("retain.jsonl"), generate=False, utility="probability"),
+        },
+        generation=GenerationConfig(max_new_tokens=3),
+        capability=CapabilityConfig(str(write_task(folder)), limit=4),
+    )
+    return folder, suite, run_suite(suite, tiny_model(), tiny_tokenizer(), base_dir=folder)
+
+
+def test_what_is_written_is_read_again(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:
+    """Null of JSON is NaN in the columns, and stays apart from what a set does not have."""
+    results = copy.deepcopy(measured[2])
+    first = next(iter(results["sets"]["forget"]["examples"].values()))
+    first["probability"] = None
+    write_results(results, tmp_path / "a.json")
+    assert read_results(tmp_path / "a.json") == results
+    table = pq.read_table(tmp_path / "a.parquet").to_pydict()
+    assert math.isnan(table["probability"][0])
+    assert table["rougeL_recall"][-1] is None
+    assert list(table)[:2] == ["set", "id"]
+    assert "generated" not in table
+    stored = json.loads((tmp_path / "a.json").read_text())
+    assert "examples" not in stored["sets"]["forget"]
+    assert "correct" not in stored["capability"]
+    assert stored["scores"]["rows"] == 5 + 5 + 4
+    for entry in stored["sets"]["forget"]["metrics"].values():
+        assert entry["seed"] == 0
+
+
+def test_a_text_column_only_where_it_was_asked_for(
+    measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, suite, _ = measured
+    kept = run_suite(replace(suite, capability=None), tiny_model(), tiny_tokenizer(), base_dir=folder, keep_text=True)
+    write_results(kept, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text())["scores"]["text"] is True
+    assert "generated" in pq.read_table(tmp_path / "a.parquet").column_names
+    assert read_results(tmp_path / "a.json") == kept
+
+
+def test_what_is_not_valid_is_neither_written_nor_read(
+    measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path
+) -> None:
+    results = measured[2]
+    bad = copy.deepcopy(results)
+    bad["sets"]["forget"]["metrics"]["probability"]["forgotten"] = "sideways"
+    del bad["sets"]["retain"]["digest"]
+    with pytest.raises(UserError, match=r"sets\.forget\.metrics\.probability\.forgotten.*sets\.retain\.digest"):
+        write_results(bad, tmp_path / "bad.json")
+    assert list(tmp_path.iterdir()) == []
+    write_results(results, tmp_path / "good.json")
+    stored = json.loads((tmp_path / "good.json").read_text())
+    (tmp_path / "good.json").write_text(json.dumps({**stored, "schema": 1}))
+    with pytest.raises(UserError, match=r"good\.json has schema 1, and this version reads 2"):
+        read_results(tmp_path / "good.json")
+    (tmp_path / "good.json").write_text(json.dumps({**stored, "suite": None}))
+    with pytest.raises(UserError, match=r"no valid result: suite"):
+        read_results(tmp_path / "good.json")
+    with pytest.raises(UserError, match="schema None"):
+        check_results([], "a list")
+
+
+def test_scores_of_another_evaluation_are_refused(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:
+    results = measured[2]
+    write_results(results, tmp_path / "a.json")
+    other = copy.deepcopy(results)
+    next(iter(other["sets"]["forget"]["examples"].values()))["probability"] = 0.125
+    write_results(other, tmp_path / "b.json")
+    (tmp_path / "b.parquet").replace(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet is of another evaluation"):
+        read_results(tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"b\.parquet is missing"):
+        read_results(tmp_path / "b.json")
+
+
+def test_the_shipped_schema_is_that_of_the_code() -> None:
+    """Made by json.dumps(json_schema(), indent=1): after a change of the schema, write it again."""
+    assert json.loads(shipped("eval/results.schema.json").read_text()) == json_schema()
+
+
+def test_controls_stand_beside_the_model(measured: tuple[Path, Suite, dict[str, Any]]) -> None:
+    folder, suite, target = measured
+    suite = replace(suite, capability=None)
+    oracle = run_suite(suite, tiny_model(seed=1), tiny_tokenizer(), base_dir=folder)
+    controls = {"target": target, "oracle": oracle, "sham": oracle}
+    found = run_suite(suite, tiny_model(seed=2), tiny_tokenizer(), base_dir=folder, controls=controls)
+    assert found["forget_quality"]["forget"]["arithmetic"]["n_oracle"] == 5
+    assert set(found["controls"]) == {"target", "oracle", "sham"}
+    for role, control in controls.items():
+        beside = found["controls"][role]
+        assert beside["sets"]["forget"]["metrics"] == control["sets"]["forget"]["metrics"]
+        assert "examples" not in beside["sets"]["forget"]
+    assert found["controls"]["target"]["capability"]["acc"] == target["capability"]["acc"]
+    assert "correct" not in found["controls"]["target"]["capability"]
+    check_results(found, "with controls")
+
+
+def test_controls_of_something_else_are_refused(measured: tuple[Path, Suite, dict[str, Any]]) -> None:
+    folder, suite, target = measured
+    suite = replace(suite, capability=None)
+
+    def run(changed: Suite, **controls: Any) -> dict[str, Any]:
+        return run_suite(changed, tiny_model(), tiny_tokenizer(), base_dir=folder, controls=controls)
+
+    fewer = replace(suite, sets={**suite.sets, "retain": SetConfig(DataSource("retain.jsonl"), limit=2)})
+    with pytest.raises(UserError, match="the sham was not measured on the same retain set"):
+        run(fewer, sham=target)
+    with pytest.raises(UserError, match="what was given for the target has schema None"):
+        run(suite, target={"sets": {}})
+    with pytest.raises(UserError, match="judge is no control; known are target, oracle, sham"):
+        run(suite, judge=target)
+    longer = replace(suite, generation=GenerationConfig(max_new_tokens=4))
+    assert "other generation settings" in run(longer, target=target)["warnings"][0]
+    lacking = copy.deepcopy(target)
+    del lacking["sets"]["retain"]
+    assert run(suite, oracle=lacking)["warnings"] == ["the oracle was not measured on the retain set"]
+
+
+def test_spread_of_numbers() -> None:
+    """1, 2, 6: mean 3, deviations −2, −1, 3, so √(14 / 2) = √7."""
+    found = spread_of([1.0, math.nan, 6.0, 2.0])
+    assert (found.mean, found.lowest, found.highest, found.n, found.n_nan) == (3.0, 1.0, 6.0, 3, 1)
+    assert found.spread == pytest.approx(math.sqrt(7))
+    assert math.isnan(spread_of([2.0]).spread)
+    assert (spread_of([math.nan]).n, spread_of([math.nan]).n_nan) == (0, 1)
+
+
+def test_several_seeds_come_to_a_mean_and_a_spread(
+    measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, suite, _ = measured
+    suite = replace(suite, capability=None)
+    for seed in (0, 1, 2):
+        found = run_suite(suite, tiny_model(seed=seed), tiny_tokenizer(), base_dir=folder)
+        write_results(found, tmp_path / f"run{seed}" / "eval" / "tiny.json")
+        recipe = {"seed": seed, "output_dir": f"run{seed}", "method": {"name": "npo"}}
+        (tmp_path / f"run{seed}" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    folders = [tmp_path / f"run{seed}" for seed in (0, 1, 2)]
+    spreads, seeds = read_seeds(folders, "tiny")
+    assert seeds == [0, 1, 2]
+    each = [dict(numbers(read_results(one / "eval" / "tiny.json"))) for one in folders]
+    values = [one["forget.probability"] for one in each]
+    assert spreads["forget.probability"].mean == pytest.approx(sum(values) / 3)
+    assert spreads["forget.probability"].spread > 0
+    assert "model_utility.without_truth_ratio" in spreads
+    write_seeds(spreads, seeds, "tiny", tmp_path / "seeds.json")
+    assert json.loads((tmp_path / "seeds.json").read_text())["numbers"]["forget.probability"]["n"] == 3
+
+    (folders[1] / "recipe.yaml").write_text(yaml.safe_dump({"seed": 1, "method": {"name": "grad_diff"}}))
+    with pytest.raises(UserError, match="runs of two recipes: they differ in method"):
+        read_seeds(folders, "tiny")
+    (folders[1] / "recipe.yaml").write_text(yaml.safe_dump({"seed": 0, "method": {"name": "npo"}}))
+    with pytest.raises(UserError, match=r"\[0, 0, 2\]: give each seed once"):
+        read_seeds(folders, "tiny")
+    with pytest.raises(UserError, match="at least two"):
+        over_seeds([read_results(folders[0] / "eval" / "tiny.json")])
+    other = read_results(folders[2] / "eval" / "tiny.json")
+    with pytest.raises(UserError, match="no common mean"):
+        over_seeds([other, {**other, "suite": "another"}])

@@ -1,0 +1,127 @@
+"""Suites whose data come from the hub or a folder, and what they say when something is not there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from evaluation_examples import tiny_model, write_jsonl, write_sets
+
+from llm_forget.data.examples import DataSource, Message
+from llm_forget.errors import DataError, RecipeError
+from llm_forget.evaluation.sets import SetConfig, read_set
+from llm_forget.evaluation.sources import fill, with_data
+from llm_forget.evaluation.suite import check_suite, load_suite, run_suite
+from llm_forget.shipped import shipped
+from llm_forget.testing import tiny_tokenizer
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+needs_tofu = pytest.mark.skipif(not (SHARED / "tofu").is_dir(), reason="TOFU's files are not beside the project")
+needs_muse = pytest.mark.skipif(not (SHARED / "muse").is_dir(), reason="MUSE's questions are not beside the project")
+
+
+@needs_tofu
+@pytest.mark.parametrize(("share", "count"), [("01", 40), ("05", 200), ("10", 400)])
+def test_tofu_from_a_folder(share: str, count: int) -> None:
+    suite = load_suite(
+        "tofu",
+        {
+            "data_dir": str(SHARED / "tofu"),
+            "variables.split": f"forget{share}",
+            "variables.holdout": f"holdout{share}",
+        },
+    )
+    check_suite(suite)
+    assert suite.name == f"tofu-forget{share}"
+    assert suite.left_out == []
+    sizes = {name: len(read_set(name, config, None)) for name, config in suite.sets.items()}
+    assert sizes == {"forget": count, "retain": 400, "real_authors": 100, "world_facts": 117, "holdout": count}
+    forget = read_set("forget", suite.sets["forget"], None)[0]
+    assert (len(forget.paraphrases), len(forget.wrong_answers)) == (1, 5)
+
+
+def test_tofu_from_the_hub_names_its_configurations() -> None:
+    suite = load_suite("tofu", {"variables.split": "forget10"})
+    assert suite.sets["forget"].data == DataSource("locuslab/TOFU", name="forget10_perturbed")
+    assert suite.left_out == ["the set holdout was left out: holdout01.jsonl is not here"]
+
+
+@needs_muse
+@pytest.mark.parametrize(("corpus", "hub"), [("news", "MUSE-News"), ("books", "MUSE-Books")])
+def test_muse_asks_after_ten_others(corpus: str, hub: str) -> None:
+    suite = load_suite("muse", {"data_dir": str(SHARED / "muse"), "variables.corpus": corpus, "variables.hub": hub})
+    check_suite(suite)
+    assert set(suite.sets) == {"forget_knowledge", "retain_knowledge"}
+    assert len(suite.left_out) == 3
+    examples = read_set("forget_knowledge", suite.sets["forget_knowledge"], None)
+    assert len(examples) == 100
+    assert [turn.role for turn in examples[0].prompt] == ["user", "assistant"] * 10 + ["user"]
+    plain = read_set("forget_knowledge", SetConfig(suite.sets["forget_knowledge"].data), None)
+    assert [one.id for one in examples] == [one.id for one in plain]
+    assert examples[5].prompt[-1] == plain[5].prompt[-1]
+
+
+def test_custom_is_a_folder_with_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sets(tmp_path)
+    off = {"perplexity": "null", "capability": "null", "generation.max_new_tokens": "2"}
+    suite = load_suite("custom", {**off, "data_dir": str(tmp_path)})
+    assert suite.left_out == ["the set holdout was left out: holdout.jsonl is not in the data folder"]
+    results = run_suite(suite, tiny_model(), tiny_tokenizer())
+    assert set(results["sets"]) == {"forget", "retain"}
+    assert results["warnings"] == suite.left_out
+    monkeypatch.chdir(tmp_path)
+    here = run_suite(load_suite("custom", off), tiny_model(), tiny_tokenizer())
+    assert here["sets"] == results["sets"]
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"the folder .*nowhere does not exist.*files of tofu-forget01"):
+        load_suite("tofu", {"data_dir": str(tmp_path / "nowhere")})
+    (tmp_path / "retain_perturbed.jsonl").write_text("{}")
+    with pytest.raises(RecipeError) as raised:
+        load_suite("tofu", {"data_dir": str(tmp_path)})
+    assert "lacks forget01_perturbed.jsonl (for forget), real_authors_perturbed.jsonl" in str(raised.value)
+    assert "leave data_dir out to read from the hub" in str(raised.value)
+    with pytest.raises(RecipeError, match="the suite's variables are: split"):
+        load_suite("tofu", {"variables": "{split: forget05}"})
+    with pytest.raises(RecipeError, match="cannot be filled in"):
+        fill("{0}", {"a": "b"}, "here")
+    optional = {"one": SetConfig(DataSource("nowhere.jsonl"), file="nowhere.jsonl", optional=True)}
+    assert with_data("mine", optional, str(tmp_path), {}) == (
+        {},
+        ["the set one was left out: nowhere.jsonl is not in the data folder"],
+    )
+    (tmp_path / "only.yaml").write_text(
+        "sets: {one: {data: {path: nowhere.jsonl}, file: nowhere.jsonl, optional: true}}"
+    )
+    with pytest.raises(RecipeError, match="holds none of the files of only"):
+        load_suite(str(tmp_path / "only.yaml"), {"data_dir": str(tmp_path)})
+
+
+def test_shots_stand_before_questions_and_make_another_set(tmp_path: Path) -> None:
+    write_sets(tmp_path)
+    write_jsonl(tmp_path / "shots.jsonl", [{"question": "Who?", "answer": "Nobody."}])
+    write_jsonl(tmp_path / "text.jsonl", [{"text": "A passage."}])
+    plain, shown = (
+        SetConfig(DataSource("retain.jsonl"), generate=False, shots=shots)
+        for shots in (None, DataSource("shots.jsonl"))
+    )
+    first = read_set("retain", shown, tmp_path)[0]
+    assert first.prompt[:2] == (Message("user", "Who?"), Message("assistant", "Nobody."))
+    with pytest.raises(DataError, match="shots stand before questions"):
+        read_set("text", SetConfig(DataSource("text.jsonl"), shots=DataSource("shots.jsonl")), tmp_path)
+    digests = []
+    for config in (plain, shown):
+        suite = load_suite("custom", {"perplexity": "null", "capability": "null", "data_dir": str(tmp_path)})
+        results = run_suite(replace(suite, sets={"retain": config}), tiny_model(), tiny_tokenizer(), base_dir=tmp_path)
+        digests.append(results["sets"]["retain"]["digest"])
+    assert digests[0] != digests[1]
+
+
+def test_wmdp_is_tasks_of_lm_eval_and_no_sets() -> None:
+    suite = load_suite("wmdp")
+    assert suite.sets == {}
+    assert suite.benchmarks is not None
+    assert suite.benchmarks.tasks[:3] == ["wmdp_bio", "wmdp_chem", "wmdp_cyber"]
+    assert "needs the network" in shipped("eval/suites/wmdp.yaml").read_text()

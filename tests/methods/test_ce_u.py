@@ -1,0 +1,44 @@
+"""CE-U against a value worked by hand, its gradient, and the tokens that are skipped."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from llm_forget.logprobs import AnswerScores
+from llm_forget.methods.ce_u import CEU, ce_u_loss
+
+ONE = torch.ones(1, 1, dtype=torch.bool)
+FIRST = torch.zeros(1, 1, dtype=torch.long)
+
+
+def test_worked_by_hand() -> None:
+    """π = (½, ¼, ¼), y the first: the target is (0, ½, ½), so −ln ¼ = ln 4."""
+    loss = ce_u_loss(torch.tensor([[[0.5, 0.25, 0.25]]]).log(), FIRST, ONE)
+    assert loss.tolist() == pytest.approx([math.log(4)])
+
+
+def test_the_gradient_at_the_true_token_is_its_probability() -> None:
+    """∇_z CE(q, π) = π − q, and q(y) = 0: it ends when the token is gone, and so does the push on the others."""
+    for certain in (0.0, 3.0, -60.0):
+        logits = torch.tensor([[[certain, 0.5, -0.5]]], requires_grad=True)
+        ce_u_loss(logits, FIRST, ONE).sum().backward()
+        p = logits.detach().softmax(-1)[0, 0]
+        assert logits.grad[0, 0, 0].item() == pytest.approx(p[0].item(), abs=1e-6)
+        assert logits.grad.sum().item() == pytest.approx(0, abs=1e-6)
+        if certain < -50:
+            assert logits.grad.abs().max() < 1e-6
+
+
+def test_skips_what_it_is_told_to_skip() -> None:
+    mask, tokens = torch.tensor([[True, True, True], [True, False, False]]), torch.zeros(2, 3, dtype=torch.long)
+    logits = torch.randn(2, 3, 5)
+    scores = AnswerScores(torch.zeros(2, 3), mask, tokens, logits=logits)
+    whole, late = (CEU(skip_first=count).forget_loss(scores) for count in (0, 1))
+    assert whole.tolist() == ce_u_loss(logits, tokens, mask).tolist()
+    assert late[0].item() == pytest.approx(ce_u_loss(logits[:1, 1:], tokens[:1, 1:], mask[:1, 1:]).item())
+    assert late[1].item() == 0, "an answer of one token has nothing left"
+    with pytest.raises(ValueError, match="skip_first is -1"):
+        CEU(skip_first=-1)

@@ -1,0 +1,183 @@
+"""The memory plan: against what runs really take, against arithmetic for an 8B model, and what it cannot plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+import llm_forget
+from llm_forget.config import UnlearnRecipe, build, load_recipe
+from llm_forget.errors import RecipeError
+from llm_forget.plan import GB, largest_batch, parse_memory, plan
+from llm_forget.testing import tiny_tokenizer
+
+LLAMA_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=8192,
+)
+CASES: dict[str, dict[str, Any]] = {
+    "lora": {"adapter": {"rank": 16, "alpha": 16}, "train": {"batch_size": 6}},
+    "checkpointing and kl": {
+        "adapter": {"rank": 16, "alpha": 16},
+        "retain": {"name": "kl"},
+        "train": {"batch_size": 8, "gradient_checkpointing": True},
+    },
+    "full": {"adapter": None, "train": {"batch_size": 4}},
+}
+
+
+def recipe_of(folder: Path, name: str, hidden: int, tokens: int, **changes: Any) -> dict[str, Any]:
+    """A recipe of a step or two on random weights, whose rows are all cut to so many tokens."""
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+        dtype="float32",
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder / name)
+    tiny_tokenizer().save_pretrained(folder / name)
+    for part in ("forget", "retain"):
+        rows = [{"question": f"{part[0]}{row}", "answer": f"{part} {row} " * 200} for row in range(8)]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = {"epochs": 1, "learning_rate": 1e-4, **changes.pop("train", {})}
+    return {
+        "model": {"name": str(folder / name), "dtype": "float32"},
+        "data": {part: {"path": str(folder / f"{part}.jsonl")} for part in ("forget", "retain")},
+        "encoding": {"max_length": tokens, "truncate": True},
+        "method": {"name": "npo"},
+        "train": train,
+        "stop": {"forget_target": None, "utility_floor": 0.0, "rows": 1, "every": 99},
+        "output_dir": str(folder / f"{name}-run"),
+        **changes,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("case", CASES)
+def test_the_plan_is_within_15_percent_of_a_whole_run(case: str, tmp_path: Path) -> None:
+    """Resident memory of a subprocess from loading to the written run folder, less what it held after a run that is tiny."""
+    values = recipe_of(tmp_path, "model", 384, 160, **CASES[case])
+    tiny = recipe_of(tmp_path, "tiny", 32, 48, **CASES[case])
+    for name, recipe in (("tiny", tiny), ("model", values)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(recipe))
+    planned = plan(build(UnlearnRecipe, values, "test"), on_card=False)
+    done = subprocess.run(
+        [sys.executable, "tests/measured_run.py", str(tmp_path / "tiny.json"), str(tmp_path / "model.json")],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(llm_forget.__path__[0]).parent),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+            "MALLOC_TRIM_THRESHOLD_": "65536",
+        },
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = int(done.stdout)
+    print(f"{case}: planned {planned.total / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    assert measured > 150e6, "large enough to mean something"
+    assert planned.total == pytest.approx(measured, rel=0.15)
+
+
+def test_8b_in_4_bits_on_a_card_of_40_gb() -> None:
+    """By hand: 224 linear layers of 6.98e9 weights at 0.5625 bytes, twice 525e6 in bf16 for embedding and head.
+
+    Rank 16 on q, k, v, o and three of the MLP: 16 · 32 · (8192 + 2 · 5120 + 8192 + 3 · 18432) = 41.9e6 weights in fp32.
+    """
+    recipe = load_recipe(UnlearnRecipe, "recipes/qlora/npo_8b_40gb.yaml")
+    found = plan(recipe, on_card=True, model_config=LLAMA_8B)
+    assert found.weights == pytest.approx(6.979e9 * 0.5625 + 2 * 128256 * 4096 * 2, rel=0.01)
+    assert found.adapter == found.gradients == found.best_state == 4 * 41_943_040
+    assert found.optimizer == pytest.approx(2.1 * 41_943_040)
+    assert found.reference == 0
+    assert (found.rows, found.tokens) == (8, 512)
+    assert found.needed < 20 * GB, "well under"
+    assert found.needed > found.total > found.weights
+
+
+def test_checkpointing_quantisation_and_width_move_the_plan_the_right_way() -> None:
+    def total(**changes: Any) -> float:
+        values: dict[str, Any] = {
+            "model": {"name": "a/b"},
+            "data": {"forget": {"path": "f"}, "retain": {"path": "r"}},
+            "method": {"name": "npo"},
+            "output_dir": "o",
+        }
+        small = LlamaConfig(
+            vocab_size=2000, hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=4
+        )
+        recipe = build(UnlearnRecipe, {**values, **changes}, "test")
+        return plan(recipe, on_card=True, tokens=64, model_config=small).total
+
+    usual = total()
+    assert total(train={"gradient_checkpointing": True}) < 0.6 * usual
+    assert total(train={"batch_size": 16}) > 1.3 * usual
+    assert total(retain={"name": "kl"}) > 1.05 * usual
+    assert total(adapter=None, retain={"name": "kl"}) > total(retain={"name": "kl"}) + 8 * 128 * 2000
+    assert total(model={"name": "a/b", "quantization": "nf4"}) < usual
+
+
+def test_the_largest_batch_fits_and_one_more_does_not() -> None:
+    from dataclasses import replace
+
+    recipe = load_recipe(UnlearnRecipe, "recipes/demo/npo.yaml")
+    small = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    how: dict[str, Any] = {"on_card": False, "tokens": 32, "model_config": small}
+    memory = 200e6
+    size = largest_batch(recipe, memory, **how)
+    assert size > 2
+    needed = [plan(replace(recipe, train=replace(recipe.train, batch_size=n)), **how).needed for n in (size, size + 1)]
+    assert needed[0] <= memory < needed[1]
+    assert largest_batch(recipe, 1e6, **how) == 0
+
+
+@pytest.mark.parametrize(("text", "size"), [("40GB", 40e9), ("24 GiB", 24 * 2**30), ("512mb", 512e6), ("1.5T", 1.5e12)])
+def test_sizes(text: str, size: float) -> None:
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "40", "GB", "-1GB", "0GB", "40GBit"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"is not a size; write for example 40GB"):
+        parse_memory(text)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    from llm_forget.cli import app
+
+    values = recipe_of(tmp_path, "model", 32, 32)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(values))
+    done = CliRunner().invoke(app, ["plan", "--config", str(path), "--memory", "2GB", "--train.batch_size", "2"])
+    assert done.exit_code == 0, done.output
+    assert "4 rows of 32 tokens" in done.output
+    assert "largest train.batch_size:" in done.output
+    refused = CliRunner().invoke(app, ["plan", "--config", str(path), "--model.name", str(tmp_path / "gone")])
+    assert isinstance(refused.exception, RecipeError)
