@@ -77,7 +77,9 @@ class Results:
         if stored:
             file = self.path.parent / stored["file"]
             if not file.is_file() or file_digest(file) != stored["sha256"]:
-                raise UserError(f"{file} is missing or of another evaluation; keep it beside {self.path.name}, or measure again")
+                raise UserError(
+                    f"{file} is missing or of another evaluation; keep it beside {self.path.name}, or measure again"
+                )
             frame = _tidy(pd.read_parquet(file))
             return frame[frame["set"].isin(list(self.raw.get("sets") or {}))].dropna(axis="columns", how="all")
         rows = [

@@ -19,7 +19,13 @@ def metric(value: float, forgotten: str) -> dict[str, Any]:
 
 
 def write_run(
-    folder: Path, *, forget: float, retain: float, method: str | None = None, seconds: float = 10.0, said: str | None = None
+    folder: Path,
+    *,
+    forget: float,
+    retain: float,
+    method: str | None = None,
+    seconds: float = 10.0,
+    said: str | None = None,
 ) -> Path:
     """One complete run; `said` is what the model is recorded to have said, as with keep_text."""
     folder.mkdir(parents=True)
