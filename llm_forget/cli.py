@@ -11,14 +11,19 @@ import typer
 from rich.console import Console
 
 from llm_forget.commands import adapters as adapter_commands
+from llm_forget.commands.chat import chat
+from llm_forget.commands.console import Json, print_json, run_command
+from llm_forget.commands.look import compare, report
 from llm_forget.commands.methods import methods
 from llm_forget.commands.plan import plan
 from llm_forget.commands.seeds import seeds
-from llm_forget.entry import quiet_libraries, run_entry
+from llm_forget.entry import quiet_libraries
 
 app = typer.Typer(
     name="llm-forget",
-    help="Make a language model forget, and measure that it did.",
+    help="Make a language model forget, and measure that it did. With --debug, errors show their traceback.",
+    epilog="Exit status: 0 done; 1 done, and the answer is no (doctor); 2 something given is wrong; 3 an error inside; "
+    "130 interrupted. Tab completion: llm-forget --install-completion",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -26,6 +31,9 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="The recipes that come with the package.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 app.command()(seeds)
+app.command()(compare)
+app.command()(report)
+app.command()(chat)
 _ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -42,14 +50,20 @@ app.command()(methods)
 
 
 @recipes_app.command("list")
-def list_recipes() -> None:
+def list_recipes(as_json: Json = False) -> None:
     """List the recipes, each with the first line of its header."""
     from llm_forget.shipped import shipped
 
     folder = shipped("recipes")
-    for path in sorted(folder.rglob("*.yaml")):
-        header = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        print(f"recipes/{path.relative_to(folder)}\t{header}")
+    headers = {
+        f"recipes/{path.relative_to(folder)}": path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        for path in sorted(folder.rglob("*.yaml"))
+    }
+    if as_json:
+        print_json(headers)
+        return
+    for name, header in headers.items():
+        print(f"{name}\t{header}")
 
 
 @recipes_app.command("copy")
@@ -144,7 +158,7 @@ app.command()(adapter_commands.compose)
 def main() -> None:
     """Entry point of the installed command."""
     quiet_libraries()
-    run_entry(lambda argv: app(argv, standalone_mode=True), sys.argv[1:])
+    run_command(app, sys.argv[1:])
 
 
 if __name__ == "__main__":

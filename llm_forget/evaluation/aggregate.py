@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import nan, sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from llm_forget.evaluation.score import Floats
+if TYPE_CHECKING:  # not at run time: comparing runs needs intervals and no torch
+    from llm_forget.evaluation.score import Floats
 
 RESAMPLES = 2000
 # Standard normal quantile of 0.975, for a 95 % interval.

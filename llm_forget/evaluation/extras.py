@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
-from llm_forget.errors import UserError
+from llm_forget.extras import require_extra
 
 
 def require(module: str, what: str) -> None:
-    """Make sure that an optional package is there.
+    """Make sure that a package of the extra ``eval`` is there.
 
     Args:
         module: the name that it is imported by.
@@ -17,5 +15,4 @@ def require(module: str, what: str) -> None:
     Raises:
         UserError: it is not installed.
     """
-    if importlib.util.find_spec(module) is None:
-        raise UserError(f"{what} needs the package {module}, which is not installed: pip install llm-forget[eval]")
+    require_extra(module, what, "eval")

@@ -1,0 +1,61 @@
+"""Run folders made on the spot: small, complete, and of the schema that the evaluation writes now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_forget.evaluation.results import write_results
+
+SETS = ("forget", "retain")
+
+
+def metric(value: float, forgotten: str) -> dict[str, Any]:
+    ends = {"low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05)}
+    return {"value": value, "n": 3, "seed": 0, "bounds": [0.0, 1.0], "forgotten": forgotten, **ends}
+
+
+def write_run(
+    folder: Path,
+    *,
+    forget: float,
+    retain: float,
+    method: str | None = None,
+    seconds: float = 10.0,
+    said: str | None = None,
+) -> Path:
+    """One complete run; `said` is what the model is recorded to have said, as with keep_text."""
+    folder.mkdir(parents=True)
+    result = {"seconds": seconds, "steps": 4, **({"method": method} if method else {})}
+    (folder / "result.json").write_text(json.dumps(result))
+    recipe = {"model": {"name": "../target/model"}, "train": {"epochs": 2}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    values = {"forget": forget, "retain": retain}
+    text = {} if said is None else {"generated": said}
+    sets = {
+        name: {
+            "forget": name == "forget",
+            "n": 3,
+            "digest": f"digest-{name}",
+            "metrics": {"probability": metric(values[name], "low" if name == "forget" else "none")},
+            "examples": {f"{name}{i}": {"probability": values[name] + (i - 1) / 100, **text} for i in range(3)},
+        }
+        for name in SETS
+    }
+    correct = {"q0": [True, True], "q1": [False, True]}
+    capability = {"task": "arc", "n": 2, "acc": {"value": 0.5, "n": 2}, "correct": correct}
+    header = {"schema": 2, "suite": "tiny", "settings": {"seed": 0}, "seconds": {"score": 1.0}}
+    write_results({**header, "sets": sets, "capability": capability}, folder / "eval" / "tiny.json")
+    return folder
+
+
+def write_family(root: Path, said: str | None = None) -> Path:
+    """Target, oracle and two unlearned runs: npo forgets more at the same retain score, so it alone is on the front."""
+    write_run(root / "target", forget=0.9, retain=0.8)
+    write_run(root / "oracle", forget=0.1, retain=0.8)
+    write_run(root / "npo", forget=0.15, retain=0.8, method="npo", said=said)
+    write_run(root / "grad_ascent", forget=0.3, retain=0.5, method="grad_ascent", said=said)
+    return root
