@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from accelerate import PartialState
 from torch import Tensor
 
+from llm_forget.adapters.extract import deficiency
+from llm_forget.adapters.lora import Factors
 from llm_forget.checks import Checks
 from llm_forget.config import TrainConfig
 from llm_forget.data.pairs import schedule
@@ -47,21 +49,38 @@ class AdapterSession:
 
     def train_towards(self, steps: int) -> None:
         """The next steps towards the forget set. A stays as it is, so that the change of the weights is linear in that of B."""
-        run = self._run
         pairs, self._forget = self._forget[: steps * self._batch], self._forget[steps * self._batch :]
-        fixed = [value for name, value in run.model.named_parameters() if value.requires_grad and "lora_B" not in name]
         self._before = self._lora_b()
+        self._change = self._learned(self._run.objective(), pairs, "towards")
+
+    def leave_shared(self, steps: int) -> None:
+        """Ext-Sub's projection of the change, against what as many steps on retain rows change from the same start.
+
+        Both are changes of B under one A, so that the projection keeps the rank.
+        """
+        self.set_strength(0.0)
+        kept = self._learned(Objective(method=None, retain=NLL()), self._retain_pairs(steps), "retain direction")
+        weights = dict(self._run.model.named_parameters())
+        for name, change in self._change.items():
+            a = weights[name.replace("lora_B", "lora_A")].detach().float()
+            part = deficiency(Factors(a, change.float(), 1.0), Factors(a, kept[name].float(), 1.0))
+            self._change[name] = part.B.to(change)
+
+    def _learned(self, objective: Objective, pairs: list[tuple[int, int | None]], label: str) -> dict[str, Tensor]:
+        """What training changes in B, with A held; the model is left trained."""
+        run, before = self._run, self._lora_b()
+        fixed = [value for name, value in run.model.named_parameters() if value.requires_grad and "lora_B" not in name]
         for value in fixed:
             value.requires_grad_(False)
         try:
-            self._train(run.objective(), pairs, "towards", replace(run.recipe.train, schedule="constant"))
+            self._train(objective, pairs, label, replace(run.recipe.train, schedule="constant"))
         finally:
             for value in fixed:
                 value.requires_grad_(True)
-        self._change = {name: value - self._before[name] for name, value in self._lora_b().items()}
+        return {name: value - before[name] for name, value in self._lora_b().items()}
 
     def set_strength(self, strength: float) -> None:
-        """B ← B before − strength · what training changed, in fp32."""
+        """B ← B before − strength · the change, in fp32."""
         for name, value in self._run.model.named_parameters():
             if name in self._change:
                 put(value, self._before[name] - strength * self._change[name])
@@ -74,13 +93,8 @@ class AdapterSession:
 
     def heal(self, steps: int, learning_rate: float | None) -> None:
         """Train on the next retain rows alone, for so many steps."""
-        run = self._run
-        # the forget half of a pair is not looked at here, so the shortest row stands in for it
-        lengths = [len(row.input_ids) for row in run.sets.forget]
-        shortest = min(range(len(lengths)), key=lengths.__getitem__)
-        pairs: list[tuple[int, int | None]] = [(shortest, next(self._retain)) for _ in range(steps * self._batch)]
-        train = replace(run.recipe.train, learning_rate=learning_rate or run.recipe.train.learning_rate)
-        self._train(Objective(method=None, retain=NLL()), pairs, "healing", train)
+        train = replace(self._run.recipe.train, learning_rate=learning_rate or self._run.recipe.train.learning_rate)
+        self._train(Objective(method=None, retain=NLL()), self._retain_pairs(steps), "healing", train)
 
     def settled(self, now: Measurement) -> bool:
         """Judge a state; the best one is what the run goes back to in the end."""
@@ -93,6 +107,12 @@ class AdapterSession:
             raise RecipeError(
                 f"the gradient was not finite at step {trainer.non_finite_at} of {label}; lower train.learning_rate"
             )
+
+    def _retain_pairs(self, steps: int) -> list[tuple[int, int | None]]:
+        # the forget half of a pair is not looked at here, so the shortest row stands in for it
+        lengths = [len(row.input_ids) for row in self._run.sets.forget]
+        shortest = min(range(len(lengths)), key=lengths.__getitem__)
+        return [(shortest, next(self._retain)) for _ in range(steps * self._batch)]
 
     def _lora_b(self) -> dict[str, Tensor]:
         return {name: value for name, value in trainable_state(self._run.model).items() if "lora_B" in name}

@@ -135,9 +135,11 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _suite(options: argparse.Namespace) -> Suite:
-    """The likelihood part of the TOFU suite."""
+    """The likelihood part of the TOFU suite: without gradient norms, which take a backward a row."""
     changes = {"data_dir": options.data_dir, "perplexity": "null", "capability": "null"}
     suite = load_suite("tofu", changes)
+    if suite.attacks is not None:
+        suite = replace(suite, attacks=replace(suite.attacks, attacks=None))
     sets = {name: replace(one, generate=False, limit=options.limit) for name, one in suite.sets.items()}
     return replace(suite, sets=sets)
 

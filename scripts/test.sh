@@ -33,5 +33,8 @@ for path in ('recipes/demo/npo.yaml', 'eval/suites/demo.yaml', 'eval/capability/
 print('llm_forget', llm_forget.__version__, 'imports, with its recipes and suites')
 ")
 
+echo "== chromium, for the tests of the report's page"
+timeout 300 bash scripts/install_chromium.sh >/dev/null 2>&1 || echo "not installed here: those tests skip"
+
 echo "== tests"
 "$python" -m pytest "$@"

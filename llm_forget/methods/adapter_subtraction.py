@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from llm_forget.errors import RecipeError
 from llm_forget.logprobs import AnswerScores
 from llm_forget.methods import Needs
 from llm_forget.stop import Measurement
@@ -44,6 +45,9 @@ class Session(Protocol):
 
     def train_towards(self, steps: int) -> None:
         """Make the next so many of the recipe's steps towards the forget set, from the adapter as it stands."""
+
+    def leave_shared(self, steps: int) -> None:
+        """Take out of that change what it shares with as many steps on retain rows (``adapters.extract.deficiency``)."""
 
     def set_strength(self, strength: float) -> None:
         """Replace the change that the last ``train_towards`` made by −strength times it."""
@@ -113,6 +117,8 @@ class AdapterSubtraction:
         tries: bisections of the search.
         search_floor: share of the retain probability that the search must leave; below the recipe's utility floor when
             healing brings it back.
+        project: Ext-Sub's projection before each subtraction: as many steps again on retain rows, from the same start, and
+            what both changes share stays in the model. EVIDENCE
     """
 
     strength: float | None = 4.0
@@ -122,12 +128,13 @@ class AdapterSubtraction:
     maximum: float = 16.0
     tries: int = 5
     search_floor: float = 0.05
+    project: bool = False
 
     needs: ClassVar[Needs] = Needs()
     default_retain: ClassVar[str | None] = None
     bounded: ClassVar[bool] = True
     towards: ClassVar[bool] = True
-    paper: ClassVar[str] = "Ilharco et al. 2022, arXiv:2212.04089; Zhang et al. 2023, arXiv:2306.14870"
+    paper: ClassVar[str] = "Ilharco et al. 2022, arXiv:2212.04089; Zhang et al. 2023, arXiv:2306.14870; Hu et al. 2023, arXiv:2308.08090"
 
     def __post_init__(self) -> None:
         for name in ("strength", "maximum", "heal_learning_rate"):
@@ -160,13 +167,20 @@ class AdapterSubtraction:
         Returns:
             What was chosen and measured, for the run's record: ``strength``, ``rounds`` made, and the probabilities
             after the last subtraction, before its healing.
+
+        Raises:
+            RecipeError: ``project`` without retain rows.
         """
+        if self.project and session.floor is None:
+            raise RecipeError("method adapter_subtraction: project compares with retain rows; add data.retain")
         heal_steps = session.steps if self.heal_steps is None else self.heal_steps
         rounds = max(min(self.rounds, session.steps), 1)
         plan = zip(share(session.steps, rounds), share(heal_steps, rounds), strict=True)
         found: dict[str, float] = {}
         for index, (towards, healing) in enumerate(plan, start=1):
             session.train_towards(towards)
+            if self.project:
+                session.leave_shared(towards)
             strength = self._search(session) if self.strength is None else self.strength
             session.set_strength(strength)
             now = session.measure()

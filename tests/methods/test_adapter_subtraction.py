@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_forget.errors import RecipeError
 from llm_forget.methods.adapter_subtraction import AdapterSubtraction, adapter_subtraction_loss, search_strength, share
 from llm_forget.stop import Measurement
 
@@ -119,6 +120,9 @@ class FakeSession:
         self.total, self.change = self.total + self.change, 0.0
         self.log.append(("towards", steps))
 
+    def leave_shared(self, steps: int) -> None:
+        self.log.append(("leave shared", steps))
+
     def set_strength(self, strength: float) -> None:
         self.change = strength
 
@@ -186,6 +190,24 @@ def test_rounds_share_the_steps_and_are_judged_after_their_healing() -> None:
     assert judged == pytest.approx([math.exp(-0.4), math.exp(-0.8), math.exp(-1.2)], abs=1e-6)
     assert details["rounds"] == 3
     assert details["forget_after_subtraction"] == pytest.approx(math.exp(-1.3))
+
+
+def test_the_projection_takes_as_many_steps_as_the_training_before_it() -> None:
+    session = FakeSession(steps=5)
+    AdapterSubtraction(strength=0.1, rounds=2, project=True).finish(session)
+    assert [entry[:2] for entry in session.log if entry[0] in ("towards", "leave shared")] == [
+        ("towards", 3),
+        ("leave shared", 3),
+        ("towards", 2),
+        ("leave shared", 2),
+    ]
+
+
+def test_the_projection_needs_retain_rows() -> None:
+    session = FakeSession(floor=None, retain_rate=None)
+    with pytest.raises(RecipeError, match=r"add data\.retain"):
+        AdapterSubtraction(project=True).finish(session)
+    assert not session.log, "nothing was trained"
 
 
 def test_rounds_end_when_the_target_is_reached() -> None:
