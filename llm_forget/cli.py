@@ -34,7 +34,8 @@ app.command()(seeds)
 app.command()(compare)
 app.command()(report)
 app.command()(chat)
-_ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
+# --help goes to the script too, which knows every field of its recipe
+_ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 @app.command()

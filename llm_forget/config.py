@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -19,12 +19,10 @@ from llm_forget.errors import RecipeError, UserError
 from llm_forget.shipped import shipped
 
 Recipe = TypeVar("Recipe")
-# PyYAML raises the last two for a date that does not exist and for brackets without end.
 _MOST = 65_536  # of ranks, rows in a batch, epochs: more is a slip of the keyboard
-_PATHS, _LONGEST_NAME = (
-    {"output_dir", "adapter", "path", "name"},
-    180,
-)  # a file system's 255, less what temporary names add
+_PATHS = {"output_dir", "adapter", "path", "name"}
+_LONGEST_NAME = 180  # a file system's 255, less what temporary names add
+# PyYAML raises the last two for a date that does not exist and for brackets without end.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
@@ -245,35 +243,6 @@ def _check_seed(seed: int) -> None:
         raise ValueError(f"seed is {seed}; it must be 0 or more and below 2**32")
 
 
-def parse_command_line(recipe_class: type[Recipe], argv: Sequence[str]) -> Recipe:
-    """``--config file.yaml --key.sub value …`` → a checked recipe.
-
-    Args:
-        recipe_class: the dataclass to fill.
-        argv: the arguments after the script's name. Values are read as YAML: ``--train.epochs 3 --adapter null``.
-
-    Raises:
-        RecipeError: with every mistake found, each with its remedy.
-    """
-    path, overrides = None, {}
-    rest = list(argv)
-    while rest:
-        flag, separator, value = rest.pop(0).partition("=")
-        if not flag.startswith("--") or len(flag) == 2:
-            raise RecipeError(f"{flag!r} is not an option; give --config FILE and then --key.sub VALUE")
-        if not separator:
-            if not rest:
-                raise RecipeError(f"{flag} has no value; write {flag} VALUE")
-            value = rest.pop(0)
-        if flag == "--config":
-            path = value
-        else:
-            overrides[flag[2:].replace("-", "_")] = value
-    if path is None:
-        raise RecipeError("no recipe given; add --config FILE, for example --config recipes/demo/npo.yaml")
-    return load_recipe(recipe_class, path, overrides)
-
-
 def load_recipe(recipe_class: type[Recipe], path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
     """Read a recipe file, apply dotted overrides, and check the whole.
 
@@ -292,9 +261,18 @@ def load_recipe(recipe_class: type[Recipe], path: str | Path, overrides: Mapping
         raise RecipeError(
             f"recipe {path} holds {type(values).__name__}, not keys and values; see recipes/demo/npo.yaml"
         )
-    for key, value in (overrides or {}).items():
-        _set(values, key, value)
-    return build(recipe_class, values, str(path))
+    return build(recipe_class, with_overrides(values, overrides or {}), str(path))
+
+
+def with_overrides(values: dict[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
+    """Set dotted keys to what their texts mean as YAML, in place.
+
+    Raises:
+        RecipeError: a text is no YAML, or a key lies below a value.
+    """
+    for key, text in overrides.items():
+        _set(values, key, text)
+    return values
 
 
 def _set(values: dict[str, Any], dotted: str, text: str) -> None:

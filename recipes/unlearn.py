@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from llm_forget.config import UnlearnRecipe, parse_command_line
+from llm_forget.command_line import parse_command_line
+from llm_forget.config import UnlearnRecipe
 from llm_forget.entry import run_entry
 
 

@@ -12,6 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llm_forget.command_line import comments, describe, parse_command_line
 from llm_forget.config import (
     FinetuneRecipe,
     StopConfig,
@@ -19,10 +20,10 @@ from llm_forget.config import (
     UnlearnRecipe,
     build,
     load_recipe,
-    parse_command_line,
     to_yaml,
 )
 from llm_forget.errors import RecipeError
+from llm_forget.evaluation.recipe import EvalRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(
@@ -136,10 +137,39 @@ def test_an_override_with_an_equals_sign_in_its_value(file: Path) -> None:
     assert parse_command_line(UnlearnRecipe, [f"--config={file}", "--output_dir=runs/a=b"]).output_dir == "runs/a=b"
 
 
+def test_options_alone_make_a_recipe() -> None:
+    arguments = ["--model.name=a", "--data.forget.path=f.jsonl", "--method", "{name: npo}", "--output_dir=runs/a"]
+    recipe = parse_command_line(UnlearnRecipe, arguments)
+    assert (recipe.model.name, recipe.method, recipe.stop.every) == ("a", {"name": "npo"}, 3)
+
+
+def test_help_names_every_field_with_its_type_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    for argument in ("--help", "-h"):
+        with pytest.raises(SystemExit) as ended:
+            parse_command_line(UnlearnRecipe, ["--config", "gone.yaml", argument])
+        assert ended.value.code == 0
+        shown = capsys.readouterr().out
+        assert "--train.epochs  int [10]" in shown
+        assert "--output_dir  str (required)\n      The run folder." in shown
+        assert "--model.quantization  nf4|int8|null [null]" in shown
+        assert "--data.retain  {…}|null [null]" in shown
+        assert shown.count("Read only the first so many rows.") == 1, "the same fields are described once"
+        assert "Fields as --data.forget." in shown
+
+
+def test_each_comment_goes_to_the_field_below_it() -> None:
+    assert comments(StopConfig)["every"] == "Optimiser steps between checks."
+    assert "learning_rate" in comments(TrainConfig)
+    assert "epochs" not in comments(TrainConfig), "it has none"
+    for recipe_class in (UnlearnRecipe, FinetuneRecipe, EvalRecipe):
+        assert "--model.name" in describe(recipe_class)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "--config FILE"),
+        (["--train.epochs", "3"], "output_dir: is missing"),
         (["train.epochs", "3"], "'train.epochs' is not an option"),
         (["--"], "not an option"),
         (["--config"], "--config has no value"),

@@ -19,7 +19,8 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from llm_forget.config import UnlearnRecipe, parse_command_line
+    from llm_forget.command_line import parse_command_line
+    from llm_forget.config import UnlearnRecipe
     from llm_forget.errors import RecipeError
     from llm_forget.plan import GB, largest_batch, parse_memory
     from llm_forget.plan import plan as make_plan

@@ -134,7 +134,9 @@ class AdapterSubtraction:
     default_retain: ClassVar[str | None] = None
     bounded: ClassVar[bool] = True
     towards: ClassVar[bool] = True
-    paper: ClassVar[str] = "Ilharco et al. 2022, arXiv:2212.04089; Zhang et al. 2023, arXiv:2306.14870; Hu et al. 2023, arXiv:2308.08090"
+    paper: ClassVar[str] = (
+        "Ilharco et al. 2022, arXiv:2212.04089; Zhang et al. 2023, arXiv:2306.14870; Hu et al. 2023, arXiv:2308.08090"
+    )
 
     def __post_init__(self) -> None:
         for name in ("strength", "maximum", "heal_learning_rate"):
