@@ -15,7 +15,7 @@ from llm_forget.models import locate_model
 from llm_forget.stop import Measurement
 
 # What may change between an interruption and going on: it does not change a weight.
-_FREE = {"output_dir", "overwrite", "resume", "train.save_steps", "train.keep_checkpoints"}
+_FREE = {"output_dir", "overwrite", "resume", "train.save_steps", "train.keep_checkpoints", "train.trackers"}
 
 
 def run_identity(

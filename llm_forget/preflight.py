@@ -14,6 +14,7 @@ from llm_forget.plugins import find_class
 from llm_forget.resume import check_checkpoints
 from llm_forget.retain import RetainTerm
 from llm_forget.runfolder import check_output
+from llm_forget.trackers import check_trackers
 from llm_forget.trainer import Objective
 from llm_forget.wrappers import Wrapper
 from llm_forget.wrapping import build_wrappers
@@ -82,4 +83,5 @@ def make_plan(recipe: UnlearnRecipe) -> Plan:
     except ValueError as error:
         raise RecipeError(str(error)) from None
     check_arguments(recipe.train, recipe.seed)
+    check_trackers(recipe.train.trackers, recipe.output_dir)
     return Plan(method, retain, wrappers, layer)

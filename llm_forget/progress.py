@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from llm_forget.stop import Measurement, Verdict
+from llm_forget.trackers import Trackers
 
 _LINES = 4  # lines a training phase writes where there is no terminal
 
@@ -21,10 +22,18 @@ class MetricsLog(TrainerCallback):
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     phase: str = "train"
+    # Sent every row too.
+    trackers: Trackers | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Keep one row of numbers."""
-        self.rows.append({"phase": self.phase, "step": state.global_step, **(logs or {})})
+        self.add({"phase": self.phase, "step": state.global_step, **(logs or {})})
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row, and send it to the trackers."""
+        self.rows.append(row)
+        if self.trackers is not None:
+            self.trackers.row(row)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far, for a checkpoint."""
@@ -36,8 +45,8 @@ class MetricsLog(TrainerCallback):
 
     def check(self, now: Measurement, verdict: Verdict) -> None:
         """Keep one measurement of the stop rule."""
-        row = {"phase": "check", "step": now.step, "forget": now.forget, "retain": now.retain, "verdict": verdict.name}
-        self.rows.append(row)
+        numbers = {"forget": now.forget, "retain": now.retain}
+        self.add({"phase": "check", "step": now.step, **numbers, "verdict": verdict.name})
 
 
 class ProgressBar(TrainerCallback):

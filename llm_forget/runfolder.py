@@ -26,6 +26,7 @@ from llm_forget.errors import RecipeError, UserError
 from llm_forget.files import new_folder, tidy, write_json, write_text
 from llm_forget.models import locate_model
 from llm_forget.stop import Measurement
+from llm_forget.trackers import keep_logs
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "bitsandbytes")
 RESULT_NAME = "result.json"  # written last: a folder without it is not a run
@@ -149,6 +150,7 @@ def write_run(
         write_text(folder / "recipe.yaml", to_yaml(recipe))
         write_json(folder / "env.json", environment())
         write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
+        keep_logs(recipe, folder)
         write_json(folder / RESULT_NAME, {"schema": 1, **asdict(record), "base_digest": digest})
     return target
 

@@ -39,6 +39,7 @@ from llm_forget.resume import Saving, checkpoint_folder, drop_checkpoints
 from llm_forget.rounds import AdapterSession
 from llm_forget.runfolder import RunRecord, explained_if_full, write_run
 from llm_forget.stop import Measurement, StopRule, Verdict
+from llm_forget.trackers import drop_logs, tracking
 from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
 from llm_forget.weights import frozen_copy, trainable_state
 from llm_forget.wrapping import trained_blocks
@@ -135,7 +136,8 @@ def run_on(
     if recipe.train.compile:
         compile_blocks(model)
     run = Run(recipe, plan, sets, model, tokenizer.pad_token_id, console, alternatives, in_memory=in_memory)
-    outcome = run.execute()
+    with tracking(recipe) as run.metrics.trackers:
+        outcome = run.execute()
     record = RunRecord(
         method=str(recipe.method["name"]),
         reason=outcome.reason,
@@ -156,6 +158,7 @@ def run_on(
         if PartialState().is_main_process:
             with explained_if_full(recipe.output_dir):
                 write_run(recipe, record, model, tokenizer, outcome.metrics, state, in_memory=in_memory)
+            drop_logs(recipe)
             drop_checkpoints(recipe.output_dir)
         PartialState().wait_for_everyone()
     return Finished(record, model, outcome.metrics)
@@ -290,6 +293,8 @@ class Run:
             callbacks=[bar, self.metrics, *([self.checks] if guarded else [])],
         )
         self._phase += 1
+        if self.metrics.trackers is not None:
+            self.metrics.trackers.offset = self.steps
         trainer.saving = self._saving()
         trainer.stateful = {
             "metrics": self.metrics,
