@@ -1,8 +1,8 @@
 """Experiment trackers (TensorBoard, trackio, W&B, MLflow) by way of Accelerate's: sent numbers, and never text of the data.
 
 A run's tracker lives for the whole run, whatever phases it has. What it writes goes to ``<output_dir>.logs`` while the run lasts
-and into the run folder with it, unless the tracker's own variable says where: ``TENSORBOARD_LOGGING_DIR``, ``TRACKIO_DIR``,
-``WANDB_DIR``, ``MLFLOW_TRACKING_URI``.
+and into the run folder with it, unless the tracker's own variable says where: ``TENSORBOARD_LOGGING_DIR``, ``WANDB_DIR``,
+``MLFLOW_TRACKING_URI``. trackio keeps all runs in a folder of its own (``TRACKIO_DIR``), where ``trackio show`` finds them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,16 +62,11 @@ class Trackers:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Send one row of a run's metrics: its numbers, under the name of their phase."""
-        before = self.offset if row["phase"] == "train" else 0  # checks count all phases themselves
+        before = 0 if row["phase"] == "check" else self.offset  # checks count all phases themselves
         step = self._last = max(self._last, before + int(row["step"]))
         values = {f"{row['phase']}/{key}": value for key, value in row.items() if key != "step" and _is_number(value)}
         for tracker in self._started:
             tracker.log(values, step=step)
-
-    def finish(self) -> None:
-        """End the trackers' runs, so that their files are whole; a second call does nothing."""
-        while self._started:
-            self._started.pop().finish()
 
 
 @contextmanager
@@ -88,13 +83,9 @@ def tracking(recipe: Any) -> Iterator[Trackers]:
     folder = log_folder(recipe.output_dir) if names else Path()
     if names and not getattr(recipe, "resume", False):
         shutil.rmtree(folder, ignore_errors=True)
-    trackers = Trackers([])
-    try:
-        for name in dict.fromkeys(names):
-            trackers._started.append(_start(name, folder, Path(recipe.output_dir).name, sent_settings(recipe)))
-        yield trackers
-    finally:
-        trackers.finish()
+    with ExitStack() as ending:
+        settings = sent_settings(recipe)
+        yield Trackers([_start(name, folder, Path(recipe.output_dir).name, settings, ending) for name in names])
 
 
 def keep_logs(recipe: Any, folder: Path) -> None:
@@ -126,10 +117,11 @@ def sent_settings(recipe: Any) -> dict[str, Any]:
     return sent
 
 
-def _start(name: str, folder: Path, run_name: str, settings: Mapping[str, Any]) -> Any:
+def _start(name: str, folder: Path, run_name: str, settings: Mapping[str, Any], ending: ExitStack) -> Any:
     try:
-        tracker = _STARTERS[name](folder, run_name)
+        tracker = _STARTERS[name](folder, run_name, ending)
         tracker.start()
+        ending.callback(tracker.finish)
         tracker.store_init_configuration(dict(settings))
     except Exception as error:  # of somebody else's service: anything may be wrong there
         raise UserError(
@@ -139,21 +131,20 @@ def _start(name: str, folder: Path, run_name: str, settings: Mapping[str, Any]) 
     return tracker
 
 
-def _tensorboard(folder: Path, run_name: str) -> Any:
+def _tensorboard(folder: Path, run_name: str, ending: ExitStack) -> Any:
     from accelerate.tracking import TensorBoardTracker
 
     given = os.environ.get("TENSORBOARD_LOGGING_DIR")
     return TensorBoardTracker(run_name if given else "tensorboard", logging_dir=given or folder)
 
 
-def _trackio(folder: Path, run_name: str) -> Any:
-    os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").resolve()))  # read when the package is imported
+def _trackio(folder: Path, run_name: str, ending: ExitStack) -> Any:
     from accelerate.tracking import TrackioTracker
 
     return TrackioTracker(os.environ.get("TRACKIO_PROJECT", _PROJECT), name=run_name)
 
 
-def _wandb(folder: Path, run_name: str) -> Any:
+def _wandb(folder: Path, run_name: str, ending: ExitStack) -> Any:
     from accelerate.tracking import WandBTracker
 
     # console output, code, notebooks and git state may hold anything
@@ -163,13 +154,17 @@ def _wandb(folder: Path, run_name: str) -> Any:
     return WandBTracker(os.environ.get("WANDB_PROJECT", _PROJECT), name=run_name, settings=silent, **where)
 
 
-def _mlflow(folder: Path, run_name: str) -> Any:
+def _mlflow(folder: Path, run_name: str, ending: ExitStack) -> Any:
     import mlflow
     from accelerate.tracking import MLflowTracker
 
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        mlflow.set_tracking_uri((folder / "mlflow").resolve().as_uri())
-    return MLflowTracker(_PROJECT, run_name=run_name)
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        return MLflowTracker(_PROJECT, run_name=run_name)
+    own = (folder / "mlflow").resolve()
+    own.mkdir(parents=True, exist_ok=True)
+    ending.callback(mlflow.set_tracking_uri, mlflow.get_tracking_uri())  # what a notebook logs next is its own
+    mlflow.set_tracking_uri(f"sqlite:///{own / 'mlflow.db'}")
+    return MLflowTracker(_PROJECT, run_name=run_name, logging_dir=str(own))
 
 
 _STARTERS = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb, "mlflow": _mlflow}
