@@ -185,7 +185,7 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
     return model, load_tokenizer(config)
 
 
-def keep_gradients_through(model: nn.Module) -> None:
+def keep_gradients_through(model: Any) -> None:
     """Keep bitsandbytes from repacking 4-bit weights on a CPU, as it would at the first forward without gradient.
 
     No gradient flows through them ever after: blocks below the last would learn nothing, without a word.

@@ -132,25 +132,21 @@ def refused(data: Path) -> None:
     text = (data / "forget.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     model, tokenizer = load_model(ModelConfig("runs/target/model", dtype="float32"))
-    bad: list[Any] = [
-        [*rows, {"question": rows[0]["question"], "answer": None}],
-        [*rows, rows[0]["answer"]],
-        [{rows[0]["question"]: 1, "answer": "x"}],
-        rows[0],
+    bad: list[tuple[Any, Any]] = [
+        ([*rows, {"question": rows[0]["question"], "answer": None}], None),
+        ([*rows, rows[0]["answer"]], None),
+        ([{rows[0]["question"]: 1, "answer": "x"}], None),
+        (rows[0], None),
+        (rows, rows),
+        (data / "broken.jsonl", None),
     ]
-    for given in bad:
-        for retain in (None, rows):
-            try:
-                unlearn(model, tokenizer, forget=given, retain=retain)
-            except UserError as error:
-                print(error)
-            else:
-                raise SystemExit("bad rows were taken")
-    Path("broken").mkdir()
-    try:
-        unlearn(model, tokenizer, forget=data / "broken.jsonl")
-    except UserError as error:
-        print(error)
+    for given, retain in bad:
+        try:
+            unlearn(model, tokenizer, forget=given, retain=retain)
+        except UserError as error:
+            print(error)
+        else:
+            raise SystemExit("bad rows were taken")
 
 
 def kept(data: Path) -> None:

@@ -47,6 +47,8 @@ def spellings() -> dict[str, bytes]:
         raw = text.encode()
         found |= {
             f"{index} plain": raw,
+            f"{index} in lower case": text.lower().encode(),
+            f"{index} in upper case": text.upper().encode(),
             f"{index} utf-16": text.encode("utf-16-le"),
             f"{index} json": json.dumps(text)[1:-1].encode(),
             f"{index} html": html.escape(text).encode("ascii", "xmlcharrefreplace"),
@@ -103,7 +105,7 @@ def leaks(root: Path) -> list[str]:
         if not path.is_file():
             continue
         for name, content in contents(str(path.relative_to(root)), path.read_bytes()):
-            forms = (content, content.lower(), squeezed(content))
+            forms = (content, content.lower(), b"".join(content.split()), squeezed(content))
             found += [f"{name}: {how}" for how, value in wanted.items() if any(value in form for form in forms)]
     return found
 
