@@ -1,3 +1,25 @@
 """llm-forget: make a language model forget, and measure that it did."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_forget.api import evaluate, unlearn
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "unlearn"]
+
+
+def __getattr__(name: str) -> Any:
+    """``unlearn`` and ``evaluate`` when they are asked for: importing torch takes seconds."""
+    if name in ("evaluate", "unlearn"):
+        from llm_forget import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """With the names that are not imported yet."""
+    return sorted({*globals(), *__all__})

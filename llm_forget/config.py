@@ -22,6 +22,7 @@ Recipe = TypeVar("Recipe")
 _MOST = 65_536  # of ranks, rows in a batch, epochs: more is a slip of the keyboard
 _PATHS = {"output_dir", "adapter", "path", "name"}
 _LONGEST_NAME = 180  # a file system's 255, less what temporary names add
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 # PyYAML raises the last two for a date that does not exist and for brackets without end.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
@@ -139,8 +140,13 @@ class TrainConfig:
     save_steps: int = 100
     # So many checkpoints stay.
     keep_checkpoints: int = 2
+    # Any of tensorboard, trackio, wandb, mlflow (pip install llm-forget[tensorboard], ...): sent numbers, never text of the
+    # data. Their files end up in <output_dir>/logs, unless the tracker's own variable says where (WANDB_DIR, ...).
+    trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if unknown := [name for name in self.trackers if name not in TRACKERS]:
+            raise ValueError(f"trackers names {', '.join(unknown)}; known are {', '.join(TRACKERS)}")
         if self.save_steps < 0:
             raise ValueError(f"save_steps is {self.save_steps}; it must be 0 (only on SIGTERM) or more")
         for name in ("epochs", "batch_size", "gradient_accumulation", "keep_checkpoints"):

@@ -23,8 +23,9 @@ from llm_forget.launch import check_launch
 from llm_forget.logprobs import score_answers
 from llm_forget.measure import held_in_bf16
 from llm_forget.models import add_adapter, compile_blocks, frozen_dtype, load_model, load_tokenizer
-from llm_forget.progress import ProgressBar
+from llm_forget.progress import MetricsLog, ProgressBar
 from llm_forget.runfolder import RESULT_NAME, check_output, environment
+from llm_forget.trackers import check_trackers, drop_logs, keep_logs, tracking
 
 
 def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
         )
     check_output(recipe.output_dir, recipe.overwrite)
     check_arguments(recipe.train, recipe.seed)
+    check_trackers(recipe.train.trackers, recipe.output_dir)
     examples = [example for source in recipe.data for example in read_examples(source)]
     rows, report = encode_all(load_tokenizer(recipe.model), examples, recipe.encoding, role="training")
     for warning in report.warnings:
@@ -61,7 +63,8 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
         model = add_adapter(model, recipe.adapter)
     if recipe.train.compile:
         compile_blocks(model)
-    trainer = _train(recipe, model, tokenizer, rows, console)
+    with tracking(recipe) as trackers:
+        trainer = _train(recipe, model, tokenizer, rows, console, MetricsLog(trackers=trackers))
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     result = {
         "schema": 1,
@@ -74,11 +77,14 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     }
     if PartialState().is_main_process:
         _write(recipe, model, tokenizer, result)
+        drop_logs(recipe)
     PartialState().wait_for_everyone()
     return result
 
 
-def _train(recipe: FinetuneRecipe, model: Any, tokenizer: Any, rows: Sequence[Encoded], console: Console) -> Any:
+def _train(
+    recipe: FinetuneRecipe, model: Any, tokenizer: Any, rows: Sequence[Encoded], console: Console, log: MetricsLog
+) -> Any:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -117,7 +123,7 @@ def _train(recipe: FinetuneRecipe, model: Any, tokenizer: Any, rows: Sequence[En
         ),
         train_dataset=Dataset.from_list(labelled),
         processing_class=tokenizer,
-        callbacks=[ProgressBar(console, f"learning {Path(recipe.output_dir).name}")],
+        callbacks=[ProgressBar(console, f"learning {Path(recipe.output_dir).name}"), log],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -134,4 +140,5 @@ def _write(recipe: FinetuneRecipe, model: Any, tokenizer: Any, result: dict[str,
             merged.to(frozen_dtype(recipe.model)).save_pretrained(folder / "model")
             tokenizer.save_pretrained(folder / "model")
         write_text(folder / "recipe.yaml", to_yaml(recipe))
+        keep_logs(recipe, folder)
         write_json(folder / RESULT_NAME, {**result, "adapter": asdict(recipe.adapter) if recipe.adapter else None})

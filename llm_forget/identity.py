@@ -15,20 +15,23 @@ from llm_forget.models import locate_model
 from llm_forget.stop import Measurement
 
 # What may change between an interruption and going on: it does not change a weight.
-_FREE = {"output_dir", "overwrite", "resume", "train.save_steps", "train.keep_checkpoints"}
+_FREE = {"output_dir", "overwrite", "resume", "train.save_steps", "train.keep_checkpoints", "train.trackers"}
 
 
-def run_identity(recipe: Any, sets: Mapping[str, Sequence[Encoded]], before: Measurement | None) -> dict[str, Any]:
+def run_identity(
+    recipe: Any, sets: Mapping[str, Sequence[Encoded]], before: Measurement | None, *, in_memory: bool = False
+) -> dict[str, Any]:
     """Recipe, digests of the rows and the weights, what the model says before the first step, and how many processes.
 
     Args:
         recipe: of unlearning or fine-tuning.
         sets: the encoded rows, by name; only digests of them are kept.
         before: measured before the first step; it tells models apart that no folder's digest can.
+        in_memory: the model was given, and lies in no folder that is known.
     """
     values = asdict(recipe)
     train = {key: value for key, value in values["train"].items() if f"train.{key}" not in _FREE}
-    base = locate_model(recipe.model.name)
+    base = None if in_memory else locate_model(recipe.model.name)
     folders = {"base": base, "adapter": recipe.model.adapter}
     return {
         "recipe": {**{key: value for key, value in values.items() if key not in _FREE}, "train": train},

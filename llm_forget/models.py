@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -107,7 +108,13 @@ def load_tokenizer(config: ModelConfig) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(
         locate_model(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
     )
+    return with_padding(tokenizer)
+
+
+def with_padding(tokenizer: Any) -> Any:
+    """The tokenizer, or a copy of it with a padding token where it has none."""
     if tokenizer.pad_token_id is None:
+        tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -168,11 +175,7 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
         trust_remote_code=config.trust_remote_code,
         **extra,
     )
-    for module in model.modules():
-        # On a CPU, bitsandbytes would repack 4-bit weights at the first forward without gradient, and no gradient flows
-        # through them ever after: blocks below the last would learn nothing, without a word.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    keep_gradients_through(model)
     if config.adapter is not None:
         from peft import PeftModel
 
@@ -180,6 +183,16 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
     if torch.cuda.is_available() and config.quantization is None:
         model.to(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}")
     return model, load_tokenizer(config)
+
+
+def keep_gradients_through(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU, as it would at the first forward without gradient.
+
+    No gradient flows through them ever after: blocks below the last would learn nothing, without a word.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _quantization(config: ModelConfig, trainable: bool) -> Any:

@@ -86,7 +86,7 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     Raises:
         RecipeError: the recipe cannot work, or the model's config cannot be read.
     """
-    from llm_forget.unlearning import build_method, build_retain
+    from llm_forget.preflight import build_method, build_retain
 
     method = build_method(recipe)
     retain = build_retain(recipe.retain, method)

@@ -3,13 +3,50 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from llm_forget.stop import Measurement, Verdict
+from llm_forget.trackers import Trackers
+
 _LINES = 4  # lines a training phase writes where there is no terminal
+
+
+@dataclass
+class MetricsLog(TrainerCallback):
+    """Collects what the Trainer logs, a dictionary a step: numbers only, never text."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    phase: str = "train"
+    # Sent every row too.
+    trackers: Trackers | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Keep one row of numbers."""
+        self.add({"phase": self.phase, "step": state.global_step, **(logs or {})})
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row, and send it to the trackers."""
+        self.rows.append(row)
+        if self.trackers is not None:
+            self.trackers.row(row)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far, for a checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.rows[:] = state["rows"]
+
+    def check(self, now: Measurement, verdict: Verdict) -> None:
+        """Keep one measurement of the stop rule."""
+        numbers = {"forget": now.forget, "retain": now.retain}
+        self.add({"phase": "check", "step": now.step, **numbers, "verdict": verdict.name})
 
 
 class ProgressBar(TrainerCallback):

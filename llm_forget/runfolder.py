@@ -26,6 +26,7 @@ from llm_forget.errors import RecipeError, UserError
 from llm_forget.files import new_folder, tidy, write_json, write_text
 from llm_forget.models import locate_model
 from llm_forget.stop import Measurement
+from llm_forget.trackers import keep_logs
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "bitsandbytes")
 RESULT_NAME = "result.json"  # written last: a folder without it is not a run
@@ -122,6 +123,8 @@ def write_run(
     tokenizer: Any,
     metrics: list[dict[str, Any]],
     state: dict[str, torch.Tensor] | None = None,
+    *,
+    in_memory: bool = False,
 ) -> Path:
     """Write the whole run folder under a temporary name, then give it its own.
 
@@ -132,10 +135,12 @@ def write_run(
         tokenizer: saved beside a full model.
         metrics: a row a step.
         state: the trained weights, gathered, where processes hold shards of them; otherwise they are the model's own.
+        in_memory: the model was given, so that no folder is known to hold what the adapter is for.
     """
     target = Path(recipe.output_dir)
-    base = locate_model(recipe.model.name)
-    digest = weights_digest(base) if Path(base).is_dir() and recipe.model.adapter is None else None
+    base = recipe.model.name if in_memory else locate_model(recipe.model.name)
+    known = Path(base).is_dir() and recipe.model.adapter is None and not in_memory
+    digest = weights_digest(base) if known else None
     with new_folder(target) as folder:
         if recipe.adapter is None:
             model.save_pretrained(folder / "model", state_dict=state)  # type: ignore[operator]
@@ -145,6 +150,7 @@ def write_run(
         write_text(folder / "recipe.yaml", to_yaml(recipe))
         write_json(folder / "env.json", environment())
         write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
+        keep_logs(recipe, folder)
         write_json(folder / RESULT_NAME, {"schema": 1, **asdict(record), "base_digest": digest})
     return target
 

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
 from torch import nn
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 
 from llm_forget.alternatives import alternative_source, encoded_alternatives
-from llm_forget.arguments import check_arguments, unlearning_arguments
+from llm_forget.arguments import unlearning_arguments
 from llm_forget.checks import Checks, Gauge
-from llm_forget.config import RetainConfig, TrainConfig, UnlearnRecipe, build
+from llm_forget.config import TrainConfig, UnlearnRecipe
 from llm_forget.data.encode import Encoded
 from llm_forget.data.pairs import schedule
 from llm_forget.data.prepare import UnlearnSets, prepare
 from llm_forget.errors import RecipeError
 from llm_forget.guards import CancellationGuard
 from llm_forget.identity import run_identity
-from llm_forget.launch import check_launch
 from llm_forget.measure import answer_logps, held_in_bf16
-from llm_forget.methods import Method
 from llm_forget.models import (
     add_adapter,
     check_adapter_fits,
@@ -35,68 +33,18 @@ from llm_forget.models import (
     locate_model,
     train_only_blocks,
 )
-from llm_forget.plugins import find_class
-from llm_forget.progress import ProgressBar
-from llm_forget.resume import Saving, check_checkpoints, checkpoint_folder, drop_checkpoints
-from llm_forget.retain import RetainTerm
+from llm_forget.preflight import NOWHERE, Plan, make_plan
+from llm_forget.progress import MetricsLog, ProgressBar
+from llm_forget.resume import Saving, checkpoint_folder, drop_checkpoints
 from llm_forget.rounds import AdapterSession
-from llm_forget.runfolder import RunRecord, check_output, explained_if_full, write_run
+from llm_forget.runfolder import RunRecord, explained_if_full, write_run
 from llm_forget.stop import Measurement, StopRule, Verdict
+from llm_forget.trackers import drop_logs, tracking
 from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
 from llm_forget.weights import frozen_copy, trainable_state
-from llm_forget.wrappers import Wrapper
-from llm_forget.wrapping import build_wrappers, trained_blocks
+from llm_forget.wrapping import trained_blocks
 
 _NEVER_SEEN = 0.1  # forget target without a holdout set to measure: what unseen answers typically have
-
-
-@dataclass
-class MetricsLog(TrainerCallback):
-    """Collects what the Trainer logs, a dictionary a step: numbers only, never text."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    phase: str = "train"
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Keep one row of numbers."""
-        self.rows.append({"phase": self.phase, "step": state.global_step, **(logs or {})})
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows so far, for a checkpoint."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
-        self.rows[:] = state["rows"]
-
-    def check(self, now: Measurement, verdict: Verdict) -> None:
-        """Keep one measurement of the stop rule."""
-        row = {"phase": "check", "step": now.step, "forget": now.forget, "retain": now.retain, "verdict": verdict.name}
-        self.rows.append(row)
-
-
-def build_method(recipe: UnlearnRecipe) -> Method:
-    """The method that a recipe names, with its hyper-parameters checked."""
-    given = dict(recipe.method)
-    name = given.pop("name", None)
-    if not isinstance(name, str):
-        raise RecipeError("method.name: is missing; for example method: {name: npo}")
-    cls = find_class("llm_forget.methods", name, "forget_loss")
-    method: Method = build(cls, given, f"method {name}")
-    if recipe.adapter is None and hasattr(method, "finish"):
-        raise RecipeError(f"method {name} works on an adapter; remove `adapter: null` from the recipe")
-    return method
-
-
-def build_retain(config: RetainConfig, method: Method) -> RetainTerm | None:
-    """The retain term that a recipe names, or what the method brings."""
-    name = method.default_retain if config.name == "default" else config.name
-    if name is None:
-        return None
-    term: RetainTerm = build(
-        find_class("llm_forget.retain", name, "retain_loss"), config.settings, f"retain term {name}"
-    )
-    return term
 
 
 def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
@@ -112,26 +60,62 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     Raises:
         UserError: the recipe, the data or the way of launching cannot work; before a model is loaded wherever possible.
     """
-    console = console or Console(stderr=True)
-    check_launch()
-    check_output(recipe.output_dir, recipe.overwrite)
-    check_checkpoints(recipe.output_dir, resume=recipe.resume, overwrite=recipe.overwrite)
-    method = build_method(recipe)
-    retain = build_retain(recipe.retain, method)
-    if retain is not None and recipe.data.retain is None:
-        raise RecipeError("the retain term needs data.retain; add it, or set retain.name: null")
-    wrappers = build_wrappers(recipe, method, retain)
-    try:
-        objective = Objective(method, retain)
-        steered = objective.layer
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
-    check_arguments(recipe.train, recipe.seed)
+    if recipe.output_dir == NOWHERE:
+        raise RecipeError("output_dir is empty; name the folder that the run is to be written to")
+    plan = make_plan(recipe)
     base = locate_model(recipe.model.name)
     if recipe.model.adapter is not None:
         check_adapter_fits(base, recipe.model.adapter)
     tokenizer = load_tokenizer(recipe.model)
     sets = prepare(recipe, tokenizer)
+
+    def load() -> Any:
+        return load_model(recipe.model, trainable=recipe.adapter is None)[0]
+
+    return run_on(recipe, plan, sets, tokenizer, load, console).record
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is over.
+
+    Attributes:
+        record: what was done and measured.
+        model: with its adapter, or trained in full.
+        metrics: a row a step and a check.
+    """
+
+    record: RunRecord
+    model: Any
+    metrics: list[dict[str, Any]]
+
+
+def run_on(
+    recipe: UnlearnRecipe,
+    plan: Plan,
+    sets: UnlearnSets,
+    tokenizer: Any,
+    load: Callable[[], Any],
+    console: Console | None = None,
+    *,
+    in_memory: bool = False,
+) -> Finished:
+    """What a recipe and a model in memory share: adapter, training, and the run folder.
+
+    Args:
+        recipe: the checked recipe; with ``output_dir`` ``NOWHERE`` nothing is written.
+        plan: what ``make_plan`` made of it.
+        sets: its data.
+        tokenizer: with a padding token.
+        load: gives the model, once everything else has been checked.
+        console: where progress goes; standard error by default.
+        in_memory: the model was given, and lies in no folder that is known.
+
+    Raises:
+        UserError: alternatives that the method needs are not there, or the disk is full.
+    """
+    console = console or Console(stderr=True)
+    method = plan.method
     source = alternative_source(recipe, method, sets.forget_examples)
     alternatives = None
     if source not in (None, "model"):
@@ -140,19 +124,20 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
         console.print(f"[yellow]note[/] {warning}")
 
     started = time.monotonic()
+    model = load()
     set_seed(recipe.seed)  # of the adapter's first values; the Trainer seeds again, too late for them
-    model, _ = load_model(recipe.model, trainable=recipe.adapter is None)
     if source == "model":
         alternatives = encoded_alternatives(recipe, sets.forget_examples, tokenizer, source, model, console)
-    blocks = trained_blocks(method, model, steered)
+    blocks = trained_blocks(method, model, plan.layer)
     if recipe.adapter is not None:
         model = add_adapter(model, recipe.adapter, blocks)
     elif blocks is not None:
         train_only_blocks(model, blocks)
     if recipe.train.compile:
         compile_blocks(model)
-    run = Run(recipe, method, retain, sets, model, tokenizer.pad_token_id, console, wrappers, alternatives)
-    outcome = run.execute()
+    run = Run(recipe, plan, sets, model, tokenizer.pad_token_id, console, alternatives, in_memory=in_memory)
+    with tracking(recipe) as run.metrics.trackers:
+        outcome = run.execute()
     record = RunRecord(
         method=str(recipe.method["name"]),
         reason=outcome.reason,
@@ -167,14 +152,16 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
         forget_rows=len(sets.forget),
         retain_rows=len(sets.retain),
     )
-    # every process takes part where weights lie in shards
-    state = trainable_state(model) if PartialState().num_processes > 1 else None
-    if PartialState().is_main_process:
-        with explained_if_full(recipe.output_dir):
-            write_run(recipe, record, model, tokenizer, outcome.metrics, state)
-        drop_checkpoints(recipe.output_dir)
-    PartialState().wait_for_everyone()
-    return record
+    if recipe.output_dir != NOWHERE:
+        # every process takes part where weights lie in shards
+        state = trainable_state(model) if PartialState().num_processes > 1 else None
+        if PartialState().is_main_process:
+            with explained_if_full(recipe.output_dir):
+                write_run(recipe, record, model, tokenizer, outcome.metrics, state, in_memory=in_memory)
+            drop_logs(recipe)
+            drop_checkpoints(recipe.output_dir)
+        PartialState().wait_for_everyone()
+    return Finished(record, model, outcome.metrics)
 
 
 @dataclass(frozen=True)
@@ -193,17 +180,17 @@ class Run:
     def __init__(
         self,
         recipe: UnlearnRecipe,
-        method: Method,
-        retain: RetainTerm | None,
+        plan: Plan,
         sets: UnlearnSets,
         model: nn.Module,
         pad_token_id: int,
         console: Console,
-        wrappers: Sequence[Wrapper] = (),
         alternatives: list[Encoded] | None = None,
+        *,
+        in_memory: bool = False,
     ) -> None:
-        self.wrappers, self.alternatives = wrappers, alternatives
-        self.recipe, self.method, self.retain, self.sets = recipe, method, retain, sets
+        self.method, self.retain, self.wrappers = plan.method, plan.retain, plan.wrappers
+        self.recipe, self.sets, self.alternatives, self._in_memory = recipe, sets, alternatives, in_memory
         self.model, self.pad_token_id, self.console = model, pad_token_id, console
         self.gauge = Gauge(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
         self.metrics = MetricsLog()
@@ -306,6 +293,8 @@ class Run:
             callbacks=[bar, self.metrics, *([self.checks] if guarded else [])],
         )
         self._phase += 1
+        if self.metrics.trackers is not None:
+            self.metrics.trackers.offset = self.steps
         trainer.saving = self._saving()
         trainer.stateful = {
             "metrics": self.metrics,
@@ -322,8 +311,10 @@ class Run:
         self.steps += trainer.state.global_step
         return trainer
 
-    def _saving(self) -> Saving:
+    def _saving(self) -> Saving | None:
         recipe = self.recipe
+        if recipe.output_dir == NOWHERE:
+            return None
         return Saving(
             folder=checkpoint_folder(recipe.output_dir) / f"phase-{self._phase}",
             identity=self._identity,
@@ -338,7 +329,7 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         sets = self.sets
         rows = {"forget": sets.forget, "retain": sets.retain, "validation": sets.validation, "holdout": sets.holdout}
-        return run_identity(self.recipe, rows, self.before)
+        return run_identity(self.recipe, rows, self.before, in_memory=self._in_memory)
 
     def _note(self, text: str) -> None:
         if PartialState().is_main_process:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -135,6 +135,19 @@ def read_examples(source: DataSource, *, base_dir: Path | None = None) -> list[E
         found = read_hub(source.path, source.name, source.split, source.revision)
     else:
         found = read_file(path, source.path)
+    return check_rows(found, source)
+
+
+def check_rows(found: Iterator[Row], source: DataSource) -> list[Example]:
+    """Check every row and make the examples of a source.
+
+    Args:
+        found: its rows.
+        source: what they are: form, columns and limit; ``path`` is what messages call them.
+
+    Raises:
+        DataError: as ``read_examples``.
+    """
     rows = take(found, source.limit)
     if not rows:
         raise DataError(

@@ -12,7 +12,7 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -88,6 +88,22 @@ def read_hub(path: str, name: str | None, split: str, revision: str | None) -> I
             f"name ({name}), split ({split}), revision ({revision}) and the network; or download it and give a file"
         ) from None
     return (Row(f"{path}[{split}], row {number}", values) for number, values in enumerate(loaded, start=1))
+
+
+def rows_in_memory(rows: Iterable[object], label: str) -> Iterator[Row]:
+    """Rows that are there already: a list of mappings, or a ``datasets.Dataset``.
+
+    Args:
+        rows: one mapping of columns a row.
+        label: how messages call them.
+    """
+    for number, value in enumerate(rows, start=1):
+        source = f"{label}, row {number}"
+        if isinstance(value, Mapping):
+            yield Row(source, value)
+        else:
+            kind = type(value).__name__
+            yield Row(source, problem=f'a {kind}, not a mapping: write {{"question": ..., "answer": ...}} a row')
 
 
 def locate(path: str, base_dir: Path | None) -> Path | None:

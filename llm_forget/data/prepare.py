@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from llm_forget.config import UnlearnRecipe
@@ -38,14 +39,24 @@ class UnlearnSets:
     warnings: list[str]
 
 
-def prepare(recipe: UnlearnRecipe, tokenizer: Any) -> UnlearnSets:
+def prepare(
+    recipe: UnlearnRecipe, tokenizer: Any, in_memory: Mapping[str, list[Example]] = MappingProxyType({})
+) -> UnlearnSets:
     """Read, check and encode all sets of a recipe.
+
+    Args:
+        recipe: which sets there are.
+        tokenizer: what encodes them.
+        in_memory: sets that need no reading, by name; the recipe says where the others are.
 
     Raises:
         DataError: bad rows, an empty set, an answer without tokens, a row over the length limit, or overlap.
     """
     warnings: list[str] = []
-    read = {name: _read(getattr(recipe.data, name)) for name in ("forget", "retain", "validation", "holdout")}
+    read = {
+        name: in_memory[name] if name in in_memory else _read(getattr(recipe.data, name))
+        for name in ("forget", "retain", "validation", "holdout")
+    }
     for name in ("retain", "validation", "holdout"):
         if read[name]:
             warnings += check_overlap(read["forget"], read[name])

@@ -36,9 +36,15 @@ def check_controls(results: Mapping[str, Any], controls: Mapping[str, Mapping[st
                 check_same_set(results, control, name, role)
             else:
                 warnings.append(f"the {role} was not measured on the {name} set")
-        if control.get("settings", {}).get("generation") != results["settings"]["generation"]:
+        if _greedy(control.get("settings", {})) != _greedy(results["settings"]):
             warnings.append(f"the {role} was measured with other generation settings: its text metrics do not compare")
     return warnings
+
+
+def _greedy(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the greedy answers depend on; samples are drawn beside them."""
+    generation = settings.get("generation") or {}
+    return {key: value for key, value in generation.items() if key not in ("sampling", "batch_size")}
 
 
 def side_by_side(controls: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -168,13 +168,16 @@ def make_metrics(named: Sequence[str | Mapping[str, Any]] | None) -> list[Metric
     return make_named(entries, "llm_forget.evaluation.metrics", "per_example")
 
 
-def read_set(name: str, config: SetConfig, base_dir: Path | None) -> list[Example]:
-    """The examples of a set.
+def read_set(
+    name: str, config: SetConfig, base_dir: Path | None, in_memory: Sequence[Example] | None = None
+) -> list[Example]:
+    """The examples of a set, read where they are not in memory already.
 
     Raises:
         DataError: they cannot be read, or an answer was asked for that none of them has.
     """
-    examples = read_examples(config.data, base_dir=base_dir)[:: config.stride][: config.limit]
+    found = read_examples(config.data, base_dir=base_dir) if in_memory is None else list(in_memory)
+    examples = found[:: config.stride][: config.limit]
     for kind in config.answers or []:
         if kind != "answer" and not any(_other_answers(example, kind) for example in examples):
             column = "paraphrased_answer" if kind == "paraphrases" else "perturbed_answer"

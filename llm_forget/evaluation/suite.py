@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -176,6 +176,7 @@ def run_suite(
     console: Any = None,
     keep_text: bool = False,
     cache: Path | None = None,
+    in_memory: Mapping[str, Sequence[Example]] | None = None,
 ) -> dict[str, Any]:
     """Measure everything that a suite asks for; each answer is scored once and each prompt answered once.
 
@@ -193,6 +194,7 @@ def run_suite(
         console: a ``rich.console.Console`` to say on what is being done.
         keep_text: put generated answers into the result and the cache; they may hold what was to be forgotten.
         cache: a folder that keeps what is computed, and from which it is taken for the same model, data and settings.
+        in_memory: sets that need no reading, by name; their ``data`` say what messages call them.
 
     Returns:
         A dictionary that JSON can hold (None for "not a number"): ``schema``, ``suite``, ``settings``, ``sets`` with
@@ -212,7 +214,7 @@ def run_suite(
     plan = plan_attacks(suite.attacks, suite.sets, base_dir)
     check_attacks(plan, model)
     _check_packages(suite)
-    examples = {name: read_set(name, config, base_dir) for name, config in suite.sets.items()}
+    examples = {name: read_set(name, one, base_dir, (in_memory or {}).get(name)) for name, one in suite.sets.items()}
     text = None if suite.perplexity is None else _read_text(suite.perplexity.path, base_dir)
     meter = Meter(console, 1 if accelerator is None else accelerator.num_processes)
     loaded = Loaded(model, tokenizer, suite.encoding, suite.generation, suite.batch_tokens, accelerator)

@@ -237,10 +237,10 @@ def test_metrics_that_cannot_be_meant() -> None:
 
 
 def test_missing_packages_are_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llm_forget.evaluation import extras
+    from llm_forget import extras
 
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install llm-forget\[eval\]"):
+    with pytest.raises(UserError, match=r"pip install 'llm-forget\[eval\]'"):
         run_suite(make_suite(tmp_path), None, None, base_dir=tmp_path)
 
 

@@ -1,0 +1,354 @@
+"""From Python: unlearn and evaluate a loaded model with rows that are in memory, by the code that recipes run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from llm_forget.config import TrainConfig, UnlearnRecipe, build
+from llm_forget.data.examples import DataSource, Example, check_rows, read_examples
+from llm_forget.data.files import rows_in_memory
+from llm_forget.errors import DataError, RecipeError
+from llm_forget.extras import require_extra
+from llm_forget.runfolder import RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A file, or rows: a `datasets.Dataset`, or a list of mappings.
+Rows = str | Path | Iterable[Mapping[str, Any]]
+
+_IN_MEMORY = "(in memory)"
+_TRAIN = {item.name for item in fields(TrainConfig)}
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What ``unlearn`` gives back.
+
+    Attributes:
+        model: with the adapter attached and switched on (``model.disable_adapter()`` gives the model before), in eval mode.
+        record: what was done and measured, as a run's ``result.json`` has it.
+        metrics: a row a step and a check: numbers only.
+        output_dir: the run folder, None where nothing was written.
+    """
+
+    model: Any = field(repr=False)
+    record: RunRecord
+    metrics: list[dict[str, Any]] = field(repr=False)
+    output_dir: Path | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why the run ended and what was kept."""
+        return self.record.reason
+
+    def frame(self) -> pd.DataFrame:
+        """Every step and every check, a row each (needs pandas)."""
+        return _frame(self.metrics)
+
+    def __repr__(self) -> str:
+        record = self.record
+        lines = [
+            f"{record.method}: {record.steps} steps in {record.seconds:.1f} s",
+            f"forget probability {record.before.forget:.3f} → {record.after.forget:.3f}"
+            + ("" if record.forget_target is None else f" (target {record.forget_target:.3f})"),
+        ]
+        if record.before.retain is not None and record.after.retain is not None:
+            lines.append(
+                f"retain probability {record.before.retain:.3f} → {record.after.retain:.3f} "
+                f"(floor {record.utility_floor or 0:.3f})"
+            )
+        lines.append(record.reason)
+        return "\n".join(lines + ([f"written to {self.output_dir}"] if self.output_dir else []))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What ``evaluate`` gives back.
+
+    Attributes:
+        results: the whole, as ``eval/<suite>.json`` holds it (``evaluation/schema.py``), with the scores by example id.
+    """
+
+    results: dict[str, Any] = field(repr=False)
+
+    @property
+    def verdict(self) -> list[str]:
+        """What the figures mean, in plain words; more of it where there is an oracle."""
+        return list(self.results["verdict"])
+
+    def frame(self) -> pd.DataFrame:
+        """A row a set and metric: value, interval, counts, and the same figure of each control (needs pandas)."""
+        return _frame(list(self._rows()))
+
+    def examples(self, name: str) -> pd.DataFrame:
+        """The scores of single examples of a set, by id (needs pandas)."""
+        found = self.results["sets"].get(name)
+        if found is None:
+            raise DataError(f"no set {name!r} was measured; there are {', '.join(self.results['sets'])}")
+        return _frame([{"id": one, **scores} for one, scores in found["examples"].items()]).set_index("id")
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, and the scores of single examples beside it, as an evaluation by recipe does."""
+        from llm_forget.evaluation.results import write_results
+
+        write_results(self.results, Path(path))
+
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        controls = self.results.get("controls") or {}
+        for name, found in self.results["sets"].items():
+            for label, entry in found["metrics"].items():
+                row = {"set": name, "metric": label}
+                row |= {key: entry[key] for key in ("value", "low", "high", "n", "n_nan", "forgotten")}
+                for role, control in controls.items():
+                    other = control["sets"].get(name, {}).get("metrics", {}).get(label, {})
+                    row[role] = other.get("value")
+                yield row
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{self.results['suite']}: " + ", ".join(f"{k} (n = {v['n']})" for k, v in self.results["sets"].items())
+        ]
+        for row in self._rows():
+            value = "not scored" if row["value"] is None else f"{row['value']:.3f}"
+            span = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+            lines.append(f"  {row['set']} {row['metric']}: {value}{span}")
+        return "\n".join([*lines, "frame() gives a table, verdict what the figures mean"])
+
+
+def unlearn(
+    model: Any,
+    tokenizer: Any,
+    *,
+    forget: Rows,
+    retain: Rows | None = None,
+    validation: Rows | None = None,
+    holdout: Rows | None = None,
+    method: str | Mapping[str, Any] = "npo",
+    output_dir: str | Path | None = None,
+    retain_term: str | Mapping[str, Any] | None = "default",
+    console: Any = None,
+    **settings: Any,
+) -> Unlearned:
+    """Unlearn rows from a model that is loaded already: what a recipe does, after its loading.
+
+    The model is changed in place, as PEFT does: it carries the adapter afterwards. The adapters of a ``PeftModel`` are merged
+    into it first (in fp32), as a recipe's ``model.adapter`` is; what is trained is a fresh adapter beside them.
+
+    Args:
+        model: a ``PreTrainedModel`` or ``PeftModel`` in fp32, bf16 or quantised, where it is.
+        tokenizer: its tokenizer.
+        forget: rows to forget: a ``datasets.Dataset``, a list of mappings, or a file; columns as in files.
+        retain: rows to keep, in the same forms.
+        validation: rows to judge the utility floor by.
+        holdout: rows that were never trained on, for the forget target.
+        method: its name, or ``{"name": "npo", "beta": 0.1}``.
+        output_dir: write a run folder there, with checkpoints beside it on the way; None writes nothing at all.
+        retain_term: a recipe's ``retain``: a name, or ``{"name": "kl", "weight": 2.0}``; None for none.
+        console: where progress goes (``rich.console.Console``); standard error by default.
+        settings: any other field of a recipe (``adapter={"rank": 8}``, ``stop={...}``, ``seed=1``); those of ``train`` may
+            also stand alone: ``epochs=5``, ``learning_rate=1e-3``.
+
+    Raises:
+        UserError: settings, data or model cannot work; all mistakes in the settings at once.
+    """
+    from llm_forget.data.prepare import prepare
+    from llm_forget.models import with_padding
+    from llm_forget.preflight import NOWHERE, make_plan
+    from llm_forget.unlearning import run_on
+
+    given = {"forget": forget, "retain": retain, "validation": validation, "holdout": holdout}
+    sets = {name: rows for name, rows in given.items() if rows is not None}
+    _check_model(model)
+    values = {
+        "model": _model_section(model),
+        "data": {name: {"path": _path(rows)} for name, rows in sets.items()},
+        "method": {"name": method} if isinstance(method, str) else dict(method),
+        "retain": dict(retain_term) if isinstance(retain_term, Mapping) else {"name": retain_term},
+        "output_dir": NOWHERE if output_dir is None else str(output_dir),
+        **_with_train(settings),
+    }
+    if retain is None and retain_term == "default":
+        values["retain"] = {"name": None}
+    recipe = build(UnlearnRecipe, values, "unlearn()")
+    plan = make_plan(recipe)
+    tokenizer = with_padding(tokenizer)
+    prepared = prepare(recipe, tokenizer, {name: _examples(name, rows) for name, rows in sets.items()})
+
+    def load() -> Any:
+        return _made_ready(model, recipe)
+
+    done = run_on(recipe, plan, prepared, tokenizer, load, console, in_memory=True)
+    done.model.eval()
+    return Unlearned(done.model, done.record, done.metrics, None if output_dir is None else Path(output_dir))
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    *,
+    forget: Rows,
+    retain: Rows | None = None,
+    holdout: Rows | None = None,
+    sets: Mapping[str, Rows] | None = None,
+    target: Scores | Mapping[str, Any] | str | Path | None = None,
+    oracle: Scores | Mapping[str, Any] | str | Path | None = None,
+    sham: Scores | Mapping[str, Any] | str | Path | None = None,
+    keep_text: bool = False,
+    cache: str | Path | None = None,
+    console: Any = None,
+    **settings: Any,
+) -> Scores:
+    """Measure a model that is loaded already: what ``llm-forget evaluate --suite custom`` does, after its loading.
+
+    Nothing is written unless ``cache`` or ``Scores.save`` says so. Perplexity and the capability test are off; ``perplexity={}``
+    and ``capability={}`` bring them (and need ``pip install llm-forget[eval]``, as ROUGE does).
+
+    Args:
+        model: a causal language model, where it is; with its adapter on or off.
+        tokenizer: its tokenizer.
+        forget: rows that should be forgotten: a ``datasets.Dataset``, a list of mappings, or a file.
+        retain: rows that should be kept.
+        holdout: rows like the forget rows that were never trained on; brings the membership attacks.
+        sets: further sets by name.
+        target: what this function gave for the model before unlearning (or its file), to stand beside it.
+        oracle: the same for a model that never saw the forget rows; brings forget quality.
+        sham: the same for the recipe run on other rows.
+        keep_text: keep what the model answers; it may hold what was to be forgotten.
+        cache: a folder for scores, so that a second evaluation of the same model takes them from there.
+        console: where progress goes; silent by default.
+        settings: any other field of a suite: ``metrics=["probability"]``, ``generation={"max_new_tokens": 32}``.
+
+    Raises:
+        UserError: settings or data cannot be used, or a control was measured on other rows.
+    """
+    from llm_forget.evaluation.evaluate import make_accelerator
+    from llm_forget.evaluation.suite import load_suite, run_suite
+
+    given = {"forget": forget, "retain": retain, "holdout": holdout, **(sets or {})}
+    rows = {name: one for name, one in given.items() if one is not None}
+    entries = {name: {"data": {"path": _path(one)}, **_SET_DEFAULTS.get(name, {})} for name, one in rows.items()}
+    changes = {"perplexity": None, "capability": None, **settings, "sets": entries}
+    suite = load_suite("custom", {key: yaml.safe_dump(value) for key, value in changes.items()})
+    examples = {name: _examples(name, one) for name, one in rows.items()}
+    given_controls = {"target": target, "oracle": oracle, "sham": sham}
+    controls = {role: _results(role, one) for role, one in given_controls.items() if one is not None}
+    accelerator = make_accelerator()
+    main = accelerator is None or accelerator.is_main_process
+    found = run_suite(
+        suite,
+        model,
+        tokenizer,
+        controls=controls,
+        accelerator=accelerator,
+        console=console if main else None,
+        keep_text=keep_text,
+        cache=None if cache is None else Path(cache),
+        in_memory=examples,
+    )
+    return Scores(found)
+
+
+# As the suite `custom` has them.
+_SET_DEFAULTS: dict[str, dict[str, Any]] = {"retain": {"utility": "probability"}, "holdout": {"generate": False}}
+
+
+def _with_train(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with those that belong to ``train`` and stand alone put there."""
+    alone = {key: value for key, value in settings.items() if key in _TRAIN}
+    rest = {key: value for key, value in settings.items() if key not in _TRAIN}
+    for key in ("model", "data"):
+        if key in rest:
+            raise RecipeError(f"{key} is given by itself: the loaded model first, then forget=..., retain=...")
+    if not alone:
+        return rest
+    train = rest.get("train", {})
+    twice = sorted(alone.keys() & (train.keys() if isinstance(train, Mapping) else set()))
+    if twice:
+        raise RecipeError(f"{', '.join(twice)} stands alone and in train; give it once")
+    return {**rest, "train": {**train, **alone} if isinstance(train, Mapping) else train}
+
+
+def _path(rows: Rows) -> str:
+    return str(rows) if isinstance(rows, str | Path) else _IN_MEMORY
+
+
+def _examples(name: str, rows: Rows) -> list[Example]:
+    if isinstance(rows, str | Path):
+        return read_examples(DataSource(str(rows)))
+    if isinstance(rows, Mapping):
+        raise DataError(
+            f"{name} is a {type(rows).__name__} with {', '.join(map(str, list(rows)[:8]))}; give the rows: one split of a "
+            'DatasetDict, or a list of {"question": ..., "answer": ...}'
+        )
+    return check_rows(rows_in_memory(rows, name), DataSource(name))
+
+
+def _results(role: str, given: Scores | Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
+    from llm_forget.evaluation.results import read_results
+
+    if isinstance(given, Scores):
+        return given.results
+    return given if isinstance(given, Mapping) else read_results(Path(given))
+
+
+def _model_section(model: Any) -> dict[str, Any]:
+    """What a recipe would say of the model, for the record; where it was loaded from need not be what it is now."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = str(getattr(inner.config, "_name_or_path", "") or "")
+    merged = " with its adapters merged" if inner is not model else ""
+    held = {"is_loaded_in_4bit": "nf4", "is_loaded_in_8bit": "int8"}
+    quantised = next((word for flag, word in held.items() if getattr(inner, flag, False)), None)
+    dtype = "bfloat16" if next(inner.parameters()).dtype == torch.bfloat16 else "float32"
+    return {"name": f"{name or 'a model'} {_IN_MEMORY}{merged}", "dtype": dtype, "quantization": quantised}
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise RecipeError(
+            f"the model is a {type(model).__name__}; give a loaded one, for example "
+            "AutoModelForCausalLM.from_pretrained(...), or launch a recipe with the name of one"
+        )
+    if any(value.dtype == torch.float16 for value in model.parameters()):
+        raise RecipeError(
+            "the model is in float16, which overflows in training; load it with dtype=torch.bfloat16 or float32"
+        )
+
+
+def _made_ready(model: Any, recipe: UnlearnRecipe) -> Any:
+    """The model as ``load_model`` would give it: adapters merged, trainable weights in fp32."""
+    from llm_forget.models import keep_gradients_through
+
+    if hasattr(model, "merge_and_unload"):
+        if recipe.model.quantization is not None:
+            raise RecipeError(
+                "adapters cannot be merged into quantised weights (the result is wrong); load the model unquantised, or merge "
+                "the adapter into a folder with `llm-forget merge` and quantise that"
+            )
+        dtype = next(model.parameters()).dtype
+        model = model.float().merge_and_unload().to(dtype)
+    elif getattr(model, "peft_config", None):
+        raise RecipeError(
+            "the model has adapters that were added without PEFT; give the PeftModel, or unload them first"
+        )
+    if recipe.adapter is None:
+        if recipe.model.quantization is not None:
+            raise RecipeError(
+                "quantised weights cannot be trained in full; leave the adapter on, or load them unquantised"
+            )
+        model = model.float().requires_grad_(True)
+    keep_gradients_through(model)
+    return model
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    require_extra("pandas", "a frame", "report")
+    import pandas as pd
+
+    return pd.DataFrame(rows)
