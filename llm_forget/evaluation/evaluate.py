@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from llm_forget.evaluation.extras import require
 from llm_forget.evaluation.recipe import CapabilityRecipe, EvalRecipe
 from llm_forget.evaluation.results import as_json, read_results, write_results
 from llm_forget.evaluation.schema import SCHEMA
-from llm_forget.evaluation.suite import check_suite, load_suite, run_suite
+from llm_forget.evaluation.suite import Suite, check_suite, load_suite, run_suite
 from llm_forget.models import load_model
 
 
@@ -45,7 +46,7 @@ def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
         model,
         tokenizer,
         controls=controls,
-        target_model=None if recipe.target is None else load_model(recipe.target)[0],
+        target_model=_target_model(recipe, suite),
         accelerator=accelerator,
         console=console if main else None,
         keep_text=recipe.keep_text,
@@ -54,6 +55,15 @@ def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
     if main:
         write_results(results, Path(recipe.output_dir) / "eval" / f"{suite.name}.json")
     return results
+
+
+def _target_model(recipe: EvalRecipe, suite: Suite) -> Any:
+    """The model before unlearning, where the suite asks for the KL to it: the given one, or the base of an adapter."""
+    before = recipe.target
+    asked = any(part is not None and part.kl for part in (suite.perplexity, *suite.sets.values()))
+    if before is None and recipe.model.adapter is not None and asked:  # it was merged: nothing is left to switch off
+        before = replace(recipe.model, adapter=None)
+    return None if before is None else load_model(before)[0]
 
 
 def _overrides(recipe: EvalRecipe) -> dict[str, str]:

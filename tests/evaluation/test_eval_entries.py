@@ -6,8 +6,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from evaluation_examples import PLANTED, tiny_model, write_sets, write_task
+from peft import LoraConfig, get_peft_model
 
 from llm_forget.config import load_recipe
 from llm_forget.errors import RecipeError
@@ -56,6 +58,33 @@ def test_forget_qa_writes_into_the_run_folder(folder: Path, capsys: pytest.Captu
     assert again["forget_quality"]["forget"]["arithmetic"]["pvalue"] == 1
     assert again["capability"] is None
     assert again["sets"] == results["sets"]
+
+
+def test_kl_of_an_adapter_is_to_its_own_base(folder: Path) -> None:
+    """The adapter is merged before anything is measured; without it, or at nought, there is nothing to compare or no distance."""
+    base = tiny_model()
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(folder / "nothing")
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_B" in name:
+                value.fill_(0.5)
+    adapted.save_pretrained(folder / "something")
+
+    def kl(**changes: str) -> float | None:
+        common = {"overrides": "{sets.forget.kl: auto, sets.retain.generate: false, capability: null}", "cache": "null"}
+        results = evaluate(load_recipe(EvalRecipe, folder / "recipe.yaml", {**common, **changes}))
+        found = results["sets"]["forget"]["metrics"].get("kl_to_target")
+        return None if found is None else float(found["value"])
+
+    assert kl() is None
+    assert kl(**{"model.adapter": "nothing"}) == pytest.approx(0, abs=1e-6)
+    moved = kl(**{"model.adapter": "something"})
+    assert moved is not None
+    assert moved > 1e-4
+    assert kl(**{"model.adapter": "something", "target.name": "./model", "target.dtype": "float32"}) == pytest.approx(
+        moved
+    )
 
 
 def test_capability_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

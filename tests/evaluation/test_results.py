@@ -16,6 +16,7 @@ from evaluation_examples import tiny_model, write_sets, write_task
 
 from llm_forget.data.examples import DataSource
 from llm_forget.errors import UserError
+from llm_forget.evaluation.generate import SamplingConfig
 from llm_forget.evaluation.results import read_results, write_results
 from llm_forget.evaluation.schema import check_results, json_schema
 from llm_forget.evaluation.seeds import numbers, over_seeds, read_seeds, spread_of, write_seeds
@@ -165,6 +166,8 @@ def test_controls_of_something_else_are_refused(measured: tuple[Path, Suite, dic
         run(suite, judge=target)
     longer = replace(suite, generation=GenerationConfig(max_new_tokens=4))
     assert "other generation settings" in run(longer, target=target)["warnings"][0]
+    same = replace(suite, generation=replace(suite.generation, batch_size=3, sampling=SamplingConfig(samples=2, k=[1])))
+    assert not run(same, target=target)["warnings"], "samples are drawn beside the greedy answers"
     lacking = copy.deepcopy(target)
     del lacking["sets"]["retain"]
     assert run(suite, oracle=lacking)["warnings"] == ["the oracle was not measured on the retain set"]
