@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 # fp32 logits that may exist at once before they are worked off in chunks; what backward needs of them is about three times this
 CHUNK_BYTES = 1 << 28
+# The same on a CPU under a frozen head, where chunks cost no work and small ones stay near the caches.
+FROZEN_CPU_CHUNK_BYTES = 1 << 25
 # Models that change the logits after their head: what the head gives is then not what a softmax is taken of.
 _CHANGES_LOGITS = (
     "final_logit_softcapping",
@@ -58,16 +61,43 @@ def chunk_rows(model: nn.Module, rows: int) -> int | None:
     config = _below_wrapper(model).config
     if any(getattr(config, name, None) not in (None, 1, 1.0) for name in _CHANGES_LOGITS):
         return None
-    fit = max(1, CHUNK_BYTES // (4 * int(config.vocab_size)))
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    most = min(CHUNK_BYTES, FROZEN_CPU_CHUNK_BYTES) if on_cpu and _is_frozen(output_head(model)) else CHUNK_BYTES
+    fit = max(1, most // (4 * int(config.vocab_size)))
     return None if rows <= fit else -(-rows // -(-rows // fit))  # chunks of like size
+
+
+def _is_frozen(head: nn.Module) -> bool:
+    return not any(value.requires_grad for value in head.parameters())
+
+
+class _FrozenHeadLogps(torch.autograd.Function):
+    """Log-probs of a chunk, and at once their slope along its hidden states; the logits are gone before the next chunk.
+
+    Each log-prob depends on its own row alone, so whatever the loss, the gradient is the row's slope times one number.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, logps: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            leaf = hidden.detach().requires_grad_()
+            scores = logps(leaf)
+            ctx.save_for_backward(*torch.autograd.grad(scores.sum(), leaf))
+        return scores.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return (gradient * slope).to(slope.dtype), None
 
 
 @contextmanager
 def head_gives_logps(model: nn.Module, targets: Tensor, size: int) -> Iterator[None]:
     """Inside, the head's output is not logits but the targets' log-probs, (N, 1) in fp32, worked out ``size`` rows at a time.
 
-    In training the logits of a chunk are dropped after it and computed again for its gradient, so that those of the whole batch
-    never exist at once.
+    In training the logits of a chunk are dropped after it, so that those of the whole batch never exist at once. Under a
+    frozen head the gradient is worked out before that; where the head is trained they are computed again for it.
 
     Args:
         model: wrapped or not; its head must already read the N answer positions only.
@@ -84,8 +114,11 @@ def head_gives_logps(model: nn.Module, targets: Tensor, size: int) -> Iterator[N
 
     def forward(hidden: Tensor) -> Tensor:
         parts = []
+        at_once = _is_frozen(head)
         for rows, wanted in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and hidden.requires_grad and at_once:
+                parts.append(_FrozenHeadLogps.apply(rows, partial(logps, wanted=wanted)))
+            elif torch.is_grad_enabled():
                 parts.append(checkpoint(logps, rows, wanted, use_reentrant=False, preserve_rng_state=False))
             else:
                 parts.append(logps(rows, wanted))
