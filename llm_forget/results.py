@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # What a file holds beside measurements: how it was measured, scores of single examples, and bookkeeping.
 _BOOKKEEPING = "schema settings seconds warnings verdict n n_nan interval bounds"
-_NO_MEASUREMENT = frozenset(f"{_BOOKKEEPING} sets examples correct components".split())
+_NO_MEASUREMENT = frozenset(f"{_BOOKKEEPING} controls sets examples correct components".split())
 _VALUES = ("value", "pvalue", "auc", "estimate")  # the names under which a section keeps its number
 TEXT = "generated"  # the one column of text, there only where the evaluation's recipe said `keep_text: true`
 

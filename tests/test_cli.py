@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 from llm_forget.cli import app
+from llm_forget.commands.console import run_command
 from llm_forget.config import AdapterConfig
 from llm_forget.errors import UserError
 from llm_forget.models import add_adapter
@@ -24,6 +28,49 @@ def test_methods_lists_every_file() -> None:
     assert shown.exit_code == 0
     for name in names_in("llm_forget.methods"):
         assert name in shown.output
+
+
+def test_methods_as_json_for_scripts() -> None:
+    found = json.loads(runner.invoke(app, ["methods", "--json"]).stdout)
+    assert {entry["name"] for entry in found["methods"]} == set(names_in("llm_forget.methods"))
+    assert {entry["name"] for entry in found["wrappers"]} == set(names_in("llm_forget.wrappers"))
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    """Exit status and standard error of the installed command, in a process of its own."""
+    script = f"import sys; sys.argv = ['llm-forget', *{list(arguments)!r}]; from llm_forget.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def test_a_mistake_is_one_line_and_status_2_and_debug_shows_where() -> None:
+    status, told = command("report", "no/such/run")
+    assert status == 2
+    assert told.startswith("error: no/such/run does not exist; give a run folder")
+    assert "Traceback" not in told
+    status, told = command("report", "no/such/run", "--debug")
+    assert status == 1
+    assert "Traceback" in told
+
+
+def test_an_error_inside_has_no_traceback_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A message that could quote a row of the data is left out; --debug lets the error through."""
+    monkeypatch.setenv("LLM_FORGET_DEBUG", "0")
+
+    def broken(argv: list[str], **_: object) -> None:
+        raise KeyError("Vexatorium-7714")
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(broken, [])
+    assert ended.value.code == 3
+    told = capsys.readouterr().err
+    assert "error: KeyError in test_cli.py:" in told
+    assert "Vexatorium" not in told
+    assert "Traceback" not in told
+    with pytest.raises(KeyError):
+        run_command(broken, ["--debug"])
 
 
 def test_recipes_are_listed_and_copied(tmp_path: Path) -> None:

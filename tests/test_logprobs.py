@@ -253,7 +253,9 @@ def test_in_chunks_the_scores_and_gradients_are_the_same(
             assert output_head(inner).forward is watch, "the head is left as it was"
         assert max(seen) == (rows_at_once if chunked else 8)
         twice = chunked and kind != "adapter"
-        assert sum(seen) == (16 if twice else 8), "a trained head works a chunk out again for its gradient, a frozen one does not"
+        assert sum(seen) == (16 if twice else 8), (
+            "a trained head works a chunk out again for its gradient, a frozen one does not"
+        )
         gradients = [value.grad.flatten() for value in inner.parameters() if value.grad is not None]
         found.append((scores.token_logps.detach(), torch.cat(gradients)))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-6)
@@ -270,7 +272,9 @@ def test_a_model_that_changes_its_logits_afterwards_is_not_chunked(model: nn.Mod
     frozen = copy.deepcopy(model).requires_grad_(False)
     small = (1 << 25) // (4 * vocabulary)
     assert chunk_rows(frozen, small) is None
-    assert chunk_rows(frozen, small + 1) == -(-(small + 1) // 2), "chunks under a frozen head cost no work: smaller ones on a CPU"
+    assert chunk_rows(frozen, small + 1) == -(-(small + 1) // 2), (
+        "chunks under a frozen head cost no work: smaller ones on a CPU"
+    )
     capped = copy.deepcopy(model)
     capped.config.final_logit_softcapping = 30.0
     assert chunk_rows(capped, 10**9) is None

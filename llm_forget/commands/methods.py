@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from rich.console import Console
 from rich.table import Table
 
+from llm_forget.commands.console import Json, print_json
 
-def methods(markdown: bool = False) -> None:
-    """List methods and wrappers: source, needs, cost against grad_diff, recipe. --markdown prints the README's table."""
+
+def methods(markdown: bool = False, as_json: Json = False) -> None:
+    """List methods and wrappers: source, needs, cost against grad_diff, recipe. --markdown prints the README's table.
+
+    Examples:
+      llm-forget methods
+
+      llm-forget methods --json
+    """
     from llm_forget.catalogue import method_entries, methods_table, wrapper_entries
 
+    if as_json:
+        wrapped = [dict(zip(("name", "does", "adds", "source"), row, strict=True)) for row in wrapper_entries()]
+        print_json({"methods": [asdict(entry) for entry in method_entries()], "wrappers": wrapped})
+        return
     if markdown:
         print(methods_table(method_entries()), end="")
         return

@@ -52,12 +52,13 @@ def forget_vs_utility(frame: pd.DataFrame, *, forget: str = DEFAULT_FORGET, util
             line={"color": _BLUE, "width": 1.5, "dash": "dot"},
             marker={"symbol": "circle-open", "size": 21, "color": _BLUE, "line": {"width": 1.5}},
         )  # fmt: skip
+    places = _text_places(rows, forget, utility)
     for role in sorted(rows["role"].unique(), key=lambda one: [*_MARKERS, one].index(one)):
         part = rows[rows["role"] == role]
         figure.add_scatter(
             x=part[forget], y=part[utility], mode="markers+text", name=_NAMES.get(role, role),
             text=[str(name).rsplit("/", 1)[-1] for name in part.index],
-            textposition=_text_places(part[forget], rows[forget]), cliponaxis=False, textfont={"size": 13},
+            textposition=[places[name] for name in part.index], cliponaxis=False, textfont={"size": 13},
             marker={**_MARKERS.get(role, _OTHER), "line": {"width": 1, "color": "white"}},
             error_x=_error_bars(part, forget), error_y=_error_bars(part, utility),
             customdata=list(map(str, part.index)),
@@ -223,10 +224,37 @@ def _error_bars(rows: pd.DataFrame, column: str) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _text_places(values: pd.Series, all_values: pd.Series) -> list[str]:
-    """Names stand above their points, and left of the last ones, where the plot ends."""
-    middle = (all_values.min() + all_values.max()) / 2
-    return ["top left" if value > middle else "top right" for value in values]
+def _text_places(rows: pd.DataFrame, x: str, y: str) -> dict[str, str]:
+    """Where each point's name stands: the first of four corners where it covers no other name and no point, inside the plot."""
+
+    def scaled(column: str) -> list[float]:
+        drawn = rows[[name for name in (column, f"{column}.low", f"{column}.high") if name in rows]]
+        low, high = drawn.min().min(), drawn.max().max()  # the axis reaches as far as the intervals do
+        return [float(value - low) / float(high - low) if high > low else 0.5 for value in rows[column]]
+
+    points = dict(zip(map(str, rows.index), zip(scaled(x), scaled(y), strict=True), strict=True))
+    taken = [(px - 0.01, py - 0.02, px + 0.01, py + 0.02) for px, py in points.values()]
+    places = {}
+    for name, (px, py) in points.items():
+        width, height = 0.02 * len(name.rsplit("/", 1)[-1]), 0.09  # of 13 pixels on a plot some 600 wide and 350 high
+        boxes = {
+            f"{row} {side}": (left, bottom, left + width, bottom + height)
+            for row, bottom in (("top", py + 0.02), ("bottom", py - 0.02 - height))
+            for side, left in (("right", px + 0.01), ("left", px - 0.01 - width))
+        }
+
+        def cost(place: str, boxes: dict[str, tuple[float, ...]] = boxes) -> tuple[int, int]:
+            box = boxes[place]
+            covered = sum(_overlap(box, other) for other in taken)
+            return covered, int(box[0] < -0.05 or box[2] > 1.05)
+
+        places[name] = min(boxes, key=cost)
+        taken.append(boxes[places[name]])
+    return places
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _styled(figure: Any, title: str, height: int) -> Any:

@@ -12,6 +12,7 @@ from llm_forget.comparison import metrics_of
 if TYPE_CHECKING:
     import pandas as pd
 
+_NEVER_LEARNED = "holdout"  # what no model was trained on can only be unlikely: that is no harm
 _LABELS = {"probability": "probability of the right answer", "rougeL_recall": "ROUGE-L of what the model says"}
 MOSTLY, PARTLY = 0.8, 0.2  # shares of the way from the target to the oracle
 LOSS = 0.05  # a relative loss below this is not called damage
@@ -102,7 +103,11 @@ def _kept_metrics(frame: pd.DataFrame) -> list[str]:
     sets = [
         name
         for name in metrics_of(frame)
-        if name.split(".")[-1] in _LABELS and directions[name] == "none" and name.count(".") == 1 and "/" not in name
+        if name.split(".")[-1] in _LABELS
+        and directions[name] == "none"
+        and name.count(".") == 1
+        and "/" not in name
+        and name.split(".")[0] != _NEVER_LEARNED
     ]
     return [*sets, *(name for name in ("capability.acc", "perplexity") if name in frame)]
 
