@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -56,15 +57,20 @@ def list_recipes(as_json: Json = False) -> None:
     from llm_forget.shipped import shipped
 
     folder = shipped("recipes")
-    headers = {
-        f"recipes/{path.relative_to(folder)}": path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        for path in sorted(folder.rglob("*.yaml"))
-    }
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".ipynb"))
+    headers = {f"recipes/{path.relative_to(folder)}": _header(path) for path in files}
     if as_json:
         print_json(headers)
         return
     for name, header in headers.items():
         print(f"{name}\t{header}")
+
+
+def _header(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "".join(json.loads(text)["cells"][0]["source"])
+    return text.splitlines()[0].lstrip("# ")
 
 
 @recipes_app.command("copy")

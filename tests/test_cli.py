@@ -76,6 +76,7 @@ def test_an_error_inside_has_no_traceback_either(
 def test_recipes_are_listed_and_copied(tmp_path: Path) -> None:
     listed = runner.invoke(app, ["recipes", "list"]).output
     assert "recipes/demo/npo.yaml" in listed
+    assert "recipes/notebooks/compare_runs.ipynb\tCompare runs" in listed
     copied = runner.invoke(app, ["recipes", "copy", "recipes/demo/npo.yaml", str(tmp_path)])
     assert copied.exit_code == 0
     assert "name: npo" in (tmp_path / "npo.yaml").read_text()
