@@ -105,6 +105,17 @@ class Checks(TrainerCallback):
         elif self.ended_by is Verdict.BROKEN:
             why = f"the utility floor was broken and did not recover over {self.rule.patience} checks"
         restore_trainable(model, self.best_state)
+        hint = self._what_lay_below()
         if self.rule.best.step == 0:
-            return f"{why}; no later state was better above the floor than the start, so nothing is changed"
-        return f"{why}; kept the best state above the floor, from step {self.rule.best.step}"
+            return f"{why}; no later state was better above the floor than the start, so nothing is changed{hint}"
+        return f"{why}; kept the best state above the floor, from step {self.rule.best.step}{hint}"
+
+    def _what_lay_below(self) -> str:
+        """A state that had forgotten more and was passed over for the floor, with what a person may do about it."""
+        beyond = self.rule.passed_over()
+        if beyond is None:
+            return ""
+        return (
+            f". Step {beyond.step} had forgotten more ({beyond.forget:.3f}) with retain at {beyond.retain:.3f}, below the floor "
+            f"of {self.rule.floor:.3f}: more train.epochs let a retain term win that back, a lower stop.utility_floor takes it"
+        )

@@ -72,7 +72,6 @@ def run_demo(console: Console) -> dict[str, dict[str, Any]]:
     for method in METHODS:
         console.rule(f"4  forget by {method}")
         record = unlearn(load_recipe(UnlearnRecipe, f"recipes/demo/{method}.yaml", {"overwrite": "true"}), console)
-        console.print(f"{method}: {record.reason}")
         seconds[method] = record.seconds
         gc.collect()
 

@@ -117,7 +117,7 @@ def head_gives_logps(model: nn.Module, targets: Tensor, size: int) -> Iterator[N
         at_once = _is_frozen(head)
         for rows, wanted in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
             if torch.is_grad_enabled() and hidden.requires_grad and at_once:
-                parts.append(_FrozenHeadLogps.apply(rows, partial(logps, wanted=wanted)))
+                parts.append(_FrozenHeadLogps.apply(rows, partial(logps, wanted=wanted)))  # type: ignore[no-untyped-call]
             elif torch.is_grad_enabled():
                 parts.append(checkpoint(logps, rows, wanted, use_reentrant=False, preserve_rng_state=False))
             else:

@@ -65,6 +65,13 @@ class StopRule:
         self.broken_for = 0 if recovering else self.broken_for + 1
         return Verdict.BROKEN if self.broken_for >= self.patience else Verdict.GO_ON
 
+    def passed_over(self) -> Measurement | None:
+        """The last state that had forgotten more than the best one and lay below the floor, None where there was none."""
+        if self.best is None or self.floor is None:
+            return None
+        below = [now for now in self.history if not self.above_floor(now) and now.retain is not None]
+        return next((now for now in reversed(below) if now.forget < self.best.forget), None)
+
     def state_dict(self) -> dict[str, Any]:
         """What has been judged so far, for a checkpoint."""
         return {

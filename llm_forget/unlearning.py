@@ -160,6 +160,7 @@ def run_on(
                 write_run(recipe, record, model, tokenizer, outcome.metrics, state, in_memory=in_memory)
             drop_logs(recipe)
             drop_checkpoints(recipe.output_dir)
+            console.print(f"{record.method}: {record.reason} ({recipe.output_dir})", highlight=False, soft_wrap=True)
         PartialState().wait_for_everyone()
     return Finished(record, model, outcome.metrics)
 

@@ -89,6 +89,18 @@ def test_the_best_is_the_lowest_above_the_floor_and_of_equals_the_one_with_more_
     assert it.best == Measurement(3, 0.5, 0.94)
 
 
+def test_the_state_that_forgot_more_below_the_floor_is_the_one_passed_over() -> None:
+    """Best: 0.6 at 0.96. Below the floor of 0.9 lie 0.3, 0.04 and 0.7; the last of those below 0.6 is 0.04."""
+    rule = StopRule(0.01, 0.9, 9)
+    states = [(0.9, 1.0), (0.6, 0.96), (0.3, 0.5), (0.04, 0.85), (0.7, 0.8), (0.65, 0.95)]
+    for step, (forget, retain) in enumerate(states):
+        rule.judge(Measurement(step, forget, retain))
+    assert rule.passed_over() == Measurement(3, 0.04, 0.85)
+    assert StopRule(0.01, 0.9, 9).passed_over() is None
+    rule.floor = None
+    assert rule.passed_over() is None
+
+
 def test_without_a_target_nothing_is_reached() -> None:
     assert judge(rule(target=None, floor=None), (0.5, None), (0.0, None)) == [KEEP, KEEP]
 

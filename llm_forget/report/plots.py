@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.comparison import DEFAULT_FORGET, DEFAULT_UTILITY, check_column, find_row, metrics_of, pareto
@@ -243,7 +244,7 @@ def _text_places(rows: pd.DataFrame, x: str, y: str) -> dict[str, str]:
             for side, left in (("right", px + 0.01), ("left", px - 0.01 - width))
         }
 
-        def cost(place: str, boxes: dict[str, tuple[float, ...]] = boxes) -> tuple[int, int]:
+        def cost(place: str, boxes: Mapping[str, tuple[float, ...]] = boxes) -> tuple[int, int]:
             box = boxes[place]
             covered = sum(_overlap(box, other) for other in taken)
             return covered, int(box[0] < -0.05 or box[2] > 1.05)
