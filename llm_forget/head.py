@@ -86,7 +86,7 @@ class _FrozenHeadLogps(torch.autograd.Function):
         return scores.detach()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
         return (gradient * slope).to(slope.dtype), None
