@@ -41,7 +41,7 @@ _ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True, "help_o
 
 @app.command()
 def demo() -> None:
-    """Run the demo in ./runs/demo: learn, forget by three methods, measure. Some thirteen minutes on two cores."""
+    """Run the demo in ./runs/demo: learn, forget by three methods, measure. A quarter of an hour or so on two cores."""
     from llm_forget.demo import demo_environment, run_demo
 
     demo_environment()
