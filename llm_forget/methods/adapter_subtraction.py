@@ -118,7 +118,8 @@ class AdapterSubtraction:
         search_floor: share of the retain probability that the search must leave; below the recipe's utility floor when
             healing brings it back.
         project: Ext-Sub's projection before each subtraction: as many steps again on retain rows, from the same start, and
-            what both changes share stays in the model. EVIDENCE
+            what both changes share stays in the model. It halves the change and asks for about twice the strength: on TOFU-mini
+            strength 8 gave 0.093 / 0.931 with 45 steps in all, where strength 4 without it gave 0.095 / 0.934 with 30.
     """
 
     strength: float | None = 4.0
