@@ -41,7 +41,11 @@ _ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True, "help_o
 
 @app.command()
 def demo() -> None:
-    """Run the demo in ./runs/demo: learn, forget by three methods, measure. A quarter of an hour or so on two cores."""
+    """Run the demo in ./runs/demo: learn, forget by three methods, measure. A quarter of an hour or so on two cores.
+
+    Example:
+      llm-forget demo
+    """
     from llm_forget.demo import demo_environment, run_demo
 
     demo_environment()
@@ -53,7 +57,11 @@ app.command()(methods)
 
 @recipes_app.command("list")
 def list_recipes(as_json: Json = False) -> None:
-    """List the recipes, each with the first line of its header."""
+    """List the recipes, each with the first line of its header.
+
+    Example:
+      llm-forget recipes list
+    """
     from llm_forget.shipped import shipped
 
     folder = shipped("recipes")
@@ -78,7 +86,11 @@ def copy_recipe(
     recipe: Annotated[str, typer.Argument(help="as listed, for example recipes/demo/npo.yaml")],
     to: Annotated[Path, typer.Argument(help="file or folder to copy to")] = Path(),
 ) -> None:
-    """Copy a recipe, to change it."""
+    """Copy a recipe, to change it.
+
+    Example:
+      llm-forget recipes copy recipes/demo/npo.yaml mine.yaml
+    """
     from llm_forget.errors import UserError
     from llm_forget.shipped import shipped
 
@@ -118,7 +130,7 @@ def evaluate(context: typer.Context) -> None:
     _launch_here("eval/forget_qa.py", context.args)
 
 
-app.command(context_settings=_ANY_OPTION)(plan)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(plan)
 
 _Base = Annotated[Path, typer.Option(help="folder of the base model (safetensors)")]
 _Adapter = Annotated[Path, typer.Option(help="folder of the adapter")]
@@ -126,10 +138,15 @@ _Target = Annotated[Path, typer.Option("--to", help="folder to make")]
 
 
 @app.command()
-def export(base: _Base, adapter: _Adapter, to: _Target, max_rank: int = 16, allow_lossy: bool = False) -> None:
+def export(
+    base: _Base, adapter: _Adapter, to: _Target, max_rank: int = 16, allow_lossy: bool = False, as_json: Json = False
+) -> None:
     """Write an adapter that vLLM, SGLang, llama.cpp and PEFT load with the same meaning.
 
     For GGUF run convert_lora_to_gguf.py of llama.cpp's source tree on the result; no PyPI package with it is known.
+
+    Example:
+      llm-forget export --base runs/target/model --adapter runs/npo/adapter --to exported
     """
     from llm_forget.adapters.export import export_adapter
     from llm_forget.adapters.lora import BaseRecord
@@ -137,12 +154,19 @@ def export(base: _Base, adapter: _Adapter, to: _Target, max_rank: int = 16, allo
 
     record = BaseRecord(name=str(base), digest=weights_digest(base))
     done = export_adapter(adapter, to, max_rank=max_rank, base=record, allow_lossy=allow_lossy)
+    if as_json:
+        print_json({key: getattr(done, key) for key in ("rank", "residual", "rounding")} | {"folder": str(done.folder)})
+        return
     print(f"{done.folder}: rank {done.rank}, cut {done.residual:.2e}, with rounding {done.rounding:.2e}")
 
 
 @app.command()
 def merge(base: _Base, adapter: _Adapter, to: _Target, dtype: str | None = None) -> None:
-    """Write the base with the adapter's change in its weights, so that there is no adapter to take off."""
+    """Write the base with the adapter's change in its weights, so that there is no adapter to take off.
+
+    Example:
+      llm-forget merge --base runs/target/model --adapter runs/npo/adapter --to merged
+    """
     from llm_forget.adapters.export import merge as merge_adapter
 
     print(merge_adapter(base, adapter, to, dtype))
@@ -150,7 +174,11 @@ def merge(base: _Base, adapter: _Adapter, to: _Target, dtype: str | None = None)
 
 @app.command()
 def doctor(base: _Base, adapter: _Adapter, max_rank: int = 16, prompt: list[str] | None = None) -> None:
-    """Check an adapter against its base and each server's rules; with --prompt, compare logits too. Exit status 1 if not ok."""
+    """Check an adapter against its base and each server's rules; with --prompt, compare logits too. Exit status 1 if not ok.
+
+    Example:
+      llm-forget doctor --base runs/target/model --adapter runs/npo/adapter --prompt "What is snow?"
+    """
     from llm_forget.adapters.doctor import diagnose
 
     found = diagnose(base, adapter, max_rank=max_rank, prompts=prompt or ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 
@@ -16,15 +17,14 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str]) -> None:
 
     A run that was told to end ends with its message and exit status 143.
 
-    ``LLM_FORGET_DEBUG=1`` shows the traceback instead.
+    ``LLM_FORGET_DEBUG=1`` shows the traceback too.
     """
     quiet_libraries()
-    if os.environ.get("LLM_FORGET_DEBUG") == "1":
-        main(argv)
-        return
     try:
         main(argv)
     except UserError as error:
+        if os.environ.get("LLM_FORGET_DEBUG") == "1":
+            traceback.print_exc()
         # one message, not one a process
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)

@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -36,6 +38,21 @@ def test_methods_as_json_for_scripts() -> None:
     assert {entry["name"] for entry in found["wrappers"]} == set(names_in("llm_forget.wrappers"))
 
 
+def test_every_command_shows_an_example_or_every_field() -> None:
+    commands: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
+    assert len(commands) > 10
+    for name, one in commands.items():
+        shown = runner.invoke(app, [name, "--help"], env={"COLUMNS": "100"})
+        assert shown.exit_code == 0, name
+        assert hasattr(one, "commands") or f"llm-forget {name}" in shown.output or "--config FILE" in shown.output, name
+
+
+def test_in_a_narrow_terminal_no_name_of_a_method_is_cut() -> None:
+    shown = runner.invoke(app, ["methods"], env={"COLUMNS": "80"}).output
+    assert all(name in shown for name in names_in("llm_forget.methods"))
+    assert "…" not in shown.split("wrapper")[0].replace("…)", "")
+
+
 def command(*arguments: str) -> tuple[int, str]:
     """Exit status and standard error of the installed command, in a process of its own."""
     script = f"import sys; sys.argv = ['llm-forget', *{list(arguments)!r}]; from llm_forget.cli import main; main()"
@@ -49,7 +66,7 @@ def test_a_mistake_is_one_line_and_status_2_and_debug_shows_where() -> None:
     assert told.startswith("error: no/such/run does not exist; give a run folder")
     assert "Traceback" not in told
     status, told = command("report", "no/such/run", "--debug")
-    assert status == 1
+    assert status == 2
     assert "Traceback" in told
 
 

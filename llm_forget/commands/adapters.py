@@ -56,6 +56,11 @@ def subtract(
 
     --minus BAD alone negates; --adapter A --strength 0.5 scales; --adapter GOOD --minus BAD subtracts. With --search
     the strength is the smallest that reaches the forget target above the utility floor, or else the largest above it.
+
+    Examples:
+      llm-forget subtract --minus learned --strength 2 --to forgetting
+
+      llm-forget subtract --adapter good --minus bad --rank 16 --to better
     """
     plus, less = adapter or [], minus or []
     direction = _sum(plus, less, assume_same_base)
@@ -113,6 +118,9 @@ def compose(
 
     Without data: how far their changes overlap. With --base, --forget and --retain: what each adapter does alone and what
     all do together.
+
+    Example:
+      llm-forget compose --adapter runs/npo/adapter --adapter runs/other/adapter --to both
     """
     from llm_forget.adapters.compose import adapter_digest, overlaps
     from llm_forget.adapters.compose import compose as stack

@@ -28,7 +28,10 @@ def methods(markdown: bool = False, as_json: Json = False) -> None:
         print(methods_table(method_entries()), end="")
         return
     console = Console()
-    table = Table("method", "source", "retain term", "needs", "cost", "recipe to copy")
+    table = Table()
+    table.add_column("method", no_wrap=True)  # what is typed or copied stands whole, whatever the width
+    for heading in ("source", "retain term", "needs", "cost", "recipe to copy"):
+        table.add_column(heading, overflow="fold")
     for entry in method_entries():
         needs = ", ".join(entry.needs) or "–"
         table.add_row(entry.name, entry.paper, entry.retain, needs, f"{entry.cost:.2f}", entry.recipe or "–")

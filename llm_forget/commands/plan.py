@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
+
+from llm_forget.commands.console import Json, print_json
 
 
 def plan(
@@ -14,8 +17,13 @@ def plan(
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="of the longest row; by default encoding.max_length")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="plan for this machine's CPU instead of a GPU")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Plan the memory of a recipe without loading a weight: --config FILE [--key.sub VALUE …]."""
+    """Plan the memory of a recipe without loading a weight: --config FILE [--key.sub VALUE …].
+
+    Example:
+      llm-forget plan --config mine.yaml --memory 40GB --train.batch_size 4
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -30,6 +38,10 @@ def plan(
         raise RecipeError(f"tokens is {tokens}; a row has at least 2")
     size = None if memory is None else parse_memory(memory)
     found = make_plan(recipe, on_card=not cpu, tokens=tokens)
+    most = None if size is None else largest_batch(recipe, size, on_card=not cpu, tokens=tokens)
+    if as_json:
+        print_json({**asdict(found), "needed": found.needed, "largest_batch": most})
+        return
     table = Table("what", "GB", title=f"a micro-batch of {found.rows} rows of {found.tokens} tokens")
     for name in ("weights", "adapter", "optimizer", "gradients", "reference", "activations", "logits"):
         table.add_row(name, f"{getattr(found, name) / GB:.2f}")
@@ -40,7 +52,6 @@ def plan(
     console = Console()
     console.print(table)
     if size is not None:
-        most = largest_batch(recipe, size, on_card=not cpu, tokens=tokens)
         advice = (
             f"largest train.batch_size: {most}" if most else "not even one row fits; see train.gradient_checkpointing"
         )

@@ -39,7 +39,7 @@
 
   let closed = [];
   window.addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("details:not([open])")];
+    closed = [...document.querySelectorAll("details:not([open]):not(.screen)")];
     closed.forEach((details) => { details.open = true; });
     figures.forEach(draw);
     figures.forEach(({ element }) => { if (element.dataset.drawn) Plotly.relayout(element, { width: 660 }); });
