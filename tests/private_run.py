@@ -88,7 +88,7 @@ def everything(data: Path) -> None:
     controls = {role: f"runs/{role}/eval/custom.json" for role in ("target", "oracle")}
     for name in ("npo-0", "npo-1"):
         measure(data, name, {"name": "runs/target/model", "adapter": f"runs/{name}/adapter"}, controls=controls)
-    run("seeds", "runs/npo-0", "runs/npo-1", "--suite", "custom", "--to", "seeds.json")
+    run("seeds", "runs/npo-0", "runs/npo-1", "--suite", "custom", "--to", "seeds.json", "--json")
     run("compare", "runs", "--to", "comparison.html")
     run("report", "runs/npo-0")
     base = ("--base", "runs/target/model")

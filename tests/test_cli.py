@@ -151,6 +151,7 @@ def test_doctor_exits_with_1_for_another_base(tmp_path: Path) -> None:
         tiny_model(tokenizer, seed=seed).save_pretrained(tmp_path / f"base{seed}")
     add_adapter(tiny_model(tokenizer), AdapterConfig(rank=4, alpha=8)).save_pretrained(tmp_path / "raw")
     raw = ["--adapter", str(tmp_path / "raw"), "--to", str(tmp_path / "out")]
-    assert runner.invoke(app, ["export", "--base", str(tmp_path / "base0"), *raw]).exit_code == 0
+    exported = runner.invoke(app, ["export", "--base", str(tmp_path / "base0"), *raw, "--json"])
+    assert json.loads(exported.stdout)["folder"] == str(tmp_path / "out")
     adapter = ["--adapter", str(tmp_path / "out")]
     assert runner.invoke(app, ["doctor", "--base", str(tmp_path / "base1"), *adapter]).exit_code == 1

@@ -179,5 +179,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "4 rows of 32 tokens" in done.output
     assert "largest train.batch_size:" in done.output
+    found = json.loads(CliRunner().invoke(app, ["plan", "--config", str(path), "--json"]).stdout)
+    assert found["needed"] > found["weights"] > 0
+    assert found["largest_batch"] is None, "no card was named"
     refused = CliRunner().invoke(app, ["plan", "--config", str(path), "--model.name", str(tmp_path / "gone")])
     assert isinstance(refused.exception, RecipeError)
