@@ -16,6 +16,7 @@ from llm_forget.data.files import rows_in_memory
 from llm_forget.errors import DataError, RecipeError
 from llm_forget.extras import require_extra
 from llm_forget.runfolder import RunRecord
+from llm_forget.shipped import shipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,7 +234,12 @@ def evaluate(
 
     given = {"forget": forget, "retain": retain, "holdout": holdout, **(sets or {})}
     rows = {name: one for name, one in given.items() if one is not None}
-    entries = {name: {"data": {"path": _path(one)}, **_SET_DEFAULTS.get(name, {})} for name, one in rows.items()}
+    usual = yaml.safe_load(shipped("eval/suites/custom.yaml").read_text(encoding="utf-8"))["sets"]
+    entries = {
+        name: {key: value for key, value in usual.get(name, {}).items() if key not in ("file", "optional")}
+        | {"data": {"path": _path(one)}}
+        for name, one in rows.items()
+    }
     changes = {"perplexity": None, "capability": None, **settings, "sets": entries}
     suite = load_suite("custom", {key: yaml.safe_dump(value) for key, value in changes.items()})
     examples = {name: _examples(name, one) for name, one in rows.items()}
@@ -253,10 +259,6 @@ def evaluate(
         in_memory=examples,
     )
     return Scores(found)
-
-
-# As the suite `custom` has them.
-_SET_DEFAULTS: dict[str, dict[str, Any]] = {"retain": {"utility": "probability"}, "holdout": {"generate": False}}
 
 
 def _with_train(settings: Mapping[str, Any]) -> dict[str, Any]:

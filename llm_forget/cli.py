@@ -35,8 +35,9 @@ app.command()(seeds)
 app.command()(compare)
 app.command()(report)
 app.command()(chat)
+_ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
 # --help goes to the script too, which knows every field of its recipe
-_ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+_TO_SCRIPT = {**_ANY_OPTION, "help_option_names": []}
 
 
 @app.command()
@@ -112,25 +113,25 @@ def _launch_here(script: str, argv: list[str]) -> None:
     runpy.run_path(str(shipped(script)))["main"](argv)
 
 
-@app.command(context_settings=_ANY_OPTION)
+@app.command(context_settings=_TO_SCRIPT)
 def unlearn(context: typer.Context) -> None:
     """Run an unlearning recipe in one process: --config FILE [--key.sub VALUE …]."""
     _launch_here("recipes/unlearn.py", context.args)
 
 
-@app.command(context_settings=_ANY_OPTION)
+@app.command(context_settings=_TO_SCRIPT)
 def finetune(context: typer.Context) -> None:
     """Make a target or an oracle in one process: --config FILE [--key.sub VALUE …]."""
     _launch_here("recipes/finetune.py", context.args)
 
 
-@app.command(context_settings=_ANY_OPTION)
+@app.command(context_settings=_TO_SCRIPT)
 def evaluate(context: typer.Context) -> None:
     """Measure a model on a suite in one process: --config FILE [--key.sub VALUE …]."""
     _launch_here("eval/forget_qa.py", context.args)
 
 
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(plan)
+app.command(context_settings=_ANY_OPTION)(plan)
 
 _Base = Annotated[Path, typer.Option(help="folder of the base model (safetensors)")]
 _Adapter = Annotated[Path, typer.Option(help="folder of the adapter")]

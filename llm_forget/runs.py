@@ -178,7 +178,8 @@ def load_runs(paths: str | Path | Iterable[str | Path], *, suite: str | None = N
         A row a run, the index its name. Columns: ``kind``, ``role`` (target, oracle, unlearned, …), ``method``, ``reason``,
         ``seconds``, ``steps``, recipe fields as ``recipe.train.epochs``, digests as ``digest.base`` and ``digest.data.forget``,
         each metric as ``forget.probability`` with ``.low``, ``.high`` and ``.n``. ``attrs["skipped"]``: path → why a folder
-        was passed over; ``attrs["suite"]``; ``attrs["directions"]``: metric → which end means forgotten.
+        was passed over; ``attrs["suite"]``; ``attrs["directions"]``: metric → which end means forgotten;
+        ``attrs["never_learned"]``: sets that no model was trained on.
 
     Raises:
         UserError: a path does not exist, or pandas is missing.
@@ -204,6 +205,8 @@ def frame_of(runs: Sequence[Run], skipped: Mapping[str, str] | None = None, suit
         for key, score in found.scores.items()
     }
     frame.attrs = {"skipped": dict(skipped or {}), "suite": chosen, "directions": directions}
+    attacks = [found.raw.get("attacks") or {} for run in runs for found in run.evaluations.values()]
+    frame.attrs["never_learned"] = {one["nonmembers"] for one in attacks if "nonmembers" in one}
     frame.attrs["problems"] = {run.name: list(run.problems) for run in runs if run.problems}
     return frame
 

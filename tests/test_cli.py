@@ -48,9 +48,11 @@ def test_every_command_shows_an_example_or_every_field() -> None:
 
 
 def test_in_a_narrow_terminal_no_name_of_a_method_is_cut() -> None:
-    shown = runner.invoke(app, ["methods"], env={"COLUMNS": "80"}).output
-    assert all(name in shown for name in names_in("llm_forget.methods"))
-    assert "…" not in shown.split("wrapper")[0].replace("…)", "")
+    shown = runner.invoke(app, ["methods"], env={"COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "dumb"}).output
+    for name in names_in("llm_forget.methods"):
+        assert f"recipes/demo/{name}.yaml" in shown
+    assert max(map(len, shown.splitlines()[:12])) <= 80
+    assert "…" not in shown
 
 
 def command(*arguments: str) -> tuple[int, str]:
@@ -73,7 +75,7 @@ def test_a_mistake_is_one_line_and_status_2_and_debug_shows_where() -> None:
 def test_an_error_inside_has_no_traceback_either(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A message that could quote a row of the data is left out; --debug lets the error through."""
+    """A message that could quote a row of the data is left out; --debug shows the error whole."""
     monkeypatch.setenv("LLM_FORGET_DEBUG", "0")
 
     def broken(argv: list[str], **_: object) -> None:
@@ -86,8 +88,10 @@ def test_an_error_inside_has_no_traceback_either(
     assert "error: KeyError in test_cli.py:" in told
     assert "Vexatorium" not in told
     assert "Traceback" not in told
-    with pytest.raises(KeyError):
+    with pytest.raises(SystemExit) as ended:
         run_command(broken, ["--debug"])
+    assert ended.value.code == 3
+    assert "KeyError: 'Vexatorium-7714'" in capsys.readouterr().err
 
 
 def test_recipes_are_listed_and_copied(tmp_path: Path) -> None:

@@ -78,8 +78,9 @@ def run_command(app: Callable[..., Any], argv: list[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if debug:
-            raise
-        print(_in_a_line(error), file=sys.stderr)
+            traceback.print_exc()
+        else:
+            print(_in_a_line(error), file=sys.stderr)
         sys.exit(INTERNAL)
 
 

@@ -60,8 +60,9 @@ def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
 def _target_model(recipe: EvalRecipe, suite: Suite) -> Any:
     """The model before unlearning, where the suite asks for the KL to it: the given one, or the base of an adapter."""
     before = recipe.target
-    asked = any(part is not None and part.kl for part in (suite.perplexity, *suite.sets.values()))
-    if before is None and recipe.model.adapter is not None and asked:  # it was merged: nothing is left to switch off
+    if (
+        before is None and recipe.model.adapter is not None and any(suite.kl_asked)
+    ):  # it was merged: nothing is left to switch off
         before = replace(recipe.model, adapter=None)
     return None if before is None else load_model(before)[0]
 

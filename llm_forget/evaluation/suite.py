@@ -129,6 +129,11 @@ class Suite:
         if self.attacks is not None:
             self.attacks.sets_among(self.sets)
 
+    @property
+    def kl_asked(self) -> list[bool | Literal["auto"]]:
+        """What sets and text ask for of KL to the target."""
+        return [part.kl for part in (self.perplexity, *self.sets.values()) if part is not None]
+
 
 def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> Suite:
     """Read and check a suite.
@@ -200,8 +205,7 @@ def run_suite(
         A dictionary that JSON can hold (None for "not a number"): ``schema``, ``suite``, ``settings``, ``sets`` with
         aggregates and scores by example id, ``forget_quality``, ``model_utility``, ``attacks``, ``privleak``, ``leak``,
         ``perplexity``, ``kl_to_target``, ``capability``, ``benchmarks``, ``controls``, ``verdict``, ``warnings`` and
-        ``seconds``; see ``evaluation/schema.py``. No text of the data
-        unless ``keep_text``.
+        ``seconds``; see ``evaluation/schema.py``. No text of the data unless ``keep_text``.
 
     Raises:
         UserError: a package, file or oracle result is missing or does not fit; as far as possible before any work.
@@ -239,9 +243,7 @@ def run_suite(
     results["forget_quality"] = None if oracle_results is None else _forget_quality(suite, results, oracle_results)
     results["model_utility"] = _utility(suite, measured)
     warnings += [f"{name}: {warning}" for name, found in measured.items() for warning in found.warnings]
-    if not loaded.has_target and (
-        any(one is not None and one.kl is True for one in (suite.perplexity, *suite.sets.values()))
-    ):
+    if not loaded.has_target and True in suite.kl_asked:
         warnings.append("no KL to the target: the model has no adapter to switch off, and no target was given")
     results["attacks"] = results["leak"] = None
     if plan is not None:

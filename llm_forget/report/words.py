@@ -12,7 +12,6 @@ from llm_forget.comparison import metrics_of
 if TYPE_CHECKING:
     import pandas as pd
 
-_NEVER_LEARNED = "holdout"  # what no model was trained on can only be unlikely: that is no harm
 _LABELS = {"probability": "probability of the right answer", "rougeL_recall": "ROUGE-L of what the model says"}
 MOSTLY, PARTLY = 0.8, 0.2  # shares of the way from the target to the oracle
 LOSS = 0.05  # a relative loss below this is not called damage
@@ -100,6 +99,7 @@ def _forget_metrics(frame: pd.DataFrame) -> list[str]:
 
 def _kept_metrics(frame: pd.DataFrame) -> list[str]:
     directions = frame.attrs.get("directions", {})
+    never_learned = frame.attrs.get("never_learned", ())  # it can only be unlikely: that is no harm
     sets = [
         name
         for name in metrics_of(frame)
@@ -107,7 +107,7 @@ def _kept_metrics(frame: pd.DataFrame) -> list[str]:
         and directions[name] == "none"
         and name.count(".") == 1
         and "/" not in name
-        and name.split(".")[0] != _NEVER_LEARNED
+        and name.split(".")[0] not in never_learned
     ]
     return [*sets, *(name for name in ("capability.acc", "perplexity") if name in frame)]
 
