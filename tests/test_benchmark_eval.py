@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import re
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark_eval.py"
@@ -53,6 +55,18 @@ def test_a_side_has_a_process_and_a_peak_of_its_own(script: ModuleType, tmp_path
     assert found["rows"] >= 6
     assert found["peak_mb"] >= found["before_mb"] > 50
     assert found["wall"] > 0
+
+
+def test_the_peak_is_of_what_happened_since_the_start(script: ModuleType) -> None:
+    """64 MB that were there before do not count, 32 MB that come and go do."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this system does not let a process begin its peak anew")
+    earlier = np.ones(64 << 17)
+    del earlier
+    before = script._start_peak()
+    later = np.ones(32 << 17)
+    del later
+    assert 28 <= script._peak_mb() - before <= 48
 
 
 def test_a_model_and_its_data_are_asked_for(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

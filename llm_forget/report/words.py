@@ -17,8 +17,8 @@ MOSTLY, PARTLY = 0.8, 0.2  # shares of the way from the target to the oracle
 LOSS = 0.05  # a relative loss below this is not called damage
 RULE = (
     f"Forgotten: each forget metric's interval reaches the oracle's. Mostly: at least {MOSTLY:.0%} of the way from the target "
-    f"to the oracle (to nothing, without an oracle); partly: at least {PARTLY:.0%}. Harmed: a loss of more than {LOSS:.0%} whose "
-    "95 % interval excludes no change."
+    f"to the oracle (without one: of the probability, to nothing); partly: at least {PARTLY:.0%}. Harmed: a loss of more than "
+    f"{LOSS:.0%} whose 95 % interval excludes no change."
 )
 _LEVELS = ("hardly forgotten", "partly forgotten", "mostly forgotten", "forgotten")
 
@@ -63,7 +63,9 @@ def judge(
         if not _known(row.get(metric)):
             continue
         forgot.append(_forget_sentence(metric, row, before, goal))
-        if before is not None and _known(before.get(metric)):
+        # without an oracle nobody knows how many words any answer shares; a probability can go to nothing
+        judged = _known(goal.get(metric)) if goal is not None else metric.endswith(".probability")
+        if before is not None and judged and _known(before.get(metric)):
             levels.append(_level(metric, row, before, goal))
     if not forgot:
         forgot = list(_from_training(row))

@@ -46,6 +46,20 @@ def test_without_an_oracle_it_is_the_way_to_nothing_and_never_the_whole_of_it() 
     assert judge(frame, None, "run", "target", None).level == 2
 
 
+def test_without_an_oracle_shared_words_are_not_judged() -> None:
+    """ROUGE-L of 0.36 may be what any answer has; beside an oracle of 0.1 it is 71 % of the way from 1."""
+    rouge = "forget.rougeL_recall"
+    rows = {
+        "target": {FORGET: 0.99, rouge: 1.0},
+        "run": {FORGET: 0.01, rouge: 0.36},
+        "oracle": {FORGET: 0.01, rouge: 0.1},
+    }
+    frame = table(**rows)
+    frame.attrs["directions"][rouge] = "low"
+    assert judge(frame, None, "run", "target", None).level == 2
+    assert judge(frame, None, "run", "target", "oracle").level == 1
+
+
 def test_without_a_target_nothing_is_judged() -> None:
     assert judge(table(run={FORGET: 0.01}), None, "run", None, None).headline.startswith("Not judged")
 
