@@ -237,17 +237,17 @@ def _text_places(rows: pd.DataFrame, x: str, y: str) -> dict[str, str]:
     taken = [(px - 0.01, py - 0.02, px + 0.01, py + 0.02) for px, py in points.values()]
     places = {}
     for name, (px, py) in points.items():
-        width, height = 0.02 * len(name.rsplit("/", 1)[-1]), 0.09  # of 13 pixels on a plot some 600 wide and 350 high
+        width, height = 0.03 * len(name.rsplit("/", 1)[-1]), 0.09  # of 13 pixels on a narrow plot 350 high
         boxes = {
             f"{row} {side}": (left, bottom, left + width, bottom + height)
             for row, bottom in (("top", py + 0.02), ("bottom", py - 0.02 - height))
             for side, left in (("right", px + 0.01), ("left", px - 0.01 - width))
         }
 
-        def cost(place: str, boxes: Mapping[str, tuple[float, ...]] = boxes) -> tuple[int, int]:
+        def cost(place: str, boxes: Mapping[str, tuple[float, ...]] = boxes) -> int:
             box = boxes[place]
-            covered = sum(_overlap(box, other) for other in taken)
-            return covered, int(box[0] < -0.05 or box[2] > 1.05)
+            outside = box[0] < 0 or box[2] > 1  # where the axis has its numbers, or the page ends
+            return outside + sum(_overlap(box, other) for other in taken)
 
         places[name] = min(boxes, key=cost)
         taken.append(boxes[places[name]])
