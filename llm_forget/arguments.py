@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from llm_forget.config import TrainConfig
 from llm_forget.errors import RecipeError
+from llm_forget.recompute import checkpointing_arguments
 
 # An adapter starts at zero and is small: at the papers' full fine-tuning rate of 1e-5 it does not move.
 ADAPTER_LEARNING_RATE = 1e-3
@@ -36,8 +37,8 @@ def common_arguments(
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "optim": train.optimizer,
-        "gradient_checkpointing": train.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if train.gradient_checkpointing else None,
+        "gradient_checkpointing": bool(train.gradient_checkpointing),
+        "gradient_checkpointing_kwargs": checkpointing_arguments(train.gradient_checkpointing),
         "use_cpu": on_cpu,
         "bf16": autocast,
         "seed": seed,

@@ -131,8 +131,10 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch"
-    # Keep the activations of one block at a time and compute the others again: a third more time, a fraction of the memory.
-    gradient_checkpointing: bool = False
+    # true: keep the activations of one block at a time and compute the others again: a third more time, a fraction of the
+    # memory. selective: of the others keep the matrix products and compute only the rest again: between the two. Without
+    # the check whether the forget and the retain gradient cancel, as compile.
+    gradient_checkpointing: bool | Literal["selective"] = False
     # torch.compile of every decoder block. The first steps take minutes; worth it for long runs.
     compile: bool = False
     # Unlearning only: optimiser steps between checkpoints, which lie in <output_dir>.checkpoints until the run is complete.
@@ -157,6 +159,11 @@ class TrainConfig:
         for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and finite")
+        if self.compile and self.gradient_checkpointing == "selective":
+            raise ValueError(
+                "gradient_checkpointing is selective and compile true; a compiled block chooses by itself what it keeps: set "
+                "gradient_checkpointing to true or false, or compile to false"
+            )
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be greater than 0")
 

@@ -21,6 +21,7 @@ from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.head import chunk_rows, head_gives_logps, output_head
 from llm_forget.logprobs import kl_divergence, place_rows
+from llm_forget.recompute import checkpointing_arguments
 
 GB = 10**9
 # What a card holds besides tensors: CUDA's context, cuBLAS workspaces, and what the allocator cannot hand out again.
@@ -106,7 +107,7 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
         step = _Step(model, rows, length, readers / len(needs), wants_reference and recipe.adapter is not None)
         return step.peak(
             autocast=dtype == torch.bfloat16,
-            checkpointing=recipe.train.gradient_checkpointing,
+            checkpointing=checkpointing_arguments(recipe.train.gradient_checkpointing),
             accumulate=recipe.train.gradient_accumulation > 1,
         )
 
@@ -253,13 +254,13 @@ class _Step:
         self.model, self.rows, self.tokens = model, rows, tokens
         self.read, self.reference = read, reference  # read: the share of the rows whose logits a loss reads
 
-    def peak(self, *, autocast: bool, checkpointing: bool, accumulate: bool) -> Counter[str]:
+    def peak(self, *, autocast: bool, checkpointing: dict[str, Any] | None, accumulate: bool) -> Counter[str]:
         """Bytes alive at the worst moment, model and optimiser left out: ``all``, and of these ``logits``."""
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         model: Any = self.model.train()
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if checkpointing is not None:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
         vocabulary = int(model.config.vocab_size)
         with FakeTensorMode(allow_non_fake_inputs=True):
             _give_storage(model)

@@ -304,9 +304,9 @@ class Run:
             "retain": objective.retain,
             **{f"wrapper {place}": wrapper for place, wrapper in enumerate(self.wrappers)},
         }
-        if (
-            method is not None and not self.recipe.train.compile
-        ):  # compiled blocks give their buffers back after one backward
+        train = self.recipe.train
+        # The guard takes two backwards more, and blocks that are compiled or selectively checkpointed allow one.
+        if method is not None and not train.compile and train.gradient_checkpointing != "selective":
             trainer.guard = CancellationGuard(self._note)
         trainer.resume_or_begin()
         self.steps += trainer.state.global_step

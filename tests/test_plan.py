@@ -36,6 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
         "retain": {"name": "kl"},
         "train": {"batch_size": 8, "gradient_checkpointing": True},
     },
+    "selective": {
+        "adapter": {"rank": 16, "alpha": 16},
+        "train": {"batch_size": 8, "gradient_checkpointing": "selective"},
+    },
     "full": {"adapter": None, "train": {"batch_size": 4}},
 }
 
@@ -138,6 +142,7 @@ def test_checkpointing_quantisation_and_width_move_the_plan_the_right_way() -> N
 
     usual = total()
     assert total(train={"gradient_checkpointing": True}) < 0.6 * usual
+    assert total(train={"gradient_checkpointing": True}) < total(train={"gradient_checkpointing": "selective"}) < usual
     assert total(train={"batch_size": 16}) > 1.3 * usual
     assert total(retain={"name": "kl"}) > 1.05 * usual
     assert total(adapter=None, retain={"name": "kl"}) > total(retain={"name": "kl"}) + 8 * 128 * 2000

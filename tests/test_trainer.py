@@ -282,9 +282,10 @@ def test_training_on_retain_rows_alone_never_looks_at_the_forget_rows(base: nn.M
         torch.testing.assert_close(value, states[1][name], rtol=0, atol=1e-4)
 
 
-def test_gradient_checkpointing_changes_nothing(base: nn.Module) -> None:
+@pytest.mark.parametrize("kind", [True, "selective"])
+def test_gradient_checkpointing_changes_nothing(base: nn.Module, kind: Any) -> None:
     states = []
-    for checkpointing in (False, True):
+    for checkpointing in (False, kind):
         model = with_adapter(base)
         train(model, Objective(NPO(), KL()), epochs=2, gradient_checkpointing=checkpointing)
         states.append(trainable_state(model))
