@@ -33,7 +33,7 @@ def keeps(_: Any, operation: Any, *args: Any, **__: Any) -> CheckpointPolicy:
 
 
 def _contexts() -> Any:
-    return create_selective_checkpoint_contexts(keeps)
+    return create_selective_checkpoint_contexts(keeps)  # type: ignore[no-untyped-call]
 
 
 def checkpointing_arguments(chosen: Checkpointing) -> dict[str, Any] | None:
