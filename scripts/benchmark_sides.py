@@ -20,7 +20,7 @@ AfterStep = Callable[[int, Any], bool]
 # What the adapter sides change in a recipe's train section.
 LEAN: dict[str, dict[str, Any]] = {
     "lean": {},
-    "small": {"batch_size": 2, "gradient_accumulation": 4, "gradient_checkpointing": True},
+    "small": {"batch_size": 2, "gradient_accumulation": 4, "gradient_checkpointing": "selective"},
 }
 
 
