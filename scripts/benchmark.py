@@ -8,8 +8,8 @@
 The plain side is written the way published code does it: all weights in fp32, a second full copy as the reference, forget and
 retain rows forwarded separately, logits of all positions. Sides: ``plain``; ``full``, our trainer on all weights in fp32, whose
 losses must be those of ``plain``; ``lean``, our trainer as recipes have it, a LoRA adapter over a bf16 base; ``small``, lean with
-selectively checkpointed blocks and the batch in four pieces. Every measurement is a process of its own; the sides take turns, so that a
-busy machine is unkind to all of them.
+selectively checkpointed blocks and the batch in four pieces. Every measurement is a process of its own; the sides take turns,
+so that a busy machine is unkind to all of them.
 
 Parts: ``steps``, a step, an epoch and a run of each method; ``profile``, where a step's time and memory go, and what its
 products alone would take; ``goal``, the time until the forget rows are as unlikely as the oracle has them; ``growth``, over 40,
