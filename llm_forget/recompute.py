@@ -7,8 +7,6 @@ from typing import Any, Literal
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-Checkpointing = bool | Literal["selective"]
-
 # A product over so few values an output (LoRA's second factor) costs little more than reading its result back.
 _FEW = 128
 _aten = torch.ops.aten
@@ -36,7 +34,7 @@ def _contexts() -> Any:
     return create_selective_checkpoint_contexts(keeps)  # type: ignore[no-untyped-call]
 
 
-def checkpointing_arguments(chosen: Checkpointing) -> dict[str, Any] | None:
+def checkpointing_arguments(chosen: bool | Literal["selective"]) -> dict[str, Any] | None:
     """What ``gradient_checkpointing_enable`` takes for a recipe's ``train.gradient_checkpointing``; None for false."""
     if not chosen:
         return None

@@ -38,10 +38,8 @@ PARTS = ("steps", "profile", "goal", "growth", "processes")
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 LOSSES_EQUAL = 1e-3
-CLOSE, KEPT = (
-    0.1,
-    0.95,
-)  # the goal: within this of the oracle's forget probability, this share of the target's on retain rows
+# The goal: within CLOSE of the oracle's forget probability, with KEPT of the target's on retain rows.
+CLOSE, KEPT = 0.1, 0.95
 RETRAINING_EPOCHS = 5  # TOFU's fine-tuning, arXiv:2401.06121, section 3
 GROWTH, EPOCHS = (40, 160, 640), 6
 # The plain side's learning rates that are tried for the goal; the papers' is 1e-5.
@@ -50,7 +48,7 @@ PLAIN_EPOCHS = 8
 
 
 def prepare(folder: Path, quick: bool) -> dict[str, Any]:
-    """Write the model, merged and in fp32, into a folder; say where the rows are, and what forgotten means."""
+    """Write the model, merged and in fp32, into a folder; say where the rows are."""
     from llm_forget.config import ModelConfig
     from llm_forget.models import load_model
 
@@ -115,16 +113,11 @@ def goal_of(spec: dict[str, Any]) -> dict[str, Any]:
     return {"forget": bar, "retain": KEPT * retain, "every": 5, "before": [forget, retain]}
 
 
-def rates() -> dict[str, float]:
-    """Operations a second of this machine's matrix products alone."""
-    return {dtype: benchmark_sides.product_rate(dtype) for dtype in ("float32", "bfloat16")}
-
-
 TASKS: dict[str, Callable[..., Any]] = {
     "prepare": lambda spec: prepare(Path(spec["folder"]), spec["quick"]),
     "measure": benchmark_sides.measure,
     "goal": goal_of,
-    "rates": lambda _: rates(),
+    "rates": lambda _: {dtype: benchmark_sides.product_rate(dtype) for dtype in ("float32", "bfloat16")},
 }
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 BETA, STRENGTH = 0.1, 1.0
 Times = tuple[float, float]
@@ -40,7 +40,7 @@ def recipe_of(spec: dict[str, Any], side: str) -> Any:
             "batch_size": spec["batch"] // int(os.environ.get("WORLD_SIZE", "1")),
             "epochs": spec["epochs"],
             "learning_rate": 1e-5 if full else 1e-3,
-            **(LEAN.get(side, {}) if spec["batch"] == 8 else {}),
+            **LEAN.get(side, {}),
         },
         "stop": {"forget_target": None, "per_example": False, "rows": spec["batch"]},
         "output_dir": spec["output"],
@@ -74,7 +74,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         return step >= steps or (goal is not None and goal.reached(step, model))
 
     run = _plain if spec["side"] == "plain" else _ours
-    times, losses, set_up = run(spec, recipe, sets, pairs, whole, tokenizer.pad_token_id, after, profile)
+    job = Job(spec, recipe, sets, pairs, whole, tokenizer.pad_token_id, after, profile)
+    times, losses, set_up = run(job)
     used = pairs[: len(times) * spec["batch"]]
     tokens = sum(lengths[0][one] + (lengths[1][two] if two is not None else 0) for one, two in used)
     step, cpu_step = (statistics.mean(each[1:] or each) for each in zip(*times, strict=True))  # the first one warms up
@@ -178,6 +179,19 @@ def _kind(name: str) -> str:
     return "copies" if name in ("copy_", "clone", "cat", "_to_copy", "fill_", "zero_") else "rest"
 
 
+class Job(NamedTuple):
+    """What both implementations are given: the rows in their order, and what to ask or note on the way."""
+
+    spec: dict[str, Any]
+    recipe: Any
+    sets: Any
+    pairs: Any
+    whole: int  # steps in a whole run
+    pad: int
+    after: AfterStep
+    profile: Profile | None
+
+
 def product_rate(dtype: str, rows: int = 1600, width: int = 576, out: int = 1536) -> float:
     """Operations a second of the product of a batch with one of the model's matrices, alone: the best of some tries."""
     import torch
@@ -191,16 +205,7 @@ def product_rate(dtype: str, rows: int = 1600, width: int = 576, out: int = 1536
     return 2 * rows * width * out / best
 
 
-def _ours(
-    spec: dict[str, Any],
-    recipe: Any,
-    sets: Any,
-    pairs: Any,
-    whole: int,
-    pad: int,
-    after: AfterStep,
-    profile: Profile | None,
-) -> tuple[list[Times], list[float], float]:
+def _ours(job: Job) -> tuple[list[Times], list[float], float]:
     from dataclasses import replace
 
     from transformers import TrainerCallback
@@ -213,6 +218,8 @@ def _ours(
     from llm_forget.retain.nll import NLL
     from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
     from llm_forget.weights import put, trainable_state
+
+    spec, recipe, sets, pairs, _, pad, after, profile = job
 
     class Clock(TrainerCallback):
         times: list[Times]
@@ -272,21 +279,14 @@ def _ours(
     return clock.times, clock.losses, set_up
 
 
-def _plain(
-    spec: dict[str, Any],
-    recipe: Any,
-    sets: Any,
-    pairs: Any,
-    whole: int,
-    pad: int,
-    after: AfterStep,
-    profile: Profile | None,
-) -> tuple[list[Times], list[float], float]:
+def _plain(job: Job) -> tuple[list[Times], list[float], float]:
     import copy
 
     import torch
     from torch.nn import functional
     from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
+
+    spec, recipe, sets, pairs, whole, pad, after, profile = job
 
     def answers(model: Any, rows: list[Any]) -> tuple[Any, Any]:
         """Summed cross-entropy of each answer, and its length, from the logits of all positions."""
