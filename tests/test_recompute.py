@@ -45,7 +45,7 @@ class Counts(TorchDispatchMode):
 
 @pytest.mark.parametrize(("kind", "products", "activations"), [(False, 1, 1), (True, 2, 2), ("selective", 1, 2)])
 def test_a_block_under_each_kind(kind: Any, products: int, activations: int) -> None:
-    """y = tanh(x W) tanh(x W): without checkpointing all once; with it all twice; selective, tanh twice and the product once.
+    """The square of tanh(x W): without checkpointing all once; with it all twice; selective, tanh twice and the product once.
 
     The gradient is 2 tanh(z) (1 - tanh(z)^2) W^T whatever is kept.
     """
