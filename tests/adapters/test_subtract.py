@@ -156,7 +156,9 @@ def test_norm_and_distance_are_those_of_the_dense_deltas(first, second):
     size = math.sqrt(sum(float(change(second, m).norm()) ** 2 for m in modules))
     apart = math.sqrt(sum(float((change(first, m) - change(second, m)).norm()) ** 2 for m in modules))
     assert norm(second) == pytest.approx(size, rel=1e-9)
-    assert relative_distance(first, second) == pytest.approx(apart / size, rel=1e-4)
+    # Nearly equal adapters cancel down to the rounding of the difference's factors, which are fp32.
+    rounding = 2**-24 * (size + math.sqrt(sum(float(change(first, m).norm()) ** 2 for m in modules))) / size
+    assert relative_distance(first, second) == pytest.approx(apart / size, rel=1e-4, abs=rounding)
 
 
 def test_distance_from_zero():
