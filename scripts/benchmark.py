@@ -43,7 +43,7 @@ CLOSE, KEPT = 0.1, 0.95
 RETRAINING_EPOCHS = 5  # TOFU's fine-tuning, arXiv:2401.06121, section 3
 GROWTH, EPOCHS = (40, 160, 640), 6
 # The plain side's learning rates that are tried for the goal; the papers' is 1e-5.
-PLAIN_RATES = (5e-5, 1e-5)
+PLAIN_RATES = (1e-4, 5e-5, 1e-5)
 PLAIN_EPOCHS = 8
 
 
@@ -117,7 +117,6 @@ TASKS: dict[str, Callable[..., Any]] = {
     "prepare": lambda spec: prepare(Path(spec["folder"]), spec["quick"]),
     "measure": benchmark_sides.measure,
     "goal": goal_of,
-    "rates": lambda _: {dtype: benchmark_sides.product_rate(dtype) for dtype in ("float32", "bfloat16")},
 }
 
 
@@ -126,10 +125,8 @@ def in_a_process(task: str, spec: dict[str, Any], processes: int = 1, threads: i
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONWARNINGS": "ignore",
         "HF_HUB_OFFLINE": "1",
-        "TQDM_DISABLE": "1",
         **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
     }
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -184,21 +181,20 @@ class Bench:
 
     def profile(self) -> dict[str, Any]:
         """Where a step of NPO goes, and the floor: its operations at the rate of a product alone."""
-        written: dict[str, Any] = {"rates": in_a_process("rates", {}), "sides": {}}
+        written: dict[str, Any] = {"sides": {}}
         print(
             "\nNPO, a step          "
             + "".join(f"{name:>11}" for name in ("TFLOP", "products", "attention", "copies", "rest", "floor"))
         )
         for side in SIDES:
             found = self.measure(side, more={"steps": 3, "profile": True})
-            rate = written["rates"]["bfloat16" if side in benchmark_sides.LEAN else "float32"]
-            profile = {**found["profile"], "peak": found["peak_bytes"]}
-            profile["floor"] = profile["operations"] / rate
+            profile = found["profile"]
+            profile["floor"] = profile["operations"] / profile["rate"]
             written["sides"][side] = profile
             parts = [profile["operations"] / 1e12, *profile["seconds"].values(), profile["floor"]]
             print(f"  {side:<19}" + "".join(f"{part:>11.2f}" for part in parts))
         for side, profile in written["sides"].items():
-            where = {**profile.get("resident", {}), "peak": profile["peak"]}
+            where = {**profile.get("resident", {}), "peak": profile["peak_bytes"]}
             print(f"  {side}: " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in where.items()))
         return written
 
@@ -342,10 +338,14 @@ def main() -> None:
     parser.add_argument("--spec", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.task:
+        from llm_forget.entry import quiet_libraries
+
+        quiet_libraries()
         print(json.dumps(TASKS[given.task](json.loads(given.spec))), flush=True)
         return
 
     written: dict[str, Any] = {"machine": machine(), "quick": given.quick}
+    print(", ".join(f"{name} {value}" for name, value in written["machine"].items()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         spec = in_a_process("prepare", {"folder": folder, "quick": given.quick})
         bench = Bench(spec, given, Path(folder))

@@ -92,7 +92,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         "losses": losses,
         "steps": len(times),
         **({"seconds_to_goal": set_up - started + spent, **goal.found} if goal else {}),
-        **({"profile": profile.found} if profile else {}),
+        **({"profile": profile.found | {"rate": product_rate(spec["side"])}} if profile else {}),
     }
 
 
@@ -152,6 +152,8 @@ class Profile:
 
     def end(self, step: int) -> None:
         """After it."""
+        if step == 1:
+            self.found["peak_bytes"] = peak()  # the profiler itself takes a lot in what follows
         if self._open is None:
             return
         self._open.__exit__(None, None, None)
@@ -192,17 +194,19 @@ class Job(NamedTuple):
     profile: Profile | None
 
 
-def product_rate(dtype: str, rows: int = 1600, width: int = 576, out: int = 1536) -> float:
-    """Operations a second of the product of a batch with one of the model's matrices, alone: the best of some tries."""
+def product_rate(side: str, rows: int = 1600, width: int = 576) -> float:
+    """Operations a second, at best, of products of a batch with matrices as wide as the model's, in the side's dtype."""
     import torch
 
-    left, right = torch.randn(rows, width).to(getattr(torch, dtype)), torch.randn(width, out).to(getattr(torch, dtype))
-    best = float("inf")
-    for _ in range(30):
-        begun = time.perf_counter()
-        torch.mm(left, right)
-        best = min(best, time.perf_counter() - begun)
-    return 2 * rows * width * out / best
+    dtype = torch.bfloat16 if side in LEAN else torch.float32
+    left, rates = torch.randn(rows, width).to(dtype), []
+    for out in (width, 1536, 1536 * 8):
+        right = torch.randn(width, out).to(dtype)
+        for _ in range(15):
+            begun = time.perf_counter()
+            torch.mm(left, right)
+            rates.append(2 * rows * width * out / (time.perf_counter() - begun))
+    return max(rates)
 
 
 def _ours(job: Job) -> tuple[list[Times], list[float], float]:
