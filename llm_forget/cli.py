@@ -41,16 +41,21 @@ _TO_SCRIPT = {**_ANY_OPTION, "help_option_names": []}
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    data_only: Annotated[
+        bool, typer.Option("--data-only", help="write the people that recipes/demo reads, and stop")
+    ] = False,
+) -> None:
     """Run the demo in ./runs/demo: learn, forget by three methods, measure. A quarter of an hour or so on two cores.
 
     Example:
       llm-forget demo
     """
-    from llm_forget.demo import demo_environment, run_demo
+    from llm_forget.demo import demo_environment, make_people, run_demo
 
     demo_environment()
-    run_demo(Console(width=None if sys.stdout.isatty() else 100))  # a log is as wide as the table needs
+    run = make_people if data_only else run_demo
+    run(Console(width=None if sys.stdout.isatty() else 100))  # a log is as wide as the table needs
 
 
 app.command()(methods)

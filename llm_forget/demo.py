@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_forget.config import FinetuneRecipe, ModelConfig, UnlearnRecipe, load_recipe
-from llm_forget.data.fictitious import make_splits, write_splits
+from llm_forget.data.fictitious import Splits, make_splits, write_splits
 from llm_forget.errors import UserError
 
 METHODS = ("npo", "grad_diff", "adapter_subtraction")
@@ -47,21 +47,7 @@ def run_demo(console: Console) -> dict[str, dict[str, Any]]:
     from llm_forget.finetuning import finetune
     from llm_forget.unlearning import unlearn
 
-    _claim(ROOT)
-    console.rule("1  make the people")
-    splits = make_splits(
-        forget_people=FORGET_PEOPLE,
-        retain_people=RETAIN_PEOPLE,
-        holdout_people=HOLDOUT_PEOPLE,
-        neighbour_people=NEIGHBOUR_PEOPLE,
-        facts_per_person=FACTS,
-        seed=SEED,
-    )
-    write_splits(splits, ROOT / "data")
-    console.print(
-        f"{FORGET_PEOPLE} people to forget, {RETAIN_PEOPLE} + {NEIGHBOUR_PEOPLE} neighbours to keep, {HOLDOUT_PEOPLE} never "
-        f"seen; {FACTS} facts each, in {ROOT / 'data'}"
-    )
+    splits = make_people(console)
     seconds: dict[str, float] = {}
     for number, name in enumerate(("target", "oracle"), start=2):
         told = "learns everybody" if name == "target" else "learns all but the people to forget"
@@ -84,6 +70,30 @@ def run_demo(console: Console) -> dict[str, dict[str, Any]]:
     _show_answers(splits.forget[0], rows, console)
     _say_where_next(console)
     return rows
+
+
+def make_people(console: Console) -> Splits:
+    """Write the demo's people into ``runs/demo/data``, for the recipes in ``recipes/demo``.
+
+    Raises:
+        UserError: something else is in ``runs/demo``.
+    """
+    _claim(ROOT)
+    console.rule("1  make the people")
+    splits = make_splits(
+        forget_people=FORGET_PEOPLE,
+        retain_people=RETAIN_PEOPLE,
+        holdout_people=HOLDOUT_PEOPLE,
+        neighbour_people=NEIGHBOUR_PEOPLE,
+        facts_per_person=FACTS,
+        seed=SEED,
+    )
+    write_splits(splits, ROOT / "data")
+    console.print(
+        f"{FORGET_PEOPLE} people to forget, {RETAIN_PEOPLE} + {NEIGHBOUR_PEOPLE} neighbours to keep, {HOLDOUT_PEOPLE} never "
+        f"seen; {FACTS} facts each, in {ROOT / 'data'}"
+    )
+    return splits
 
 
 def _claim(root: Path) -> None:

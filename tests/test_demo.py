@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from llm_forget import demo
+from llm_forget.cli import app
 from llm_forget.config import FinetuneRecipe, UnlearnRecipe, load_recipe
 from llm_forget.data.fictitious import make_splits, write_splits
 from llm_forget.evaluation.suite import load_suite, run_suite
@@ -51,6 +53,15 @@ def test_demo_refuses_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not the demo's"):
         demo._claim(tmp_path)
     assert not (tmp_path / demo.MARKER).exists()
+
+
+def test_the_people_alone_are_what_the_demos_recipes_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["demo", "--data-only"])
+    assert done.exit_code == 0, done.output
+    for source in load_recipe(FinetuneRecipe, "recipes/demo/target.yaml").data:
+        assert (tmp_path / source.path).read_text().count("\n") > 4
+    assert not (demo.ROOT / "target").exists()
 
 
 def test_demo_recipes_read_what_the_demo_writes() -> None:
