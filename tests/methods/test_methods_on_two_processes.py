@@ -1,0 +1,93 @@
+"""Every method by itself: two processes (DDP over gloo) take the steps of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import debug_launcher
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llm_forget.arguments import unlearning_arguments
+from llm_forget.config import AdapterConfig, TrainConfig
+from llm_forget.data.encode import Encoded
+from llm_forget.measure import answer_logps
+from llm_forget.models import add_adapter
+from llm_forget.plugins import find_class, names_in
+from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
+from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
+from llm_forget.weights import trainable_state
+from llm_forget.wrapping import trained_blocks
+
+METHODS = names_in("llm_forget.methods")
+BATCH, STEPS, PAD = 4, 2, 0
+
+
+def made_up_rows(kind: int) -> list[Encoded]:
+    """Eight rows, of other lengths the one than the other, so that processes pad differently."""
+    return [
+        Encoded(f"{kind}-{row}", tuple((row * 7 + place * (3 + kind)) % 200 + 3 for place in range(6 + row)), 3)
+        for row in range(BATCH * STEPS)
+    ]
+
+
+def steps_of(name: str, batch: int) -> dict[str, Tensor]:
+    """What two SGD steps of a method make of a fresh adapter, with the method's own retain term."""
+    forget, retain, others = (made_up_rows(kind) for kind in range(3))
+    base = tiny_model(tiny_tokenizer(), hidden=32)
+    memorise(base, forget + retain, steps=12)
+    method: Any = find_class("llm_forget.methods", name, "forget_loss")()
+    kept: Any = method.default_retain and find_class("llm_forget.retain", method.default_retain, "retain_loss")()
+    objective = Objective(method, kept)
+    torch.manual_seed(1)
+    model = add_adapter(base, AdapterConfig(rank=4, alpha=8), trained_blocks(method, base, objective.layer))
+    # SGD: Adam blows rounding in gradients near zero up to whole steps
+    chosen = TrainConfig(batch_size=batch, optimizer="sgd", learning_rate=0.5)
+    trainer = UnlearningTrainer(
+        model,
+        dataclasses.replace(unlearning_arguments(chosen, 0, True), bf16=False, use_cpu=True),
+        PairDataset(
+            forget,
+            retain if kept else [],
+            [(row, row if kept else None) for row in range(len(forget))],
+            others if method.needs.any_alternative else None,
+        ),
+        objective,
+        pad_token_id=PAD,
+        reference=References(answer_logps(model, forget, PAD)[0], answer_logps(model, others, PAD)[0]),
+    )
+    before = trainable_state(model)
+    trainer.train()
+    assert trainer.state.global_step == STEPS
+    return {key: value - before[key] for key, value in trainable_state(model).items()}
+
+
+def on_each_of_two(folder: Path) -> None:
+    torch.set_num_threads(1)
+    for name in METHODS:
+        moved = steps_of(name, BATCH // 2)
+        if os.environ["RANK"] == "0":
+            save_file(moved, folder / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    debug_launcher(on_each_of_two, (folder,), num_processes=2)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_take_the_steps_of_one(name: str, of_two: Path) -> None:
+    """To 1e-4 of the largest change: what is left is the order of sums."""
+    one, two = steps_of(name, BATCH), load_file(of_two / f"{name}.safetensors")
+    largest = max(float(value.abs().max()) for value in one.values())
+    assert largest > 1e-6
+    for key, value in one.items():
+        assert float((two[key] - value).abs().max()) <= 1e-4 * largest, key
