@@ -39,11 +39,15 @@ def _below_wrapper(model: nn.Module) -> Any:
 
 
 @contextmanager
-def head_reads_only(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Inside, the head receives only the hidden states at ``positions`` (B, T): its output is (N, V), not (B, T, V).
+def head_reads_only(model: nn.Module, positions: tuple[Tensor, ...]) -> Iterator[None]:
+    """Inside, the head receives only the hidden states at ``positions``: its output is (N, V), not (B, T, V).
 
     A hook rather than a call of the decoder by hand: the forward still enters through the outermost wrapper, so that DDP,
     FSDP and autocast see it.
+
+    Args:
+        model: wrapped or not.
+        positions: row and place of each, (N,) and (N,).
     """
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_forget.head import chunk_rows, head_gives_logps, head_reads_only, output_head
+from llm_forget.packing import model_inputs, pack, packs
 
 __all__ = [
     "AnswerScores",
@@ -119,12 +120,17 @@ def _forward(model: nn.Module, batch: dict[str, Tensor], layer: int | None) -> t
     """Logits (N, V), and hidden states (N, H) after a block, at the positions that predict answer tokens."""
     predicts_answer = torch.zeros_like(batch["answer_mask"])
     predicts_answer[:, :-1] = batch["answer_mask"][:, 1:]
+    inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    positions: tuple[Tensor, ...] = predicts_answer.nonzero(as_tuple=True)
+    if packs(model, predicts_answer.shape[1]):
+        line = pack(**inputs)
+        inputs, positions = model_inputs(line), (torch.zeros_like(positions[0]), line.place[positions])
     more = {} if layer is None else {"output_hidden_states": True}
-    with head_reads_only(model, predicts_answer):
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, **more)
+    with head_reads_only(model, positions):
+        output = model(**inputs, use_cache=False, **more)
     logits: Tensor = output.logits
     # the first of the hidden states is that of the embeddings
-    return logits, None if layer is None else output.hidden_states[layer + 1][predicts_answer].float()
+    return logits, None if layer is None else output.hidden_states[layer + 1][positions].float()
 
 
 def logits_at(model: nn.Module, positions: Tensor, **inputs: Tensor) -> Tensor:
@@ -135,7 +141,7 @@ def logits_at(model: nn.Module, positions: Tensor, **inputs: Tensor) -> Tensor:
         positions: (B, T) bool.
         inputs: what the model takes: ``input_ids`` (B, T), ``attention_mask``, ``position_ids``.
     """
-    with head_reads_only(model, positions):
+    with head_reads_only(model, positions.nonzero(as_tuple=True)):
         output = model(**inputs, use_cache=False)
     logits: Tensor = output.logits
     return logits

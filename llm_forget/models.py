@@ -247,6 +247,12 @@ def block_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def top_blocks(config: AdapterConfig, depth: int) -> range | None:
+    """The blocks, from 0, that a recipe's ``adapter.top_blocks`` names in a model of so many; at least one, None for all."""
+    count = max(1, round(config.top_blocks * depth))
+    return None if count == depth else range(depth - count, depth)
+
+
 def train_only_blocks(model: nn.Module, blocks: Collection[int]) -> None:
     """Freeze every weight outside some blocks, for full fine-tuning."""
     for name, value in model.named_parameters():
@@ -266,10 +272,13 @@ def add_adapter(model: nn.Module, config: AdapterConfig, blocks: Collection[int]
     Args:
         model: the base.
         config: the recipe's adapter section.
-        blocks: only these blocks get an adapter; None for all.
+        blocks: only these blocks get an adapter; None for those that ``config`` names.
     """
     from peft import LoraConfig, get_peft_model
 
+    if blocks is None:
+        inner: Any = model
+        blocks = top_blocks(config, int(inner.config.get_text_config().num_hidden_layers))
     # PEFT's preparation of a quantised base would hold embeddings and head in fp32: two more gigabytes for an 8B model, and
     # nothing gained, since they are frozen and multiplied under autocast.
     lora = LoraConfig(

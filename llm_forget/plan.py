@@ -21,6 +21,7 @@ from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.head import chunk_rows, head_gives_logps, output_head
 from llm_forget.logprobs import kl_divergence, place_rows
+from llm_forget.models import add_adapter, attention_for, frozen_dtype, top_blocks
 from llm_forget.recompute import checkpointing_arguments
 
 GB = 10**9
@@ -102,8 +103,8 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     sizes = _weights(model, recipe)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
 
-    def peak_of(config: Any) -> Counter[str]:
-        model, dtype = _on_meta(recipe, config, on_card)
+    def peak_of(config: Any, blocks: range) -> Counter[str]:
+        model, dtype = _on_meta(recipe, config, on_card, blocks)
         step = _Step(model, rows, length, readers / len(needs), wants_reference and recipe.adapter is not None)
         return step.peak(
             autocast=dtype == torch.bfloat16,
@@ -111,7 +112,9 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
             accumulate=recipe.train.gradient_accumulation > 1,
         )
 
-    peak = _over_layers(config, peak_of)
+    depth = int(config.num_hidden_layers)
+    adapted = len(top_blocks(recipe.adapter, depth) or range(depth)) if recipe.adapter else depth
+    peak = _over_layers(config, adapted, peak_of)
     adapter = 4.0 * trained if recipe.adapter is not None else 0.0
     weights = sizes - adapter
     workspace = _dequantised(model) if recipe.model.quantization else 0.0
@@ -167,21 +170,35 @@ def parse_memory(text: str) -> float:
     return float(found[1]) * math.pow(unit, power)
 
 
-def _over_layers(config: Any, peak_of: Callable[[Any], Counter[str]]) -> Counter[str]:
-    """The peak of a deep model from two shallow ones: blocks that are alike take alike, and each adds the same."""
+def _over_layers(config: Any, adapted: int, peak_of: Callable[[Any, range], Counter[str]]) -> Counter[str]:
+    """The peak of a deep model from shallow ones: blocks that are alike take alike, and each adds the same.
+
+    Args:
+        config: of the deep model.
+        adapted: so many blocks, from the top, are trained; what lies below keeps nothing.
+        peak_of: the peak of a model with this config, whose blocks in this range are trained.
+    """
     depth = int(config.num_hidden_layers)
     kinds = getattr(config, "layer_types", None)
     if depth <= _SHALLOW[1] or (kinds is not None and len(set(kinds)) > 1):
-        return peak_of(config)
-    found = []
-    for layers in _SHALLOW:
-        cut = copy.deepcopy(config)
-        cut.num_hidden_layers = layers
+        return peak_of(config, range(depth - adapted, depth))
+
+    def cut(below: int, trained: int) -> Counter[str]:
+        shallow = copy.deepcopy(config)
+        shallow.num_hidden_layers = below + trained
         if kinds is not None:
-            cut.layer_types = list(kinds)[:layers]
-        found.append(peak_of(cut))
-    more = (depth - _SHALLOW[0]) / (_SHALLOW[1] - _SHALLOW[0])
-    return Counter({name: round(found[0][name] + more * (found[1][name] - found[0][name])) for name in found[0]})
+            shallow.layer_types = list(kinds)[: below + trained]
+        return peak_of(shallow, range(below, below + trained))
+
+    few, more = _SHALLOW
+    below = min(depth - adapted, few)  # none, where all are trained
+    found = cut(below, few)
+    slopes = [((adapted - few) / (more - few), cut(below, more))]
+    if below:
+        slopes.append(((depth - adapted - below) / (more - below), cut(more, few)))
+    return Counter(
+        {name: round(first + sum(far * (one[name] - first) for far, one in slopes)) for name, first in found.items()}
+    )
 
 
 def _config_of(recipe: UnlearnRecipe) -> Any:
@@ -198,11 +215,11 @@ def _config_of(recipe: UnlearnRecipe) -> Any:
         raise RecipeError(f"model.name: the config of {name} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _on_meta(recipe: UnlearnRecipe, config: Any, on_card: bool) -> tuple[nn.Module, torch.dtype]:
-    """The model of the recipe, adapter included, without storage."""
+def _on_meta(
+    recipe: UnlearnRecipe, config: Any, on_card: bool, blocks: range | None = None
+) -> tuple[nn.Module, torch.dtype]:
+    """The model of the recipe, without storage; with the adapter on these blocks, or those that the recipe names."""
     from transformers import AutoModelForCausalLM
-
-    from llm_forget.models import add_adapter, attention_for, frozen_dtype
 
     full = recipe.adapter is None
     chosen = torch.bfloat16 if on_card and recipe.model.dtype == "auto" else frozen_dtype(recipe.model)
@@ -213,7 +230,7 @@ def _on_meta(recipe: UnlearnRecipe, config: Any, on_card: bool) -> tuple[nn.Modu
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         if recipe.adapter is not None:
-            model = add_adapter(model, recipe.adapter)
+            model = add_adapter(model, recipe.adapter, blocks)
     return model, dtype
 
 

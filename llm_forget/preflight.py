@@ -77,6 +77,11 @@ def make_plan(recipe: UnlearnRecipe) -> Plan:
     retain = build_retain(recipe.retain, method)
     if retain is not None and recipe.data.retain is None:
         raise RecipeError("the retain term needs data.retain; add it, or set retain.name: null")
+    if recipe.adapter is not None and recipe.adapter.top_blocks < 1 and hasattr(method, "trained_layers"):
+        raise RecipeError(
+            f"adapter.top_blocks is {recipe.adapter.top_blocks}, and the method {recipe.method['name']} chooses the blocks that "
+            "it trains by itself; leave top_blocks out"
+        )
     wrappers = build_wrappers(recipe, method, retain)
     try:
         layer = Objective(method, retain).layer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,6 +34,7 @@ from llm_forget.models import (
     locate_model,
     train_only_blocks,
 )
+from llm_forget.packing import packed_attention
 from llm_forget.preflight import NOWHERE, Plan, make_plan
 from llm_forget.progress import MetricsLog, ProgressBar
 from llm_forget.resume import Saving, checkpoint_folder, drop_checkpoints
@@ -135,9 +137,11 @@ def run_on(
         train_only_blocks(model, blocks)
     if recipe.train.compile:
         compile_blocks(model)
-    run = Run(recipe, plan, sets, model, tokenizer.pad_token_id, console, alternatives, in_memory=in_memory)
-    with tracking(recipe) as run.metrics.trackers:
-        outcome = run.execute()
+    # a compiled block is made for batches of one form
+    with packed_attention(model) if recipe.train.packing and not recipe.train.compile else nullcontext():
+        run = Run(recipe, plan, sets, model, tokenizer.pad_token_id, console, alternatives, in_memory=in_memory)
+        with tracking(recipe) as run.metrics.trackers:
+            outcome = run.execute()
     record = RunRecord(
         method=str(recipe.method["name"]),
         reason=outcome.reason,

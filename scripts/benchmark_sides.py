@@ -17,10 +17,11 @@ BETA, STRENGTH = 0.1, 1.0
 Times = tuple[float, float]
 # Whether to stop, asked after every optimiser step: of the step's number, from 1, and the model.
 AfterStep = Callable[[int, Any], bool]
-# What the adapter sides change in a recipe's train section.
+# What the adapter sides change in a recipe, section by section.
 LEAN: dict[str, dict[str, Any]] = {
     "lean": {},
-    "small": {"batch_size": 2, "gradient_accumulation": 4, "gradient_checkpointing": "selective"},
+    "top": {"adapter": {"top_blocks": 1 / 3}},
+    "small": {"train": {"batch_size": 2, "gradient_accumulation": 4, "gradient_checkpointing": "selective"}},
 }
 
 
@@ -40,15 +41,15 @@ def recipe_of(spec: dict[str, Any], side: str) -> Any:
             "batch_size": spec["batch"] // int(os.environ.get("WORLD_SIZE", "1")),
             "epochs": spec["epochs"],
             "learning_rate": 1e-5 if full else 1e-3,
-            **LEAN.get(side, {}),
         },
         "stop": {"forget_target": None, "per_example": False, "rows": spec["batch"]},
         "output_dir": spec["output"],
     }
     if full and method in ("adapter_subtraction", "retrain"):
         values["method"] = {"name": "grad_ascent"}  # checked as a recipe; the loss is set by hand below
-    for section, changes in spec.get("recipe", {}).items():
-        values[section] = {**values[section], **changes}
+    for changed in (LEAN.get(side, {}), spec.get("recipe", {})):
+        for section, changes in changed.items():
+            values[section] = {**values[section], **changes}
     return build(UnlearnRecipe, values, "benchmark")
 
 
@@ -56,7 +57,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Load, take ``spec["steps"]`` steps or all, or as many as the goal takes, and finish as the method does."""
     from llm_forget.data.pairs import schedule
     from llm_forget.data.prepare import prepare as prepare_rows
-    from llm_forget.models import load_tokenizer
+    from llm_forget.models import frozen_dtype, load_tokenizer
 
     started = time.perf_counter()
     recipe = recipe_of(spec, spec["side"])
@@ -92,7 +93,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         "losses": losses,
         "steps": len(times),
         **({"seconds_to_goal": set_up - started + spent, **goal.found} if goal else {}),
-        **({"profile": profile.found | {"rate": product_rate(spec["side"])}} if profile else {}),
+        **({"profile": profile.found | {"rate": product_rate(frozen_dtype(recipe.model))}} if profile else {}),
     }
 
 
@@ -194,11 +195,10 @@ class Job(NamedTuple):
     profile: Profile | None
 
 
-def product_rate(side: str, rows: int = 1600, width: int = 576) -> float:
-    """Operations a second, at best, of products of a batch with matrices as wide as the model's, in the side's dtype."""
+def product_rate(dtype: Any, rows: int = 1600, width: int = 576) -> float:
+    """Operations a second, at best, of products of a batch with matrices as wide as the model's, in a dtype."""
     import torch
 
-    dtype = torch.bfloat16 if side in LEAN else torch.float32
     left, rates = torch.randn(rows, width).to(dtype), []
     for out in (width, 1536, 1536 * 8):
         right = torch.randn(width, out).to(dtype)
@@ -218,6 +218,7 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
     from llm_forget.measure import answer_logps, held_in_bf16
     from llm_forget.methods.adapter_subtraction import AdapterSubtraction
     from llm_forget.models import add_adapter, load_model
+    from llm_forget.packing import packed_attention
     from llm_forget.plugins import find_class
     from llm_forget.retain.nll import NLL
     from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
@@ -257,6 +258,8 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
     if method is None:
         method = find_class("llm_forget.methods", name, "forget_loss")()
     clock = Clock()
+    with packed_attention(model):
+        reference = References(answer_logps(model, sets.forget, pad)[0] if name == "npo" else None)
     trainer = UnlearningTrainer(
         model,
         replace(
@@ -266,13 +269,14 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
         PairDataset(sets.forget, sets.retain, pairs),
         Objective(method, NLL() if name == "npo" else None, retain_weight=recipe.retain.weight),
         pad_token_id=pad,
-        reference=References(answer_logps(model, sets.forget, pad)[0] if name == "npo" else None),
+        reference=reference,
         callbacks=[clock],
     )
     if profile:
         profile.note("model and reference")
     set_up = time.perf_counter()
-    trainer.train()
+    with packed_attention(model):
+        trainer.train()
     if name == "adapter_subtraction" and recipe.adapter is not None:
         trained = trainable_state(model)
         for key, value in model.named_parameters():

@@ -48,6 +48,7 @@ def test_ratios_are_taken_turn_by_turn() -> None:
             "plain": [run(4, 1), run(8, 1), run(2, 1)],
             "full": [run(2, 1.5)] * 3,
             "lean": [run(1, 9)] * 3,
+            "top": [run(1, 9)] * 3,
             "small": [run(2, 9)] * 3,
         }
     )

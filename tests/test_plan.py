@@ -40,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
         "adapter": {"rank": 16, "alpha": 16},
         "train": {"batch_size": 8, "gradient_checkpointing": "selective"},
     },
+    "top third": {"adapter": {"rank": 16, "alpha": 16, "top_blocks": 0.34}, "train": {"batch_size": 8}},
     "full": {"adapter": None, "train": {"batch_size": 4}},
 }
 
@@ -144,6 +145,7 @@ def test_checkpointing_quantisation_and_width_move_the_plan_the_right_way() -> N
     assert total(train={"gradient_checkpointing": True}) < 0.6 * usual
     assert total(train={"gradient_checkpointing": True}) < total(train={"gradient_checkpointing": "selective"}) < usual
     assert total(train={"batch_size": 16}) > 1.3 * usual
+    assert total(adapter={"top_blocks": 0.5}) < 0.8 * usual
     assert total(retain={"name": "kl"}) > 1.05 * usual
     assert total(adapter=None, retain={"name": "kl"}) > total(retain={"name": "kl"}) + 8 * 128 * 2000
     assert total(model={"name": "a/b", "quantization": "nf4"}) < usual

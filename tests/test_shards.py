@@ -23,6 +23,7 @@ from llm_forget.data.pairs import schedule
 from llm_forget.measure import answer_logps
 from llm_forget.methods.npo import NPO
 from llm_forget.models import add_adapter
+from llm_forget.packing import packed_attention
 from llm_forget.resume import Saving
 from llm_forget.retain.kl import KL
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
@@ -83,7 +84,9 @@ def train(model: nn.Module, batch: int, accumulation: int, saving: Saving | None
         callbacks=[losses],
     )
     trainer.saving = saving
-    trainer.resume_or_begin()
+    with packed_attention(model) as on:
+        assert on
+        trainer.resume_or_begin()
     return losses.rows
 
 
