@@ -135,7 +135,7 @@ class TrainConfig:
     warmup_steps: int = 0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    optimizer: str = "adamw_torch"
+    optimizer: str = "adamw_torch_fused"
     # true: keep the activations of one block at a time and compute the others again: a third more time, a fraction of the
     # memory. selective: of the others keep the matrix products and compute only the rest again: between the two. Without
     # the check whether the forget and the retain gradient cancel, as compile.
