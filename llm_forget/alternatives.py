@@ -20,8 +20,8 @@ from llm_forget.config import AlternativeConfig, UnlearnRecipe
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all, encode_prompt
 from llm_forget.data.examples import Example, Message
 from llm_forget.errors import DataError, RecipeError
-from llm_forget.measure import autocast_like
 from llm_forget.methods import Method
+from llm_forget.precision import autocast_like
 
 Source = Literal["refusals", "column", "model"]
 

@@ -58,11 +58,11 @@ class AdapterConfig:
     target_modules: str | list[str] = "all-linear"
     # Which share of the blocks has it, counted from the top. Below 1, backward ends at the lowest of them, and of what lies
     # below nothing is kept in memory.
-    top_blocks: float = 1.0
+    top_share: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.top_blocks <= 1:
-            raise ValueError(f"top_blocks is {self.top_blocks}; it is a share of the blocks, above 0 and at most 1")
+        if not 0 < self.top_share <= 1:
+            raise ValueError(f"top_share is {self.top_share}; it is a share of the blocks, above 0 and at most 1")
         if self.rank < 1 or self.alpha < 1:
             raise ValueError(f"rank is {self.rank} and alpha {self.alpha}; both must be 1 or more")
         if self.rank > _MOST:
@@ -140,8 +140,8 @@ class TrainConfig:
     # memory. selective: of the others keep the matrix products and compute only the rest again: between the two. Without
     # the check whether the forget and the retain gradient cancel, as compile.
     gradient_checkpointing: bool | Literal["selective"] = False
-    # Rows end to end without padding, and what they begin with alike (the system turn, a question) once, where the model's
-    # attention allows it; padded otherwise, and with compile.
+    # Rows end to end without padding, and what they begin with alike (the system turn, a question) once (under dropout with
+    # one mask), where that saves tokens and the model's attention allows it; padded otherwise, and with compile.
     packing: bool = True
     # torch.compile of every decoder block. The first steps take minutes; worth it for long runs.
     compile: bool = False

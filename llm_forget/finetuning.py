@@ -21,8 +21,9 @@ from llm_forget.errors import RecipeError
 from llm_forget.files import new_folder, write_json, write_text
 from llm_forget.launch import check_launch
 from llm_forget.logprobs import score_answers
-from llm_forget.measure import held_in_bf16
 from llm_forget.models import add_adapter, compile_blocks, frozen_dtype, load_model, load_tokenizer
+from llm_forget.packing import packed_attention
+from llm_forget.precision import held_in_bf16
 from llm_forget.progress import MetricsLog, ProgressBar
 from llm_forget.runfolder import RESULT_NAME, check_output, environment
 from llm_forget.trackers import check_trackers, drop_logs, keep_logs, tracking
@@ -63,7 +64,8 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
         model = add_adapter(model, recipe.adapter)
     if recipe.train.compile:
         compile_blocks(model)
-    with tracking(recipe) as trackers:
+    wanted = recipe.train.packing and not recipe.train.compile
+    with tracking(recipe) as trackers, packed_attention(model, wanted=wanted, say=console.print):
         trainer = _train(recipe, model, tokenizer, rows, console, MetricsLog(trackers=trackers))
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     result = {

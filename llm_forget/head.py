@@ -27,19 +27,20 @@ _CHANGES_LOGITS = (
 
 def output_head(model: nn.Module) -> nn.Module:
     """The module that turns hidden states into logits, found below DDP and PEFT wrappers."""
-    inner = _below_wrapper(model)
+    inner = below_wrapper(model)
     head = inner.get_output_embeddings()
     if head is None:
         raise TypeError(f"{type(inner).__name__} has no output embeddings; a causal language model is needed")
     return head  # type: ignore[no-any-return]
 
 
-def _below_wrapper(model: nn.Module) -> Any:
+def below_wrapper(model: nn.Module) -> Any:
+    """The model itself, below a data-parallel wrapper; an adapter stays on it."""
     return model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model
 
 
 @contextmanager
-def head_reads_only(model: nn.Module, positions: tuple[Tensor, ...]) -> Iterator[None]:
+def head_reads_only(model: nn.Module, positions: Tensor | tuple[int, Tensor]) -> Iterator[None]:
     """Inside, the head receives only the hidden states at ``positions``: its output is (N, V), not (B, T, V).
 
     A hook rather than a call of the decoder by hand: the forward still enters through the outermost wrapper, so that DDP,
@@ -47,7 +48,7 @@ def head_reads_only(model: nn.Module, positions: tuple[Tensor, ...]) -> Iterator
 
     Args:
         model: wrapped or not.
-        positions: row and place of each, (N,) and (N,).
+        positions: (B, T) True where it reads; or a row, and its places (N,).
     """
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -62,7 +63,7 @@ def head_reads_only(model: nn.Module, positions: tuple[Tensor, ...]) -> Iterator
 
 def chunk_rows(model: nn.Module, rows: int) -> int | None:
     """So many positions go through the head at once; None where all fit, or where the model changes its logits afterwards."""
-    config = _below_wrapper(model).config
+    config = below_wrapper(model).config
     if any(getattr(config, name, None) not in (None, 1, 1.0) for name in _CHANGES_LOGITS):
         return None
     on_cpu = next(model.parameters()).device.type == "cpu"

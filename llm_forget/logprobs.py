@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_forget.head import chunk_rows, head_gives_logps, head_reads_only, output_head
+from llm_forget.head import below_wrapper, chunk_rows, head_gives_logps, head_reads_only, output_head
 from llm_forget.packing import model_inputs, pack, packs
 
 __all__ = [
@@ -121,10 +121,10 @@ def _forward(model: nn.Module, batch: dict[str, Tensor], layer: int | None) -> t
     predicts_answer = torch.zeros_like(batch["answer_mask"])
     predicts_answer[:, :-1] = batch["answer_mask"][:, 1:]
     inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    positions: tuple[Tensor, ...] = predicts_answer.nonzero(as_tuple=True)
-    if packs(model, predicts_answer.shape[1]):
-        line = pack(**inputs)
-        inputs, positions = model_inputs(line), (torch.zeros_like(positions[0]), line.place[positions])
+    positions: Tensor | tuple[int, Tensor] = predicts_answer
+    line = pack(**inputs) if packs(model, predicts_answer.shape[1]) else None
+    if line is not None:
+        inputs, positions = model_inputs(line), (0, line.place[predicts_answer])
     more = {} if layer is None else {"output_hidden_states": True}
     with head_reads_only(model, positions):
         output = model(**inputs, use_cache=False, **more)
@@ -141,7 +141,7 @@ def logits_at(model: nn.Module, positions: Tensor, **inputs: Tensor) -> Tensor:
         positions: (B, T) bool.
         inputs: what the model takes: ``input_ids`` (B, T), ``attention_mask``, ``position_ids``.
     """
-    with head_reads_only(model, positions.nonzero(as_tuple=True)):
+    with head_reads_only(model, positions):
         output = model(**inputs, use_cache=False)
     logits: Tensor = output.logits
     return logits
@@ -205,8 +205,7 @@ def hidden_layer(model: nn.Module, layer: int | None) -> int:
     Raises:
         ValueError: the model has no such block.
     """
-    inner: Any = model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model
-    depth = int(inner.config.num_hidden_layers)
+    depth = int(below_wrapper(model).config.num_hidden_layers)
     chosen = round(7 / 32 * depth) if layer is None else layer
     if chosen >= depth:
         raise ValueError(f"layer is {layer}; this model has the blocks 0 to {depth - 1}")

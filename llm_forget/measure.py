@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.logprobs import AnswerScores, score_answers
+from llm_forget.precision import autocast_like
 
 _BATCH_TOKENS = 2048  # large enough to fill a core's matrix units, small enough for the logits of its answers
 
@@ -43,14 +44,3 @@ def _batches(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -> It
         batch = {k: v.to(device) for k, v in collate([rows[index] for index in indices], pad_token_id).items()}
         with torch.no_grad(), autocast_like(model):
             yield indices, score_answers(model, batch)
-
-
-def autocast_like(model: nn.Module) -> torch.autocast:
-    """Autocast for a model held in bf16, so that its fp32 adapter is multiplied in bf16 as in training; else nothing."""
-    device = next(model.parameters()).device
-    return torch.autocast(device.type, torch.bfloat16, enabled=held_in_bf16(model))
-
-
-def held_in_bf16(model: nn.Module) -> bool:
-    """Whether the model's own weights are bf16; an adapter on it is fp32 all the same."""
-    return next(model.parameters()).dtype == torch.bfloat16

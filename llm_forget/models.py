@@ -248,8 +248,8 @@ def block_of(name: str) -> int | None:
 
 
 def top_blocks(config: AdapterConfig, depth: int) -> range | None:
-    """The blocks, from 0, that a recipe's ``adapter.top_blocks`` names in a model of so many; at least one, None for all."""
-    count = max(1, round(config.top_blocks * depth))
+    """The blocks, from 0, that a recipe's ``adapter.top_share`` names in a model of so many; at least one, None for all."""
+    count = max(1, round(config.top_share * depth))
     return None if count == depth else range(depth - count, depth)
 
 
@@ -259,11 +259,18 @@ def train_only_blocks(model: nn.Module, blocks: Collection[int]) -> None:
         value.requires_grad_(block_of(name) in blocks)
 
 
-def _linear_names(model: nn.Module, targets: str | list[str], blocks: Collection[int]) -> list[str]:
-    names = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and block_of(name) in blocks
-    ]
-    return [name for name in names if targets == "all-linear" or name.rpartition(".")[2] in targets]
+def _names_in_blocks(model: nn.Module, targets: str | list[str], blocks: Collection[int]) -> list[str]:
+    """The modules in some blocks that ``adapter.target_modules`` means, as PEFT reads it: a word, endings, a pattern."""
+    from transformers.pytorch_utils import Conv1D
+
+    def meant(name: str, module: nn.Module) -> bool:
+        if targets == "all-linear":
+            return isinstance(module, nn.Linear | Conv1D)
+        if isinstance(targets, str):
+            return re.fullmatch(targets, name) is not None
+        return any(name == ending or name.endswith(f".{ending}") for ending in targets)
+
+    return [name for name, module in model.named_modules() if block_of(name) in blocks and meant(name, module)]
 
 
 def add_adapter(model: nn.Module, config: AdapterConfig, blocks: Collection[int] | None = None) -> Any:
@@ -285,7 +292,9 @@ def add_adapter(model: nn.Module, config: AdapterConfig, blocks: Collection[int]
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=config.target_modules if blocks is None else _linear_names(model, config.target_modules, blocks),
+        target_modules=config.target_modules
+        if blocks is None
+        else _names_in_blocks(model, config.target_modules, blocks),
         task_type="CAUSAL_LM",
     )
     try:

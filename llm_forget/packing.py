@@ -7,7 +7,7 @@ know which row a token belongs to. It is done row by row, over the row's own tok
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_forget.head import below_wrapper
+from llm_forget.precision import autocast_like
+
+KERNELS = ("eager", "sdpa")  # attention that takes a mask of any shape
 _PREFIX = "llm_forget_packed_"
-_KERNELS = ("eager", "sdpa")  # attention that takes a mask of any shape
-# Hidden states of the two ways may lie so far apart, as a share of their size, before a model counts as one that reads its
-# rows in another way: well above rounding, well below what wrongly attended tokens do.
+_WORTH = 0.9  # packed where it leaves at most this share of the tokens: laying rows out again for attention costs, too
+# How far the logits of the two ways may lie apart at any position, in standard deviations, before a model counts as one that
+# reads its rows in another way: well above rounding, well below what wrongly attended tokens do.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-_TOLERANCE_HALF = 0.1
+_TOLERANCE_HALF = 0.25
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,16 @@ class Packed:
     layout: dict[str, Tensor]
 
 
-def pack(input_ids: Tensor, attention_mask: Tensor) -> Packed:
+def pack(input_ids: Tensor, attention_mask: Tensor, worth: float = _WORTH) -> Packed | None:
     """Lay a right-padded batch out in a line.
 
     Args:
         input_ids: (B, T) tokens.
         attention_mask: (B, T) 1 at the rows' own tokens.
+        worth: the largest share of the B · T tokens that may be left.
+
+    Returns:
+        The line, or None where more tokens are left than that.
     """
     lengths = attention_mask.sum(-1).tolist()
     rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths, strict=True)]
@@ -59,7 +67,7 @@ def pack(input_ids: Tensor, attention_mask: Tensor) -> Packed:
     before: int | None = None
     # In lexicographic order no earlier row shares more with a row than the one just before it.
     for row in sorted(range(len(rows)), key=rows.__getitem__):
-        shared = 0 if before is None else _common(rows[before], rows[row])
+        shared = 0 if before is None else common_prefix(rows[before], rows[row])
         path = [] if before is None else paths[before][:shared]
         new = range(shared, len(rows[row]))
         paths[row] = path + [len(tokens) + place - shared for place in new]
@@ -68,6 +76,8 @@ def pack(input_ids: Tensor, attention_mask: Tensor) -> Packed:
         if new:
             own.append((row, shared))
         before = row
+    if len(tokens) > worth * input_ids.numel():
+        return None
     place = _padded(paths, input_ids.shape[1])
     queries = _padded([paths[row][shared:] for row, shared in own])
     keys = _padded([paths[row] for row, _ in own])
@@ -90,7 +100,7 @@ def pack(input_ids: Tensor, attention_mask: Tensor) -> Packed:
     )
 
 
-def _common(left: list[int], right: list[int]) -> int:
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     """How many tokens two rows begin with alike."""
     return next(
         (place for place, (one, two) in enumerate(zip(left, right, strict=False)) if one != two),
@@ -104,7 +114,7 @@ def _padded(rows: list[list[int]], width: int = 0) -> Tensor:
 
 
 class _Take(torch.autograd.Function):
-    """Rows of a matrix by index; where a row is taken more than once, its gradient is summed in fp32, whatever its type."""
+    """Rows of a matrix by index; where a row is taken more than once, its gradient is summed in fp32 at least."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, index: Tensor) -> Tensor:
@@ -116,8 +126,9 @@ class _Take(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
-        total = gradient.new_zeros((ctx.count, gradient.shape[1]), dtype=torch.float32)
-        return total.index_add_(0, index, gradient.float()).to(gradient.dtype), None
+        sums = torch.promote_types(gradient.dtype, torch.float32)
+        total = gradient.new_zeros((ctx.count, gradient.shape[1]), dtype=sums)
+        return total.index_add_(0, index, gradient.to(sums)).to(gradient.dtype), None
 
 
 def _rows_of(states: Tensor, index: Tensor) -> Tensor:
@@ -142,12 +153,20 @@ def _attend(
     """Attention row by row over a line, or as ever where the batch is not packed. States: (B, heads, T, D)."""
     if packed is None:
         return kernel(module, query, key, value, attention_mask, **more)  # type: ignore[no-any-return]
-    allowed = packed["mask"]
-    mask = torch.zeros_like(allowed, dtype=query.dtype).masked_fill_(~allowed, torch.finfo(query.dtype).min)
+    mask = _additive(packed, query.dtype)
     rows = [_rows_of(query, packed["queries"]), *(_rows_of(one, packed["keys"]) for one in (key, value))]
     out, _ = kernel(module, *rows, mask, **{**more, "is_causal": False})
     taken: Tensor = _Take.apply(out.flatten(2).flatten(0, 1), packed["back"])  # type: ignore[no-untyped-call]
     return taken.view(1, -1, *out.shape[2:]), None
+
+
+def _additive(packed: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """The mask as numbers to add to the scores; made once and kept in the layout, for all blocks."""
+    name = f"mask {dtype}"
+    if name not in packed:
+        allowed = packed["mask"]
+        packed[name] = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+    return packed[name]
 
 
 def _eager(module: nn.Module, *states: Any, is_causal: bool | None = None, **more: Any) -> tuple[Tensor, Tensor | None]:
@@ -168,63 +187,79 @@ def _register(name: str) -> str:
     return _PREFIX + name
 
 
-def _config(model: nn.Module) -> Any:
-    inner: Any = model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model
-    return inner.config
-
-
 def packs(model: nn.Module, tokens: int) -> bool:
     """Whether the model is inside ``packed_attention``, and rows of so many tokens fit into its window."""
-    config = _config(model)
+    config = below_wrapper(model).config
     chosen = getattr(config, "_attn_implementation", None)
     if not (isinstance(chosen, str) and chosen.startswith(_PREFIX)):
         return False
-    window = getattr(config.get_text_config(), "sliding_window", None)
-    return window is None or tokens <= window
+    text = config.get_text_config()
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return all(tokens <= window for window in windows if window)  # none or 0: as far back as the row goes
 
 
 @contextmanager
-def packed_attention(model: nn.Module) -> Iterator[bool]:
+def packed_attention(
+    model: nn.Module, *, wanted: bool = True, say: Callable[[str], None] = lambda _: None
+) -> Iterator[bool]:
     """Inside, batches of this model are packed, forward and backward; gives whether they are.
 
     A model stays as it is whose attention takes no mask of any shape, or that turns out not to give packed rows what it
     gives padded ones: recurrent layers, positions that are counted along the line.
+
+    Args:
+        model: wrapped or not, on its device.
+        wanted: leave everything as it is where this is False.
+        say: told in a sentence why batches stay padded although they were to be packed.
     """
-    config = _config(model)
+    config = below_wrapper(model).config
     chosen = getattr(config, "_attn_implementation", None)
-    if chosen not in _KERNELS:
+    if not wanted:
+        yield False
+        return
+    if chosen not in KERNELS:
+        say(f"batches are padded, not packed: attention is {chosen}, and only {' and '.join(KERNELS)} take any mask")
         yield False
         return
     config._attn_implementation = _register(chosen)
     try:
-        reads = _reads_lines(model)
-        if not reads:
+        reason = _why_not(model)
+        if reason is not None:
             config._attn_implementation = chosen
-        yield reads
+            say(f"batches are padded, not packed: {reason}")
+        yield reason is None
     finally:
         config._attn_implementation = chosen
 
 
-def _reads_lines(model: nn.Module) -> bool:
-    """Try it: three short rows, two of which begin alike, packed and padded."""
-    device = next(model.parameters()).device
-    ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 6, 0], [7, 8, 0, 0, 0]], device=device)
-    ids = ids.clamp(max=int(_config(model).get_text_config().vocab_size) - 1)
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], device=device)
+def _why_not(model: nn.Module) -> str | None:
+    """Try it on three short rows, two of which begin alike; None where packed and padded logits are the same."""
+    weight = next(model.parameters())
+    most = int(below_wrapper(model).config.get_text_config().vocab_size)
+    first = [(7 * place) % most for place in range(24)]
+    rows = [first, [*first[:12], *((11 * place + 1) % most for place in range(9))], first[5:12]]
+    ids, mask = torch.zeros(3, 24, dtype=torch.long), torch.zeros(3, 24, dtype=torch.long)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
+    ids, mask = ids.to(weight.device), mask.to(weight.device)
     line = pack(ids, mask)
+    if line is None:
+        return "the trial rows have nothing in common"
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            padded = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[mask.bool()]
-            packed = model(**model_inputs(line), use_cache=False).logits[0, line.place[mask.bool()]]
-    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError):
-        return False  # it does not hand further arguments down to attention, or refuses positions
+        with torch.no_grad(), autocast_like(model):
+            padded = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[mask.bool()].float()
+            packed = model(**model_inputs(line), use_cache=False).logits[0, line.place[mask.bool()]].float()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model's code says to arguments that it does not know
+        return f"the model does not take it ({type(error).__name__})"
     finally:
         model.train(training)
-    tolerance = _TOLERANCE.get(next(model.parameters()).dtype, _TOLERANCE_HALF)
-    apart = (packed - padded).float().abs().mean() / padded.float().std().clamp(min=1e-6)
-    return bool(apart <= tolerance)
+    apart = float(((packed - padded).abs().amax(-1) / padded.std(-1).clamp(min=1e-6)).max())
+    tolerance = _TOLERANCE.get(weight.dtype, _TOLERANCE_HALF)
+    return None if apart <= tolerance else f"the model reads packed rows in another way (logits {apart:.2g} apart)"
 
 
 def model_inputs(line: Packed) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     sizes = _weights(model, recipe)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
 
-    def peak_of(config: Any, blocks: range) -> Counter[str]:
+    def peak_of(config: Any, blocks: range | None) -> Counter[str]:
         model, dtype = _on_meta(recipe, config, on_card, blocks)
         step = _Step(model, rows, length, readers / len(needs), wants_reference and recipe.adapter is not None)
         return step.peak(
@@ -170,25 +170,25 @@ def parse_memory(text: str) -> float:
     return float(found[1]) * math.pow(unit, power)
 
 
-def _over_layers(config: Any, adapted: int, peak_of: Callable[[Any, range], Counter[str]]) -> Counter[str]:
+def _over_layers(config: Any, adapted: int, peak_of: Callable[[Any, range | None], Counter[str]]) -> Counter[str]:
     """The peak of a deep model from shallow ones: blocks that are alike take alike, and each adds the same.
 
     Args:
         config: of the deep model.
         adapted: so many blocks, from the top, are trained; what lies below keeps nothing.
-        peak_of: the peak of a model with this config, whose blocks in this range are trained.
+        peak_of: the peak of a model with this config, whose blocks in this range are trained; None for all.
     """
     depth = int(config.num_hidden_layers)
     kinds = getattr(config, "layer_types", None)
     if depth <= _SHALLOW[1] or (kinds is not None and len(set(kinds)) > 1):
-        return peak_of(config, range(depth - adapted, depth))
+        return peak_of(config, range(depth - adapted, depth) if adapted < depth else None)
 
     def cut(below: int, trained: int) -> Counter[str]:
         shallow = copy.deepcopy(config)
         shallow.num_hidden_layers = below + trained
         if kinds is not None:
             shallow.layer_types = list(kinds)[: below + trained]
-        return peak_of(shallow, range(below, below + trained))
+        return peak_of(shallow, range(below, below + trained) if adapted < depth else None)
 
     few, more = _SHALLOW
     below = min(depth - adapted, few)  # none, where all are trained
@@ -278,6 +278,7 @@ class _Step:
         model: Any = self.model.train()
         if checkpointing is not None:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
+            model.disable_input_require_grads()  # as the trainer does
         vocabulary = int(model.config.vocab_size)
         with FakeTensorMode(allow_non_fake_inputs=True):
             _give_storage(model)

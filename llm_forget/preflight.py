@@ -77,10 +77,10 @@ def make_plan(recipe: UnlearnRecipe) -> Plan:
     retain = build_retain(recipe.retain, method)
     if retain is not None and recipe.data.retain is None:
         raise RecipeError("the retain term needs data.retain; add it, or set retain.name: null")
-    if recipe.adapter is not None and recipe.adapter.top_blocks < 1 and hasattr(method, "trained_layers"):
+    if recipe.adapter is not None and recipe.adapter.top_share < 1 and hasattr(method, "trained_layers"):
         raise RecipeError(
-            f"adapter.top_blocks is {recipe.adapter.top_blocks}, and the method {recipe.method['name']} chooses the blocks that "
-            "it trains by itself; leave top_blocks out"
+            f"adapter.top_share is {recipe.adapter.top_share}, and the method {recipe.method['name']} chooses the blocks that "
+            "it trains by itself; leave top_share out"
         )
     wrappers = build_wrappers(recipe, method, retain)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +23,7 @@ from llm_forget.data.prepare import UnlearnSets, prepare
 from llm_forget.errors import RecipeError
 from llm_forget.guards import CancellationGuard
 from llm_forget.identity import run_identity
-from llm_forget.measure import answer_logps, held_in_bf16
+from llm_forget.measure import answer_logps
 from llm_forget.models import (
     add_adapter,
     check_adapter_fits,
@@ -35,6 +34,7 @@ from llm_forget.models import (
     train_only_blocks,
 )
 from llm_forget.packing import packed_attention
+from llm_forget.precision import held_in_bf16
 from llm_forget.preflight import NOWHERE, Plan, make_plan
 from llm_forget.progress import MetricsLog, ProgressBar
 from llm_forget.resume import Saving, checkpoint_folder, drop_checkpoints
@@ -44,7 +44,7 @@ from llm_forget.stop import Measurement, StopRule, Verdict
 from llm_forget.trackers import drop_logs, tracking
 from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
 from llm_forget.weights import frozen_copy, trainable_state
-from llm_forget.wrapping import trained_blocks
+from llm_forget.wrapping import check_layer, trained_blocks
 
 _NEVER_SEEN = 0.1  # forget target without a holdout set to measure: what unseen answers typically have
 
@@ -131,6 +131,8 @@ def run_on(
     if source == "model":
         alternatives = encoded_alternatives(recipe, sets.forget_examples, tokenizer, source, model, console)
     blocks = trained_blocks(method, model, plan.layer)
+    if blocks is None:
+        check_layer(recipe, Objective(method, plan.retain), model)
     if recipe.adapter is not None:
         model = add_adapter(model, recipe.adapter, blocks)
     elif blocks is not None:
@@ -138,7 +140,8 @@ def run_on(
     if recipe.train.compile:
         compile_blocks(model)
     # a compiled block is made for batches of one form
-    with packed_attention(model) if recipe.train.packing and not recipe.train.compile else nullcontext():
+    wanted = recipe.train.packing and not recipe.train.compile
+    with packed_attention(model, wanted=wanted, say=console.print):
         run = Run(recipe, plan, sets, model, tokenizer.pad_token_id, console, alternatives, in_memory=in_memory)
         with tracking(recipe) as run.metrics.trackers:
             outcome = run.execute()

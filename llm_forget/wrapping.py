@@ -7,10 +7,13 @@ from torch import nn
 
 from llm_forget.config import UnlearnRecipe, build
 from llm_forget.errors import RecipeError
+from llm_forget.head import below_wrapper
 from llm_forget.logprobs import hidden_layer
 from llm_forget.methods import Method
+from llm_forget.models import top_blocks
 from llm_forget.plugins import find_class
 from llm_forget.retain import RetainTerm
+from llm_forget.trainer import Objective
 from llm_forget.wrappers import Setting, Wrapper
 
 
@@ -38,6 +41,24 @@ def build_wrappers(recipe: UnlearnRecipe, method: Method, retain: RetainTerm | N
             raise RecipeError(f"wrapper {name} cannot be used here: {reason}")
         found.append(wrapper)
     return found
+
+
+def check_layer(recipe: UnlearnRecipe, objective: Objective, model: nn.Module) -> None:
+    """Refuse a loss that looks at hidden states below every adapter: they are the reference's, whatever is trained.
+
+    Raises:
+        RecipeError: ``adapter.top_share`` begins above the block that the method or the retain term looks at.
+    """
+    if recipe.adapter is None or not any(needs.hidden for needs in objective.needs):
+        return
+    depth = int(below_wrapper(model).config.get_text_config().num_hidden_layers)
+    blocks, layer = top_blocks(recipe.adapter, depth), hidden_layer(model, objective.layer)
+    if blocks is not None and layer < blocks.start:
+        raise RecipeError(
+            f"adapter.top_share is {recipe.adapter.top_share}, so that block {blocks.start} is the lowest with an adapter, and "
+            f"the hidden states of block {layer} are looked at, which nothing changes; set layer to {blocks.start} or more, or "
+            "raise top_share"
+        )
 
 
 def trained_blocks(method: Method, model: nn.Module, layer: int | None) -> list[int] | None:

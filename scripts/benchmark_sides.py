@@ -20,7 +20,7 @@ AfterStep = Callable[[int, Any], bool]
 # What the adapter sides change in a recipe, section by section.
 LEAN: dict[str, dict[str, Any]] = {
     "lean": {},
-    "top": {"adapter": {"top_blocks": 1 / 3}},
+    "top": {"adapter": {"top_share": 1 / 3}},
     "small": {"train": {"batch_size": 2, "gradient_accumulation": 4, "gradient_checkpointing": "selective"}},
 }
 
@@ -215,11 +215,12 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
     from transformers import TrainerCallback
 
     from llm_forget.arguments import unlearning_arguments
-    from llm_forget.measure import answer_logps, held_in_bf16
+    from llm_forget.measure import answer_logps
     from llm_forget.methods.adapter_subtraction import AdapterSubtraction
     from llm_forget.models import add_adapter, load_model
     from llm_forget.packing import packed_attention
     from llm_forget.plugins import find_class
+    from llm_forget.precision import held_in_bf16
     from llm_forget.retain.nll import NLL
     from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
     from llm_forget.weights import put, trainable_state

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import llm_forget
@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
         "adapter": {"rank": 16, "alpha": 16},
         "train": {"batch_size": 8, "gradient_checkpointing": "selective"},
     },
-    "top third": {"adapter": {"rank": 16, "alpha": 16, "top_blocks": 0.34}, "train": {"batch_size": 8}},
+    "top third": {"adapter": {"rank": 16, "alpha": 16, "top_share": 0.34}, "train": {"batch_size": 8}},
     "full": {"adapter": None, "train": {"batch_size": 4}},
 }
 
@@ -145,10 +145,32 @@ def test_checkpointing_quantisation_and_width_move_the_plan_the_right_way() -> N
     assert total(train={"gradient_checkpointing": True}) < 0.6 * usual
     assert total(train={"gradient_checkpointing": True}) < total(train={"gradient_checkpointing": "selective"}) < usual
     assert total(train={"batch_size": 16}) > 1.3 * usual
-    assert total(adapter={"top_blocks": 0.5}) < 0.8 * usual
+    assert total(adapter={"top_share": 0.5}) < 0.8 * usual
     assert total(retain={"name": "kl"}) > 1.05 * usual
     assert total(adapter=None, retain={"name": "kl"}) > total(retain={"name": "kl"}) + 8 * 128 * 2000
     assert total(model={"name": "a/b", "quantization": "nf4"}) < usual
+
+
+def test_a_model_without_linear_modules_is_planned_too() -> None:
+    """GPT-2's layers are Conv1D: 6 blocks of which 3 are extrapolated, and half of the blocks takes less."""
+    values: dict[str, Any] = {
+        "model": {"name": "a/b"},
+        "data": {"forget": {"path": "f"}},
+        "method": {"name": "grad_ascent"},
+        "output_dir": "o",
+    }
+    gpt2 = GPT2Config(vocab_size=500, n_embd=64, n_layer=6, n_head=4, n_positions=64)
+    found = [
+        plan(
+            build(UnlearnRecipe, {**values, "adapter": {"top_share": share}}, "test"),
+            on_card=True,
+            tokens=32,
+            model_config=gpt2,
+        )
+        for share in (1.0, 0.5)
+    ]
+    assert found[1].adapter == 0.5 * found[0].adapter
+    assert 0.3 < found[1].activations / found[0].activations < 0.8
 
 
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from llm_forget.data.encode import Encoded
 from llm_forget.evaluation.score import Floats, evaluating, score_encoded, scores_in_chunks
 from llm_forget.logprobs import logits_at
+from llm_forget.packing import KERNELS, common_prefix
 
 # Tokens of a pack: attention grows with its square. On one core, seven answers to each question of TOFU by a model of 135
 # million weights: 2.6 and 2.2 times as fast as row by row in fp32 and bf16 at 256, 1.7 and 1.9 at 128, 2.4 and 1.7 at 384.
 PACK_TOKENS = 256
-# Attention kernels that take a mask of any shape.
-_KERNELS = ("eager", "sdpa")
 # How far log-probs of the two ways may lie apart on average before the model is taken to read the mask in another way: well
 # above rounding, well below what wrongly attended tokens do.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -66,7 +65,7 @@ def pack_rows(rows: Sequence[Encoded], indices: Sequence[int], pack_tokens: int 
     # In lexicographic order no earlier row shares more with a row than the one just before it.
     for index in sorted(indices, key=lambda one: (rows[one].input_ids, one)):
         ids = rows[index].input_ids
-        shared = _common(before, ids) if packs else 0
+        shared = common_prefix(before, ids) if packs else 0
         if not packs or len(packs[-1]) + len(ids) - shared > pack_tokens:
             packs.append(Pack((), [], [], []))
             shared = 0
@@ -83,12 +82,6 @@ def _grow(pack: Pack, index: int, ids: tuple[int, ...], shared: int) -> Pack:
         pack.tokens.append(token)
     pack.paths.append(path)
     return Pack((*pack.rows, index), pack.tokens, pack.parents, pack.paths)
-
-
-def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    return next(
-        (place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
-    )
 
 
 def score_packs(model: nn.Module, rows: Sequence[Encoded], packs: Sequence[Pack], pad_token_id: int) -> list[Floats]:
@@ -180,7 +173,7 @@ def fits_trees(model: Any, rows: Sequence[Encoded]) -> bool:
     config = getattr(model, "config", None)
     window = getattr(config, "sliding_window", None)
     longest = max((len(row.input_ids) for row in rows), default=0)
-    return getattr(config, "_attn_implementation", None) in _KERNELS and (window is None or longest <= window)
+    return getattr(config, "_attn_implementation", None) in KERNELS and (window is None or longest <= window)
 
 
 def reads_trees(model: Any, rows: Sequence[Encoded], pad_token_id: int) -> bool:
