@@ -208,7 +208,7 @@ class Bench:
         tuned = {"retain": {"weight": 4.0}, "train": {"learning_rate": 2e-3, "schedule": "cosine"}}
         tries = [
             (f"plain, {rate:g}", "plain", {"train": {"learning_rate": rate, "epochs": PLAIN_EPOCHS}})
-            for rate in PLAIN_RATES
+            for rate in self.given.rates
         ]
         written = {}
         for name, side, changes in [("lean", "lean", tuned), *tries]:
@@ -333,6 +333,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="of the part steps")
     parser.add_argument("--steps", type=int, help="take no more than so many; a whole run is then extrapolated")
     parser.add_argument("--repeats", type=int, default=3, help="of the part steps")
+    parser.add_argument("--rates", nargs="+", type=float, default=list(PLAIN_RATES), help="plain's, of the part goal")
     parser.add_argument("--quick", action="store_true", help="a tiny model instead of SmolLM2-135M")
     parser.add_argument("--out", type=Path, help="write everything measured as JSON")
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
