@@ -60,10 +60,24 @@ def pack(input_ids: Tensor, attention_mask: Tensor, worth: float = _WORTH) -> Pa
     """
     lengths = attention_mask.sum(-1).tolist()
     rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths, strict=True)]
+    tokens, positions, paths, shares = _lay_out(rows)
+    if len(tokens) > worth * input_ids.numel():
+        return None
+    device = input_ids.device
+    return Packed(
+        torch.tensor([tokens], device=device),
+        torch.tensor([positions], device=device),
+        _padded(paths, input_ids.shape[1]).to(device),
+        {name: value.to(device) for name, value in _for_attention(paths, shares).items()},
+    )
+
+
+def _lay_out(rows: list[list[int]]) -> tuple[list[int], list[int], list[list[int]], dict[int, int]]:
+    """The line's tokens and positions, the places of each row's tokens, and how many the rows with tokens of their own share."""
     tokens: list[int] = []
     positions: list[int] = []
     paths: list[list[int]] = [[]] * len(rows)
-    own: list[tuple[int, int]] = []  # of the rows with tokens of their own: which, and how many it shares
+    shares: dict[int, int] = {}
     before: int | None = None
     # In lexicographic order no earlier row shares more with a row than the one just before it.
     for row in sorted(range(len(rows)), key=rows.__getitem__):
@@ -74,30 +88,23 @@ def pack(input_ids: Tensor, attention_mask: Tensor, worth: float = _WORTH) -> Pa
         tokens += rows[row][shared:]
         positions += new
         if new:
-            own.append((row, shared))
+            shares[row] = shared
         before = row
-    if len(tokens) > worth * input_ids.numel():
-        return None
-    place = _padded(paths, input_ids.shape[1])
-    queries = _padded([paths[row][shared:] for row, shared in own])
-    keys = _padded([paths[row] for row, _ in own])
-    shares = torch.tensor([shared for _, shared in own])[:, None, None]
-    sizes = torch.tensor([len(paths[row]) for row, _ in own])[:, None, None]
+    return tokens, positions, paths, shares
+
+
+def _for_attention(paths: list[list[int]], shares: dict[int, int]) -> dict[str, Tensor]:
+    """The layout of ``Packed``."""
+    queries = _padded([paths[row][shared:] for row, shared in shares.items()])
+    keys = _padded([paths[row] for row in shares])
+    first = torch.tensor(list(shares.values()))[:, None, None]
+    sizes = torch.tensor([len(paths[row]) for row in shares])[:, None, None]
     query, key = torch.arange(queries.shape[1])[:, None], torch.arange(keys.shape[1])
-    mask = (key <= query + shares) & (key < sizes)
-    back = [
-        number * queries.shape[1] + query
-        for number, (row, shared) in enumerate(own)
-        for query in range(len(paths[row]) - shared)
-    ]
-    device = input_ids.device
-    layout = {"queries": queries, "keys": keys, "mask": mask[:, None], "back": torch.tensor(back)}
-    return Packed(
-        torch.tensor([tokens], device=device),
-        torch.tensor([positions], device=device),
-        place.to(device),
-        {name: value.to(device) for name, value in layout.items()},
-    )
+    mask = (key <= query + first) & (key < sizes)
+    own = query[:, 0] < (sizes - first)[:, 0]
+    # rows stand in the line in this order, so that the places of their own tokens count through it
+    back = own.flatten().nonzero().squeeze(-1)
+    return {"queries": queries, "keys": keys, "mask": mask[:, None], "back": back}
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

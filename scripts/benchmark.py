@@ -8,9 +8,9 @@
 The plain side is written the way published code does it: all weights in fp32, a second full copy as the reference, forget and
 retain rows forwarded separately, logits of all positions. Sides: ``plain``; ``full``, our trainer on all weights in fp32, whose
 losses must be those of ``plain``; ``lean``, our trainer as recipes have it, a LoRA adapter over a base in bf16 where the machine
-multiplies in it; ``top``, lean with an adapter on the upper third of the blocks; ``small``, lean with selectively checkpointed
-blocks and the batch in four pieces. Every measurement is a process of its own; the sides take turns,
-so that a busy machine is unkind to all of them.
+multiplies in it; ``top``, lean with an adapter on the upper third of the blocks; ``small``, top with selectively checkpointed
+blocks; ``pieces``, lean with selectively checkpointed blocks and the batch in four pieces. Every measurement is a process of its
+own; the sides take turns, so that a busy machine is unkind to all of them.
 
 Parts: ``steps``, a step, an epoch and a run of each method; ``profile``, where a step's time and memory go, and what its
 products alone would take; ``goal``, the time until the forget rows are as unlikely as the oracle has them; ``growth``, over 40,
@@ -34,7 +34,7 @@ from typing import Any
 import benchmark_sides
 
 METHODS = ("npo", "grad_ascent", "adapter_subtraction")
-SIDES = ("plain", "full", "lean", "top", "small")
+SIDES = ("plain", "full", "lean", "top", "small", "pieces")
 PARTS = ("steps", "profile", "goal", "growth", "processes")
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -21,7 +21,8 @@ AfterStep = Callable[[int, Any], bool]
 LEAN: dict[str, dict[str, Any]] = {
     "lean": {},
     "top": {"adapter": {"top_share": 1 / 3}},
-    "small": {"train": {"batch_size": 2, "gradient_accumulation": 4, "gradient_checkpointing": "selective"}},
+    "small": {"adapter": {"top_share": 1 / 3}, "train": {"gradient_checkpointing": "selective"}},
+    "pieces": {"train": {"batch_size": 2, "gradient_accumulation": 4, "gradient_checkpointing": "selective"}},
 }
 
 

@@ -50,6 +50,7 @@ def test_ratios_are_taken_turn_by_turn() -> None:
             "lean": [run(1, 9)] * 3,
             "top": [run(1, 9)] * 3,
             "small": [run(2, 9)] * 3,
+            "pieces": [run(2, 9)] * 3,
         }
     )
     assert found["lean"]["seconds_per_step"] == {"median": 0.25, "least": 0.125, "most": 0.5}
