@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from llm_forget.logprobs import score_answers
 from llm_forget.models import add_adapter, compile_blocks, frozen_dtype, load_model, load_tokenizer
 from llm_forget.packing import packed_attention
 from llm_forget.precision import held_in_bf16
-from llm_forget.progress import MetricsLog, ProgressBar
+from llm_forget.progress import MetricsLog, ProgressBar, note
+from llm_forget.recompute import FrozenStaysFrozen, frozen_stays_frozen
 from llm_forget.runfolder import RESULT_NAME, check_output, environment
 from llm_forget.trackers import check_trackers, drop_logs, keep_logs, tracking
 
@@ -65,7 +67,7 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     if recipe.train.compile:
         compile_blocks(model)
     wanted = recipe.train.packing and not recipe.train.compile
-    with tracking(recipe) as trackers, packed_attention(model, wanted=wanted, say=console.print):
+    with tracking(recipe) as trackers, packed_attention(model, wanted=wanted, say=partial(note, console)):
         trainer = _train(recipe, model, tokenizer, rows, console, MetricsLog(trackers=trackers))
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     result = {
@@ -128,6 +130,9 @@ def _train(
         callbacks=[ProgressBar(console, f"learning {Path(recipe.output_dir).name}"), log],
     )
     trainer.remove_callback(PrinterCallback)
+    # TRL asks for the embeddings' gradient once, and the Trainer again when it begins
+    frozen_stays_frozen(model)
+    trainer.add_callback(FrozenStaysFrozen())
     trainer.train()
     return trainer
 

@@ -264,7 +264,7 @@ def _names_in_blocks(model: nn.Module, targets: str | list[str], blocks: Collect
     from transformers.pytorch_utils import Conv1D
 
     def meant(name: str, module: nn.Module) -> bool:
-        if targets == "all-linear":
+        if isinstance(targets, str) and targets.lower() == "all-linear":
             return isinstance(module, nn.Linear | Conv1D)
         if isinstance(targets, str):
             return re.fullmatch(targets, name) is not None
@@ -286,23 +286,20 @@ def add_adapter(model: nn.Module, config: AdapterConfig, blocks: Collection[int]
     if blocks is None:
         inner: Any = model
         blocks = top_blocks(config, int(inner.config.get_text_config().num_hidden_layers))
-    # PEFT's preparation of a quantised base would hold embeddings and head in fp32: two more gigabytes for an 8B model, and
-    # nothing gained, since they are frozen and multiplied under autocast.
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=config.target_modules
-        if blocks is None
-        else _names_in_blocks(model, config.target_modules, blocks),
-        task_type="CAUSAL_LM",
-    )
+    targets = config.target_modules
     try:
+        # PEFT's preparation of a quantised base would hold embeddings and head in fp32: two more gigabytes for an 8B model,
+        # and nothing gained, since they are frozen and multiplied under autocast.
+        lora = LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=targets if blocks is None else _names_in_blocks(model, targets, blocks),
+            task_type="CAUSAL_LM",
+        )
         adapted = get_peft_model(model, lora)
-    except ValueError as error:
-        raise RecipeError(
-            f"adapter.target_modules: {config.target_modules!r} fits no layer of the model: {error}"
-        ) from error
+    except (ValueError, re.error) as error:
+        raise RecipeError(f"adapter.target_modules: {targets!r} fits no layer of the model: {error}") from error
     if next(model.parameters()).dtype == torch.bfloat16:
         # Everything runs under autocast then, which multiplies in bf16 anyway: casting each input to fp32 first is waste.
         for module in adapted.modules():

@@ -116,7 +116,7 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def _padded(rows: list[list[int]], width: int = 0) -> Tensor:
-    width = max(width, *(len(row) for row in rows))
+    width = max([width, *(len(row) for row in rows)])
     return torch.tensor([row + [0] * (width - len(row)) for row in rows])
 
 
@@ -160,20 +160,24 @@ def _attend(
     """Attention row by row over a line, or as ever where the batch is not packed. States: (B, heads, T, D)."""
     if packed is None:
         return kernel(module, query, key, value, attention_mask, **more)  # type: ignore[no-any-return]
-    mask = _additive(packed, query.dtype)
+    mask = _mask_for(packed, query.dtype)
     rows = [_rows_of(query, packed["queries"]), *(_rows_of(one, packed["keys"]) for one in (key, value))]
     out, _ = kernel(module, *rows, mask, **{**more, "is_causal": False})
     taken: Tensor = _Take.apply(out.flatten(2).flatten(0, 1), packed["back"])  # type: ignore[no-untyped-call]
     return taken.view(1, -1, *out.shape[2:]), None
 
 
-def _additive(packed: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+def _mask_for(packed: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
     """The mask as numbers to add to the scores; made once and kept in the layout, for all blocks."""
     name = f"mask {dtype}"
     if name not in packed:
-        allowed = packed["mask"]
-        packed[name] = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+        packed[name] = additive_mask(packed["mask"], dtype)
     return packed[name]
+
+
+def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a token may be seen, the lowest number elsewhere: what every kernel adds to its scores."""
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def _eager(module: nn.Module, *states: Any, is_causal: bool | None = None, **more: Any) -> tuple[Tensor, Tensor | None]:
@@ -200,6 +204,11 @@ def packs(model: nn.Module, tokens: int) -> bool:
     chosen = getattr(config, "_attn_implementation", None)
     if not (isinstance(chosen, str) and chosen.startswith(_PREFIX)):
         return False
+    return fits_window(config, tokens)
+
+
+def fits_window(config: Any, tokens: int) -> bool:
+    """Whether every layer of a model with this config looks back over all of so many tokens."""
     text = config.get_text_config()
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return all(tokens <= window for window in windows if window)  # none or 0: as far back as the row goes

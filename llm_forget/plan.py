@@ -22,7 +22,7 @@ from llm_forget.errors import RecipeError
 from llm_forget.head import chunk_rows, head_gives_logps, output_head
 from llm_forget.logprobs import kl_divergence, place_rows
 from llm_forget.models import add_adapter, attention_for, frozen_dtype, top_blocks
-from llm_forget.recompute import checkpointing_arguments
+from llm_forget.recompute import checkpointing_arguments, frozen_stays_frozen
 
 GB = 10**9
 # What a card holds besides tensors: CUDA's context, cuBLAS workspaces, and what the allocator cannot hand out again.
@@ -278,7 +278,7 @@ class _Step:
         model: Any = self.model.train()
         if checkpointing is not None:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
-            model.disable_input_require_grads()  # as the trainer does
+            frozen_stays_frozen(model)
         vocabulary = int(model.config.vocab_size)
         with FakeTensorMode(allow_non_fake_inputs=True):
             _give_storage(model)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
@@ -14,6 +15,12 @@ from llm_forget.stop import Measurement, Verdict
 from llm_forget.trackers import Trackers
 
 _LINES = 4  # lines a training phase writes where there is no terminal
+
+
+def note(console: Console, text: str) -> None:
+    """What the user should know, once however many processes there are."""
+    if PartialState().is_main_process:
+        console.print(f"[yellow]note[/] {text}", highlight=False, soft_wrap=True)
 
 
 @dataclass

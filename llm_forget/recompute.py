@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers import TrainerCallback
+
+from llm_forget.head import below_wrapper
 
 # A product over so few values an output (LoRA's second factor) costs little more than reading its result back.
 _FEW = 128
@@ -39,3 +42,21 @@ def checkpointing_arguments(chosen: bool | Literal["selective"]) -> dict[str, An
     if not chosen:
         return None
     return {"use_reentrant": False, **({"context_fn": _contexts} if chosen == "selective" else {})}
+
+
+def frozen_stays_frozen(model: Any) -> None:
+    """Take back the gradient that checkpointing asks of the embeddings: reentrant checkpoints need it, and ours are not.
+
+    With it backward would go through every block, down to the first, also where only the upper ones have an adapter.
+    """
+    inner = below_wrapper(model)
+    if hasattr(inner, "disable_input_require_grads"):
+        inner.disable_input_require_grads()
+
+
+class FrozenStaysFrozen(TrainerCallback):
+    """``frozen_stays_frozen`` once a Trainer has switched checkpointing on."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Before the first step."""
+        frozen_stays_frozen(model)

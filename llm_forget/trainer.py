@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.guards import CancellationGuard
-from llm_forget.head import below_wrapper
 from llm_forget.logprobs import AnswerScores, Part, hidden_layer, score_parts
 from llm_forget.methods import Method, Needs
+from llm_forget.recompute import FrozenStaysFrozen
 from llm_forget.resume import Resumable
 from llm_forget.retain import RetainTerm
 from llm_forget.splitting import SplitStep
@@ -134,18 +134,6 @@ class References:
     model: nn.Module | None = None
 
 
-class _FrozenStaysFrozen(TrainerCallback):
-    """Takes back the gradient that checkpointing asks of the embeddings, for reentrant checkpoints, which ours are not.
-
-    With it backward would go through every block, down to the first, also where only the upper ones have an adapter.
-    """
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        inner = below_wrapper(model)
-        if hasattr(inner, "disable_input_require_grads"):
-            inner.disable_input_require_grads()
-
-
 class UnlearningTrainer(Resumable, Trainer):
     """A ``transformers.Trainer`` whose batches are pairs and whose loss is an ``Objective``.
 
@@ -184,7 +172,7 @@ class UnlearningTrainer(Resumable, Trainer):
             callbacks=list(callbacks),
         )
         self.remove_callback(PrinterCallback)  # progress is shown by our own bar
-        self.add_callback(_FrozenStaysFrozen())
+        self.add_callback(FrozenStaysFrozen())
         self.objective = objective
         self.reference = reference or References()
         self.wrappers = wrappers

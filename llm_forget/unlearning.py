@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from accelerate import PartialState
@@ -36,7 +36,7 @@ from llm_forget.models import (
 from llm_forget.packing import packed_attention
 from llm_forget.precision import held_in_bf16
 from llm_forget.preflight import NOWHERE, Plan, make_plan
-from llm_forget.progress import MetricsLog, ProgressBar
+from llm_forget.progress import MetricsLog, ProgressBar, note
 from llm_forget.resume import Saving, checkpoint_folder, drop_checkpoints
 from llm_forget.rounds import AdapterSession
 from llm_forget.runfolder import RunRecord, explained_if_full, write_run
@@ -141,7 +141,7 @@ def run_on(
         compile_blocks(model)
     # a compiled block is made for batches of one form
     wanted = recipe.train.packing and not recipe.train.compile
-    with packed_attention(model, wanted=wanted, say=console.print):
+    with packed_attention(model, wanted=wanted, say=partial(note, console)):
         run = Run(recipe, plan, sets, model, tokenizer.pad_token_id, console, alternatives, in_memory=in_memory)
         with tracking(recipe) as run.metrics.trackers:
             outcome = run.execute()
@@ -340,8 +340,7 @@ class Run:
         return run_identity(self.recipe, rows, self.before, in_memory=self._in_memory)
 
     def _note(self, text: str) -> None:
-        if PartialState().is_main_process:
-            self.console.print(f"[yellow]note[/] {text}", highlight=False, soft_wrap=True)
+        note(self.console, text)
 
     def _references(self, objective: Objective) -> References:
         """The reference is the model as it is before the first step: one pass over the forget set, and no second copy.

@@ -47,12 +47,13 @@ def check_layer(recipe: UnlearnRecipe, objective: Objective, model: nn.Module) -
     """Refuse a loss that looks at hidden states below every adapter: they are the reference's, whatever is trained.
 
     Raises:
-        RecipeError: ``adapter.top_share`` begins above the block that the method or the retain term looks at.
+        RecipeError: ``adapter.top_share`` begins above the block that the method or the retain term looks at, or the model
+            has no such block.
     """
     if recipe.adapter is None or not any(needs.hidden for needs in objective.needs):
         return
     depth = int(below_wrapper(model).config.get_text_config().num_hidden_layers)
-    blocks, layer = top_blocks(recipe.adapter, depth), hidden_layer(model, objective.layer)
+    blocks, layer = top_blocks(recipe.adapter, depth), _hidden_layer(model, objective.layer)
     if blocks is not None and layer < blocks.start:
         raise RecipeError(
             f"adapter.top_share is {recipe.adapter.top_share}, so that block {blocks.start} is the lowest with an adapter, and "
@@ -66,8 +67,12 @@ def trained_blocks(method: Method, model: nn.Module, layer: int | None) -> list[
     trained = getattr(method, "trained_layers", None)
     if trained is None:
         return None
-    try:
-        found: list[int] = trained(hidden_layer(model, layer))
-    except ValueError as error:
-        raise RecipeError(f"method: {error}") from None
+    found: list[int] = trained(_hidden_layer(model, layer))
     return found
+
+
+def _hidden_layer(model: nn.Module, layer: int | None) -> int:
+    try:
+        return hidden_layer(model, layer)
+    except ValueError as error:
+        raise RecipeError(f"method or retain term: {error}") from None

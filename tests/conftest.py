@@ -6,6 +6,9 @@ meet there.
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+from typing import Any
+
 import pytest
 
 _SEVERAL_PROCESSES = {
@@ -17,8 +20,14 @@ _SEVERAL_PROCESSES = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every test its group."""
-    for item in items:
-        group = "several processes" if item.path.name in _SEVERAL_PROCESSES else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The scheduler that hands out whole groups."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "several processes" if PurePosixPath(file).name in _SEVERAL_PROCESSES else file
+
+    return ByFile(config, log)

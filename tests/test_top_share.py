@@ -61,6 +61,33 @@ def test_backward_ends_at_the_lowest_of_them(checkpointing: Any, tmp_path: Path)
     assert found == [[True, True, True], [False, False, True]]
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_backward_ends_there_in_fine_tuning_too(checkpointing: bool, tmp_path: Path) -> None:
+    from llm_forget.config import FinetuneRecipe
+    from llm_forget.finetuning import finetune
+
+    given = values(tmp_path)
+    recipe = {
+        "model": given["model"],
+        "data": [given["data"]["retain"]],
+        "adapter": given["adapter"],
+        "train": {"epochs": 1, "batch_size": 2, "gradient_checkpointing": checkpointing},
+        "output_dir": str(tmp_path / "learned"),
+    }
+    seen: dict[int, bool] = {}
+
+    def look(module: nn.Module, args: Any, out: Any) -> None:
+        if module.training and isinstance(module, LlamaDecoderLayer):
+            seen[module.self_attn.layer_idx] = bool(out.requires_grad)
+
+    handle = register_module_forward_hook(look)
+    try:
+        finetune(build(FinetuneRecipe, recipe, "test"))
+    finally:
+        handle.remove()
+    assert [seen[place] for place in sorted(seen)] == [False, False, True]
+
+
 def test_nothing_is_kept_of_what_lies_below() -> None:
     """Bytes kept for backward with an adapter on one of four blocks, against all."""
     kept = []
@@ -80,7 +107,7 @@ def test_nothing_is_kept_of_what_lies_below() -> None:
 @pytest.mark.parametrize(
     ("targets", "expected"),
     [
-        ("all-linear", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        ("ALL-linear", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
         (["self_attn.q_proj", "down_proj"], {"q_proj", "down_proj"}),
         (r".*\.(q|v)_proj", {"q_proj", "v_proj"}),
     ],
@@ -91,6 +118,13 @@ def test_target_modules_mean_the_same_on_some_blocks_as_on_all(targets: Any, exp
         names = [name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A." in name]
         assert {name.rpartition(".")[2] for name in names} == expected
         assert {block_of(name) for name in names} == blocks
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("targets", ["(", "no_such_layer", ["no_such_layer"]])
+def test_targets_that_fit_nothing_are_refused(targets: Any, share: float) -> None:
+    with pytest.raises(RecipeError, match=r"adapter.target_modules: .* fits no layer of the model"):
+        add_adapter(tiny_model(tiny_tokenizer()), AdapterConfig(target_modules=targets, top_share=share))
 
 
 def test_linear_layers_by_another_name() -> None:
@@ -151,6 +185,9 @@ def test_a_retain_term_that_looks_below_every_adapter_is_refused(tmp_path: Path)
     with pytest.raises(
         RecipeError, match=r"block 2 is the lowest .* hidden states of block 1 .* set layer to 2 or more"
     ):
+        unlearn(build(UnlearnRecipe, values(tmp_path, retain=retain), "test"))
+    retain["settings"] = {"layer": 3}
+    with pytest.raises(RecipeError, match="layer is 3; this model has the blocks 0 to 2"):
         unlearn(build(UnlearnRecipe, values(tmp_path, retain=retain), "test"))
     retain["settings"] = {"layer": 2}
     unlearn(build(UnlearnRecipe, values(tmp_path, retain=retain), "test"))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llm_forget.data.encode import Encoded
 from llm_forget.evaluation.score import Floats, evaluating, score_encoded, scores_in_chunks
 from llm_forget.logprobs import logits_at
-from llm_forget.packing import KERNELS, common_prefix
+from llm_forget.packing import KERNELS, additive_mask, common_prefix, fits_window
 
 # Tokens of a pack: attention grows with its square. On one core, seven answers to each question of TOFU by a model of 135
 # million weights: 2.6 and 2.2 times as fast as row by row in fp32 and bf16 at 256, 1.7 and 1.9 at 128, 2.4 and 1.7 at 384.
@@ -102,7 +102,7 @@ def score_packs(model: nn.Module, rows: Sequence[Encoded], packs: Sequence[Pack]
     for place, (pack, nodes) in enumerate(zip(packs, scored, strict=True)):
         positions[place, [pack.parents[node] for node in nodes]] = True
     weight = next(model.parameters())
-    inputs["attention_mask"] = _additive(inputs["attention_mask"], weight.dtype)
+    inputs["attention_mask"] = additive_mask(inputs["attention_mask"], weight.dtype)
     # where the logits of a position lie among all that the head computes
     logit_of = (positions.flatten().cumsum(0) - 1).reshape(positions.shape)
     sources = torch.cat(
@@ -157,11 +157,6 @@ def _inputs(packs: Sequence[Pack], pad_token_id: int) -> dict[str, Tensor]:
     }
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a token may be seen, the lowest number elsewhere: what both kernels add to their scores."""
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-
-
 def saved_share(rows: Sequence[Encoded], packs: Sequence[Pack]) -> float:
     """Which share of the rows' tokens need not be computed again, in [0, 1)."""
     whole = sum(len(rows[row].input_ids) for pack in packs for row in pack.rows)
@@ -170,10 +165,8 @@ def saved_share(rows: Sequence[Encoded], packs: Sequence[Pack]) -> float:
 
 def fits_trees(model: Any, rows: Sequence[Encoded]) -> bool:
     """Whether a model's settings allow trees for these rows: a kernel that takes any mask, and no shorter window."""
-    config = getattr(model, "config", None)
-    window = getattr(config, "sliding_window", None)
     longest = max((len(row.input_ids) for row in rows), default=0)
-    return getattr(config, "_attn_implementation", None) in KERNELS and (window is None or longest <= window)
+    return getattr(model.config, "_attn_implementation", None) in KERNELS and fits_window(model.config, longest)
 
 
 def reads_trees(model: Any, rows: Sequence[Encoded], pad_token_id: int) -> bool:
