@@ -37,4 +37,4 @@ echo "== chromium, for the tests of the report's page"
 timeout 300 bash scripts/install_chromium.sh >/dev/null 2>&1 || echo "not installed here: those tests skip"
 
 echo "== tests"
-"$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
+"$python" -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
