@@ -18,7 +18,7 @@ from llm_forget.errors import RecipeError
 from llm_forget.retain.nll import NLL
 from llm_forget.stop import Measurement, Verdict
 from llm_forget.trainer import Objective
-from llm_forget.weights import put, trainable_state
+from llm_forget.weights import put, trainable_state, whole
 
 if TYPE_CHECKING:
     from llm_forget.unlearning import Run
@@ -62,7 +62,7 @@ class AdapterSession:
         kept = self._learned(Objective(method=None, retain=NLL()), self._retain_pairs(steps), "retain direction")
         weights = dict(self._run.model.named_parameters())
         for name, change in self._change.items():
-            a = weights[name.replace("lora_B", "lora_A")].detach().float()
+            a = whole(weights[name.replace("lora_B", "lora_A")]).detach().float().cpu()  # as the changes are
             part = deficiency(Factors(a, change.float(), 1.0), Factors(a, kept[name].float(), 1.0))
             self._change[name] = part.B.to(change)
 

@@ -43,7 +43,7 @@ from llm_forget.runfolder import RunRecord, explained_if_full, write_run
 from llm_forget.stop import Measurement, StopRule, Verdict
 from llm_forget.trackers import drop_logs, tracking
 from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
-from llm_forget.weights import frozen_copy, trainable_state
+from llm_forget.weights import frozen_copy, in_shards, trainable_state
 from llm_forget.wrapping import check_layer, trained_blocks
 
 _NEVER_SEEN = 0.1  # forget target without a holdout set to measure: what unseen answers typically have
@@ -161,7 +161,7 @@ def run_on(
     )
     if recipe.output_dir != NOWHERE:
         # every process takes part where weights lie in shards
-        state = trainable_state(model) if PartialState().num_processes > 1 else None
+        state = trainable_state(model) if in_shards(model) else None
         if PartialState().is_main_process:
             with explained_if_full(recipe.output_dir):
                 write_run(recipe, record, model, tokenizer, outcome.metrics, state, in_memory=in_memory)

@@ -21,6 +21,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def in_shards(model: nn.Module) -> bool:
+    """Whether this process holds shards of the weights; a single process under FSDP2 or ZeRO-3 does, too."""
+    return any(hasattr(value, "full_tensor") or hasattr(value, "ds_id") for value in model.parameters())
+
+
 @torch.no_grad()
 def put(target: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into one that may be sharded: each process keeps its part."""

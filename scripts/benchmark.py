@@ -35,6 +35,7 @@ import benchmark_sides
 
 METHODS = ("npo", "grad_ascent", "adapter_subtraction")
 SIDES = ("plain", "full", "lean", "top", "small", "pieces")
+TRIES = ("lean", "top", "plain")
 PARTS = ("steps", "profile", "goal", "growth", "processes")
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -125,7 +126,7 @@ def in_a_process(task: str, spec: dict[str, Any], processes: int = 1, threads: i
     """Run a task in a fresh interpreter, or in several that form a group; ``threads`` of each, all cores' by default."""
     env = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PYTHONWARNINGS": "ignore",
         "HF_HUB_OFFLINE": "1",
         **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
@@ -206,12 +207,17 @@ class Bench:
             f"\nto a forget probability of {goal['forget']:.3f} with retain at least {goal['retain']:.3f}", flush=True
         )
         tuned = {"retain": {"weight": 4.0}, "train": {"learning_rate": 2e-3, "schedule": "cosine"}}
+        wide = {"adapter": {"rank": 64, "alpha": 64}}
         tries = [
-            (f"plain, {rate:g}", "plain", {"train": {"learning_rate": rate, "epochs": PLAIN_EPOCHS}})
-            for rate in self.given.rates
+            ("lean", "lean", tuned),
+            ("top", "top", {**tuned, **wide}),
+            *(
+                (f"plain, {rate:g}", "plain", {"train": {"learning_rate": rate, "epochs": PLAIN_EPOCHS}})
+                for rate in self.given.rates
+            ),
         ]
         written = {}
-        for name, side, changes in [("lean", "lean", tuned), *tries]:
+        for name, side, changes in (one for one in tries if one[1] in self.given.tries):
             found = self.measure(side, more={"steps": None, "goal": goal, "recipe": changes})
             last = found["checks"][-1] if found["checks"] else {"forget": float("nan"), "retain": float("nan")}
             ends = "reached" if found["reached"] else "not reached"
@@ -333,6 +339,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="of the part steps")
     parser.add_argument("--steps", type=int, help="take no more than so many; a whole run is then extrapolated")
     parser.add_argument("--repeats", type=int, default=3, help="of the part steps")
+    parser.add_argument("--tries", nargs="+", choices=TRIES, default=list(TRIES), help="of the part goal")
     parser.add_argument("--rates", nargs="+", type=float, default=list(PLAIN_RATES), help="plain's, of the part goal")
     parser.add_argument("--quick", action="store_true", help="a tiny model instead of SmolLM2-135M")
     parser.add_argument("--out", type=Path, help="write everything measured as JSON")

@@ -36,5 +36,10 @@ print('llm_forget', llm_forget.__version__, 'imports, with its recipes and suite
 echo "== chromium, for the tests of the report's page"
 timeout 300 bash scripts/install_chromium.sh >/dev/null 2>&1 || echo "not installed here: those tests skip"
 
+if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  echo "== tests on the card"
+  "$python" -m pytest -m gpu
+fi
+
 echo "== tests"
 "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,11 +1,12 @@
-"""How the tests are divided among pytest-xdist's workers: a file to a worker, for its fixtures' sake.
+"""Where the tests run: those marked gpu on a card, by ``-m gpu``, and all others on the CPU, also where there is a card.
 
-Files that start groups of processes share one worker: accelerate's launchers take a fixed port, and two groups at once would
-meet there.
+pytest-xdist divides them by file, for the fixtures' sake. Files that start groups of processes share one worker: accelerate's
+launchers take a fixed port, and two groups at once would meet there.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,6 +19,12 @@ _SEVERAL_PROCESSES = {
     "test_two_processes.py",
     "test_two_processes_methods.py",
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the card from tests that compare bit for bit, fork, or hold models on the CPU; before anything asks for it."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.hookimpl(optionalhook=True)

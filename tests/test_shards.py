@@ -28,7 +28,7 @@ from llm_forget.resume import Saving
 from llm_forget.retain.kl import KL
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
-from llm_forget.weights import restore_trainable, trainable_state
+from llm_forget.weights import in_shards, restore_trainable, trainable_state
 
 FORGET = [Encoded(f"f{row}", tuple((row * 7 + place * 5) % 200 + 3 for place in range(6 + row)), 3) for row in range(8)]
 RETAIN = [
@@ -98,6 +98,7 @@ def two_processes(folder: Path, kind: str) -> None:
         losses = train(model, 4, 1)
     else:
         losses = train(sharded(model), 4, 1, Saving(folder / "saved", {}, every=2, keep=2, say=lambda _: None))
+    assert in_shards(model) == (kind == "fsdp2")
     state = trainable_state(model)
     again = {name: value + 1 for name, value in state.items()}
     restore_trainable(model, again)
