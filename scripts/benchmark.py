@@ -201,7 +201,10 @@ class Bench:
         return written
 
     def goal(self) -> dict[str, Any]:
-        """Seconds until the goal, setting up included and its checks left out; the plain side at several learning rates."""
+        """Seconds until the goal, setting up included and its checks left out.
+
+        Of lean and, with rank 64, top, and of the plain side at several learning rates.
+        """
         goal = in_a_process("goal", self.spec)
         print(
             f"\nto a forget probability of {goal['forget']:.3f} with retain at least {goal['retain']:.3f}", flush=True
