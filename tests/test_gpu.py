@@ -115,10 +115,7 @@ def test_packed_in_bf16_is_what_padded_is_in_bf16() -> None:
 
 
 def test_every_method_takes_the_steps_of_a_cpu(things: Path, tmp_path: Path) -> None:
-    """Four steps of SGD in fp32 from the recipe: losses to 1e-3 and adapters to 1e-4 of those of a process that sees no card.
-
-    RMU's direction is drawn on the device and differs; of it only the first loss, before anything is steered, could agree.
-    """
+    """Four steps of SGD in fp32 from the recipe: losses to 1e-3 and adapters to 1e-4 of those of a process that sees no card."""
     command = [sys.executable, str(ROOT / "tests" / "card_runs.py"), str(things), str(tmp_path / "cpu"), *METHODS]
     done = subprocess.run(
         command, env=environment(CUDA_VISIBLE_DEVICES=""), capture_output=True, text=True, timeout=600, check=False
