@@ -61,12 +61,19 @@ def head_reads_only(model: nn.Module, positions: Tensor | tuple[int, Tensor]) ->
         handle.remove()
 
 
-def chunk_rows(model: nn.Module, rows: int) -> int | None:
-    """So many positions go through the head at once; None where all fit, or where the model changes its logits afterwards."""
+def chunk_rows(model: nn.Module, rows: int, *, on_cpu: bool | None = None) -> int | None:
+    """So many positions go through the head at once; None where all fit, or where the model changes its logits afterwards.
+
+    Args:
+        model: wrapped or not.
+        rows: positions that the head reads.
+        on_cpu: whether it runs on one; by default where its weights are.
+    """
     config = below_wrapper(model).config
     if any(getattr(config, name, None) not in (None, 1, 1.0) for name in _CHANGES_LOGITS):
         return None
-    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu is None:
+        on_cpu = next(model.parameters()).device.type == "cpu"
     most = min(CHUNK_BYTES, FROZEN_CPU_CHUNK_BYTES) if on_cpu and _is_frozen(output_head(model)) else CHUNK_BYTES
     fit = max(1, most // (4 * int(config.vocab_size)))
     return None if rows <= fit else -(-rows // -(-rows // fit))  # chunks of like size

@@ -105,7 +105,8 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
 
     def peak_of(config: Any, blocks: range | None) -> Counter[str]:
         model, dtype = _on_meta(recipe, config, on_card, blocks)
-        step = _Step(model, rows, length, readers / len(needs), wants_reference and recipe.adapter is not None)
+        reference = wants_reference and recipe.adapter is not None
+        step = _Step(model, rows, length, readers / len(needs), reference=reference, on_card=on_card)
         return step.peak(
             autocast=dtype == torch.bfloat16,
             checkpointing=checkpointing_arguments(recipe.train.gradient_checkpointing),
@@ -267,9 +268,12 @@ def _optimizer_bytes(name: str) -> float:
 class _Step:
     """One micro-batch, forward and backward, on tensors without content."""
 
-    def __init__(self, model: nn.Module, rows: int, tokens: int, read: float, reference: bool) -> None:
+    def __init__(
+        self, model: nn.Module, rows: int, tokens: int, read: float, *, reference: bool, on_card: bool
+    ) -> None:
         self.model, self.rows, self.tokens = model, rows, tokens
-        self.read, self.reference = read, reference  # read: the share of the rows whose logits a loss reads
+        self.read = round(read * rows)  # so many rows' logits are read by a loss
+        self.reference, self.on_card = reference, on_card
 
     def peak(self, *, autocast: bool, checkpointing: dict[str, Any] | None, accumulate: bool) -> Counter[str]:
         """Bytes alive at the worst moment, model and optimiser left out: ``all``, and of these ``logits``."""
@@ -291,23 +295,22 @@ class _Step:
 
     def _loss(self, ids: Tensor) -> Tensor:
         """As ``score_answers`` and the trainer, for rows that are all answer but their first token."""
-        count = self.rows * (self.tokens - 1)
-        size = None if self.read else chunk_rows(self.model, count)
-        logps, kept = self._scores(ids, size)
+        logps, kept = self._scores(ids)
         loss = logps.sum()
         if kept is not None:
-            some = slice(0, round(self.read * self.rows))
             if self.reference:
                 with torch.no_grad():
-                    _, other = self._scores(ids, None)
-                loss = loss + kl_divergence(other[some], kept[some]).sum()  # type: ignore[index]
+                    _, other = self._scores(ids[: self.read])
+                loss = loss + kl_divergence(other, kept).sum()  # type: ignore[arg-type]
             else:
-                loss = loss + kept[some].logsumexp(-1).sum()
+                loss = loss + kept.logsumexp(-1).sum()
         return loss
 
-    def _scores(self, ids: Tensor, size: int | None) -> tuple[Tensor, Tensor | None]:
-        """Log-probs of all tokens, and where a loss reads them the logits, laid out answer by answer."""
-        targets = torch.zeros(self.rows * (self.tokens - 1), dtype=torch.long)
+    def _scores(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Log-probs of all tokens, and of the rows whose logits a loss reads these, laid out answer by answer."""
+        rows, width = ids.shape[0], ids.shape[1] - 1
+        targets = torch.zeros(rows * width, dtype=torch.long)
+        size = None if self.read else chunk_rows(self.model, len(targets), on_cpu=not self.on_card)
         with nullcontext() if size is None else head_gives_logps(self.model, targets, size):
             logits = self._logits(ids).float()
         if size is not None:
@@ -315,7 +318,8 @@ class _Step:
         logps = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
         if not self.read:
             return logps, None
-        return logps, place_rows(logits, torch.arange(len(logits)), (self.rows, self.tokens - 1))
+        kept = logits[: self.read * width]
+        return logps, place_rows(kept, torch.arange(len(kept)), (self.read, width))
 
     def _logits(self, ids: Tensor) -> Tensor:
         def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -73,7 +73,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     profile = Profile() if spec.get("profile") else None
 
     def after(step: int, model: Any) -> bool:
-        return step >= steps or (goal is not None and goal.reached(step, model))
+        return (goal is not None and goal.reached(step, model)) or step >= steps
 
     run = _plain if spec["side"] == "plain" else _ours
     job = Job(spec, recipe, sets, pairs, whole, tokenizer.pad_token_id, after, profile)

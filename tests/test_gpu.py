@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import json
 import os
@@ -144,11 +145,11 @@ def test_every_method_takes_the_steps_of_a_cpu(things: Path, tmp_path: Path) -> 
         {"adapter": None, "train": {"epochs": 6, "batch_size": 4, "learning_rate": 2e-3}, "retain": {"name": "kl"}},
         {
             "model": {"quantization": "nf4"},
-            "train": {"epochs": 6, "learning_rate": 1e-2, "optimizer": "paged_adamw_8bit"},
+            "train": {"epochs": 6, "batch_size": 4, "learning_rate": 1e-2, "optimizer": "paged_adamw_8bit"},
         },
         {
             "model": {"quantization": "int8"},
-            "train": {"epochs": 6, "learning_rate": 1e-2, "optimizer": "adamw_bnb_8bit"},
+            "train": {"epochs": 6, "batch_size": 4, "learning_rate": 1e-2, "optimizer": "adamw_bnb_8bit"},
         },
     ],
     ids=["lora", "selective", "checkpointing", "compile", "full", "nf4", "int8"],
@@ -207,13 +208,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-# An H100 allocated 1931, 1023, 1271 and 988 MB; 1349, 1365, 890 and 630 were planned.
-NOT_YET = pytest.mark.xfail(
-    reason="adapters over a bf16 base take more on a card than planned, and KL less; not understood"
-)
-
-
-@pytest.mark.parametrize("case", [case if case == "full" else pytest.param(case, marks=NOT_YET) for case in CASES])
+@pytest.mark.parametrize("case", CASES)
 def test_the_plan_is_within_15_percent_of_what_a_card_allocates(case: str, tmp_path: Path) -> None:
     """Tensors at the peak of a run of two steps over rows cut to 192 tokens, on a model of some 90 million weights."""
     config = LlamaConfig(
@@ -246,6 +241,7 @@ def test_the_plan_is_within_15_percent_of_what_a_card_allocates(case: str, tmp_p
     values["train"] = {"epochs": 1, "learning_rate": 1e-4, **CASES[case]["train"]}
     recipe = build(UnlearnRecipe, values, "test")
     planned = plan(recipe, on_card=True)
+    gc.collect()  # what an earlier run left would be let go during this one, and count against it
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

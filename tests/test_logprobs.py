@@ -275,6 +275,7 @@ def test_a_model_that_changes_its_logits_afterwards_is_not_chunked(model: nn.Mod
     assert chunk_rows(frozen, small + 1) == -(-(small + 1) // 2), (
         "chunks under a frozen head cost no work: smaller ones on a CPU"
     )
+    assert chunk_rows(frozen, fit, on_cpu=False) is None, "a card's are as large as those of a head that is trained"
     capped = copy.deepcopy(model)
     capped.config.final_logit_softcapping = 30.0
     assert chunk_rows(capped, 10**9) is None

@@ -151,6 +151,33 @@ def test_checkpointing_quantisation_and_width_move_the_plan_the_right_way() -> N
     assert total(model={"name": "a/b", "quantization": "nf4"}) < usual
 
 
+def test_logits_are_planned_as_a_card_works_them_off() -> None:
+    """On a card all 16 · 191 positions go through the head at once, on a CPU in chunks of 32 MB under a frozen head.
+
+    Four tensors of (positions, vocabulary) in fp32 are alive at once on the card: the logits, the two steps of a softmax and its
+    gradient. By hand 16 · 191 · 16384 · 4 = 200 MB each; one card allocated four of them there. KL reads the 8 retain rows alone.
+    """
+    wide = LlamaConfig(
+        vocab_size=16384, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    )
+    one = 16 * 191 * 16384 * 4
+
+    def logits(on_card: bool, retain: str) -> float:
+        values: dict[str, Any] = {
+            "model": {"name": "a/b"},
+            "data": {"forget": {"path": "f"}, "retain": {"path": "r"}},
+            "method": {"name": "npo"},
+            "retain": {"name": retain},
+            "train": {"batch_size": 8},
+            "output_dir": "o",
+        }
+        return plan(build(UnlearnRecipe, values, "test"), on_card=on_card, tokens=192, model_config=wide).logits
+
+    assert logits(True, "nll") == pytest.approx(4 * one, rel=0.01)
+    assert logits(False, "nll") < one
+    assert logits(True, "kl") == pytest.approx(5 * one, rel=0.01)
+
+
 def test_a_model_without_linear_modules_is_planned_too() -> None:
     """GPT-2's layers are Conv1D: 6 blocks of which 3 are extrapolated, and half of the blocks takes less."""
     values: dict[str, Any] = {
