@@ -175,6 +175,11 @@ class TrainConfig:
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be greater than 0")
 
+    @property
+    def packs(self) -> bool:
+        """Whether rows are to be laid end to end; a compiled block is made for batches of one form."""
+        return self.packing and not self.compile
+
 
 @dataclass(frozen=True)
 class StopConfig:

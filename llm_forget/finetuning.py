@@ -66,8 +66,7 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
         model = add_adapter(model, recipe.adapter)
     if recipe.train.compile:
         compile_blocks(model)
-    wanted = recipe.train.packing and not recipe.train.compile
-    with tracking(recipe) as trackers, packed_attention(model, wanted=wanted, say=partial(note, console)):
+    with tracking(recipe) as trackers, packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
         trainer = _train(recipe, model, tokenizer, rows, console, MetricsLog(trackers=trackers))
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     result = {

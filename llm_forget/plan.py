@@ -5,24 +5,23 @@ from __future__ import annotations
 import copy
 import math
 import re
-import weakref
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
-from llm_forget.head import chunk_rows, head_gives_logps, output_head
-from llm_forget.logprobs import kl_divergence, place_rows
-from llm_forget.models import add_adapter, attention_for, frozen_dtype, top_blocks
-from llm_forget.recompute import checkpointing_arguments, frozen_stays_frozen
+from llm_forget.head import output_head
+from llm_forget.logprobs import layer_at
+from llm_forget.methods import Method
+from llm_forget.models import add_adapter, attention_for, frozen_dtype, top_blocks, train_only_blocks
+from llm_forget.planned_step import Batch, PlannedStep
+from llm_forget.recompute import checkpointing_arguments
+from llm_forget.retain import RetainTerm
 
 GB = 10**9
 # What a card holds besides tensors: CUDA's context, cuBLAS workspaces, and what the allocator cannot hand out again.
@@ -92,30 +91,24 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
 
     method = build_method(recipe)
     retain = build_retain(recipe.retain, method)
-    needs = [part.needs for part in (method, retain) if part is not None]
-    readers = sum(need.logits for need in needs)  # of forget rows, of retain rows, or of both
-    wants_reference = any(need.reference_logits for need in needs)
-    rows = recipe.train.batch_size * (2 if retain is not None else 1)
-    length = tokens or recipe.encoding.max_length
+    batch = _batch(recipe, method, retain, tokens or recipe.encoding.max_length)
 
     config = model_config or _config_of(recipe)
-    model, _ = _on_meta(recipe, config, on_card)
+    depth = int(config.num_hidden_layers)
+    blocks = _trained(recipe, method, retain, depth)
+    model, _ = _on_meta(recipe, config, on_card, blocks)
     sizes = _weights(model, recipe)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
 
     def peak_of(config: Any, blocks: range | None) -> Counter[str]:
         model, dtype = _on_meta(recipe, config, on_card, blocks)
-        reference = wants_reference and recipe.adapter is not None
-        step = _Step(model, rows, length, readers / len(needs), reference=reference, on_card=on_card)
-        return step.peak(
+        return PlannedStep(model, batch, on_card=on_card).peak(
             autocast=dtype == torch.bfloat16,
             checkpointing=checkpointing_arguments(recipe.train.gradient_checkpointing),
             accumulate=recipe.train.gradient_accumulation > 1,
         )
 
-    depth = int(config.num_hidden_layers)
-    adapted = len(top_blocks(recipe.adapter, depth) or range(depth)) if recipe.adapter else depth
-    peak = _over_layers(config, adapted, peak_of)
+    peak = _over_layers(config, blocks, peak_of)
     adapter = 4.0 * trained if recipe.adapter is not None else 0.0
     weights = sizes - adapter
     workspace = _dequantised(model) if recipe.model.quantization else 0.0
@@ -125,12 +118,12 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
         adapter=adapter,
         optimizer=_optimizer_bytes(recipe.train.optimizer) * trained,
         gradients=4.0 * trained,
-        reference=weights if wants_reference and recipe.adapter is None else 0.0,
+        reference=weights if batch.reference and recipe.adapter is None else 0.0,
         activations=max(peak["all"] - peak["logits"] - 4.0 * trained, 0.0) + workspace,
         logits=float(peak["logits"]),
         best_state=4.0 * trained * checks,
-        rows=rows,
-        tokens=length,
+        rows=batch.rows,
+        tokens=batch.tokens,
         on_card=on_card,
     )
 
@@ -171,35 +164,68 @@ def parse_memory(text: str) -> float:
     return float(found[1]) * math.pow(unit, power)
 
 
-def _over_layers(config: Any, adapted: int, peak_of: Callable[[Any, range | None], Counter[str]]) -> Counter[str]:
+def _batch(recipe: UnlearnRecipe, method: Method, retain: RetainTerm | None, tokens: int) -> Batch:
+    """The rows of a micro-batch, and what is done with them."""
+    size = recipe.train.batch_size
+    needs = [part.needs for part in (method, retain) if part is not None]
+    return Batch(
+        rows=size * (len(needs) + method.needs.alternative),
+        tokens=tokens,
+        read=size * sum(need.logits for need in needs),
+        # forget and retain rows go through it one after the other
+        reference=size if any(need.reference_forward for need in needs) else 0,
+        hidden=any(need.hidden for need in needs),
+    )
+
+
+def _trained(recipe: UnlearnRecipe, method: Method, retain: RetainTerm | None, depth: int) -> range | None:
+    """The blocks that are trained, in a row; None for all."""
+    layers = getattr(method, "trained_layers", None)
+    if layers is None:
+        return top_blocks(recipe.adapter, depth) if recipe.adapter is not None else None
+    named = [part.needs.layer for part in (method, retain) if part is not None and part.needs.layer is not None]
+    try:
+        found = layers(layer_at(depth, named[0] if named else None))
+    except ValueError as error:
+        raise RecipeError(f"method or retain term: {error}") from None
+    return range(min(found), max(found) + 1)
+
+
+def _over_layers(
+    config: Any, blocks: range | None, peak_of: Callable[[Any, range | None], Counter[str]]
+) -> Counter[str]:
     """The peak of a deep model from shallow ones: blocks that are alike take alike, and each adds the same.
+
+    Blocks below those that are trained keep nothing for backward, blocks above keep what leads down to these.
 
     Args:
         config: of the deep model.
-        adapted: so many blocks, from the top, are trained; what lies below keeps nothing.
+        blocks: those that are trained; None for all.
         peak_of: the peak of a model with this config, whose blocks in this range are trained; None for all.
     """
     depth = int(config.num_hidden_layers)
     kinds = getattr(config, "layer_types", None)
     if depth <= _SHALLOW[1] or (kinds is not None and len(set(kinds)) > 1):
-        return peak_of(config, range(depth - adapted, depth) if adapted < depth else None)
+        return peak_of(config, blocks)
 
-    def cut(below: int, trained: int) -> Counter[str]:
+    def cut(below: int, trained: int, above: int) -> Counter[str]:
         shallow = copy.deepcopy(config)
-        shallow.num_hidden_layers = below + trained
+        shallow.num_hidden_layers = below + trained + above
         if kinds is not None:
-            shallow.layer_types = list(kinds)[: below + trained]
-        return peak_of(shallow, range(below, below + trained) if adapted < depth else None)
+            shallow.layer_types = list(kinds)[: below + trained + above]
+        return peak_of(shallow, None if blocks is None else range(below, below + trained))
 
     few, more = _SHALLOW
-    below = min(depth - adapted, few)  # none, where all are trained
-    found = cut(below, few)
-    slopes = [((adapted - few) / (more - few), cut(below, more))]
-    if below:
-        slopes.append(((depth - adapted - below) / (more - below), cut(more, few)))
-    return Counter(
-        {name: round(first + sum(far * (one[name] - first) for far, one in slopes)) for name, first in found.items()}
-    )
+    counts = (0, depth, 0) if blocks is None else (blocks.start, len(blocks), depth - blocks.stop)
+    least = tuple(min(count, few) for count in counts)
+    found = cut(*least)
+    peak = {name: float(size) for name, size in found.items()}
+    for place, count in enumerate(counts):
+        if count > few:
+            longer = cut(*(more if place == at else size for at, size in enumerate(least)))
+            for name in peak:
+                peak[name] += (count - few) / (more - few) * (longer[name] - found[name])
+    return Counter({name: round(size) for name, size in peak.items()})
 
 
 def _config_of(recipe: UnlearnRecipe) -> Any:
@@ -219,7 +245,7 @@ def _config_of(recipe: UnlearnRecipe) -> Any:
 def _on_meta(
     recipe: UnlearnRecipe, config: Any, on_card: bool, blocks: range | None = None
 ) -> tuple[nn.Module, torch.dtype]:
-    """The model of the recipe, without storage; with the adapter on these blocks, or those that the recipe names."""
+    """The model of the recipe, without storage, of which these blocks are trained; None for all that the recipe names."""
     from transformers import AutoModelForCausalLM
 
     full = recipe.adapter is None
@@ -232,6 +258,8 @@ def _on_meta(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         if recipe.adapter is not None:
             model = add_adapter(model, recipe.adapter, blocks)
+    if full and blocks is not None:
+        train_only_blocks(model, blocks)
     return model, dtype
 
 
@@ -263,123 +291,3 @@ def _dequantised(model: nn.Module) -> float:
 def _optimizer_bytes(name: str) -> float:
     """Bytes of state a trained weight."""
     return next((size for part, size in _STATE_BYTES if part in name.lower()), 8.0)
-
-
-class _Step:
-    """One micro-batch, forward and backward, on tensors without content."""
-
-    def __init__(
-        self, model: nn.Module, rows: int, tokens: int, read: float, *, reference: bool, on_card: bool
-    ) -> None:
-        self.model, self.rows, self.tokens = model, rows, tokens
-        self.read = round(read * rows)  # so many rows' logits are read by a loss
-        self.reference, self.on_card = reference, on_card
-
-    def peak(self, *, autocast: bool, checkpointing: dict[str, Any] | None, accumulate: bool) -> Counter[str]:
-        """Bytes alive at the worst moment, model and optimiser left out: ``all``, and of these ``logits``."""
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
-        model: Any = self.model.train()
-        if checkpointing is not None:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
-            frozen_stays_frozen(model)
-        vocabulary = int(model.config.vocab_size)
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            _give_storage(model)
-            ids = torch.zeros(self.rows, self.tokens, dtype=torch.long)
-            with _Alive(vocabulary) as alive, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                for _ in range(2 if accumulate else 1):
-                    torch.autograd.backward(self._loss(ids))
-        peak: Counter[str] = alive.peak
-        return peak
-
-    def _loss(self, ids: Tensor) -> Tensor:
-        """As ``score_answers`` and the trainer, for rows that are all answer but their first token."""
-        logps, kept = self._scores(ids)
-        loss = logps.sum()
-        if kept is not None:
-            if self.reference:
-                with torch.no_grad():
-                    _, other = self._scores(ids[: self.read])
-                loss = loss + kl_divergence(other, kept).sum()  # type: ignore[arg-type]
-            else:
-                loss = loss + kept.logsumexp(-1).sum()
-        return loss
-
-    def _scores(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Log-probs of all tokens, and of the rows whose logits a loss reads these, laid out answer by answer."""
-        rows, width = ids.shape[0], ids.shape[1] - 1
-        targets = torch.zeros(rows * width, dtype=torch.long)
-        size = None if self.read else chunk_rows(self.model, len(targets), on_cpu=not self.on_card)
-        with nullcontext() if size is None else head_gives_logps(self.model, targets, size):
-            logits = self._logits(ids).float()
-        if size is not None:
-            return logits, None
-        logps = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
-        if not self.read:
-            return logps, None
-        kept = logits[: self.read * width]
-        return logps, place_rows(kept, torch.arange(len(kept)), (self.read, width))
-
-    def _logits(self, ids: Tensor) -> Tensor:
-        def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (args[0][:, :-1].reshape(-1, args[0].shape[-1]), *args[1:])
-
-        handle = output_head(self.model).register_forward_pre_hook(keep)
-        try:
-            model: Any = self.model
-            logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        finally:
-            handle.remove()
-        return logits
-
-
-def _give_storage(model: nn.Module) -> None:
-    """Replace meta tensors by fake ones, in place; tied ones stay tied."""
-    made: dict[int, Tensor] = {}
-    for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, value in held.items():
-                if value is not None and id(value) not in made:
-                    empty = torch.empty(value.shape, dtype=value.dtype)
-                    trained = isinstance(value, nn.Parameter)
-                    made[id(value)] = nn.Parameter(empty, requires_grad=value.requires_grad) if trained else empty
-                if value is not None:
-                    held[name] = made[id(value)]  # type: ignore[assignment]
-
-
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that operations have made and nobody has let go of."""
-
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.vocabulary = vocabulary
-        self.now: Counter[str] = Counter()
-        self.peak: Counter[str] = Counter()
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in known:
-                self._count(leaf)
-        return out
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        kind = "logits" if tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary else "other"
-        for name in (kind, "all"):
-            self.now[name] += size
-        if self.now["all"] > self.peak["all"]:
-            self.peak = Counter(self.now)
-        weakref.finalize(storage, self._let_go, key, kind, size)
-
-    def _let_go(self, key: int, kind: str, size: int) -> None:
-        self._seen.discard(key)
-        for name in (kind, "all"):
-            self.now[name] -= size

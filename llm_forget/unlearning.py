@@ -139,9 +139,7 @@ def run_on(
         train_only_blocks(model, blocks)
     if recipe.train.compile:
         compile_blocks(model)
-    # a compiled block is made for batches of one form
-    wanted = recipe.train.packing and not recipe.train.compile
-    with packed_attention(model, wanted=wanted, say=partial(note, console)):
+    with packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
         run = Run(recipe, plan, sets, model, tokenizer.pad_token_id, console, alternatives, in_memory=in_memory)
         with tracking(recipe) as run.metrics.trackers:
             outcome = run.execute()

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import llm_forget
 from llm_forget.config import UnlearnRecipe, build, load_recipe
 from llm_forget.errors import RecipeError
-from llm_forget.plan import GB, largest_batch, parse_memory, plan
+from llm_forget.plan import GB, Plan, largest_batch, parse_memory, plan
 from llm_forget.testing import tiny_tokenizer
 
 LLAMA_8B = LlamaConfig(
@@ -176,6 +176,45 @@ def test_logits_are_planned_as_a_card_works_them_off() -> None:
     assert logits(True, "nll") == pytest.approx(4 * one, rel=0.01)
     assert logits(False, "nll") < one
     assert logits(True, "kl") == pytest.approx(5 * one, rel=0.01)
+
+
+def test_a_method_that_trains_some_blocks_is_planned_with_these() -> None:
+    """RMU at block 3 of 8 trains 1, 2 and 3: of each 4 · 128² of attention, 3 · 128 · 256 of the MLP and two norms of 128."""
+    small = LlamaConfig(
+        vocab_size=2000, hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=4
+    )
+
+    def planned(**changes: Any) -> Plan:
+        values: dict[str, Any] = {
+            "model": {"name": "a/b"},
+            "data": {"forget": {"path": "f"}, "retain": {"path": "r"}},
+            "method": {"name": "rmu", "layer": 3},
+            "output_dir": "o",
+            **changes,
+        }
+        return plan(build(UnlearnRecipe, values, "test"), on_card=True, tokens=64, model_config=small)
+
+    full = planned(adapter=None)
+    assert full.gradients == full.best_state == 4 * 3 * (4 * 128**2 + 3 * 128 * 256 + 2 * 128)
+    assert full.reference == full.weights, "it looks at the reference's hidden states every step"
+    everywhere = planned(method={"name": "npo"})
+    assert planned().adapter == everywhere.adapter * 3 / 8
+    assert planned().activations < everywhere.activations
+    with pytest.raises(RecipeError, match="layer is 9; this model has the blocks 0 to 7"):
+        planned(method={"name": "rmu", "layer": 9})
+
+
+def test_alternatives_are_rows_too() -> None:
+    values: dict[str, Any] = {
+        "model": {"name": "a/b"},
+        "data": {"forget": {"path": "f"}, "retain": {"path": "r"}},
+        "method": {"name": "dpo"},
+        "train": {"batch_size": 4},
+        "output_dir": "o",
+    }
+    recipe = build(UnlearnRecipe, values, "test")
+    small = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    assert plan(recipe, on_card=True, tokens=32, model_config=small).rows == 12
 
 
 def test_a_model_without_linear_modules_is_planned_too() -> None:
