@@ -198,22 +198,14 @@ def score_parts(
 
 
 def hidden_layer(model: nn.Module, layer: int | None) -> int:
-    """The block of a model whose output hidden states are taken from; see ``layer_at``.
-
-    Raises:
-        ValueError: the model has no such block.
-    """
-    return layer_at(int(below_wrapper(model).config.num_hidden_layers), layer)
-
-
-def layer_at(depth: int, layer: int | None) -> int:
-    """The block, of so many, whose output hidden states are taken from: the one asked for, or a default at 7/32 of the depth.
+    """The block whose output hidden states are taken from: the one asked for, or a default at 7/32 of the depth.
 
     RMU's authors steer block 7 of the 32 of a 7B model (arXiv:2403.03218); other depths get the block at the same height.
 
     Raises:
-        ValueError: there is no such block.
+        ValueError: the model has no such block.
     """
+    depth = int(below_wrapper(model).config.num_hidden_layers)
     chosen = round(7 / 32 * depth) if layer is None else layer
     if chosen >= depth:
         raise ValueError(f"layer is {layer}; this model has the blocks 0 to {depth - 1}")

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.head import output_head
-from llm_forget.logprobs import layer_at
 from llm_forget.methods import Method
 from llm_forget.models import add_adapter, attention_for, frozen_dtype, top_blocks, train_only_blocks
 from llm_forget.planned_step import Batch, PlannedStep
@@ -87,16 +86,20 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     Raises:
         RecipeError: the recipe cannot work, or the model's config cannot be read.
     """
-    from llm_forget.preflight import build_method, build_retain
+    from llm_forget.preflight import build_method, build_retain, layer_looked_at
+    from llm_forget.wrapping import trained_blocks
 
     method = build_method(recipe)
     retain = build_retain(recipe.retain, method)
     batch = _batch(recipe, method, retain, tokens or recipe.encoding.max_length)
 
     config = model_config or _config_of(recipe)
-    depth = int(config.num_hidden_layers)
-    blocks = _trained(recipe, method, retain, depth)
-    model, _ = _on_meta(recipe, config, on_card, blocks)
+    model, _ = _on_meta(recipe, config, on_card)
+    blocks = top_blocks(recipe.adapter, int(config.num_hidden_layers)) if recipe.adapter is not None else None
+    chosen = trained_blocks(method, model, layer_looked_at(method, retain))
+    if chosen is not None:
+        blocks = range(min(chosen), max(chosen) + 1)
+        model, _ = _on_meta(recipe, config, on_card, blocks)
     sizes = _weights(model, recipe)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
 
@@ -176,19 +179,6 @@ def _batch(recipe: UnlearnRecipe, method: Method, retain: RetainTerm | None, tok
         reference=size if any(need.reference_forward for need in needs) else 0,
         hidden=any(need.hidden for need in needs),
     )
-
-
-def _trained(recipe: UnlearnRecipe, method: Method, retain: RetainTerm | None, depth: int) -> range | None:
-    """The blocks that are trained, in a row; None for all."""
-    layers = getattr(method, "trained_layers", None)
-    if layers is None:
-        return top_blocks(recipe.adapter, depth) if recipe.adapter is not None else None
-    named = [part.needs.layer for part in (method, retain) if part is not None and part.needs.layer is not None]
-    try:
-        found = layers(layer_at(depth, named[0] if named else None))
-    except ValueError as error:
-        raise RecipeError(f"method or retain term: {error}") from None
-    return range(min(found), max(found) + 1)
 
 
 def _over_layers(

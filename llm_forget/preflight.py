@@ -83,10 +83,19 @@ def make_plan(recipe: UnlearnRecipe) -> Plan:
             "it trains by itself; leave top_share out"
         )
     wrappers = build_wrappers(recipe, method, retain)
-    try:
-        layer = Objective(method, retain).layer
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
+    layer = layer_looked_at(method, retain)
     check_arguments(recipe.train, recipe.seed)
     check_trackers(recipe.train.trackers, recipe.output_dir)
     return Plan(method, retain, wrappers, layer)
+
+
+def layer_looked_at(method: Method, retain: RetainTerm | None) -> int | None:
+    """The one block that hidden states are taken from; None for the default.
+
+    Raises:
+        RecipeError: method and retain term name different ones.
+    """
+    try:
+        return Objective(method, retain).layer
+    except ValueError as error:
+        raise RecipeError(str(error)) from None

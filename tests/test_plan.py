@@ -155,7 +155,8 @@ def test_logits_are_planned_as_a_card_works_them_off() -> None:
     """On a card all 16 · 191 positions go through the head at once, on a CPU in chunks of 32 MB under a frozen head.
 
     Four tensors of (positions, vocabulary) in fp32 are alive at once on the card: the logits, the two steps of a softmax and its
-    gradient. By hand 16 · 191 · 16384 · 4 = 200 MB each; one card allocated four of them there. KL reads the 8 retain rows alone.
+    gradient. By hand 16 · 191 · 16384 · 4 = 200 MB each. A card's own trace had four of them at the peak, and five with KL on 8
+    rows.
     """
     wide = LlamaConfig(
         vocab_size=16384, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
