@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llm_forget._version import __version__
+
 if TYPE_CHECKING:
     from llm_forget.api import evaluate, unlearn
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "unlearn"]
 
 

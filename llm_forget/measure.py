@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
-from llm_forget.logprobs import AnswerScores, score_answers
+from llm_forget.logprobs import score_answers
 from llm_forget.precision import autocast_like
+from llm_forget.scores import AnswerScores
 
 _BATCH_TOKENS = 2048  # large enough to fill a core's matrix units, small enough for the logits of its answers
 

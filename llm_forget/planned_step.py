@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llm_forget.head import chunk_rows, head_gives_logps, output_head
-from llm_forget.logprobs import kl_divergence, place_rows
+from llm_forget.logprobs import place_rows
 from llm_forget.recompute import frozen_stays_frozen
+from llm_forget.scores import kl_divergence
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from llm_forget import __version__
+from llm_forget._version import __version__
 from llm_forget.adapters.card import adapter_card
 from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter

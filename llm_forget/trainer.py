@@ -17,11 +17,12 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.guards import CancellationGuard
-from llm_forget.logprobs import AnswerScores, Part, hidden_layer, score_parts
+from llm_forget.logprobs import Part, hidden_layer, score_parts
 from llm_forget.methods import Method, Needs
 from llm_forget.recompute import FrozenStaysFrozen
 from llm_forget.resume import Resumable
 from llm_forget.retain import RetainTerm
+from llm_forget.scores import AnswerScores
 from llm_forget.splitting import SplitStep
 from llm_forget.wrappers import Wrapper
 

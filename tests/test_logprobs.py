@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from llm_forget.config import AdapterConfig, TrainConfig
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
-from llm_forget.logprobs import AnswerScores, answer_logits, left_align, output_head, scatter_rows, score_answers
+from llm_forget.head import output_head
+from llm_forget.logprobs import answer_logits, left_align, scatter_rows, score_answers
 from llm_forget.models import add_adapter
 from llm_forget.plugins import find_class, names_in
+from llm_forget.scores import AnswerScores
 from llm_forget.testing import tiny_model, tiny_tokenizer
 
 ROWS = [

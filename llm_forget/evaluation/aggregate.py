@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:  # not at run time: comparing runs needs intervals and no torch
-    from llm_forget.evaluation.score import Floats
+    from llm_forget.evaluation.tokens import Floats
 
 RESAMPLES = 2000
 # Standard normal quantile of 0.975, for a 95 % interval.

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+from llm_forget.batching import evaluating
 from llm_forget.errors import DataError, UserError
 from llm_forget.evaluation.aggregate import Aggregate, aggregate, proportion
 from llm_forget.evaluation.cache import Cache
 from llm_forget.evaluation.capability import answer_questions, quiet, read_task
 from llm_forget.evaluation.extras import require
 from llm_forget.evaluation.recipe import BenchmarksConfig
-from llm_forget.evaluation.score import evaluating
 from llm_forget.shipped import shipped
 
 _EMBEDDED = "general_knowledge"

@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from llm_forget.batching import sum_over_processes
 from llm_forget.data.encode import Encoded
 from llm_forget.digests import json_digest, text_digest, weights_digest
-from llm_forget.evaluation.score import sum_over_processes
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import yaml
 
+from llm_forget.batching import evaluating, sum_over_processes
 from llm_forget.data.examples import example_id
 from llm_forget.digests import json_digest
 from llm_forget.errors import DataError, UserError
 from llm_forget.evaluation.aggregate import Aggregate, proportion
 from llm_forget.evaluation.cache import Arrays, Cache, remember
 from llm_forget.evaluation.extras import require
-from llm_forget.evaluation.score import Floats, evaluating, sum_over_processes
+from llm_forget.evaluation.tokens import Floats
 from llm_forget.shipped import shipped
 
 _SPLIT = "test"

@@ -5,43 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
+from llm_forget.batching import evaluating, length_batches, share_of, sum_over_processes
 from llm_forget.errors import DataError
-from llm_forget.evaluation.score import Floats, Ints, evaluating, length_batches, share_of, sum_over_processes
 
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """Leak@k on the forget sets: samples times prompts are generated, so only where it is asked for."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-    # Answers drawn of each prompt, at least the largest k.
-    samples: int = 64
-    temperature: float = 1.0
-    k: list[int] = field(default_factory=lambda: [1, 8, 64])
-    # ROUGE-L recall of the answer from which a sample reveals it: this share of its words, in order.
-    threshold: float = 0.8
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature is {self.temperature}; sampling needs one above 0 (greedy answers come anyway)"
-            )
-        if not self.k or min(self.k) < 1 or max(self.k) > self.samples:
-            raise ValueError(f"k is {self.k} and samples {self.samples}; each k is at least 1 and at most samples")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(
-                f"threshold is {self.threshold}; it is a share of the answer's words, above 0 and at most 1"
-            )
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 def generate_answers(

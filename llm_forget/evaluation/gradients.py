@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_forget.batching import evaluating, share_of, sum_over_processes
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import UserError
-from llm_forget.evaluation.metrics import as_floats
-from llm_forget.evaluation.score import Floats, evaluating, share_of, sum_over_processes
+from llm_forget.evaluation.tokens import Floats, as_floats
 from llm_forget.logprobs import score_answers
 
 _LORA = "lora_"

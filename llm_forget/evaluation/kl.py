@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_forget.batching import evaluating, share_of, sum_over_processes
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import UserError
-from llm_forget.evaluation.score import Floats, evaluating, share_of, sum_over_processes
+from llm_forget.evaluation.tokens import Floats
 from llm_forget.logprobs import answer_logits
 
 # Answer tokens of a batch: two (256, V) logits are all that is held of the vocabulary, 100 MB in fp32 for 49 152.

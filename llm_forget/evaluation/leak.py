@@ -12,11 +12,10 @@ from llm_forget.data.encode import encode_prompt
 from llm_forget.data.examples import Example
 from llm_forget.digests import json_digest
 from llm_forget.evaluation.cache import Arrays, remember
-from llm_forget.evaluation.generate import SamplingConfig, end_token_ids, sample_answers
-from llm_forget.evaluation.metrics import as_floats
+from llm_forget.evaluation.generate import end_token_ids, sample_answers
 from llm_forget.evaluation.metrics.leak_at_k import leak_at_k, reveals
-from llm_forget.evaluation.score import Floats
-from llm_forget.evaluation.sets import Loaded
+from llm_forget.evaluation.sets import Loaded, SamplingConfig
+from llm_forget.evaluation.tokens import Floats, as_floats
 
 
 def measure_leak(

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from llm_forget.batching import evaluating, length_batches, share_of, sum_over_processes
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
+from llm_forget.evaluation.tokens import Floats, TokenScores
 from llm_forget.logprobs import answer_logits
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 # Positions whose logits are worked on in fp32 at a time. On a CPU few enough to stay near its caches; elsewhere 50 MB for a
 # vocabulary of 49 152.
@@ -25,60 +21,6 @@ _CHUNK_CPU = 16
 _CHUNK = 256
 # A log-prob this low has probability 0 in fp32; clamping there keeps 0 · (−∞) from becoming NaN in the moments.
 _LOWEST = -1e4
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """What a model makes of the answer tokens of E rows, N tokens in all, one row after the other.
-
-    Attributes:
-        token_logps: (N,) log-probability of each answer token given what precedes it, in nats.
-        hits: (N,) whether the token was the arg-max of the vocabulary.
-        vocab_mean: (N,) mean of log p(v) over the vocabulary under the model's own p, nats: minus the entropy.
-        vocab_std: (N,) standard deviation of log p(v) under the model's own p, nats.
-        offsets: (E + 1,) row i owns the tokens ``offsets[i]:offsets[i + 1]``.
-    """
-
-    token_logps: Floats
-    hits: npt.NDArray[np.bool_]
-    vocab_mean: Floats
-    vocab_std: Floats
-    offsets: Ints
-
-    def __len__(self) -> int:
-        """How many rows there are."""
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> Ints:
-        """(E,) scored tokens of each row."""
-        return np.diff(self.offsets)
-
-    def mean_logps(self) -> Floats:
-        """(E,) mean log-probability per answer token in nats, in (−∞, 0]; NaN for a row without a scored token."""
-        return self.row_means(self.token_logps)
-
-    def row_means(self, values: npt.ArrayLike) -> Floats:
-        """(N,) one value a token → (E,) their mean in each row, NaN for a row without tokens."""
-        values = np.asarray(values, dtype=np.float64)
-        means = np.full(len(self), np.nan)
-        filled = self.lengths > 0
-        if filled.any():
-            # reduceat needs non-empty rows: with the empty ones gone, each row ends where the next filled one begins
-            means[filled] = np.add.reduceat(values, self.offsets[:-1][filled]) / self.lengths[filled]
-        return means
-
-    def row(self, index: int) -> TokenScores:
-        """The scores of one row."""
-        own = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        offsets = np.array([0, own.stop - own.start], dtype=np.int64)
-        return TokenScores(self.token_logps[own], self.hits[own], self.vocab_mean[own], self.vocab_std[own], offsets)
-
-    def select(self, start: int, stop: int) -> TokenScores:
-        """The scores of the rows ``start:stop``."""
-        own = slice(int(self.offsets[start]), int(self.offsets[stop]))
-        offsets = self.offsets[start : stop + 1] - self.offsets[start]
-        return TokenScores(self.token_logps[own], self.hits[own], self.vocab_mean[own], self.vocab_std[own], offsets)
 
 
 def score_encoded(
@@ -190,52 +132,3 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     if left.device.type == "cpu":
         return torch.bmm(left[:, None], right[:, :, None]).flatten()  # twice as fast as multiplying and adding
     return (left * right).sum(-1)  # a matrix product may be allowed to round to TF32 on a GPU
-
-
-def length_batches(lengths: Sequence[int], batch_tokens: int, batch_rows: int | None = None) -> list[list[int]]:
-    """Indices of rows in batches of like length, the longest first, so that what does not fit in memory fails at once.
-
-    Args:
-        lengths: tokens of each row.
-        batch_tokens: at most so many in a batch with its padding, except for a single row that is longer.
-        batch_rows: at most so many rows in a batch.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    batches: list[list[int]] = []
-    while order:
-        take = max(1, batch_tokens // max(lengths[order[0]], 1))
-        take = take if batch_rows is None else min(take, batch_rows)
-        batches.append(order[:take])
-        order = order[take:]
-    return batches
-
-
-def share_of(batches: Sequence[list[int]], accelerator: Any) -> Iterator[tuple[list[int], bool]]:
-    """This process's batches, and whether their results count: the last round is filled up with repeats that do not."""
-    processes, own = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
-    for first in range(0, len(batches), processes):
-        place = first + own
-        yield batches[min(place, len(batches) - 1)], place < len(batches)
-
-
-def sum_over_processes(values: npt.NDArray[Any], accelerator: Any) -> npt.NDArray[Any]:
-    """Add up arrays that hold zeros wherever another process has the value; NaN stays NaN."""
-    if accelerator is None or accelerator.num_processes == 1:
-        return values
-    # Tensors rather than objects, which would travel as pickles; fp32 holds every score exactly, as they were computed
-    # in it.
-    kind = torch.float32 if values.dtype.kind == "f" else torch.int64
-    summed = accelerator.reduce(torch.as_tensor(values, dtype=kind, device=accelerator.device), reduction="sum")
-    return np.asarray(summed.cpu().numpy(), dtype=values.dtype)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode; afterwards each module is in the mode it was in."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training

@@ -15,17 +15,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from llm_forget.batching import length_batches, share_of, sum_over_processes
 from llm_forget.data.encode import Encoded
 from llm_forget.evaluation.cache import Cache, all_agree
-from llm_forget.evaluation.score import (
-    Floats,
-    TokenScores,
-    length_batches,
-    score_encoded,
-    share_of,
-    sum_over_processes,
-)
+from llm_forget.evaluation.score import score_encoded
 from llm_forget.evaluation.shared_prefix import Pack, fits_trees, pack_rows, reads_trees, saved_share, score_packs
+from llm_forget.evaluation.tokens import Floats, TokenScores
 
 # Packing pays from this share of the tokens on; below it the tree's mask costs what it saves.
 _WORTH_PACKING = 0.1

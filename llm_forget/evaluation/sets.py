@@ -16,14 +16,13 @@ from llm_forget.digests import json_digest
 from llm_forget.errors import DataError
 from llm_forget.evaluation.aggregate import aggregate
 from llm_forget.evaluation.cache import Arrays, Cache, remember, rows_digest
-from llm_forget.evaluation.generate import SamplingConfig
 from llm_forget.evaluation.kl import has_adapter, token_kl
 from llm_forget.evaluation.meter import Meter
-from llm_forget.evaluation.metrics import AnswerGroup, Metric, SetScores, as_floats, averaged_values
+from llm_forget.evaluation.metrics import AnswerGroup, Metric, SetScores, averaged_values
 from llm_forget.evaluation.named import make_named
-from llm_forget.evaluation.score import Floats, TokenScores
 from llm_forget.evaluation.scoring import score_rows
 from llm_forget.evaluation.texts import text_metrics
+from llm_forget.evaluation.tokens import Floats, TokenScores, as_floats
 
 Kind = Literal["answer", "paraphrases", "wrong_answers"]
 
@@ -82,6 +81,33 @@ class SetConfig:
             raise ValueError(f"stride is {self.stride} and limit {self.limit}; give 1 or more, or null for no limit")
         if self.answers is not None and "answer" not in self.answers:
             raise ValueError("answers leaves out `answer`, which everything else is compared with; add it")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Leak@k on the forget sets: samples times prompts are generated, so only where it is asked for."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    # Answers drawn of each prompt, at least the largest k.
+    samples: int = 64
+    temperature: float = 1.0
+    k: list[int] = field(default_factory=lambda: [1, 8, 64])
+    # ROUGE-L recall of the answer from which a sample reveals it: this share of its words, in order.
+    threshold: float = 0.8
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature is {self.temperature}; sampling needs one above 0 (greedy answers come anyway)"
+            )
+        if not self.k or min(self.k) < 1 or max(self.k) > self.samples:
+            raise ValueError(f"k is {self.k} and samples {self.samples}; each k is at least 1 and at most samples")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(
+                f"threshold is {self.threshold}; it is a share of the answer's words, above 0 and at most 1"
+            )
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_forget.batching import evaluating
 from llm_forget.data.encode import Encoded
-from llm_forget.evaluation.score import Floats, evaluating, score_encoded, scores_in_chunks
+from llm_forget.evaluation.score import score_encoded, scores_in_chunks
+from llm_forget.evaluation.tokens import Floats
 from llm_forget.logprobs import logits_at
 from llm_forget.packing import KERNELS, additive_mask, common_prefix, fits_window
 

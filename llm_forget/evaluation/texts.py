@@ -15,7 +15,7 @@ from llm_forget.digests import json_digest, text_digest
 from llm_forget.evaluation.cache import Arrays, remember, rows_digest
 from llm_forget.evaluation.generate import end_token_ids, generate_answers
 from llm_forget.evaluation.metrics import Metric, SetScores
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.tokens import Floats
 
 if TYPE_CHECKING:
     from llm_forget.evaluation.sets import Loaded

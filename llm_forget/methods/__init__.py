@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from llm_forget.logprobs import AnswerScores
+from llm_forget.scores import AnswerScores
 
 Found = TypeVar("Found")
 

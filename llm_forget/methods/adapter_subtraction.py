@@ -10,8 +10,8 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from llm_forget.errors import RecipeError
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods import Needs
+from llm_forget.scores import AnswerScores
 from llm_forget.stop import Measurement
 
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods import Needs, check_number
 from llm_forget.methods.dpo import preference_loss
+from llm_forget.scores import AnswerScores
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llm_forget.logprobs import AnswerScores, mean_over_answer
 from llm_forget.methods import Needs, check_number, needed
+from llm_forget.scores import AnswerScores, mean_over_answer
 
 
 def ce_u_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:

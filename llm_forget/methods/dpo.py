@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods import Needs, check_number, needed
+from llm_forget.scores import AnswerScores
 
 
 def dpo_loss(

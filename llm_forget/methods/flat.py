@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from llm_forget.logprobs import AnswerScores, mean_over_answer
 from llm_forget.methods import Needs, needed
+from llm_forget.scores import AnswerScores, mean_over_answer
 
 Divergence = Literal["total_variation", "kl", "jensen_shannon", "pearson"]
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods import Needs, needed
+from llm_forget.scores import AnswerScores
 
 
 def idk_nll_loss(alternative_token_logps: Tensor, alternative_mask: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.logprobs import AnswerScores, mean_over_answer
 from llm_forget.methods import Needs, needed
+from llm_forget.scores import AnswerScores, mean_over_answer
 
 
 def inverted_hinge_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:

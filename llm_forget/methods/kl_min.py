@@ -13,9 +13,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods import Needs
 from llm_forget.methods.grad_ascent import grad_ascent_loss
+from llm_forget.scores import AnswerScores
 
 
 @dataclass(frozen=True)

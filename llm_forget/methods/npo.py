@@ -9,8 +9,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods import Needs
+from llm_forget.scores import AnswerScores
 
 
 def npo_loss(logps: Tensor, reference_logps: Tensor, *, beta: float) -> Tensor:

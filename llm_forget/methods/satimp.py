@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.logprobs import AnswerScores, mean_over_answer
 from llm_forget.methods import Needs, check_number
+from llm_forget.scores import AnswerScores, mean_over_answer
 
 
 def satimp_loss(token_logps: Tensor, mask: Tensor, *, beta1: float, beta2: float) -> Tensor:

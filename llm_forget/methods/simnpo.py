@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods import Needs, check_number
+from llm_forget.scores import AnswerScores
 
 
 def simnpo_loss(mean_logps: Tensor, *, beta: float, margin: float) -> Tensor:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget import __version__
+from llm_forget._version import __version__
 from llm_forget.comparison import compare, metrics_of, pareto
 from llm_forget.errors import UserError
 from llm_forget.extras import require_extra

@@ -6,8 +6,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods import Needs
+from llm_forget.scores import AnswerScores
 
 
 @runtime_checkable

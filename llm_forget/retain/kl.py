@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.logprobs import AnswerScores, kl_divergence
 from llm_forget.methods import Needs
+from llm_forget.scores import AnswerScores, kl_divergence
 
 
 def kl_loss(logits: Tensor, reference_logits: Tensor, mask: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods import Needs
+from llm_forget.scores import AnswerScores
 
 
 def nll_loss(token_logps: Tensor, mask: Tensor) -> Tensor:

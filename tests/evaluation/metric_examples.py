@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from llm_forget.evaluation.score import Floats, TokenScores
+from llm_forget.evaluation.tokens import Floats, TokenScores
 
 # (log-prob, hit, vocabulary mean, vocabulary spread) of a token
 Token = tuple[float, bool, float, float]

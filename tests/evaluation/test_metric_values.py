@@ -19,8 +19,8 @@ from llm_forget.evaluation.metrics.perplexity import perplexity, sliding_windows
 from llm_forget.evaluation.metrics.probability import probability
 from llm_forget.evaluation.metrics.rouge import rouge
 from llm_forget.evaluation.metrics.truth_ratio import forget_truth_ratio, kept_truth_ratio, truth_ratio
-from llm_forget.evaluation.score import TokenScores
 from llm_forget.evaluation.sets import make_metrics
+from llm_forget.evaluation.tokens import TokenScores
 
 nan = math.nan
 logps = st.floats(-30, 0)

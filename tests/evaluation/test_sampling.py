@@ -10,7 +10,8 @@ from test_generate import make_prompts
 
 from llm_forget.config import build
 from llm_forget.errors import DataError, RecipeError
-from llm_forget.evaluation.generate import SamplingConfig, draw_tokens, generate_answers, sample_answers
+from llm_forget.evaluation.generate import draw_tokens, generate_answers, sample_answers
+from llm_forget.evaluation.sets import SamplingConfig
 from llm_forget.testing import tiny_tokenizer
 
 

@@ -9,9 +9,11 @@ from evaluation_examples import Rank, random_rows, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_forget.batching import length_batches, share_of
 from llm_forget.data.encode import Encoded
 from llm_forget.evaluation import score
-from llm_forget.evaluation.score import TokenScores, length_batches, score_encoded, share_of, vocabulary_scores
+from llm_forget.evaluation.score import score_encoded, vocabulary_scores
+from llm_forget.evaluation.tokens import TokenScores
 
 FIELDS = ("token_logps", "vocab_mean", "vocab_std")
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from llm_forget.data.encode import Encoded
 from llm_forget.evaluation import scoring, shared_prefix
-from llm_forget.evaluation.score import TokenScores, score_encoded
+from llm_forget.evaluation.score import score_encoded
 from llm_forget.evaluation.scoring import score_rows
 from llm_forget.evaluation.shared_prefix import fits_trees, pack_rows, reads_trees, saved_share, score_packs
+from llm_forget.evaluation.tokens import TokenScores
 
 FIELDS = ("token_logps", "vocab_mean", "vocab_std")
 ids = st.lists(st.integers(0, 2), min_size=2, max_size=8).map(tuple)

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods.alt_npo import AltNPO
 from llm_forget.methods.dpo import DPO
+from llm_forget.scores import AnswerScores
 
 
 def scores(policy: float, other: float) -> AnswerScores:

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods.ce_u import CEU, ce_u_loss
+from llm_forget.scores import AnswerScores
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 FIRST = torch.zeros(1, 1, dtype=torch.long)

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods.dpo import DPO, dpo_loss
 from llm_forget.methods.npo import npo_loss
+from llm_forget.scores import AnswerScores
 
 logps, betas = st.floats(-60, 0, width=32), st.floats(0.01, 2)
 

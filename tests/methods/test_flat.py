@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from llm_forget.config import build
 from llm_forget.errors import RecipeError
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods.flat import FLAT, Divergence, flat_loss
+from llm_forget.scores import AnswerScores
 
 every_divergence = pytest.mark.parametrize("divergence", get_args(Divergence))
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods.grad_ascent import GradAscent, grad_ascent_loss
+from llm_forget.scores import AnswerScores
 
 
 def test_worked_by_hand() -> None:

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods.grad_ascent import GradAscent
 from llm_forget.methods.grad_diff import GradDiff
 from llm_forget.retain.nll import NLL
+from llm_forget.scores import AnswerScores
 
 
 @given(st.lists(st.floats(-20, 0, width=32), min_size=1, max_size=6))

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods.adapter_subtraction import adapter_subtraction_loss
 from llm_forget.methods.idk_nll import IdkNLL, idk_nll_loss
+from llm_forget.scores import AnswerScores
 
 MASK = torch.tensor([[True, True], [True, False]])
 

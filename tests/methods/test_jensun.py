@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods.jensun import JensUn, jensun_loss
+from llm_forget.scores import AnswerScores
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 

@@ -20,10 +20,11 @@ from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
 from llm_forget.data.examples import Example, Message
 from llm_forget.errors import RecipeError
-from llm_forget.logprobs import AnswerScores, Part, hidden_layer, score_parts
+from llm_forget.logprobs import Part, hidden_layer, score_parts
 from llm_forget.measure import answer_logps
 from llm_forget.methods import Method
 from llm_forget.models import add_adapter, block_of
+from llm_forget.scores import AnswerScores
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 
 METHODS = plugins.names_in("llm_forget.methods")

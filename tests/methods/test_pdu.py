@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_forget.logprobs import AnswerScores
 from llm_forget.methods.pdu import PDU, logit_margin_loss
+from llm_forget.scores import AnswerScores
 
 MASK = torch.tensor([[True, True], [True, False]])
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-from llm_forget.evaluation.score import Floats, TokenScores
+from llm_forget.evaluation.tokens import Floats, TokenScores
 
 Input = Literal["tokens", "texts", "reference_mean_logps", "gradient_norms"]
 

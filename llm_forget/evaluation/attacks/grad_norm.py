@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from llm_forget.evaluation.attacks import AttackRows, Input
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.tokens import Floats
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llm_forget.evaluation.attacks import AttackRows, Input
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.tokens import Floats
 
 
 @dataclass(frozen=True)

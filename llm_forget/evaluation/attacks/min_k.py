@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_forget.evaluation.attacks import AttackRows, Input
-from llm_forget.evaluation.metrics import as_floats
-from llm_forget.evaluation.score import Floats, Ints
+from llm_forget.evaluation.tokens import Floats, Ints, as_floats
 
 
 def lowest_mean(values: npt.ArrayLike, offsets: Ints, *, k: float) -> Floats:

@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_forget.evaluation.attacks import AttackRows, Input
 from llm_forget.evaluation.attacks.min_k import check_share, lowest_mean
-from llm_forget.evaluation.score import Floats, TokenScores
+from llm_forget.evaluation.tokens import Floats, TokenScores
 
 # A distribution on one token has no spread: its own token is 0 above the mean, not 0/0.
 _LEAST_SPREAD = 1e-6

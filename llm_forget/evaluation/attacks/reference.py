@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_forget.evaluation.attacks import AttackRows, Input
-from llm_forget.evaluation.metrics import as_floats
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.tokens import Floats, as_floats
 
 
 def reference_scores(mean_logps: npt.ArrayLike, reference_mean_logps: npt.ArrayLike) -> Floats:

@@ -10,8 +10,7 @@ from typing import ClassVar
 import numpy.typing as npt
 
 from llm_forget.evaluation.attacks import AttackRows, Input
-from llm_forget.evaluation.metrics import as_floats
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.tokens import Floats, as_floats
 
 
 def zlib_scores(mean_logps: npt.ArrayLike, texts: Sequence[str]) -> Floats:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
-from llm_forget.evaluation.score import Floats, Ints, TokenScores
+from llm_forget.evaluation.tokens import Floats, Ints, TokenScores
 
 # Which way a metric on the forget set goes when the model forgets; "none" for metrics that are not about forgetting.
 Direction = Literal["low", "high", "none"]
@@ -105,8 +104,3 @@ def averaged_values(metric: Metric, scores: Floats, *, forget: bool) -> Floats:
     """
     own = getattr(metric, "averaged", None)
     return scores if own is None else np.asarray(own(scores, forget=forget), dtype=np.float64)
-
-
-def as_floats(values: npt.ArrayLike) -> Floats:
-    """An array of doubles."""
-    return np.asarray(values, dtype=np.float64)

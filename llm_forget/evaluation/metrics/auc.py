@@ -10,8 +10,8 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from llm_forget.evaluation.aggregate import RESAMPLES, interval
-from llm_forget.evaluation.metrics import Direction, as_floats
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.metrics import Direction
+from llm_forget.evaluation.tokens import Floats, as_floats
 
 
 @dataclass(frozen=True)

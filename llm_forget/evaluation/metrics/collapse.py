@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llm_forget.evaluation.metrics import Direction, Known, SetScores, as_floats
+from llm_forget.evaluation.metrics import Direction, Known, SetScores
 from llm_forget.evaluation.metrics.repetition import words
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.tokens import Floats, as_floats
 
 # A unit of up to 80 characters, three times or more in a row.
 _LOOP = re.compile(r"(.{1,80}?)\1{2,}", re.DOTALL)

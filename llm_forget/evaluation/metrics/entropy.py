@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llm_forget.evaluation.metrics import Direction, Known, SetScores
-from llm_forget.evaluation.score import Floats, TokenScores
+from llm_forget.evaluation.tokens import Floats, TokenScores
 
 
 def entropy(scores: TokenScores) -> Floats:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from llm_forget.evaluation.metrics import Direction, Known, SetScores
-from llm_forget.evaluation.score import Floats, TokenScores
+from llm_forget.evaluation.tokens import Floats, TokenScores
 
 
 def extraction_strength(scores: TokenScores) -> Floats:

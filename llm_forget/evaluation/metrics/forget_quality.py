@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import ks_2samp
 
-from llm_forget.evaluation.metrics import Direction, as_floats
+from llm_forget.evaluation.metrics import Direction
+from llm_forget.evaluation.tokens import as_floats
 
 # Fewer examples than this cannot reach p < 0.05 even when the two samples do not overlap: 2 · 3!² / 6! = 0.1.
 _FEWEST = 4

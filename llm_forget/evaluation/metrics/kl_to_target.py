@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_forget.evaluation.aggregate import interval
-from llm_forget.evaluation.metrics import Direction, Known, SetScores, as_floats
-from llm_forget.evaluation.score import Floats, Ints
+from llm_forget.evaluation.metrics import Direction, Known, SetScores
+from llm_forget.evaluation.tokens import Floats, Ints, as_floats
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from scipy.special import gammaln
 from scipy.stats import beta
 
 from llm_forget.errors import UserError
-from llm_forget.evaluation.metrics import Direction, as_floats
+from llm_forget.evaluation.metrics import Direction
 from llm_forget.evaluation.metrics.rouge import rouge
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.tokens import Floats, as_floats
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from llm_forget.evaluation.metrics import Direction, Known, SetScores, as_floats
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.metrics import Direction, Known, SetScores
+from llm_forget.evaluation.tokens import Floats, as_floats
 
 
 def normalised_probability(mean_logps: npt.ArrayLike, wrong_mean_logps: Sequence[npt.ArrayLike]) -> Floats:

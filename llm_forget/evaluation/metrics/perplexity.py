@@ -12,7 +12,7 @@ from llm_forget.data.encode import Encoded
 from llm_forget.errors import UserError
 from llm_forget.evaluation.aggregate import interval
 from llm_forget.evaluation.metrics import Direction
-from llm_forget.evaluation.score import TokenScores
+from llm_forget.evaluation.tokens import TokenScores
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from llm_forget.errors import UserError
 from llm_forget.evaluation.aggregate import interval
-from llm_forget.evaluation.metrics import Direction, as_floats
+from llm_forget.evaluation.metrics import Direction
 from llm_forget.evaluation.metrics.auc import auc_of
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.tokens import Floats, as_floats
 
 # Beyond this the percentage is one of a small number, and says little of how much leaks.
 _LARGE = 100.0

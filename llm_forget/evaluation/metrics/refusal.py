@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llm_forget.evaluation.metrics import Direction, Known, SetScores, as_floats
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.metrics import Direction, Known, SetScores
+from llm_forget.evaluation.tokens import Floats, as_floats
 
 _NOT = (
     r"(?:do not|don't|did not|didn't|cannot|can not|can't|could not|couldn't|am not|'m not|am unable|'m unable|"

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from llm_forget.evaluation.metrics import Direction, Known, SetScores
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.tokens import Floats
 
 # Scripts that put no space between words, read character by character.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"

@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_forget.errors import UserError
 from llm_forget.evaluation.metrics import Direction, Known, SetScores
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.tokens import Floats
 
 Part = Literal["recall", "f1"]
 Kind = Literal["rougeL", "rouge1"]

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from llm_forget.evaluation.metrics import Direction, Known, SetScores, as_floats
-from llm_forget.evaluation.score import Floats
+from llm_forget.evaluation.metrics import Direction, Known, SetScores
+from llm_forget.evaluation.tokens import Floats, as_floats
 
 Definition = Literal["arithmetic", "geometric"]
 # exp of more than this overflows; a ratio so far from 1 counts the same.

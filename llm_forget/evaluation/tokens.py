@@ -1,0 +1,70 @@
+"""What a model makes of answer tokens, as arrays: all that a metric may know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a model makes of the answer tokens of E rows, N tokens in all, one row after the other.
+
+    Attributes:
+        token_logps: (N,) log-probability of each answer token given what precedes it, in nats.
+        hits: (N,) whether the token was the arg-max of the vocabulary.
+        vocab_mean: (N,) mean of log p(v) over the vocabulary under the model's own p, nats: minus the entropy.
+        vocab_std: (N,) standard deviation of log p(v) under the model's own p, nats.
+        offsets: (E + 1,) row i owns the tokens ``offsets[i]:offsets[i + 1]``.
+    """
+
+    token_logps: Floats
+    hits: npt.NDArray[np.bool_]
+    vocab_mean: Floats
+    vocab_std: Floats
+    offsets: Ints
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Ints:
+        """(E,) scored tokens of each row."""
+        return np.diff(self.offsets)
+
+    def mean_logps(self) -> Floats:
+        """(E,) mean log-probability per answer token in nats, in (−∞, 0]; NaN for a row without a scored token."""
+        return self.row_means(self.token_logps)
+
+    def row_means(self, values: npt.ArrayLike) -> Floats:
+        """(N,) one value a token → (E,) their mean in each row, NaN for a row without tokens."""
+        values = np.asarray(values, dtype=np.float64)
+        means = np.full(len(self), np.nan)
+        filled = self.lengths > 0
+        if filled.any():
+            # reduceat needs non-empty rows: with the empty ones gone, each row ends where the next filled one begins
+            means[filled] = np.add.reduceat(values, self.offsets[:-1][filled]) / self.lengths[filled]
+        return means
+
+    def row(self, index: int) -> TokenScores:
+        """The scores of one row."""
+        own = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        offsets = np.array([0, own.stop - own.start], dtype=np.int64)
+        return TokenScores(self.token_logps[own], self.hits[own], self.vocab_mean[own], self.vocab_std[own], offsets)
+
+    def select(self, start: int, stop: int) -> TokenScores:
+        """The scores of the rows ``start:stop``."""
+        own = slice(int(self.offsets[start]), int(self.offsets[stop]))
+        offsets = self.offsets[start : stop + 1] - self.offsets[start]
+        return TokenScores(self.token_logps[own], self.hits[own], self.vocab_mean[own], self.vocab_std[own], offsets)
+
+
+def as_floats(values: npt.ArrayLike) -> Floats:
+    """An array of doubles."""
+    return np.asarray(values, dtype=np.float64)

@@ -1,0 +1,74 @@
+"""What a loss may know: the scores of a batch of answers, and two means over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """What a loss or a metric may know about the answers of B examples (A = longest answer, V = vocabulary).
+
+    Attributes:
+        token_logps: (B, A) log-probability of each answer token in nats, 0 where ``mask`` is False.
+        mask: (B, A) True where there is an answer token.
+        tokens: (B, A) the answer tokens themselves, 0 where ``mask`` is False.
+        logits: (B, A, V) the logits that predicted them, 0 where ``mask`` is False; only when asked for.
+        reference_logps: (B,) summed log-probability under the reference, in nats; only when the loss needs it.
+        reference_logits: (B, A, V) under the reference; only when the loss needs it.
+        hidden: (B, A, H) the hidden states, after one of the blocks, at the positions that predicted the answer tokens; 0 where
+            ``mask`` is False; only when asked for.
+        reference_hidden: (B, A, H) under the reference; only when the loss needs it.
+        alternative: the scores of another answer to each prompt; only when the loss needs it.
+        alternative_tokens: (B, A′) the tokens of another answer to each prompt, unscored, −1 where there is none; only when the
+            loss needs it.
+    """
+
+    token_logps: Tensor
+    mask: Tensor
+    tokens: Tensor
+    logits: Tensor | None = None
+    reference_logps: Tensor | None = None
+    reference_logits: Tensor | None = None
+    hidden: Tensor | None = None
+    reference_hidden: Tensor | None = None
+    alternative: AnswerScores | None = None
+    alternative_tokens: Tensor | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """Answer tokens per example, (B,), at least 1 so that an unscored example gives 0 and not NaN in a loss."""
+        return self.mask.sum(-1).clamp(min=1)
+
+    @property
+    def logps(self) -> Tensor:
+        """Summed log-probability of each answer, (B,), in nats."""
+        return self.token_logps.sum(-1)
+
+    @property
+    def mean_logps(self) -> Tensor:
+        """Mean log-probability per answer token, (B,), in nats; its negative is the cross-entropy."""
+        return self.token_logps.sum(-1) / self.lengths
+
+    def rows(self, index: slice | Tensor) -> AnswerScores:
+        """The scores of some of the examples."""
+
+        def some(value: Tensor | AnswerScores | None) -> Tensor | AnswerScores | None:
+            if isinstance(value, AnswerScores):
+                return value.rows(index)
+            return None if value is None else value[index]
+
+        return AnswerScores(**{item.name: some(getattr(self, item.name)) for item in fields(self)})  # type: ignore[arg-type]
+
+
+def mean_over_answer(per_token: Tensor, mask: Tensor) -> Tensor:
+    """(B, A) values → (B,) means over the answer tokens; 0 for an example without any."""
+    return (per_token * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def kl_divergence(reference_logits: Tensor, policy_logits: Tensor) -> Tensor:
+    """KL(reference ‖ policy) over the vocabulary at each position, in nats; (…, V) and (…, V) → (…)."""
+    reference = reference_logits.log_softmax(-1)
+    return (reference.exp() * (reference - policy_logits.log_softmax(-1))).sum(-1)
