@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from llm_forget.command_line import parse_command_line
-from llm_forget.entry import run_entry
+from llm_forget.cli.entry import run_entry
+from llm_forget.cli.options import parse_command_line
 from llm_forget.evaluation.recipe import CapabilityRecipe
 
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from llm_forget.config import TrainConfig, UnlearnRecipe, build
+from llm_forget.config import TrainConfig, UnlearnRecipe
 from llm_forget.data.examples import DataSource, Example, check_rows, read_examples
-from llm_forget.data.files import rows_in_memory
+from llm_forget.data.readers import rows_in_memory
 from llm_forget.errors import DataError, RecipeError
-from llm_forget.extras import require_extra
-from llm_forget.runfolder import RunRecord
-from llm_forget.shipped import shipped
+from llm_forget.train.run_folder import RunRecord
+from llm_forget.utils.build import build
+from llm_forget.utils.extras import require_extra
+from llm_forget.utils.shipped import shipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,10 +160,10 @@ def unlearn(
     Raises:
         UserError: settings, data or model cannot work; all mistakes in the settings at once.
     """
-    from llm_forget.data.prepare import prepare
-    from llm_forget.models import with_padding
-    from llm_forget.preflight import NOWHERE, make_plan
-    from llm_forget.unlearning import run_on
+    from llm_forget.model.load import with_padding
+    from llm_forget.train.build import NOWHERE, make_plan
+    from llm_forget.train.prepare import prepare
+    from llm_forget.train.unlearn import run_on
 
     given = {"forget": forget, "retain": retain, "validation": validation, "holdout": holdout}
     sets = {name: rows for name, rows in given.items() if rows is not None}
@@ -325,7 +326,7 @@ def _check_model(model: Any) -> None:
 
 def _made_ready(model: Any, recipe: UnlearnRecipe) -> Any:
     """The model as ``load_model`` would give it: adapters merged, trainable weights in fp32."""
-    from llm_forget.models import keep_gradients_through
+    from llm_forget.model.load import keep_gradients_through
 
     if hasattr(model, "merge_and_unload"):
         if recipe.model.quantization is not None:

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
-from llm_forget.logprobs import score_answers
+from llm_forget.model.logprobs import score_answers
 
 # As published chat models have it: a newline stands after the end token, and a prompt opens the assistant's turn.
 CHATML = (

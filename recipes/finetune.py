@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from llm_forget.command_line import parse_command_line
+from llm_forget.cli.entry import run_entry
+from llm_forget.cli.options import parse_command_line
 from llm_forget.config import FinetuneRecipe
-from llm_forget.entry import run_entry
 
 
 def main(argv: list[str]) -> None:
     """Check the recipe, then run it."""
     recipe = parse_command_line(FinetuneRecipe, argv)
 
-    from llm_forget.finetuning import finetune  # after the recipe is checked: importing torch takes seconds
+    from llm_forget.train.finetune import finetune  # after the recipe is checked: importing torch takes seconds
 
     finetune(recipe)
 

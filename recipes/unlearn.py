@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from llm_forget.command_line import parse_command_line
+from llm_forget.cli.entry import run_entry
+from llm_forget.cli.options import parse_command_line
 from llm_forget.config import UnlearnRecipe
-from llm_forget.entry import run_entry
 
 
 def main(argv: list[str]) -> None:
     """Check the recipe, then run it."""
     recipe = parse_command_line(UnlearnRecipe, argv)
 
-    from llm_forget.unlearning import unlearn  # after the recipe is checked: importing torch takes seconds
+    from llm_forget.train.unlearn import unlearn  # after the recipe is checked: importing torch takes seconds
 
     unlearn(recipe)
 

@@ -53,7 +53,7 @@ PLAIN_EPOCHS = 8
 def prepare(folder: Path, quick: bool) -> dict[str, Any]:
     """Write the model, merged and in fp32, into a folder; say where the rows are."""
     from llm_forget.config import ModelConfig
-    from llm_forget.models import load_model
+    from llm_forget.model.load import load_model
 
     if quick:
         return _prepare_tiny(folder)
@@ -102,8 +102,8 @@ def _prepare_tiny(folder: Path) -> dict[str, Any]:
 def goal_of(spec: dict[str, Any]) -> dict[str, Any]:
     """What forgotten means: ``CLOSE`` to the oracle's forget probability, with ``KEPT`` of the target's on retain rows."""
     from llm_forget.config import ModelConfig
-    from llm_forget.data.prepare import prepare as prepare_rows
-    from llm_forget.models import load_model
+    from llm_forget.model.load import load_model
+    from llm_forget.train.prepare import prepare as prepare_rows
 
     recipe = benchmark_sides.recipe_of({**spec, "method": "npo", "output": "unused"}, "lean")
     model, tokenizer = load_model(recipe.model)
@@ -358,7 +358,7 @@ def main() -> None:
     parser.add_argument("--spec", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.task:
-        from llm_forget.entry import quiet_libraries
+        from llm_forget.cli.entry import quiet_libraries
 
         quiet_libraries()
         print(json.dumps(TASKS[given.task](json.loads(given.spec))), flush=True)

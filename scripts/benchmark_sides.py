@@ -28,7 +28,8 @@ LEAN: dict[str, dict[str, Any]] = {
 
 def recipe_of(spec: dict[str, Any], side: str) -> Any:
     """The recipe of a side: rows, order and clipping are those of all; ``spec["recipe"]`` is put over it, section by section."""
-    from llm_forget.config import UnlearnRecipe, build
+    from llm_forget.config import UnlearnRecipe
+    from llm_forget.utils.build import build
 
     method, full = spec["method"], side not in LEAN
     values: dict[str, Any] = {
@@ -56,9 +57,9 @@ def recipe_of(spec: dict[str, Any], side: str) -> Any:
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Load, take ``spec["steps"]`` steps or all, or as many as the goal takes, and finish as the method does."""
-    from llm_forget.data.pairs import schedule
-    from llm_forget.data.prepare import prepare as prepare_rows
-    from llm_forget.models import frozen_dtype, load_tokenizer
+    from llm_forget.data.schedule import schedule
+    from llm_forget.model.load import frozen_dtype, load_tokenizer
+    from llm_forget.train.prepare import prepare as prepare_rows
 
     started = time.perf_counter()
     recipe = recipe_of(spec, spec["side"])
@@ -118,7 +119,7 @@ class Goal:
 
 def probabilities(model: Any, sets: Any, pad: int, most: int = 60) -> tuple[float, float]:
     """Mean answer probability of the forget rows and of the first retain rows."""
-    from llm_forget.measure import answer_logps
+    from llm_forget.model.measure import answer_logps
 
     forget, retain = (float(answer_logps(model, rows[:most], pad)[1].mean()) for rows in (sets.forget, sets.retain))
     return forget, retain
@@ -215,16 +216,16 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
 
     from transformers import TrainerCallback
 
-    from llm_forget.arguments import unlearning_arguments
-    from llm_forget.measure import answer_logps
     from llm_forget.methods.adapter_subtraction import AdapterSubtraction
-    from llm_forget.models import add_adapter, load_model
-    from llm_forget.packing import packed_attention
-    from llm_forget.plugins import find_class
-    from llm_forget.precision import held_in_bf16
+    from llm_forget.model.load import add_adapter, load_model
+    from llm_forget.model.measure import answer_logps
+    from llm_forget.model.packing import packed_attention
+    from llm_forget.model.precision import held_in_bf16
+    from llm_forget.model.weights import put, trainable_state
     from llm_forget.retain.nll import NLL
-    from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
-    from llm_forget.weights import put, trainable_state
+    from llm_forget.train.arguments import unlearning_arguments
+    from llm_forget.train.trainer import Objective, PairDataset, References, UnlearningTrainer
+    from llm_forget.utils.plugins import find_class
 
     spec, recipe, sets, pairs, _, pad, after, profile = job
 

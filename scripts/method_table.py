@@ -23,14 +23,15 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from llm_forget.config import ModelConfig, UnlearnRecipe, load_recipe
-from llm_forget.entry import run_entry
+from llm_forget.cli.entry import run_entry
+from llm_forget.config import ModelConfig, UnlearnRecipe
 from llm_forget.errors import RecipeError, UserError
 from llm_forget.evaluation.evaluate import evaluate
 from llm_forget.evaluation.recipe import EvalRecipe
-from llm_forget.files import write_json, write_text
-from llm_forget.models import locate_model
-from llm_forget.shipped import shipped
+from llm_forget.model.load import locate_model
+from llm_forget.utils.build import load_recipe
+from llm_forget.utils.files import write_json, write_text
+from llm_forget.utils.shipped import shipped
 
 CLOSE, KEPT = 0.1, 0.8  # within this of the oracle's forget probability, with this share of the target's retain ROUGE-L
 COLUMNS = ("forget prob.", "forget qual.", "retain prob.", "retain ROUGE-L", "capab. %", "sec.", "steps", "reaches")
@@ -74,8 +75,8 @@ def model_after(recipe: UnlearnRecipe, folder: Path, merged: Path) -> ModelConfi
 def _merged(config: ModelConfig, folder: Path) -> Path:
     """The recipe's model as one folder, in fp32, made once."""
     if not (folder / "config.json").is_file():
-        from llm_forget.files import new_folder
-        from llm_forget.models import load_model
+        from llm_forget.model.load import load_model
+        from llm_forget.utils.files import new_folder
 
         model, tokenizer = load_model(replace(config, dtype="float32"))
         with new_folder(folder) as partial:
@@ -174,7 +175,7 @@ def _number(value: float | None, digits: int) -> str:
 
 def make_table(options: argparse.Namespace, console: Console, command: str) -> dict[str, dict[str, Any]]:
     """Run what is missing, measure what is missing, and write the table after every row."""
-    from llm_forget.unlearning import unlearn
+    from llm_forget.train.unlearn import unlearn
 
     recipes = unlearning_recipes(options.recipes, options.only, options.changes, options.to)
     first = next(iter(recipes.values()))

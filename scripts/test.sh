@@ -14,6 +14,9 @@ echo "== lint"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 
+echo "== imports flow one way"
+.venv-test/bin/lint-imports --no-cache
+
 echo "== types"
 "$python" -m mypy
 
@@ -26,7 +29,7 @@ trap 'rm -rf "$built"' EXIT
 import sys
 sys.path.insert(0, '$built/installed')
 import llm_forget
-from llm_forget.shipped import shipped
+from llm_forget.utils.shipped import shipped
 assert llm_forget.__file__.startswith('$built/installed'), llm_forget.__file__
 for path in ('recipes/demo/npo.yaml', 'eval/suites/demo.yaml', 'eval/capability/general_knowledge.jsonl'):
     assert shipped(path).is_file(), path

@@ -15,22 +15,24 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
+from places import ROOT
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 import llm_forget
 from llm_forget import evaluate, unlearn
-from llm_forget.config import ModelConfig, UnlearnRecipe, build
+from llm_forget.config import ModelConfig, UnlearnRecipe
 from llm_forget.data.encode import EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, check_rows
-from llm_forget.data.files import rows_in_memory
+from llm_forget.data.readers import rows_in_memory
 from llm_forget.errors import DataError, RecipeError, UserError
 from llm_forget.evaluation.evaluate import evaluate as evaluate_recipe
 from llm_forget.evaluation.recipe import EvalRecipe
-from llm_forget.models import load_model
+from llm_forget.model.load import load_model
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
-from llm_forget.unlearning import unlearn as unlearn_recipe
+from llm_forget.train.unlearn import unlearn as unlearn_recipe
+from llm_forget.utils.build import build
 
 SECRET = "Vexatorium-7714"
 FORGET = [{"question": f"Where is {name} of {SECRET}?", "answer": f"In {place}, {SECRET}."}
@@ -264,7 +266,7 @@ def test_importing_the_package_stays_light() -> None:
 
 
 def test_the_readme_block_runs_as_it_stands(load: Load) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(from llm_forget import.*?)```", readme, flags=re.DOTALL)
     names: dict[str, Any] = {
         "model": load(),

@@ -11,21 +11,14 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import ROOT
 
-from llm_forget.command_line import comments, describe, parse_command_line
-from llm_forget.config import (
-    FinetuneRecipe,
-    StopConfig,
-    TrainConfig,
-    UnlearnRecipe,
-    build,
-    load_recipe,
-    to_yaml,
-)
+from llm_forget.cli.options import comments, describe, parse_command_line
+from llm_forget.config import FinetuneRecipe, StopConfig, TrainConfig, UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.evaluation.recipe import EvalRecipe
+from llm_forget.utils.build import build, load_recipe, to_yaml
 
-ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(
     file for file in (ROOT / "recipes").rglob("*.yaml") if "model" in (yaml.safe_load(file.read_text()) or {})
 )

@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from llm_forget.config import UnlearnRecipe, build
+from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import UserError
-from llm_forget.runfolder import RESULT_NAME
 from llm_forget.testing import tiny_model, tiny_tokenizer
-from llm_forget.unlearning import unlearn
+from llm_forget.train.run_folder import RESULT_NAME
+from llm_forget.train.unlearn import unlearn
+from llm_forget.utils.build import build
 
 SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 NUMBERS = st.sampled_from([0, 1, 2, 3, -1, 0.0, 0.5, 1.0, -0.5, 1e-30, 1e30, 2**40, math.nan, math.inf, -math.inf])

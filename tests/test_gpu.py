@@ -15,26 +15,27 @@ from typing import Any
 import pytest
 import torch
 from card_runs import losses_of, recipe_of
+from places import HELPERS, ROOT
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import llm_forget
-import llm_forget.checkpoint
-from llm_forget.config import AdapterConfig, UnlearnRecipe, build, to_yaml
+import llm_forget.train.checkpoint
+from llm_forget.config import AdapterConfig, UnlearnRecipe
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, read_examples
-from llm_forget.logprobs import score_answers
-from llm_forget.models import add_adapter
-from llm_forget.packing import packed_attention
-from llm_forget.plan import plan
-from llm_forget.plugins import names_in
+from llm_forget.memory.plan import plan
+from llm_forget.model.load import add_adapter
+from llm_forget.model.logprobs import score_answers
+from llm_forget.model.packing import packed_attention
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
-from llm_forget.unlearning import unlearn
+from llm_forget.train.unlearn import unlearn
+from llm_forget.utils.build import build, to_yaml
+from llm_forget.utils.plugins import names_in
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-ROOT = Path(__file__).resolve().parents[1]
 METHODS = names_in("llm_forget.methods")
 SYSTEM = (11, 12, 13, 14)
 ROWS = [
@@ -117,7 +118,7 @@ def test_packed_in_bf16_is_what_padded_is_in_bf16() -> None:
 
 def test_every_method_takes_the_steps_of_a_cpu(things: Path, tmp_path: Path) -> None:
     """Four steps of SGD in fp32 from the recipe: losses to 1e-3 and adapters to 1e-4 of those of a process that sees no card."""
-    command = [sys.executable, str(ROOT / "tests" / "card_runs.py"), str(things), str(tmp_path / "cpu"), *METHODS]
+    command = [sys.executable, str(HELPERS / "card_runs.py"), str(things), str(tmp_path / "cpu"), *METHODS]
     done = subprocess.run(
         command, env=environment(CUDA_VISIBLE_DEVICES=""), capture_output=True, text=True, timeout=600, check=False
     )
@@ -179,7 +180,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_adapter(
     train = {"epochs": 6, "batch_size": 4, "learning_rate": 1e-2, "save_steps": 1}
     changes: dict[str, Any] = {"train": train, "adapter": {"rank": 4, "alpha": 8, "dropout": 0.3}}
     unlearn(recipe_of(things, tmp_path / "alone", "npo", **changes), CONSOLE)
-    real, count = llm_forget.checkpoint.write_checkpoint, []
+    real, count = llm_forget.train.checkpoint.write_checkpoint, []
 
     def write(*arguments: Any) -> Path:
         count.append(real(*arguments))
@@ -188,7 +189,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_adapter(
         return count[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr("llm_forget.resume.write_checkpoint", write)
+        patch.setattr("llm_forget.train.resume.write_checkpoint", write)
         with pytest.raises(KeyboardInterrupt):
             unlearn(recipe_of(things, tmp_path / "cut", "npo", **changes), CONSOLE)
     unlearn(recipe_of(things, tmp_path / "cut", "npo", **changes, resume=True), CONSOLE)

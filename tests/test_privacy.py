@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from places import HELPERS, ROOT
 from safetensors.numpy import save_file
 
 from llm_forget.data.encode import EncodingConfig, encode_all
@@ -147,12 +148,11 @@ def do(world: Path, data: Path, what: str) -> None:
     }
     for place in (*places.values(), str(world / "work")):
         Path(place).mkdir(parents=True, exist_ok=True)
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, **places, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **places, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment = {key: value for key, value in environment.items() if not key.startswith(("TENSORBOARD_", "WANDB_"))}
     with (world / f"{what}.out").open("wb") as shown:
         done = subprocess.run(
-            [sys.executable, str(root / "tests" / "private_run.py"), str(data), what],
+            [sys.executable, str(HELPERS / "private_run.py"), str(data), what],
             cwd=world / "work",
             env=environment,
             stdout=shown,

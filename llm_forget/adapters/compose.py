@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from llm_forget.adapters.arithmetic import combine
 from llm_forget.adapters.lora import Adapter, Factors
-from llm_forget.adapters.subtract import combine
 from llm_forget.errors import AdapterError
 
 

@@ -23,8 +23,8 @@ from llm_forget.adapters.lora_config import (
 )
 from llm_forget.adapters.parity import Parity, Prompt, compare_logits
 from llm_forget.adapters.server_rules import RULES, VLLM_MEASURED, Facts, Outcome, relies_on_patterns
-from llm_forget.digests import StoredTensor, stored_tensors, weights_digest
 from llm_forget.errors import AdapterError, UserError
+from llm_forget.utils.digests import StoredTensor, stored_tensors, weights_digest
 
 Status = Literal["loads", "refuses", "wrong", "merged only"]
 

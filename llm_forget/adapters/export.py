@@ -18,12 +18,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from llm_forget.adapters.arithmetic import Truncated, delta, needed_rank, relative_distance, truncate
 from llm_forget.adapters.card import adapter_card, merged_card, vllm_rank
 from llm_forget.adapters.lora import Adapter, BaseRecord, Factors, load_adapter, new_folder, save_adapter, save_weights
 from llm_forget.adapters.lora_config import explicit_targets, plain_config
-from llm_forget.adapters.subtract import Truncated, delta, needed_rank, relative_distance, truncate
-from llm_forget.digests import StoredTensor, stored_tensors, weight_files, weights_digest
 from llm_forget.errors import AdapterError
+from llm_forget.utils.digests import StoredTensor, stored_tensors, weight_files, weights_digest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _EMBEDDINGS = ("lm_head", "embed_out", "embed_tokens", "wte")

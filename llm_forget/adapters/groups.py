@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from llm_forget.adapters.arithmetic import scale
 from llm_forget.adapters.lora import Adapter, Factors
-from llm_forget.adapters.subtract import scale
 from llm_forget.errors import AdapterError
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")

@@ -20,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llm_forget import files
 from llm_forget.adapters.lora_config import (
     LORA_TENSOR,
     Problem,
@@ -30,8 +29,9 @@ from llm_forget.adapters.lora_config import (
     tensor_problems,
     untargeted,
 )
-from llm_forget.digests import stored_metadata, stored_tensors
 from llm_forget.errors import AdapterError, UserError
+from llm_forget.utils import files
+from llm_forget.utils.digests import stored_metadata, stored_tensors
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

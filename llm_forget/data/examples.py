@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from llm_forget.data.files import Row, locate, read_file, read_hub, take
+from llm_forget.data.readers import Row, locate, read_file, read_hub, take
 from llm_forget.errors import DataError
 
 ROLES = ("system", "user", "assistant")

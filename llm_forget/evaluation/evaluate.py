@@ -11,15 +11,15 @@ from typing import Any
 import yaml
 
 from llm_forget.errors import RecipeError, UserError
-from llm_forget.evaluation.benchmarks import check_benchmarks, run_benchmarks
-from llm_forget.evaluation.capability import read_task, run_capability
+from llm_forget.evaluation.capability.benchmarks import check_benchmarks, run_benchmarks
+from llm_forget.evaluation.capability.local_task import read_task, run_capability
 from llm_forget.evaluation.controls import ROLES
 from llm_forget.evaluation.extras import require
 from llm_forget.evaluation.recipe import CapabilityRecipe, EvalRecipe
 from llm_forget.evaluation.results import as_json, read_results, write_results
 from llm_forget.evaluation.schema import SCHEMA
 from llm_forget.evaluation.suite import Suite, check_suite, load_suite, run_suite
-from llm_forget.models import load_model
+from llm_forget.model.load import load_model
 
 
 def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:

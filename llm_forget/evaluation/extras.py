@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_forget.extras import require_extra
+from llm_forget.utils.extras import require_extra
 
 
 def require(module: str, what: str) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 
 from llm_forget.data.encode import encode_prompt
 from llm_forget.data.examples import Example
-from llm_forget.digests import json_digest
-from llm_forget.evaluation.cache import Arrays, remember
-from llm_forget.evaluation.generate import end_token_ids, sample_answers
-from llm_forget.evaluation.metrics.leak_at_k import leak_at_k, reveals
+from llm_forget.evaluation.aggregates.leak_at_k import leak_at_k, reveals
+from llm_forget.evaluation.passes.cache import Arrays, remember
 from llm_forget.evaluation.sets import Loaded, SamplingConfig
 from llm_forget.evaluation.tokens import Floats, as_floats
+from llm_forget.model.generate import end_token_ids, sample_answers
+from llm_forget.utils.digests import json_digest
 
 
 def measure_leak(

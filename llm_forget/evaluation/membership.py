@@ -13,16 +13,16 @@ from pydantic import ConfigDict
 from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import Example
 from llm_forget.errors import RecipeError, UserError
+from llm_forget.evaluation.aggregates.auc import auc
+from llm_forget.evaluation.aggregates.privleak import privleak
 from llm_forget.evaluation.attacks import Attack, AttackRows
-from llm_forget.evaluation.cache import Arrays, remember, rows_digest
 from llm_forget.evaluation.compare import check_same_set, column
-from llm_forget.evaluation.gradients import gradient_norms, select_parameters
-from llm_forget.evaluation.metrics.auc import auc
-from llm_forget.evaluation.metrics.privleak import privleak
-from llm_forget.evaluation.named import make_named
+from llm_forget.evaluation.passes.cache import Arrays, remember, rows_digest
+from llm_forget.evaluation.passes.gradients import gradient_norms, select_parameters
 from llm_forget.evaluation.results import read_results
 from llm_forget.evaluation.sets import Loaded, Measured
 from llm_forget.evaluation.tokens import Floats, as_floats
+from llm_forget.utils.named import make_named
 
 # What the stored scores give without further work.
 DEFAULT_ATTACKS = ("loss", "zlib_ratio", "min_k", "min_k_plus_plus")

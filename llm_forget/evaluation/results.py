@@ -18,7 +18,7 @@ import numpy as np
 
 from llm_forget.errors import UserError
 from llm_forget.evaluation.schema import check_results
-from llm_forget.files import file_digest, write_json
+from llm_forget.utils.files import file_digest, write_json
 
 TEXT = "generated"  # the only column of text, there only where a recipe says keep_text
 _CAPABILITY = "capability."  # what the task's rows are called in the column `set`

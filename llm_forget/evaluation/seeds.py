@@ -13,7 +13,7 @@ import yaml
 from llm_forget.errors import UserError
 from llm_forget.evaluation.compare import check_same_set
 from llm_forget.evaluation.results import read_results
-from llm_forget.files import write_json
+from llm_forget.utils.files import write_json
 
 # What a recipe may differ in and still be the same one.
 _FREE = ("seed", "output_dir", "overwrite")

@@ -12,17 +12,17 @@ from pydantic import ConfigDict
 
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all, encode_prompt
 from llm_forget.data.examples import DataSource, Example, Message, example_id, read_examples
-from llm_forget.digests import json_digest
 from llm_forget.errors import DataError
 from llm_forget.evaluation.aggregate import aggregate
-from llm_forget.evaluation.cache import Arrays, Cache, remember, rows_digest
-from llm_forget.evaluation.kl import has_adapter, token_kl
-from llm_forget.evaluation.meter import Meter
 from llm_forget.evaluation.metrics import AnswerGroup, Metric, SetScores, averaged_values
-from llm_forget.evaluation.named import make_named
-from llm_forget.evaluation.scoring import score_rows
+from llm_forget.evaluation.passes.cache import Arrays, Cache, remember, rows_digest
+from llm_forget.evaluation.passes.cached import score_rows
+from llm_forget.evaluation.passes.kl import has_adapter, token_kl
+from llm_forget.evaluation.passes.meter import Meter
 from llm_forget.evaluation.texts import text_metrics
 from llm_forget.evaluation.tokens import Floats, TokenScores, as_floats
+from llm_forget.utils.digests import json_digest
+from llm_forget.utils.named import make_named
 
 Kind = Literal["answer", "paraphrases", "wrong_answers"]
 

@@ -11,15 +11,16 @@ import numpy as np
 import yaml
 from pydantic import ConfigDict
 
-from llm_forget.config import build, load_recipe
 from llm_forget.data.encode import Encoded, EncodingConfig, encode
 from llm_forget.data.examples import Example, example_id
-from llm_forget.data.files import locate
+from llm_forget.data.readers import locate
 from llm_forget.errors import DataError, RecipeError
 from llm_forget.evaluation.aggregate import RESAMPLES
-from llm_forget.evaluation.benchmarks import check_benchmarks, run_benchmarks
-from llm_forget.evaluation.cache import Cache, context_digest, model_context
-from llm_forget.evaluation.capability import read_task, run_capability
+from llm_forget.evaluation.aggregates.forget_quality import forget_quality
+from llm_forget.evaluation.aggregates.model_utility import model_utility
+from llm_forget.evaluation.aggregates.perplexity import perplexity, sliding_windows
+from llm_forget.evaluation.capability.benchmarks import check_benchmarks, run_benchmarks
+from llm_forget.evaluation.capability.local_task import read_task, run_capability
 from llm_forget.evaluation.compare import check_same_set, column
 from llm_forget.evaluation.controls import check_controls, side_by_side
 from llm_forget.evaluation.extras import require
@@ -32,11 +33,9 @@ from llm_forget.evaluation.membership import (
     measure_privleak,
     plan_attacks,
 )
-from llm_forget.evaluation.meter import Meter
-from llm_forget.evaluation.metrics.forget_quality import forget_quality
 from llm_forget.evaluation.metrics.kl_to_target import text_kl
-from llm_forget.evaluation.metrics.model_utility import model_utility
-from llm_forget.evaluation.metrics.perplexity import perplexity, sliding_windows
+from llm_forget.evaluation.passes.cache import Cache, context_digest, model_context
+from llm_forget.evaluation.passes.meter import Meter
 from llm_forget.evaluation.recipe import BenchmarksConfig
 from llm_forget.evaluation.results import as_json
 from llm_forget.evaluation.schema import SCHEMA, check_results
@@ -56,7 +55,8 @@ from llm_forget.evaluation.sets import (
 )
 from llm_forget.evaluation.sources import fill, with_data
 from llm_forget.evaluation.verdict import verdict
-from llm_forget.shipped import shipped
+from llm_forget.utils.build import build, load_recipe
+from llm_forget.utils.shipped import shipped
 
 _DEFINITIONS = ("arithmetic", "geometric")
 

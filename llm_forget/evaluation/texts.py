@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_forget.data.encode import Encoded
-from llm_forget.digests import json_digest, text_digest
-from llm_forget.evaluation.cache import Arrays, remember, rows_digest
-from llm_forget.evaluation.generate import end_token_ids, generate_answers
 from llm_forget.evaluation.metrics import Metric, SetScores
+from llm_forget.evaluation.passes.cache import Arrays, remember, rows_digest
 from llm_forget.evaluation.tokens import Floats
+from llm_forget.model.generate import end_token_ids, generate_answers
+from llm_forget.utils.digests import json_digest, text_digest
 
 if TYPE_CHECKING:
     from llm_forget.evaluation.sets import Loaded

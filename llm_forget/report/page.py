@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget._version import __version__
-from llm_forget.comparison import compare, metrics_of, pareto
 from llm_forget.errors import UserError
-from llm_forget.extras import require_extra
-from llm_forget.files import write_text
 from llm_forget.report import words
 from llm_forget.report.examples import example_table
 from llm_forget.report.tables import Table, metric_table, runs_table
 from llm_forget.runs import Run, find_runs, frame_of
+from llm_forget.runs.comparison import compare, metrics_of, pareto
+from llm_forget.utils.extras import require_extra
+from llm_forget.utils.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,7 +166,7 @@ def write_comparison(
 
 def find_baseline(frame: pd.DataFrame, wanted: str | None) -> str | None:
     """The row that others are compared with: the one asked for, or the only target."""
-    from llm_forget.comparison import find_row
+    from llm_forget.runs.comparison import find_row
 
     return _one(frame, "target") if wanted is None else find_row(frame, wanted)
 

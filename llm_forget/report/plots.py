@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.comparison import DEFAULT_FORGET, DEFAULT_UTILITY, check_column, find_row, metrics_of, pareto
 from llm_forget.errors import UserError
-from llm_forget.extras import require_extra
+from llm_forget.runs.comparison import DEFAULT_FORGET, DEFAULT_UTILITY, check_column, find_row, metrics_of, pareto
+from llm_forget.utils.extras import require_extra
 
 if TYPE_CHECKING:
     import pandas as pd

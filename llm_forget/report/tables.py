@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.comparison import metrics_of
 from llm_forget.report.words import interval, number, plain
+from llm_forget.runs.comparison import metrics_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.comparison import metrics_of
+from llm_forget.runs.comparison import metrics_of
 
 if TYPE_CHECKING:
     import pandas as pd

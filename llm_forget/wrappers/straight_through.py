@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llm_forget.head import output_head
+from llm_forget.model.head import output_head
 from llm_forget.wrappers import Setting, Wrapper
 
 

@@ -12,9 +12,9 @@ from adapter_examples import BASE, SHAPES, adapters, change, largest, random_ada
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_forget.adapters.arithmetic import delta, negate
 from llm_forget.adapters.compose import adapter_digest, compose, overlap, overlaps
 from llm_forget.adapters.lora import Adapter, BaseRecord, Factors, save_adapter
-from llm_forget.adapters.subtract import delta, negate
 from llm_forget.errors import AdapterError
 
 quickly = settings(max_examples=30, deadline=None)

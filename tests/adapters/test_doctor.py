@@ -17,8 +17,8 @@ from llm_forget.adapters.doctor import Diagnosis, Verdict, diagnose
 from llm_forget.adapters.export import export_adapter, merge
 from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter
 from llm_forget.adapters.parity import Parity
-from llm_forget.digests import weights_digest
 from llm_forget.errors import AdapterError, UserError
+from llm_forget.utils.digests import weights_digest
 
 PROMPTS = [[1, 5, 9, 33], [4, 4, 8, 15, 16, 23, 42]]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, load_adapter
-from llm_forget.digests import stored_tensors, weights_digest
+from llm_forget.utils.digests import stored_tensors, weights_digest
 
 
 def factors_in(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:

@@ -27,12 +27,12 @@ from adapter_examples import (
 from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 
+from llm_forget.adapters.arithmetic import combine, delta, subtract
 from llm_forget.adapters.card import vllm_rank
 from llm_forget.adapters.export import export_adapter, merge, public_name
 from llm_forget.adapters.lora import BaseRecord, Factors, load_adapter, read_base_record, save_adapter
-from llm_forget.adapters.subtract import combine, delta, subtract
-from llm_forget.digests import weights_digest
 from llm_forget.errors import AdapterError
+from llm_forget.utils.digests import weights_digest
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from adapter_examples import SHAPES, adapters, change, largest, random_adapter, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_forget.adapters.arithmetic import delta, scale
 from llm_forget.adapters.groups import layer_groups, layer_of, scale_groups
 from llm_forget.adapters.lora import Adapter, Factors, load_adapter, save_adapter
-from llm_forget.adapters.subtract import delta, scale
 from llm_forget.errors import AdapterError
 
 # 0, or large enough that fp32 holds its product with a weight

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from llm_forget.adapters.arithmetic import delta
 from llm_forget.adapters.lora import (
     BaseRecord,
     Factors,
@@ -25,7 +26,6 @@ from llm_forget.adapters.lora import (
     save_adapter,
 )
 from llm_forget.adapters.lora_config import matching_key, rank_and_scaling
-from llm_forget.adapters.subtract import delta
 from llm_forget.errors import AdapterError
 
 

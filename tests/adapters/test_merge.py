@@ -14,11 +14,11 @@ import torch
 from adapter_examples import PEFT_SETTINGS, largest, logits, save_tiny_llama, tiny_llama, trained_adapter
 from safetensors.torch import load_file, save_file
 
+from llm_forget.adapters.arithmetic import delta, negate
 from llm_forget.adapters.export import export_adapter, merge
 from llm_forget.adapters.lora import BaseRecord, Factors, load_adapter, save_adapter
-from llm_forget.adapters.subtract import delta, negate
-from llm_forget.digests import weights_digest
 from llm_forget.errors import AdapterError
+from llm_forget.utils.digests import weights_digest
 
 
 @pytest.fixture(scope="module")

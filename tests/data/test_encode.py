@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import SHARED
 from pydantic import TypeAdapter
 
 from llm_forget.data.encode import Encoded, EncodingConfig, encode, encode_all, encode_prompt
@@ -17,7 +17,6 @@ from llm_forget.data.examples import DataSource, Example, Message, example_id, r
 from llm_forget.errors import DataError
 from llm_forget.testing import CHATML, tiny_tokenizer
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 CONFIG = EncodingConfig()
 PLAIN = EncodingConfig(chat_template=False)
 ASSISTANT = "<|im_start|>assistant\n"

@@ -11,13 +11,13 @@ import yaml
 from evaluation_examples import PLANTED, tiny_model, write_sets, write_task
 from peft import LoraConfig, get_peft_model
 
-from llm_forget.config import load_recipe
 from llm_forget.errors import RecipeError
 from llm_forget.evaluation.evaluate import evaluate
 from llm_forget.evaluation.recipe import EvalRecipe
 from llm_forget.evaluation.results import read_results
-from llm_forget.shipped import shipped
 from llm_forget.testing import tiny_tokenizer
+from llm_forget.utils.build import load_recipe
+from llm_forget.utils.shipped import shipped
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from llm_forget.evaluation import evaluate as module
 from llm_forget.evaluation.evaluate import evaluate
 from llm_forget.evaluation.recipe import EvalRecipe
 from llm_forget.evaluation.results import read_results
-from llm_forget.models import load_model
+from llm_forget.model.load import load_model
 from llm_forget.testing import tiny_tokenizer
 
 

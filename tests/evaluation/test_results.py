@@ -21,8 +21,8 @@ from llm_forget.evaluation.schema import check_results, json_schema
 from llm_forget.evaluation.seeds import numbers, over_seeds, read_seeds, spread_of, write_seeds
 from llm_forget.evaluation.sets import GenerationConfig, SamplingConfig, SetConfig
 from llm_forget.evaluation.suite import CapabilityConfig, Suite, run_suite
-from llm_forget.shipped import shipped
 from llm_forget.testing import tiny_tokenizer
+from llm_forget.utils.shipped import shipped
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from evaluation_examples import tiny_model, write_jsonl, write_sets
+from places import SHARED
 
 from llm_forget.data.examples import DataSource, Message
 from llm_forget.errors import DataError, RecipeError
@@ -14,12 +15,12 @@ from llm_forget.evaluation.results import read_results, write_results
 from llm_forget.evaluation.sets import SetConfig, read_set
 from llm_forget.evaluation.sources import fill, with_data
 from llm_forget.evaluation.suite import check_suite, load_suite, run_suite
-from llm_forget.shipped import shipped
 from llm_forget.testing import tiny_tokenizer
+from llm_forget.utils.shipped import shipped
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-needs_tofu = pytest.mark.skipif(not (SHARED / "tofu").is_dir(), reason="TOFU's files are not beside the project")
-needs_muse = pytest.mark.skipif(not (SHARED / "muse").is_dir(), reason="MUSE's questions are not beside the project")
+DATA = SHARED / "data"
+needs_tofu = pytest.mark.skipif(not (DATA / "tofu").is_dir(), reason="TOFU's files are not beside the project")
+needs_muse = pytest.mark.skipif(not (DATA / "muse").is_dir(), reason="MUSE's questions are not beside the project")
 
 
 @needs_tofu
@@ -28,7 +29,7 @@ def test_tofu_from_a_folder(share: str, count: int) -> None:
     suite = load_suite(
         "tofu",
         {
-            "data_dir": str(SHARED / "tofu"),
+            "data_dir": str(DATA / "tofu"),
             "variables.split": f"forget{share}",
             "variables.holdout": f"holdout{share}",
         },
@@ -51,7 +52,7 @@ def test_tofu_from_the_hub_names_its_configurations() -> None:
 @needs_muse
 @pytest.mark.parametrize(("corpus", "hub"), [("news", "MUSE-News"), ("books", "MUSE-Books")])
 def test_muse_asks_after_ten_others(corpus: str, hub: str) -> None:
-    suite = load_suite("muse", {"data_dir": str(SHARED / "muse"), "variables.corpus": corpus, "variables.hub": hub})
+    suite = load_suite("muse", {"data_dir": str(DATA / "muse"), "variables.corpus": corpus, "variables.hub": hub})
     check_suite(suite)
     assert set(suite.sets) == {"forget_knowledge", "retain_knowledge"}
     assert len(suite.left_out) == 4
@@ -103,7 +104,7 @@ def test_tofu_reports_everything(tmp_path: Path) -> None:
         "capability": "null",
         "generation": "{max_new_tokens: 3, sampling: {samples: 2, k: [1, 2]}}",
         "perplexity.max_tokens": "60",
-        "data_dir": str(SHARED / "tofu"),
+        "data_dir": str(DATA / "tofu"),
     }
     suite = load_suite("tofu", changes)
     oracle = run_suite(suite, tiny_model(1), tiny_tokenizer())

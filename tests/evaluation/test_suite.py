@@ -26,8 +26,8 @@ from llm_forget.evaluation.suite import (
     load_suite,
     run_suite,
 )
-from llm_forget.shipped import shipped
 from llm_forget.testing import tiny_tokenizer
+from llm_forget.utils.shipped import shipped
 
 
 def make_suite(folder: Path, **changes: Any) -> Suite:
@@ -237,7 +237,7 @@ def test_metrics_that_cannot_be_meant() -> None:
 
 
 def test_missing_packages_are_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llm_forget import extras
+    from llm_forget.utils import extras
 
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'llm-forget\[eval\]'"):

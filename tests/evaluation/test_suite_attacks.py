@@ -18,9 +18,9 @@ from peft import LoraConfig, get_peft_model
 from llm_forget.data.encode import EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.errors import RecipeError, UserError
+from llm_forget.evaluation.aggregates.auc import auc
+from llm_forget.evaluation.aggregates.privleak import privleak_of
 from llm_forget.evaluation.membership import AttacksConfig
-from llm_forget.evaluation.metrics.auc import auc
-from llm_forget.evaluation.metrics.privleak import privleak_of
 from llm_forget.evaluation.results import write_results
 from llm_forget.evaluation.sets import GenerationConfig, SamplingConfig, SetConfig
 from llm_forget.evaluation.suite import PerplexityConfig, Suite, load_suite, run_suite

@@ -5,21 +5,20 @@ from __future__ import annotations
 import gzip
 import json
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from places import SHARED
 
 from llm_forget.evaluation.aggregate import aggregate
-from llm_forget.evaluation.metrics.forget_quality import forget_quality
-from llm_forget.evaluation.metrics.model_utility import model_utility
+from llm_forget.evaluation.aggregates.forget_quality import forget_quality
+from llm_forget.evaluation.aggregates.model_utility import model_utility
 from llm_forget.evaluation.metrics.normalised_probability import normalised_probability
 from llm_forget.evaluation.metrics.probability import probability
 from llm_forget.evaluation.metrics.rouge import rouge
 from llm_forget.evaluation.metrics.truth_ratio import forget_truth_ratio, kept_truth_ratio, truth_ratio
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 LOGS = SHARED / "data" / "tofu" / "eval_logs"
 EXPECTED = SHARED / "reference" / "tofu_llama2_expected.json"
 pytestmark = pytest.mark.skipif(

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_forget.config import build
 from llm_forget.errors import RecipeError
 from llm_forget.methods.flat import FLAT, Divergence, flat_loss
 from llm_forget.scores import AnswerScores
+from llm_forget.utils.build import build
 
 every_divergence = pytest.mark.parametrize("divergence", get_args(Divergence))
 

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from llm_forget.config import build
 from llm_forget.errors import RecipeError
 from llm_forget.methods.grad_ascent import GradAscent
 from llm_forget.methods.kl_min import KLMin
 from llm_forget.scores import AnswerScores
+from llm_forget.utils.build import build
 
 
 def test_worked_by_hand_and_equal_to_gradient_ascent() -> None:

@@ -14,18 +14,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llm_forget import plugins
-from llm_forget.config import AdapterConfig, build
+from llm_forget.config import AdapterConfig
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
 from llm_forget.data.examples import Example, Message
 from llm_forget.errors import RecipeError
-from llm_forget.logprobs import Part, hidden_layer, score_parts
-from llm_forget.measure import answer_logps
 from llm_forget.methods import Method
-from llm_forget.models import add_adapter, block_of
+from llm_forget.model.load import add_adapter, block_of
+from llm_forget.model.logprobs import Part, hidden_layer, score_parts
+from llm_forget.model.measure import answer_logps
 from llm_forget.scores import AnswerScores
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
+from llm_forget.utils import plugins
+from llm_forget.utils.build import build
 
 METHODS = plugins.names_in("llm_forget.methods")
 PAD = 0

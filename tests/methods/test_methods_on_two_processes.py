@@ -13,16 +13,16 @@ from accelerate import debug_launcher
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llm_forget.arguments import unlearning_arguments
 from llm_forget.config import AdapterConfig, TrainConfig
 from llm_forget.data.encode import Encoded
-from llm_forget.measure import answer_logps
-from llm_forget.models import add_adapter
-from llm_forget.plugins import find_class, names_in
+from llm_forget.model.load import add_adapter
+from llm_forget.model.measure import answer_logps
+from llm_forget.model.weights import trainable_state
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
-from llm_forget.trainer import Objective, PairDataset, References, UnlearningTrainer
-from llm_forget.weights import trainable_state
-from llm_forget.wrapping import trained_blocks
+from llm_forget.train.arguments import unlearning_arguments
+from llm_forget.train.trainer import Objective, PairDataset, References, UnlearningTrainer
+from llm_forget.train.wrapping import trained_blocks
+from llm_forget.utils.plugins import find_class, names_in
 
 METHODS = names_in("llm_forget.methods")
 BATCH, STEPS, PAD = 4, 2, 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llm_forget.logprobs import hidden_layer
 from llm_forget.methods.rmu import RMU, control_vector, rmu_loss
+from llm_forget.model.logprobs import hidden_layer
 from llm_forget.testing import tiny_model, tiny_tokenizer
 
 MASK = torch.tensor([[True, True], [True, False]])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from run_examples import write_family
 
-from llm_forget.shipped import shipped
+from llm_forget.utils.shipped import shipped
 
 nbformat = pytest.importorskip("nbformat", reason="needs pip install 'llm-forget[notebook]'")
 nbclient = pytest.importorskip("nbclient", reason="needs nbclient")

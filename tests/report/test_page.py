@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from run_examples import write_family, write_run
 
-from llm_forget.cli import app
+from llm_forget.cli.main import app
 from llm_forget.report.page import write_comparison, write_report
 
 SAID = "planted-7f3a <script>window.planted = 1</script>"

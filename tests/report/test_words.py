@@ -12,7 +12,7 @@ from run_examples import write_family
 
 from llm_forget.report.plots import _text_places
 from llm_forget.report.words import judge
-from llm_forget.results import read_results
+from llm_forget.runs.results import read_results
 
 FORGET, RETAIN, HOLDOUT = "forget.probability", "retain.probability", "holdout.probability"
 

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_forget import plugins
 from llm_forget.retain import RetainTerm
 from llm_forget.retain.activation import Activation, activation_loss
 from llm_forget.retain.jsd import jsd_loss
 from llm_forget.retain.kl import KL, kl_loss
 from llm_forget.retain.nll import NLL, nll_loss
 from llm_forget.scores import AnswerScores, kl_divergence
+from llm_forget.utils import plugins
 
 MASK = torch.tensor([[True, True], [True, False]])
 every_term = pytest.mark.parametrize("name", plugins.names_in("llm_forget.retain"))

@@ -13,11 +13,12 @@ import pytest
 import torch
 from servers import Server, serving
 
-from llm_forget.config import UnlearnRecipe, build
+from llm_forget.config import UnlearnRecipe
 from llm_forget.data.encode import EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
-from llm_forget.unlearning import unlearn
+from llm_forget.train.unlearn import unlearn
+from llm_forget.utils.build import build
 
 VLLM, TRANSFORMERS = "LLM_FORGET_VLLM", "LLM_FORGET_TRANSFORMERS"
 HOW = "run bash scripts/serve_test.sh, which installs it"

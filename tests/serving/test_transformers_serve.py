@@ -10,7 +10,7 @@ from servers import serving
 from transformers import AutoTokenizer
 
 from llm_forget.adapters.export import merge
-from llm_forget.evaluation.ask import ask
+from llm_forget.model.ask import ask
 
 pytestmark = [pytest.mark.slow, needs(TRANSFORMERS, "transformers program")]
 

@@ -20,7 +20,7 @@ from llm_forget.adapters.doctor import diagnose
 from llm_forget.data.encode import encode_all
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.errors import AdapterError
-from llm_forget.evaluation.ask import ask
+from llm_forget.model.ask import ask
 
 pytestmark = [pytest.mark.slow, needs(VLLM, "vllm program")]
 QUESTIONS = [*FORGET, *RETAIN]

@@ -10,27 +10,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llm_forget.arguments import unlearning_arguments
 from llm_forget.config import AdapterConfig, TrainConfig
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
-from llm_forget.data.pairs import schedule
-from llm_forget.logprobs import score_answers
-from llm_forget.measure import answer_logps
+from llm_forget.data.schedule import schedule
 from llm_forget.methods.npo import NPO
 from llm_forget.methods.rmu import RMU
-from llm_forget.models import add_adapter
+from llm_forget.model.load import add_adapter
+from llm_forget.model.logprobs import score_answers
+from llm_forget.model.measure import answer_logps
+from llm_forget.model.weights import frozen_copy, trainable_state
 from llm_forget.retain.activation import Activation
 from llm_forget.retain.kl import KL
 from llm_forget.retain.nll import NLL
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
-from llm_forget.trainer import (
+from llm_forget.train.arguments import unlearning_arguments
+from llm_forget.train.trainer import (
     Objective,
     PairDataset,
     References,
     UnlearningTrainer,
 )
-from llm_forget.weights import frozen_copy, trainable_state
 from llm_forget.wrappers import StepGradient, Wrapper, cosine
 from llm_forget.wrappers.dual import Dual
 from llm_forget.wrappers.gru import GRU

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm_forget.config import build
 from llm_forget.errors import RecipeError
-from llm_forget.plugins import find_class, names_in
+from llm_forget.utils.build import build
+from llm_forget.utils.plugins import find_class, names_in
 from llm_forget.wrappers import Setting, StepGradient, Wrapper, cosine
 from llm_forget.wrappers.dual import Dual, dual_step
 from llm_forget.wrappers.gru import GRU, rectify

@@ -1,0 +1,278 @@
+"""`llm-forget subtract` and `llm-forget compose`: arithmetic on adapters as files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llm_forget.errors import AdapterError
+
+if TYPE_CHECKING:
+    from llm_forget.adapters.lora import Adapter
+    from llm_forget.search.behaviour import Behaviour, Probe
+    from llm_forget.search.strength import Found
+    from llm_forget.stop import Measurement
+
+_To = Annotated[Path, typer.Option("--to", help="folder to make")]
+_Rank = Annotated[int | None, typer.Option(help="cut to this rank by SVD; the exact rank without it")]
+_Base = Annotated[Path | None, typer.Option(help="folder of the base model: records its digest, and is measured on")]
+_SameBase = Annotated[bool, typer.Option("--assume-same-base", help="though the adapters' records cannot show it")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an adapter that is there")]
+_Retain = Annotated[str | None, typer.Option(help="rows that must stay")]
+_Rows = Annotated[int, typer.Option(min=1, help="rows of each set that are measured")]
+_System = Annotated[str | None, typer.Option(help="text of the system turn, as in the recipe; '' for an empty one")]
+_Dtype = Annotated[str, typer.Option(help="how the base is held: auto, float32 or bfloat16")]
+
+
+def subtract(
+    to: _To,
+    adapter: Annotated[list[Path] | None, typer.Option(help="folder of an adapter to add; again for more")] = None,
+    minus: Annotated[list[Path] | None, typer.Option(help="folder of an adapter to take away; again for more")] = None,
+    strength: Annotated[float | None, typer.Option(help="factor of the whole; 1 without it")] = None,
+    rank: _Rank = None,
+    base: _Base = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="find the strength on --base, --forget and --retain")
+    ] = False,
+    forget: Annotated[str | None, typer.Option(help="search: rows to forget")] = None,
+    retain: _Retain = None,
+    validation: Annotated[str | None, typer.Option(help="search: rows that the floor is judged on")] = None,
+    holdout: Annotated[str | None, typer.Option(help="search: rows never seen, which set the target")] = None,
+    target: Annotated[float | None, typer.Option(help="search: forget probability to reach")] = None,
+    floor: Annotated[float, typer.Option(help="search: share of the retain probability that must stay")] = 0.95,
+    groups: Annotated[int, typer.Option(help="search: groups of layers with a strength each")] = 1,
+    maximum: Annotated[float, typer.Option(help="search: largest strength")] = 8.0,
+    tries: Annotated[int, typer.Option(help="search: bisections")] = 6,
+    rows: _Rows = 32,
+    system_prompt: _System = None,
+    dtype: _Dtype = "auto",
+    assume_same_base: _SameBase = False,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Write strength × (sum of --adapter − sum of --minus) as one plain adapter, exactly or cut to --rank.
+
+    --minus BAD alone negates; --adapter A --strength 0.5 scales; --adapter GOOD --minus BAD subtracts. With --search
+    the strength is the smallest that reaches the forget target above the utility floor, or else the largest above it.
+
+    Examples:
+      llm-forget subtract --minus learned --strength 2 --to forgetting
+
+      llm-forget subtract --adapter good --minus bad --rank 16 --to better
+    """
+    plus, less = adapter or [], minus or []
+    direction = _sum(plus, less, assume_same_base)
+    method = f"sum of {len(plus)} adapters minus {len(less)}"
+    results: dict[str, object] = {}
+    if search:
+        from llm_forget.search.strength import Limits, search_adapter
+
+        if strength is not None:
+            raise AdapterError(
+                "--strength and --search given; the search finds the strength, so leave one of them out."
+            )
+        data = _search_data(base, forget, retain, validation, holdout)
+        limits = Limits(target=target, utility_floor=floor, maximum=maximum, tries=tries, groups=groups)
+        found = search_adapter(direction, _probe(base, system_prompt, rows, dtype), data, limits, _tell)
+        results = _search_results(found)
+        result = found.adapter
+        print("\n".join(f"{name}: {value}" for name, value in results.items()))
+    else:
+        from llm_forget.adapters.arithmetic import negate, scale
+
+        given = 1.0 if strength is None else strength
+        unused = [
+            name
+            for name, value in (("--forget", forget), ("--validation", validation), ("--holdout", holdout))
+            if value
+        ]
+        if unused or groups != 1:
+            raise AdapterError(f"{', '.join(unused) or '--groups'} given without --search; add it, or leave them out.")
+        if given == 0:
+            raise AdapterError(
+                "--strength 0 given, which is no change at all; give another number, or use the base as it is."
+            )
+        result = negate(direction) if given == -1 else scale(direction, given)
+        results = {"strength": given}
+    _write(result, to, rank, base, method, results, overwrite)
+
+
+def compose(
+    adapter: Annotated[list[Path], typer.Option(help="folder of an adapter; at least two")],
+    to: _To,
+    rank: _Rank = None,
+    base: _Base = None,
+    forget: Annotated[
+        list[str] | None, typer.Option(help="rows to forget: one file an adapter, or one for all")
+    ] = None,
+    retain: _Retain = None,
+    rows: _Rows = 32,
+    system_prompt: _System = None,
+    dtype: _Dtype = "auto",
+    assume_same_base: _SameBase = False,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Stack several adapters into one, the same in any order, and measure how much they interfere.
+
+    Without data: how far their changes overlap. With --base, --forget and --retain: what each adapter does alone and what
+    all do together.
+
+    Example:
+      llm-forget compose --adapter runs/npo/adapter --adapter runs/other/adapter --to both
+    """
+    from llm_forget.adapters.arithmetic import truncate
+    from llm_forget.adapters.compose import adapter_digest, overlaps
+    from llm_forget.adapters.compose import compose as stack
+    from llm_forget.adapters.lora import load_adapter
+
+    if (forget and base is None) or (retain and not forget):
+        raise AdapterError("to measure behaviour give --base, --forget and, for what must stay, --retain.")
+    parts = [load_adapter(folder) for folder in adapter]
+    whole = stack(parts, assume_same_base=assume_same_base)
+    names = [str(folder) for folder in adapter]
+    results: dict[str, object] = {}
+    for (one, other), found in overlaps(dict(zip(names, parts, strict=True))).items():
+        worst = max(found.cosines, key=lambda module: abs(found.cosines[module]), default="no module in common")
+        print(
+            f"{one} and {other}: cosine {found.cosine:+.3f}, shared inputs {found.shared_inputs:.3f}; most in {worst}"
+        )
+    for index, digest in enumerate(sorted(map(adapter_digest, parts)), 1):
+        results[f"adapter {index} (digest)"] = digest[:16]
+    if forget:
+        from llm_forget.data.examples import DataSource
+        from llm_forget.search.behaviour import compare_behaviour
+
+        shown = truncate(whole, rank).adapter if rank else whole
+        sources = [DataSource(path) for path in forget]
+        kept = DataSource(retain) if retain else None
+        behaviour = compare_behaviour(_probe(base, system_prompt, rows, dtype), parts, shown, sources, kept)
+        _show_behaviour(behaviour, names)
+        results |= {f"forget probability, set {i}": now.forget for i, now in enumerate(behaviour.together, 1)}
+        if behaviour.together[0].retain is not None:
+            results["retain probability"] = behaviour.together[0].retain
+    _write(whole, to, rank, base, f"sum of {len(parts)} adapters", results, overwrite)
+
+
+def _sum(plus: Sequence[Path], less: Sequence[Path], assume_same_base: bool) -> Adapter:
+    from llm_forget.adapters.arithmetic import combine, negate, norm
+    from llm_forget.adapters.lora import load_adapter
+
+    if not plus and not less:
+        raise AdapterError("no adapter given; name folders with --adapter (to add) or --minus (to take away).")
+    parts = [load_adapter(folder) for folder in (*plus, *less)]
+    if len(parts) == 1:
+        return negate(parts[0]) if less else parts[0]
+    result = combine(parts, [1.0] * len(plus) + [-1.0] * len(less), assume_same_base=assume_same_base)
+    if norm(result) <= 1e-6 * max(map(norm, parts)):
+        raise AdapterError("what is added and what is taken away cancel, so nothing is left; give different adapters.")
+    return result
+
+
+def _probe(base: Path | None, system_prompt: str | None, rows: int, dtype: str) -> Probe:
+    from llm_forget.config import ModelConfig
+    from llm_forget.data.encode import EncodingConfig
+    from llm_forget.search.behaviour import Probe
+    from llm_forget.utils.build import build
+
+    model = build(ModelConfig, {"name": str(base), "dtype": dtype}, "--base and --dtype")
+    return Probe(model, EncodingConfig(system_prompt=system_prompt), rows)
+
+
+def _search_data(
+    base: Path | None, forget: str | None, retain: str | None, validation: str | None, holdout: str | None
+) -> Any:
+    from llm_forget.config import UnlearnData
+    from llm_forget.data.examples import DataSource
+
+    missing = [name for name, value in (("--base", base), ("--forget", forget)) if value is None]
+    if not retain and not validation:
+        missing.append("--retain or --validation")
+    if missing or forget is None:
+        raise AdapterError(f"--search needs {', '.join(missing)} too: it measures what is forgotten and what is kept.")
+    given = {"retain": retain, "validation": validation, "holdout": holdout}
+    return UnlearnData(DataSource(forget), **{name: DataSource(path) for name, path in given.items() if path})
+
+
+def _tell(strengths: tuple[float, ...], now: Measurement) -> None:
+    kept = "" if now.retain is None else f", retain {now.retain:.3f}"
+    typer.echo(f"strength {_numbers(strengths)}: forget {now.forget:.3f}{kept}", err=True)
+
+
+def _search_results(found: Found) -> dict[str, object]:
+    reached = "reached" if found.after.forget <= found.target else "not reached above the floor"
+    results: dict[str, object] = {
+        "strength": _numbers(found.strengths),
+        "forget probability before": round(found.before.forget, 4),
+        "forget probability after": round(found.after.forget, 4),
+        "forget target": f"{found.target:.4f}, {reached}",
+    }
+    if found.groups:
+        results["groups of layers"] = " | ".join(_layers(group) for group in found.groups)
+    if found.before.retain is not None and found.after.retain is not None and found.floor is not None:
+        results["retain probability before"] = round(found.before.retain, 4)
+        results["retain probability after"] = f"{found.after.retain:.4f} (floor {found.floor:.4f})"
+    return results
+
+
+def _layers(group: Sequence[int]) -> str:
+    return str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}"
+
+
+def _numbers(strengths: Sequence[float]) -> str:
+    return " / ".join(f"{strength:.4g}" for strength in strengths)
+
+
+def _show_behaviour(behaviour: Behaviour, names: Sequence[str]) -> None:
+    def line(name: str, row: Sequence[Measurement]) -> str:
+        kept = "" if row[0].retain is None else f" · retain {row[0].retain:.3f}"
+        return f"{name}: forget {' / '.join(f'{now.forget:.3f}' for now in row)}{kept}"
+
+    print(line("base", behaviour.base))
+    for name, row in zip(names, behaviour.alone, strict=True):
+        print(line(f"{name} alone", row))
+    print(line("together", behaviour.together))
+    print(f"interference: a forget set is remembered by {behaviour.remembered:+.3f} at most, against its adapter alone")
+    if behaviour.retain_lost is not None:
+        print(
+            "interference: retain lost {:.3f}; the adapters' own losses add up to {:.3f}".format(*behaviour.retain_lost)
+        )
+
+
+def _write(
+    adapter: Adapter,
+    to: Path,
+    rank: int | None,
+    base: Path | None,
+    method: str,
+    results: Mapping[str, object],
+    overwrite: bool,
+) -> None:
+    """As servers load it where the base is on record; else as a plain PEFT folder with the reason."""
+    from llm_forget.adapters.card import vllm_rank
+    from llm_forget.adapters.export import export_adapter, save_without_base
+    from llm_forget.adapters.lora import BaseRecord
+    from llm_forget.utils.digests import weights_digest
+
+    wanted = adapter.rank if rank is None else rank
+    if base is not None or (adapter.base.name and adapter.base.digest):
+        record = None if base is None else BaseRecord(adapter.base.name or str(base), digest=weights_digest(base))
+        done = export_adapter(
+            adapter,
+            to,
+            max_rank=wanted,
+            base=record,
+            allow_lossy=True,
+            method=method,
+            results=results,
+            overwrite=overwrite,
+        )
+    else:
+        done = save_without_base(adapter, to, max_rank=wanted, method=method, results=results, overwrite=overwrite)
+        print("note: no digest of the base is on record, so any base of its shape passes; give --base to record it")
+    print(f"{done.folder}: rank {done.rank}, residual {done.residual:.2e}, with rounding {done.rounding:.2e}")
+    if done.rank > 16:
+        served = vllm_rank(done.rank)
+        start = f"start vLLM with --max-lora-rank {served}" if served else "more than vLLM takes"
+        print(f"note: rank {done.rank} is above vLLM's default of 16: {start}, or cut with --rank 16")

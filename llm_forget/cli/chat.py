@@ -1,0 +1,109 @@
+"""`llm-forget chat`: the same question to the model before and after, side by side; nothing is written to a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llm_forget.cli.console import Json, print_json
+from llm_forget.errors import UserError
+
+Answer = Callable[[str], tuple[str, str]]
+
+
+def chat(
+    run: Annotated[Path, typer.Argument(help="the run folder")],
+    question: Annotated[
+        list[str] | None, typer.Option("--question", "-q", help="ask this; several are allowed")
+    ] = None,
+    base: Annotated[Path | None, typer.Option(help="the model before, where it has moved since the run")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="where to cut an answer")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Ask the model before and the model after the same questions, side by side.
+
+    Without --question it asks for them, one a line; an empty line ends. Answers are greedy, and kept nowhere.
+
+    Examples:
+      llm-forget chat runs/npo
+
+      llm-forget chat runs/npo -q "Where does Ada live?" -q "What is snow?"
+    """
+    answer = load_both(run, base, max_new_tokens)
+    console = Console()
+    if as_json:
+        rows = [
+            dict(zip(("question", "before", "after"), (one, *answer(one)), strict=True)) for one in _asked(question)
+        ]
+        print_json(rows)
+        return
+    for one in _asked(question):
+        before, after = answer(one)
+        table = Table(title=Text(one), title_justify="left", expand=True)
+        table.add_column("before", ratio=1, overflow="fold")
+        table.add_column("after", ratio=1, overflow="fold")
+        table.add_row(Text(before), Text(after))  # as text: an answer may hold what rich takes for markup
+        console.print(table)
+
+
+def _asked(given: list[str] | None) -> Iterator[str]:
+    if given:
+        yield from given
+        return
+    prompt = "question (empty to end)> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        yield line
+
+
+def load_both(run: Path, base: Path | None, max_new_tokens: int) -> Answer:
+    """A function from a question to both answers.
+
+    One copy of the weights where the run made an adapter: it is switched off for the answer before.
+
+    Raises:
+        UserError: no unlearning run, or its model is not where the recipe says.
+    """
+    from llm_forget.config import ModelConfig
+    from llm_forget.data.encode import EncodingConfig
+    from llm_forget.model.ask import ask
+    from llm_forget.model.load import load_model
+    from llm_forget.runs import load_run
+    from llm_forget.utils.build import build
+
+    found = load_run(run)
+    if found.kind != "unlearn":
+        raise UserError(f"{run} is no unlearning run, so there is no before and after; give the folder of one")
+    values = {**found.recipe["model"], **({"name": str(base)} if base else {})}
+    config = build(ModelConfig, values, f"{run}, model")
+    encoding = build(EncodingConfig, found.recipe.get("encoding") or {}, f"{run}, encoding")
+    model, tokenizer = load_model(config)
+
+    def say(one: Any, question: str) -> str:
+        return ask(one, tokenizer, question, encoding, max_new_tokens=max_new_tokens)
+
+    if (run / "adapter").is_dir():
+        from peft import PeftModel
+
+        adapted = PeftModel.from_pretrained(model, str(run / "adapter")).eval()
+
+        def both(question: str) -> tuple[str, str]:
+            with adapted.disable_adapter():
+                before = say(adapted, question)
+            return before, say(adapted, question)
+
+        return both
+    after, _ = load_model(ModelConfig(name=str(run / "model"), dtype=config.dtype))
+    return lambda question: (say(model, question), say(after, question))

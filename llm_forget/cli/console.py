@@ -1,0 +1,92 @@
+"""What every command shares: JSON or a table that fits, exit statuses, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from llm_forget.cli.entry import run_entry
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
+INTERNAL, INTERRUPTED = 3, 130
+_OWN_MESSAGE = (OSError, ImportError, MemoryError, RuntimeError)  # of the machine or a library, never of a data row
+
+
+def print_json(value: Any) -> None:
+    """Print JSON with null for what is not a number."""
+    from llm_forget.evaluation.results import as_json
+
+    print(json.dumps(as_json(value), indent=1, ensure_ascii=False))
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, console: Console | None = None) -> int:
+    """Print a table with as many columns as the terminal is wide; the first column always stands.
+
+    A console that is no terminal (a file, a pipe) gets every column.
+
+    Returns:
+        How many columns were left out.
+    """
+    console = console or Console()
+    widths = [
+        max(max(map(len, title.split())), *(len(row[index]) for row in rows)) if rows else len(title)
+        for index, title in enumerate(head)
+    ]
+    room, shown = (console.width if console.is_terminal else sys.maxsize), 0
+    for width in widths:
+        room -= width + 2
+        if room < -2 and shown > 0:
+            break
+        shown += 1
+    table = Table(box=None, pad_edge=False)
+    for index, title in enumerate(head[:shown]):
+        table.add_column(title, justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
+    for row in rows:
+        table.add_row(*row[:shown])
+    if not console.is_terminal:
+        whole = [max(map(len, (title, *(row[index] for row in rows)))) for index, title in enumerate(head)]
+        console = Console(file=console.file, width=max(80, sum(whole) + 2 * len(whole)))
+    console.print(table, highlight=False)
+    return len(head) - shown
+
+
+def run_command(app: Callable[..., Any], argv: list[str]) -> None:
+    """Run the command line, and end with a status that says how it went.
+
+    0: done. 1: done, and the answer is no (``doctor``). 2: something given is wrong; the message says what to do.
+    3: an error inside, told in a line; ``--debug`` shows where. 130: interrupted.
+    """
+    if "--debug" in argv:
+        argv = [one for one in argv if one != "--debug"]
+        os.environ["LLM_FORGET_DEBUG"] = "1"
+    debug = os.environ.get("LLM_FORGET_DEBUG") == "1"
+    try:
+        run_entry(lambda rest: app(rest, standalone_mode=True), argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # `| head` closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(_in_a_line(error), file=sys.stderr)
+        sys.exit(INTERNAL)
+
+
+def _in_a_line(error: Exception) -> str:
+    """The error without a traceback; a message that could quote a row of the data is left out."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    told = f": {error}" if isinstance(error, _OWN_MESSAGE) else ""
+    return f"error: {type(error).__name__} in {place}{told}\nRun it again with --debug to see the traceback."

@@ -1,1 +1,0 @@
-"""Commands of `llm-forget`, a module a subject; `cli.py` registers them."""

@@ -1,0 +1,1 @@
+"""The demo: invented people, learned and forgotten by a real small model."""

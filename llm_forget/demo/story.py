@@ -1,0 +1,212 @@
+"""The demo: a real small model learns fictitious people, forgets some of them by three methods, and is measured."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from llm_forget.config import FinetuneRecipe, ModelConfig, UnlearnRecipe
+from llm_forget.demo.splits import Splits, make_splits, write_splits
+from llm_forget.errors import UserError
+from llm_forget.utils.build import load_recipe
+
+METHODS = ("npo", "grad_diff", "adapter_subtraction")
+SEED = 1
+FORGET_PEOPLE, RETAIN_PEOPLE, HOLDOUT_PEOPLE, NEIGHBOUR_PEOPLE, FACTS = 8, 14, 8, 4, 4
+ROOT = Path("runs/demo")
+_HEADINGS = (
+    "forget\nprob.",
+    "forget\nROUGE",
+    "forget\nqual.",
+    "retain\nROUGE",
+    "neigh.\nROUGE",
+    "capab.\n%",
+    "sec.",
+    "×\norac.",
+)
+MARKER = "demo.json"  # says that the folder is ours to replace
+
+
+def run_demo(console: Console) -> dict[str, dict[str, Any]]:
+    """Run the whole story in ``runs/demo`` below the current folder, and print its table.
+
+    Every step is what a recipe or an evaluation of the same name does; what an earlier run left there is made again.
+
+    Returns:
+        The table's rows by model: target, oracle and each method.
+
+    Raises:
+        UserError: the model's package is missing, or something else is in ``runs/demo``.
+    """
+    from llm_forget.train.finetune import finetune
+    from llm_forget.train.unlearn import unlearn
+
+    splits = make_people(console)
+    seconds: dict[str, float] = {}
+    for number, name in enumerate(("target", "oracle"), start=2):
+        told = "learns everybody" if name == "target" else "learns all but the people to forget"
+        console.rule(f"{number}  {name}: {told}")
+        finetuned = finetune(load_recipe(FinetuneRecipe, f"recipes/demo/{name}.yaml", {"overwrite": "true"}), console)
+        seconds[name] = finetuned["seconds"]
+        gc.collect()
+    for method in METHODS:
+        console.rule(f"4  forget by {method}")
+        record = unlearn(load_recipe(UnlearnRecipe, f"recipes/demo/{method}.yaml", {"overwrite": "true"}), console)
+        seconds[method] = record.seconds
+        gc.collect()
+
+    console.rule("5  measure all five on the same questions")
+    rows = {name: _measure(name, seconds[name], console) for name in ("oracle", "target", *METHODS)}
+    rows = {name: rows[name] for name in ("target", "oracle", *METHODS)}
+    (ROOT / "table.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    console.rule("6  the result")
+    console.print(make_table(rows))
+    _show_answers(splits.forget[0], rows, console)
+    _say_where_next(console)
+    return rows
+
+
+def make_people(console: Console) -> Splits:
+    """Write the demo's people into ``runs/demo/data``, for the recipes in ``recipes/demo``.
+
+    Raises:
+        UserError: something else is in ``runs/demo``.
+    """
+    _claim(ROOT)
+    console.rule("1  make the people")
+    splits = make_splits(
+        forget_people=FORGET_PEOPLE,
+        retain_people=RETAIN_PEOPLE,
+        holdout_people=HOLDOUT_PEOPLE,
+        neighbour_people=NEIGHBOUR_PEOPLE,
+        facts_per_person=FACTS,
+        seed=SEED,
+    )
+    write_splits(splits, ROOT / "data")
+    console.print(
+        f"{FORGET_PEOPLE} people to forget, {RETAIN_PEOPLE} + {NEIGHBOUR_PEOPLE} neighbours to keep, {HOLDOUT_PEOPLE} never "
+        f"seen; {FACTS} facts each, in {ROOT / 'data'}"
+    )
+    return splits
+
+
+def _claim(root: Path) -> None:
+    if root.exists() and any(root.iterdir()) and not (root / MARKER).is_file() and not (root / "data").is_dir():
+        raise UserError(
+            f"{root} holds something that is not the demo's; move it away, or run the demo in another folder"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    (root / MARKER).write_text(json.dumps({"seed": SEED, "started": time.time()}) + "\n", encoding="utf-8")
+
+
+def model_of(name: str) -> ModelConfig:
+    """Where the demo's models are: two merged folders, and an adapter on the target for each method."""
+    if name in ("target", "oracle"):
+        return ModelConfig(name=str(ROOT / name / "model"))
+    return ModelConfig(name=str(ROOT / "target" / "model"), adapter=str(ROOT / name / "adapter"))
+
+
+def _measure(name: str, seconds: float, console: Console) -> dict[str, Any]:
+    from llm_forget.evaluation.evaluate import evaluate
+    from llm_forget.evaluation.recipe import ControlsConfig, EvalRecipe
+
+    console.print(f"[bold]{name}[/]")
+    # the oracle is measured first and the target second: each is a control of all that come after it
+    before = {"oracle": (), "target": ("oracle",)}.get(name, ("oracle", "target"))
+    controls = ControlsConfig(**{role: str(ROOT / role / "eval" / "demo.json") for role in before})
+    recipe = EvalRecipe(model=model_of(name), suite="demo", output_dir=str(ROOT / name), controls=controls)
+    results = evaluate(recipe, console=console)
+    gc.collect()
+    return summarise(results, seconds)
+
+
+def summarise(results: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """One row of the table from one evaluation."""
+
+    def value(part: str, metric: str) -> float:
+        return float(results["sets"][part]["metrics"][metric]["value"])
+
+    quality = results["forget_quality"]
+    return {
+        "forget_probability": value("forget", "probability"),
+        "forget_rouge": value("forget", "rougeL_recall"),
+        "forget_quality": quality["forget"]["arithmetic"]["pvalue"] if quality else None,
+        "retain_probability": value("retain", "probability"),
+        "retain_rouge": value("retain", "rougeL_recall"),
+        "neighbour_rouge": value("neighbour", "rougeL_recall"),
+        "utility": results["model_utility"]["arithmetic"]["value"],
+        "capability": float(results["capability"]["acc"]["value"]),
+        "perplexity": float(results["perplexity"]["value"]),
+        "seconds": seconds,
+    }
+
+
+def make_table(rows: dict[str, dict[str, Any]]) -> Table:
+    """The demo's table: what was forgotten, what was kept, what it cost."""
+    table = Table(title=f"What is left of {FORGET_PEOPLE} people, and what it cost", box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        quality = "–" if row["forget_quality"] is None else _p_value(row["forget_quality"])
+        table.add_row(
+            name,
+            f"{row['forget_probability']:.3f}",
+            f"{row['forget_rouge']:.3f}",
+            "1" if name == "oracle" else quality,
+            f"{row['retain_rouge']:.3f}",
+            f"{row['neighbour_rouge']:.3f}",
+            f"{100 * row['capability']:.1f}",
+            f"{row['seconds']:.0f}",
+            f"{row['seconds'] / rows['oracle']['seconds']:.2f}",
+        )
+    return table
+
+
+def _p_value(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _show_answers(row: dict[str, Any], rows: dict[str, dict[str, Any]], console: Console) -> None:
+    """One question to the target and to every unlearned model; the person is invented, so the text may be shown."""
+    from llm_forget.model.ask import ask
+    from llm_forget.model.load import load_model
+
+    recipe = load_recipe(UnlearnRecipe, "recipes/demo/npo.yaml")
+    console.print(f"\n[bold]Asked:[/] {row['question']}\n[dim]on record: {row['answer']}[/]")
+    for name in rows:
+        model, tokenizer = load_model(model_of(name))
+        reply = ask(model, tokenizer, str(row["question"]), recipe.encoding)
+        console.print(f"  {name:>20}: {reply}", highlight=False)
+        del model
+        gc.collect()
+
+
+def _say_where_next(console: Console) -> None:
+    console.print(
+        f"""
+[bold]Where to look next[/]
+  {ROOT}/npo/result.json      what was done, and why it ended     {ROOT}/npo/eval/demo.json   every score with its interval
+  {ROOT}/npo/adapter/         the adapter, with its card          {ROOT}/npo/metrics.jsonl    every step
+  the same run by hand:  accelerate launch recipes/unlearn.py --config recipes/demo/npo.yaml --overwrite true
+  serve it:              vllm serve {ROOT}/target/model --enable-lora --lora-modules unlearned={ROOT}/npo/adapter
+  your own data:         README.md, "Your own data"
+Forget probability and ROUGE-L should fall to the oracle's, the rest stay where the target has it.
+Forget quality is the p-value of a test against the oracle: above 0.05 the two cannot be told apart on so few questions.
+Neighbours share a town, an employer or a name with the forgotten, and no retain term saw them: the first to be damaged.
+An adapter keeps the facts from being said; the base weights still hold them until you merge it.""",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def demo_environment() -> None:
+    """What the demo needs of the process: no network."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,1 @@
+"""One file a number of a whole set, or of several sets together."""

@@ -1,0 +1,1 @@
+"""General capability, by lm-eval."""

@@ -1,0 +1,254 @@
+"""General ability by tasks of lm-eval: local files of well-known question sets, or any of its own tasks by name."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from llm_forget.errors import DataError, UserError
+from llm_forget.evaluation.aggregate import Aggregate, aggregate, proportion
+from llm_forget.evaluation.capability.local_task import answer_questions, quiet, read_task
+from llm_forget.evaluation.extras import require
+from llm_forget.evaluation.passes.cache import Cache
+from llm_forget.evaluation.recipe import BenchmarksConfig
+from llm_forget.model.batching import evaluating
+from llm_forget.utils.shipped import shipped
+
+_EMBEDDED = "general_knowledge"
+_LOCAL = ("arc_easy_local", "mmlu_local", "truthfulqa_mc1_local", "truthfulqa_mc2_local", "openbookqa_local")
+_FROM_HUB = ("arc_easy", "mmlu", "truthfulqa_mc1", "truthfulqa_mc2", "openbookqa")
+_QUICK = 100  # questions a local task in the quick preset
+
+
+def planned_tasks(config: BenchmarksConfig) -> list[tuple[str, int | None]]:
+    """The tasks that a configuration comes to, each with its limit."""
+    tasks: dict[str, int | None] = {}
+    if config.preset is not None:
+        tasks[_EMBEDDED] = config.limit
+        local = config.data_dir is not None
+        if local or config.preset == "full":
+            cut = _QUICK if config.preset == "quick" and config.limit is None else config.limit
+            tasks |= dict.fromkeys(_LOCAL if local else _FROM_HUB, cut)
+    tasks |= dict.fromkeys(config.tasks, config.limit)
+    return list(tasks.items())
+
+
+def check_benchmarks(config: BenchmarksConfig) -> None:
+    """Find what is missing before any work.
+
+    Raises:
+        UserError: lm-eval is not installed, or a task or its file is not there.
+    """
+    require("lm_eval", "a benchmark")
+    for task, limit in planned_tasks(config):
+        if is_local(task):
+            read_local(task, config.data_dir, limit)
+
+
+def run_benchmarks(
+    config: BenchmarksConfig,
+    model: Any,
+    tokenizer: Any,
+    *,
+    accelerator: Any = None,
+    cache: Cache | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Run tasks on a loaded model.
+
+    Args:
+        config: which.
+        model: a causal language model, wrapped or not.
+        tokenizer: its tokenizer.
+        accelerator: an ``accelerate.Accelerator``; its processes share the questions of local tasks, and each does all of
+            lm-eval's own.
+        cache: where answers to local tasks are kept.
+        seed: of the bootstrap.
+
+    Returns:
+        Task → metric → ``value``, ``n``, ``n_nan``, ``low``, ``high``, ``seed``.
+
+    Raises:
+        UserError: a task cannot be used, or lm-eval cannot fetch its data.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for task, limit in planned_tasks(config):
+        if not is_local(task):
+            found |= _run_by_name(task, limit, config.batch_size, model, tokenizer, seed)
+            continue
+        settings, rows = read_local(task, config.data_dir, limit)
+        columns = ("acc",) if "process_results" in settings else ("acc", "acc_norm")
+        scores = answer_questions(
+            model,
+            tokenizer,
+            settings,
+            rows,
+            columns=columns,
+            batch_size=config.batch_size,
+            accelerator=accelerator,
+            cache=cache,
+        )
+        found[settings["task"]] = {label: asdict(_mean(scores[:, at], seed)) for at, label in enumerate(columns)}
+    return found
+
+
+def is_local(task: str) -> bool:
+    """Whether a task is a file: one of ours, or one given by its path."""
+    return task.endswith((".yaml", ".yml")) or shipped(f"eval/capability/{task}.yaml").is_file()
+
+
+def read_local(task: str, data_dir: str | None, limit: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A local task's settings and its questions, evenly spread over the file where there is a limit.
+
+    Args:
+        task: a name such as ``mmlu_local``, or the path of a task file. Its ``data_file`` is looked for in the folder;
+            without one, its questions lie beside it.
+        data_dir: the folder.
+        limit: so many questions; None for all.
+
+    Raises:
+        UserError: no such task, no folder, or questions that cannot be read.
+    """
+    path = Path(task) if task.endswith((".yaml", ".yml")) else shipped(f"eval/capability/{task}.yaml")
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not isinstance(config, dict) or "data_file" not in config:
+        settings, questions = read_task(task)
+        return settings, _spread([question.row for question in questions], limit)
+    file = str(config.pop("data_file"))
+    if data_dir is None:
+        raise UserError(f"the task {task} needs {file}; set benchmarks.data_dir to the folder that holds it")
+    source = Path(data_dir).expanduser() / file
+    if not source.is_file():
+        raise UserError(f"benchmarks.data_dir: {data_dir} lacks {file}, which the task {task} asks; put it there")
+    by_shares = config.pop("scored_by", None) == "shares"
+    rows = [_question(json.loads(line), by_shares, f"{file}:{number}") for number, line in _lines(source)]
+    if not rows:
+        raise DataError(f"{source}: holds no question")
+    if by_shares:
+        config["process_results"] = share_of_true
+    return {"task": path.stem, **config}, _spread(rows, limit)
+
+
+def _lines(source: Path) -> list[tuple[int, str]]:
+    lines = source.read_text(encoding="utf-8").split("\n")
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _spread(rows: list[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
+    """So many rows, evenly spread: files are ordered by subject."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return [rows[index] for index in np.linspace(0, len(rows) - 1, limit).round().astype(int)]
+
+
+def _question(row: Mapping[str, Any], by_shares: bool, place: str) -> dict[str, Any]:
+    """A row of any of the known files in one form: question, choices, answer; and which choices are true."""
+    try:
+        if "mc1_targets" in row:
+            marks = row["mc2_targets" if by_shares else "mc1_targets"]
+            true = [int(mark) for mark in marks.values()]
+            return {"question": row["question"], "choices": list(marks), "answer": true.index(1), "true": true}
+        if "answerKey" in row:
+            choices = row["question"]["choices"]
+            labels = [choice["label"] for choice in choices]
+            texts = [choice["text"] for choice in choices]
+            return {"question": row["question"]["stem"], "choices": texts, "answer": labels.index(row["answerKey"])}
+        row["choices"][row["answer"]]
+        kept = ("question", "choices", "answer", "subject")
+        return {key: row[key] for key in kept if key in row}
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{place} is no question ({type(error).__name__}); a line is "
+            '{"question": text, "choices": [texts], "answer": index}, or as OpenBookQA or TruthfulQA have it'
+        ) from None
+
+
+def share_of_true(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """TruthfulQA's MC2: the share of probability that true answers have, among all that are given.
+
+    Args:
+        doc: a question, with ``true``: 1 or 0 for each choice.
+        results: (log-prob in nats, whether greedy) of each choice.
+
+    Returns:
+        ``acc`` in [0, 1]. For log-probs ln 0.2 (true), ln 0.1 (true) and ln 0.1 it is ¾.
+
+    Source: Lin et al. 2022, arXiv:2109.07958, section 3.2.
+    """
+    logps = [result[0] for result in results]
+    masses = [exp(logp - max(logps)) for logp in logps]
+    return {"acc": sum(mass for mass, true in zip(masses, doc["true"], strict=True) if true) / sum(masses)}
+
+
+def _run_by_name(
+    task: str, limit: int | None, batch_size: int, model: Any, tokenizer: Any, seed: int
+) -> dict[str, dict[str, Any]]:
+    """One of lm-eval's own tasks, or a group of them; its data come from the hub, or from the hub's cache."""
+    inner = getattr(model, "module", model)
+    try:
+        with quiet(), evaluating(inner):
+            import lm_eval
+            from lm_eval.models.huggingface import HFLM
+            from lm_eval.tasks import TaskManager
+
+            manager = TaskManager()
+            known = task in manager.all_tasks
+            result = None
+            if known:
+                result = lm_eval.simple_evaluate(
+                    model=HFLM(pretrained=inner, tokenizer=tokenizer, batch_size=batch_size),
+                    tasks=[task],
+                    task_manager=manager,
+                    limit=limit,
+                    bootstrap_iters=0,
+                    log_samples=True,
+                )
+    except Exception as error:
+        raise UserError(
+            f"lm-eval could not run the task {task} ({type(error).__name__}: {str(error)[:200]}); its data come from the "
+            f"hub, so the network is needed once. Without: the local tasks {', '.join(_LOCAL)} with data_dir"
+        ) from error
+    if not known or result is None:
+        nearest = difflib.get_close_matches(task, [*manager.all_tasks, *_LOCAL, _EMBEDDED], n=3)
+        raise UserError(f"lm-eval has no task {task}; near it: {', '.join(nearest) or 'none'}")
+    return read_lm_eval(result, seed)
+
+
+def read_lm_eval(result: Mapping[str, Any], seed: int) -> dict[str, dict[str, Any]]:
+    """lm-eval's own result as ours: a group's number is over all questions of its tasks.
+
+    Args:
+        result: what ``simple_evaluate`` returned, with its samples.
+        seed: of the bootstrap.
+    """
+    found = {}
+    groups = result.get("group_subtasks", {})
+    for task in result["results"]:
+        samples = [sample for part in _leaves(task, groups) for sample in result["samples"].get(part, [])]
+        labels = {label.partition(",")[0] for label in result["results"][task] if "," in label}
+        scores = {
+            label: [
+                float(sample[label]) for sample in samples if isinstance(sample.get(label), int | float | np.number)
+            ]
+            for label in sorted(labels)
+        }
+        found[task] = {label: asdict(_mean(np.array(values), seed)) for label, values in scores.items() if values}
+    return {task: metrics for task, metrics in found.items() if metrics}
+
+
+def _leaves(task: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
+    inside = groups.get(task) or []
+    return [leaf for one in inside for leaf in _leaves(one, groups)] if inside else [task]
+
+
+def _mean(scores: Any, seed: int) -> Aggregate:
+    """Right or wrong: a share with its Wilson interval; anything else: a mean with a bootstrap interval."""
+    return proportion(scores) if np.isin(scores, (0.0, 1.0)).all() else aggregate(scores, seed=seed)

@@ -1,0 +1,279 @@
+"""General ability by lm-eval: a multiple-choice task over a local file, run on the model that is already loaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from llm_forget.data.examples import example_id
+from llm_forget.errors import DataError, UserError
+from llm_forget.evaluation.aggregate import Aggregate, proportion
+from llm_forget.evaluation.extras import require
+from llm_forget.evaluation.passes.cache import Arrays, Cache, remember
+from llm_forget.evaluation.tokens import Floats
+from llm_forget.model.batching import evaluating, sum_over_processes
+from llm_forget.utils.digests import json_digest
+from llm_forget.utils.shipped import shipped
+
+_SPLIT = "test"
+# Keys of a task file that say where lm-eval would look for the data; here the rows are handed over in memory instead.
+_DATA_KEYS = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "training_split", "validation_split")
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Result of a multiple-choice task.
+
+    Attributes:
+        task: its name.
+        acc: share of questions whose right choice has the highest summed log-prob, with its Wilson interval.
+        acc_norm: the same with log-probs divided by the choice's length in characters.
+        correct: question id → (acc, acc_norm) of that question, for paired comparisons; in the order of the file.
+    """
+
+    task: str
+    acc: Aggregate
+    acc_norm: Aggregate
+    correct: dict[str, tuple[bool, bool]] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Question:
+    id: str
+    row: dict[str, Any] = field(repr=False)
+
+
+def run_capability(
+    model: Any,
+    tokenizer: Any,
+    *,
+    task: str = "general_knowledge",
+    limit: int | None = None,
+    batch_size: int = 16,
+    accelerator: Any = None,
+    cache: Cache | None = None,
+) -> Capability:
+    """Run a multiple-choice task on a loaded model, without the network.
+
+    Args:
+        model: a causal language model, a PEFT model among them.
+        tokenizer: its tokenizer.
+        task: a task that comes with the package, or the path of an lm-eval task file (YAML) that has its questions
+            beside it in a ``.jsonl`` of the same name: ``{"question", "choices", "answer": index}`` a line.
+        limit: only the first so many questions.
+        batch_size: choices a forward.
+        accelerator: an ``accelerate.Accelerator``; each of its processes then answers a share of the questions.
+        cache: where the answers are kept, as right or wrong.
+
+    Returns:
+        Accuracy with its interval, and which questions were answered rightly.
+
+    Raises:
+        UserError: lm-eval is not installed, or the task cannot be used.
+    """
+    require("lm_eval", "the capability test")
+    config, questions = read_task(task, limit)
+    rows = [question.row for question in questions]
+    found = answer_questions(
+        model,
+        tokenizer,
+        config,
+        rows,
+        columns=("acc", "acc_norm"),
+        batch_size=batch_size,
+        accelerator=accelerator,
+        cache=cache,
+    )
+    correct = {question.id: (bool(acc), bool(norm)) for question, (acc, norm) in zip(questions, found, strict=True)}
+    return Capability(str(config["task"]), proportion(found[:, 0]), proportion(found[:, 1]), correct)
+
+
+def read_task(task: str, limit: int | None = None) -> tuple[dict[str, Any], list[_Question]]:
+    """A task's settings and its questions.
+
+    Args:
+        task: name or path, as for ``run_capability``.
+        limit: only the first so many questions.
+
+    Raises:
+        UserError: no such task, or no task file.
+        DataError: no questions, or some that cannot be used, all of them named by line.
+    """
+    path = Path(task) if task.endswith((".yaml", ".yml")) else shipped(f"eval/capability/{task}.yaml")
+    if not path.is_file():
+        raise UserError(f"the capability task {task} does not exist; give a name such as general_knowledge, or a .yaml")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"the capability task {task} is not plain YAML (tags such as !function are not run): {error}"
+        ) from error
+    if not isinstance(config, dict) or "doc_to_text" not in config:
+        raise UserError(f"the capability task {task} is no lm-eval task: it has no doc_to_text")
+    file = path.with_suffix(".jsonl")
+    if not file.is_file():
+        raise DataError(f"the capability task {task} has no questions: {file.name} is not beside it")
+    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()][:limit]
+    questions, problems = _read_questions(lines)
+    if problems or not questions:
+        listed = "; ".join(problems[:10]) or "it is empty"
+        raise DataError(
+            f'{file.name} cannot be used: {listed}. A line is {{"question": text, "choices": [texts], "answer": index}}'
+        )
+    return {"task": path.stem, **config}, questions
+
+
+def _read_questions(lines: Sequence[str]) -> tuple[list[_Question], list[str]]:
+    questions: list[_Question] = []
+    problems = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            right = row["choices"][row["answer"]]
+            name = example_id(row["question"], right)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            problems.append(f"question {number}: {type(error).__name__}")
+            continue
+        if name in seen:
+            problems.append(f"question {number} repeats question {seen[name]}")
+        seen[name] = number
+        questions.append(_Question(name, row))
+    return questions, problems
+
+
+def answer_questions(
+    model: Any,
+    tokenizer: Any,
+    config: dict[str, Any],
+    rows: list[dict[str, Any]],
+    *,
+    columns: Sequence[str],
+    batch_size: int = 16,
+    accelerator: Any = None,
+    cache: Cache | None = None,
+) -> Floats:
+    """Let lm-eval score the choices of some questions, each process a share of them.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        config: the task, as an lm-eval task file says it.
+        rows: its questions.
+        columns: the metrics wanted.
+        batch_size: choices a forward.
+        accelerator: an ``accelerate.Accelerator`` or None.
+        cache: where the numbers are kept.
+
+    Returns:
+        (n, columns) each question's numbers.
+
+    Raises:
+        UserError: the task does not give these metrics for each question.
+    """
+    processes, own = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
+    mine = list(range(own, len(rows), processes))
+
+    def compute() -> Arrays:
+        found = np.zeros((len(rows), len(columns)))
+        if mine:
+            inner = getattr(model, "module", model)
+            with evaluating(inner):
+                found[mine] = _run(inner, tokenizer, config, [rows[index] for index in mine], columns, batch_size)
+        return {"scores": sum_over_processes(found, accelerator)}
+
+    plain = {key: value for key, value in config.items() if not callable(value)}
+    parts = {"task": plain, "rows": json_digest(rows), "columns": list(columns), "batch_size": batch_size}
+    return np.asarray(remember(cache, accelerator, "capability", parts, compute)["scores"], dtype=np.float64)
+
+
+def _run(
+    model: Any,
+    tokenizer: Any,
+    config: dict[str, Any],
+    rows: list[dict[str, Any]],
+    columns: Sequence[str],
+    batch_size: int,
+) -> Floats:
+    with quiet():
+        import lm_eval
+        from datasets import Dataset
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        data = Dataset.from_list(rows)
+        own = {key: value for key, value in config.items() if key not in _DATA_KEYS}
+        # The rows are split over processes here; lm-eval sees one process's share as the whole.
+        own |= {"custom_dataset": lambda **_: {_SPLIT: data}, "test_split": _SPLIT, "num_fewshot": 0}
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        result = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=[own],
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    if result is None:
+        raise UserError("lm-eval returned nothing; run the capability test in one process")
+    samples = sorted(result["samples"][config["task"]], key=lambda sample: sample["doc_id"])
+    if len(samples) != len(rows) or not set(columns) <= set(samples[0]):
+        has = sorted(set(samples[0]) & {"acc", "acc_norm"}) if samples else []
+        raise UserError(
+            f"the capability task {config['task']} gave {len(samples)} results for {len(rows)} questions, with {has}; "
+            f"it must be multiple_choice with the metrics {' and '.join(columns)}"
+        )
+    return np.array([[float(sample[column]) for column in columns] for sample in samples])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, lm-eval neither logs nor draws bars, nor moves the random state of a run that goes on afterwards."""
+    import random
+
+    import torch
+
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    names = ("lm_eval", "datasets")
+    levels = [logging.getLogger(name).level for name in names]
+    bars = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        # tqdm reads its switch when it is first imported, which is long over: what it draws is caught instead
+        with redirect_stderr(StringIO()), redirect_stdout(StringIO()), _silent_subprocesses():
+            yield
+    finally:
+        for name, level in zip(names, levels, strict=True):
+            logging.getLogger(name).setLevel(level)
+        if bars is None:
+            os.environ.pop("TQDM_DISABLE")
+        else:
+            os.environ["TQDM_DISABLE"] = bars
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])
+
+
+@contextmanager
+def _silent_subprocesses() -> Iterator[None]:
+    """Inside, file descriptor 2 leads nowhere: lm-eval asks git for a commit, which complains outside of a checkout."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,160 @@
+"""Score rows piece by piece: each piece is one forward, taken from the cache where it was done before.
+
+A piece is a batch of rows of like length, or of packs of rows that share their beginnings (``shared_prefix``). Which
+pieces there are follows from the rows and ``batch_tokens`` alone, so that in bf16 too the same rows give the same numbers,
+with a cache or without, in one process or in several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from llm_forget.data.encode import Encoded
+from llm_forget.evaluation.passes.cache import Cache, all_agree
+from llm_forget.evaluation.passes.score import score_encoded
+from llm_forget.evaluation.passes.shared_prefix import (
+    Pack,
+    fits_trees,
+    pack_rows,
+    reads_trees,
+    saved_share,
+    score_packs,
+)
+from llm_forget.evaluation.tokens import Floats, TokenScores
+from llm_forget.model.batching import length_batches, share_of, sum_over_processes
+
+# Packing pays from this share of the tokens on; below it the tree's mask costs what it saves.
+_WORTH_PACKING = 0.1
+# What was found out about a model: whether it reads trees.
+_READERS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One forward.
+
+    Attributes:
+        rows: the rows that it scores.
+        packs: how they are packed, None for a batch of rows one by one.
+    """
+
+    rows: tuple[int, ...]
+    packs: tuple[Pack, ...] | None = None
+
+
+def score_rows(
+    model: Any,
+    rows: Sequence[Encoded],
+    *,
+    pad_token_id: int,
+    batch_tokens: int = 2048,
+    progress: Callable[[int], None] | None = None,
+    accelerator: Any = None,
+    cache: Cache | None = None,
+    shared_prefix: bool = True,
+) -> TokenScores:
+    """``score_encoded`` with what rows share encoded once, and with a cache that an interrupted evaluation resumes from.
+
+    Args:
+        model: a causal language model, wrapped or not, on its device.
+        rows: the encoded answers; may be empty.
+        pad_token_id: any id of the vocabulary.
+        batch_tokens: tokens of a forward with its padding.
+        progress: called with the number of rows that are done.
+        accelerator: an ``accelerate.Accelerator``; each of its processes then does a share of what is not cached.
+        cache: where pieces are kept as they are done.
+        shared_prefix: encode common beginnings once where that saves enough and the model allows it.
+
+    Returns:
+        The scores in the order of ``rows``.
+    """
+    counts = [max(len(row.input_ids) - max(row.prompt_length, 1), 0) for row in rows]
+    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+    found = np.zeros((4, int(offsets[-1])))
+    packing = shared_prefix and _packs_pay(model, rows, counts, pad_token_id, accelerator)
+    pieces = plan_pieces(rows, counts, batch_tokens, packing=packing)
+
+    def place(piece: Piece, values: Floats) -> None:
+        start = 0
+        for row in piece.rows:
+            found[:, offsets[row] : offsets[row + 1]] = values[:, start : start + counts[row]]
+            start += counts[row]
+        if progress is not None:
+            progress(len(piece.rows))
+
+    missing = _from_cache(cache, accelerator, rows, pieces, place)
+    for batch, counts_here in share_of([[index] for index in missing], accelerator):
+        piece = pieces[batch[0]]
+        values = _score(model, rows, piece, pad_token_id, batch_tokens)
+        if counts_here:
+            if cache is not None:
+                cache.save(_path(cache, rows, piece), {"scores": values.astype(np.float32)})
+            place(piece, values)
+    found = sum_over_processes(found, accelerator)
+    return TokenScores(found[0], found[1] > 0.5, found[2], found[3], offsets)
+
+
+def plan_pieces(rows: Sequence[Encoded], counts: Sequence[int], batch_tokens: int, *, packing: bool) -> list[Piece]:
+    """Which forwards score the rows; one without an answer token is in none."""
+    scorable = [index for index, count in enumerate(counts) if count]
+    if not packing:
+        batches = length_batches([len(rows[index].input_ids) for index in scorable], batch_tokens)
+        return [Piece(tuple(scorable[place] for place in batch)) for batch in batches]
+    packs = pack_rows(rows, scorable)
+    batches = length_batches([len(pack) for pack in packs], batch_tokens)
+    chosen = [tuple(packs[place] for place in batch) for batch in batches]
+    return [Piece(tuple(row for pack in batch for row in pack.rows), batch) for batch in chosen]
+
+
+def _packs_pay(model: Any, rows: Sequence[Encoded], counts: Sequence[int], pad_token_id: int, accelerator: Any) -> bool:
+    """Whether rows share enough and the model reads trees; the same on every process."""
+    scorable = [index for index, count in enumerate(counts) if count]
+    inner = getattr(model, "module", model)
+    if not fits_trees(inner, rows) or saved_share(rows, pack_rows(rows, scorable)) < _WORTH_PACKING:
+        return False
+    if inner not in _READERS:
+        _READERS[inner] = reads_trees(inner, [rows[index] for index in scorable], pad_token_id)
+    return all_agree([_READERS[inner]], accelerator)[0]
+
+
+def _from_cache(
+    cache: Cache | None,
+    accelerator: Any,
+    rows: Sequence[Encoded],
+    pieces: Sequence[Piece],
+    place: Callable[[Piece, Floats], None],
+) -> list[int]:
+    """Put in what every process has; returns the pieces that are left."""
+    if cache is None or not pieces:
+        return list(range(len(pieces)))
+    kept = [cache.load(_path(cache, rows, piece)) for piece in pieces]
+    known = all_agree([one is not None for one in kept], accelerator)
+    # results are added up over processes in the end, so one of them puts in what all have
+    mine = accelerator is None or accelerator.is_main_process
+    for piece, one, everybody in zip(pieces, kept, known, strict=True):
+        if one is not None and everybody and mine:
+            place(piece, one["scores"].astype(np.float64))
+    return [index for index, everybody in enumerate(known) if not everybody]
+
+
+def _path(cache: Cache, rows: Sequence[Encoded], piece: Piece) -> Path:
+    ids = [[list(rows[row].input_ids), rows[row].prompt_length] for row in piece.rows]
+    sizes = None if piece.packs is None else [len(pack.rows) for pack in piece.packs]
+    return cache.path("scores", [ids, sizes])
+
+
+def _score(model: Any, rows: Sequence[Encoded], piece: Piece, pad_token_id: int, batch_tokens: int) -> Floats:
+    """(4, N) the scores of a piece, row after row, in what fp32 holds exactly."""
+    if piece.packs is not None:
+        return np.concatenate(score_packs(model, rows, piece.packs, pad_token_id), axis=1)
+    scores = score_encoded(
+        model, [rows[row] for row in piece.rows], pad_token_id=pad_token_id, batch_tokens=batch_tokens
+    )
+    hits = scores.hits.astype(np.float64)
+    return np.stack([scores.token_logps, hits, scores.vocab_mean, scores.vocab_std])

@@ -1,0 +1,134 @@
+"""One forward for every (example, answer): what all likelihood metrics are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llm_forget.data.collate import collate
+from llm_forget.data.encode import Encoded
+from llm_forget.evaluation.tokens import Floats, TokenScores
+from llm_forget.model.batching import evaluating, length_batches, share_of, sum_over_processes
+from llm_forget.model.logprobs import answer_logits
+
+# Positions whose logits are worked on in fp32 at a time. On a CPU few enough to stay near its caches; elsewhere 50 MB for a
+# vocabulary of 49 152.
+_CHUNK_CPU = 16
+_CHUNK = 256
+# A log-prob this low has probability 0 in fp32; clamping there keeps 0 · (−∞) from becoming NaN in the moments.
+_LOWEST = -1e4
+
+
+def score_encoded(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    *,
+    pad_token_id: int,
+    batch_tokens: int = 2048,
+    progress: Callable[[int], None] | None = None,
+    accelerator: Any = None,
+) -> TokenScores:
+    """Score the answers of rows: one forward each, without gradient or dropout.
+
+    Batches hold rows of like length. Numbers in bf16 depend a little on what a row is batched with; the same rows with
+    the same ``batch_tokens`` on the same hardware give the same numbers.
+
+    Args:
+        model: a causal language model, wrapped or not, on its device.
+        rows: the encoded answers; may be empty.
+        pad_token_id: what fills shorter rows; any id of the vocabulary.
+        batch_tokens: tokens of a batch with its padding; a longer row is a batch of its own.
+        progress: called after each batch with the rows that it held.
+        accelerator: an ``accelerate.Accelerator``; each of its processes then scores a share of the batches and has all
+            results in the end. Every process runs the same number of forwards, so that sharded models do not deadlock.
+
+    Returns:
+        The scores in the order of ``rows``.
+    """
+    counts = [max(len(row.input_ids) - max(row.prompt_length, 1), 0) for row in rows]
+    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+    found = np.zeros((4, int(offsets[-1])))  # log-prob, hit, mean, std
+    device = next(model.parameters()).device
+    scorable = [index for index, count in enumerate(counts) if count]
+    batches = length_batches([len(rows[index].input_ids) for index in scorable], batch_tokens)
+    # Gradients are only switched off, not forbidden as in inference mode: a model scored in the middle of its training
+    # may keep tensors made here (rotary tables, autocast copies), which autograd would then refuse.
+    with evaluating(model), torch.no_grad():
+        for batch, counts_here in share_of(batches, accelerator):
+            chosen = [scorable[place] for place in batch]
+            inputs = collate([rows[index] for index in chosen], pad_token_id)
+            values = _score_batch(model, {name: tensor.to(device) for name, tensor in inputs.items()})
+            if not counts_here:
+                continue
+            start = 0
+            for index in chosen:
+                found[:, offsets[index] : offsets[index + 1]] = values[:, start : start + counts[index]]
+                start += counts[index]
+            if progress is not None:
+                progress(len(chosen))
+    found = sum_over_processes(found, accelerator)
+    return TokenScores(found[0], found[1] > 0.5, found[2], found[3], offsets)
+
+
+def _score_batch(model: nn.Module, batch: dict[str, Tensor]) -> Floats:
+    """(4, N) log-prob, hit, vocabulary mean and spread of the answer tokens of a batch, row after row."""
+    mask = batch["answer_mask"].clone()
+    mask[:, 0] = False  # nothing predicts the first token of a sequence
+    logits = answer_logits(model, {**batch, "answer_mask": mask})
+    targets = batch["input_ids"][mask]
+    return scores_in_chunks(logits, torch.arange(len(targets), device=targets.device), targets)
+
+
+def scores_in_chunks(logits: Tensor, sources: Tensor, targets: Tensor) -> Floats:
+    """``vocabulary_scores`` of N tokens, few at a time.
+
+    Args:
+        logits: (M, V).
+        sources: (N,) which of the logits each token is predicted by.
+        targets: (N,) the tokens.
+
+    Returns:
+        (4, N).
+    """
+    chunk = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK
+    parts = [
+        vocabulary_scores(logits[sources[start : start + chunk]], targets[start : start + chunk])
+        for start in range(0, len(targets), chunk)
+    ]
+    return torch.cat(parts, dim=1).double().cpu().numpy()
+
+
+def vocabulary_scores(logits: Tensor, targets: Tensor) -> Tensor:
+    """What a chunk of positions tells about its tokens.
+
+    Args:
+        logits: (N, V) of any floating type; fp32 copies of the logits, log-probs and probabilities are made.
+        targets: (N,) the tokens that stand there.
+
+    Returns:
+        (4, N) in fp32: log-prob of the token in nats; 1 where it was the arg-max; mean and standard deviation of log
+        p(v) for v drawn from p. For p = (¾, ¼): mean −0.5623, standard deviation √(3/16) · ln 3 = 0.4757.
+    """
+    # An autocast that surrounds the call would do the sums of products in half precision.
+    with torch.autocast(logits.device.type, enabled=False):
+        exact = logits.float()
+        hits = (exact.argmax(-1) == targets).float()  # in fp32: four times as fast as in bf16 on a CPU
+        logps = exact.log_softmax(-1)
+        token_logps = logps.gather(-1, targets[:, None]).squeeze(-1)
+        logps.clamp_(min=_LOWEST)
+        weights = logps.exp()
+        mean = _dot(weights, logps)
+        centred = logps.sub_(mean[:, None])  # the second moment about 0 would lose the digits of a narrow spread
+        variance = _dot(weights.mul_(centred), centred)
+        return torch.stack([token_logps, hits, mean, variance.clamp_(min=0).sqrt_()])
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """(N, V) and (N, V) → (N,) inner products of the rows."""
+    if left.device.type == "cpu":
+        return torch.bmm(left[:, None], right[:, :, None]).flatten()  # twice as fast as multiplying and adding
+    return (left * right).sum(-1)  # a matrix product may be allowed to round to TF32 on a GPU

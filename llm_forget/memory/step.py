@@ -1,0 +1,155 @@
+"""One training step of a model on tensors that have shapes and no content: how many bytes are alive at its worst moment."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from llm_forget.model.checkpointing import frozen_stays_frozen
+from llm_forget.model.head import chunk_rows, head_gives_logps, output_head
+from llm_forget.model.logprobs import place_rows
+from llm_forget.scores import kl_divergence
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step works on.
+
+    Attributes:
+        rows: of a micro-batch: forget, their scored alternatives, retain.
+        tokens: of a row.
+        read: so many rows' logits are read by a loss.
+        reference: so many rows go through the reference in the same step, which is as large as the model.
+        hidden: whether a loss reads hidden states.
+    """
+
+    rows: int
+    tokens: int
+    read: int = 0
+    reference: int = 0
+    hidden: bool = False
+
+
+class PlannedStep:
+    """One micro-batch, forward and backward, on tensors without content."""
+
+    def __init__(self, model: nn.Module, batch: Batch, *, on_card: bool) -> None:
+        self.model, self.batch, self.on_card = model, batch, on_card
+
+    def peak(self, *, autocast: bool, checkpointing: dict[str, Any] | None, accumulate: bool) -> Counter[str]:
+        """Bytes alive at the worst moment, model and optimiser left out: ``all``, and of these ``logits``."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        model: Any = self.model.train()
+        if checkpointing is not None:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
+            frozen_stays_frozen(model)
+        vocabulary = int(model.config.vocab_size)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            _give_storage(model)
+            ids = torch.zeros(self.batch.rows, self.batch.tokens, dtype=torch.long)
+            with _Alive(vocabulary) as alive, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                for _ in range(2 if accumulate else 1):
+                    torch.autograd.backward(self._loss(ids))
+        peak: Counter[str] = alive.peak
+        return peak
+
+    def _loss(self, ids: Tensor) -> Tensor:
+        """As ``score_answers`` and the trainer, for rows that are all answer but their first token."""
+        logps, kept = self._scores(ids)
+        loss = logps.sum()
+        other = None
+        if self.batch.reference:
+            with torch.no_grad():
+                _, other = self._scores(ids[: self.batch.reference])
+        if kept is not None:
+            loss = loss + (kept.logsumexp(-1) if other is None else kl_divergence(other, kept[: len(other)])).sum()
+        return loss
+
+    def _scores(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Log-probs of all tokens, and of the rows whose logits a loss reads these, laid out answer by answer."""
+        rows, width = ids.shape[0], ids.shape[1] - 1
+        targets = torch.zeros(rows * width, dtype=torch.long)
+        read = min(self.batch.read, rows)
+        size = None if read else chunk_rows(self.model, len(targets), on_cpu=not self.on_card)
+        with nullcontext() if size is None else head_gives_logps(self.model, targets, size):
+            logits = self._logits(ids).float()
+        if size is not None:
+            return logits, None
+        logps = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+        if not read:
+            return logps, None
+        kept = logits[: read * width]
+        return logps, place_rows(kept, torch.arange(len(kept)), (read, width))
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0][:, :-1].reshape(-1, args[0].shape[-1]), *args[1:])
+
+        handle = output_head(self.model).register_forward_pre_hook(keep)
+        try:
+            model: Any = self.model
+            more = {"output_hidden_states": True} if self.batch.hidden else {}
+            logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **more).logits
+        finally:
+            handle.remove()
+        return logits
+
+
+def _give_storage(model: nn.Module) -> None:
+    """Replace meta tensors by fake ones, in place; tied ones stay tied."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, value in held.items():
+                if value is not None and id(value) not in made:
+                    empty = torch.empty(value.shape, dtype=value.dtype)
+                    trained = isinstance(value, nn.Parameter)
+                    made[id(value)] = nn.Parameter(empty, requires_grad=value.requires_grad) if trained else empty
+                if value is not None:
+                    held[name] = made[id(value)]  # type: ignore[assignment]
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all storages that operations have made and nobody has let go of."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.vocabulary = vocabulary
+        self.now: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in known:
+                self._count(leaf)
+        return out
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        kind = "logits" if tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary else "other"
+        for name in (kind, "all"):
+            self.now[name] += size
+        if self.now["all"] > self.peak["all"]:
+            self.peak = Counter(self.now)
+        weakref.finalize(storage, self._let_go, key, kind, size)
+
+    def _let_go(self, key: int, kind: str, size: int) -> None:
+        self._seen.discard(key)
+        for name in (kind, "all"):
+            self.now[name] -= size

@@ -1,0 +1,1 @@
+"""Everything that loads, runs or reads a model."""

@@ -1,0 +1,62 @@
+"""What a checkpointed block keeps until its gradient is due: nothing, or the results that are dear to compute again."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers import TrainerCallback
+
+from llm_forget.model.head import below_wrapper
+
+# A product over so few values an output (LoRA's second factor) costs little more than reading its result back.
+_FEW = 128
+_aten = torch.ops.aten
+_PRODUCTS = {_aten.mm.default: (0, 1), _aten.addmm.default: (1, 2)}
+_ATTENTION = {
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+
+
+def keeps(_: Any, operation: Any, *args: Any, **__: Any) -> CheckpointPolicy:
+    """Keep products with the model's matrices and fused attention; compute again what only reads and writes memory.
+
+    Batched products (attention written out) are computed again: their results grow with the square of a row's length.
+    """
+    if operation in _PRODUCTS:
+        left = args[_PRODUCTS[operation][0]]
+        return CheckpointPolicy.MUST_SAVE if left.shape[-1] > _FEW else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operation in _ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _contexts() -> Any:
+    return create_selective_checkpoint_contexts(keeps)  # type: ignore[no-untyped-call]
+
+
+def checkpointing_arguments(chosen: bool | Literal["selective"]) -> dict[str, Any] | None:
+    """What ``gradient_checkpointing_enable`` takes for a recipe's ``train.gradient_checkpointing``; None for false."""
+    if not chosen:
+        return None
+    return {"use_reentrant": False, **({"context_fn": _contexts} if chosen == "selective" else {})}
+
+
+def frozen_stays_frozen(model: Any) -> None:
+    """Take back the gradient that checkpointing asks of the embeddings: reentrant checkpoints need it, and ours are not.
+
+    With it backward would go through every block, down to the first, also where only the upper ones have an adapter.
+    """
+    inner = below_wrapper(model)
+    if hasattr(inner, "disable_input_require_grads"):
+        inner.disable_input_require_grads()
+
+
+class FrozenStaysFrozen(TrainerCallback):
+    """``frozen_stays_frozen`` once a Trainer has switched checkpointing on."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Before the first step."""
+        frozen_stays_frozen(model)

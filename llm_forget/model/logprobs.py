@@ -1,0 +1,163 @@
+"""From a batch to the log-probabilities of its answer tokens: the only code that shifts labels or reads masks.
+
+One forward of the model, and the language-model head only on the positions that predict an answer token: prompt and padding
+positions never touch the vocabulary. Results are laid out answer by answer, ``(B, A)`` with A the longest answer of the batch,
+so that a loss reads like its formula.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_forget.model.head import below_wrapper, chunk_rows, head_gives_logps, head_reads_only
+from llm_forget.model.packing import model_inputs, pack, packs
+from llm_forget.scores import AnswerScores
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a batch, and what is kept of their scores.
+
+    Attributes:
+        rows: which.
+        logits: keep the logits of their answers.
+        hidden: keep the hidden states that predicted their answers.
+    """
+
+    rows: slice
+    logits: bool = False
+    hidden: bool = False
+
+
+def answer_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The logits that predict the answer tokens, (N, V), rows in the order of ``batch["answer_mask"].nonzero()``.
+
+    Args:
+        model: a causal language model, wrapped or not.
+        batch: ``input_ids`` (B, T), ``attention_mask`` (B, T) and ``answer_mask`` (B, T), right-padded.
+    """
+    return _forward(model, batch, None)[0]
+
+
+def _forward(model: nn.Module, batch: dict[str, Tensor], layer: int | None) -> tuple[Tensor, Tensor | None]:
+    """Logits (N, V), and hidden states (N, H) after a block, at the positions that predict answer tokens."""
+    predicts_answer = torch.zeros_like(batch["answer_mask"])
+    predicts_answer[:, :-1] = batch["answer_mask"][:, 1:]
+    inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    positions: Tensor | tuple[int, Tensor] = predicts_answer
+    line = pack(**inputs) if packs(model, predicts_answer.shape[1]) else None
+    if line is not None:
+        inputs, positions = model_inputs(line), (0, line.place[predicts_answer])
+    more = {} if layer is None else {"output_hidden_states": True}
+    with head_reads_only(model, positions):
+        output = model(**inputs, use_cache=False, **more)
+    logits: Tensor = output.logits
+    # the first of the hidden states is that of the embeddings
+    return logits, None if layer is None else output.hidden_states[layer + 1][positions].float()
+
+
+def logits_at(model: nn.Module, positions: Tensor, **inputs: Tensor) -> Tensor:
+    """The logits at some positions, (N, V), rows in the order of ``positions.nonzero()``; the head sees no others.
+
+    Args:
+        model: a causal language model, wrapped or not.
+        positions: (B, T) bool.
+        inputs: what the model takes: ``input_ids`` (B, T), ``attention_mask``, ``position_ids``.
+    """
+    with head_reads_only(model, positions):
+        output = model(**inputs, use_cache=False)
+    logits: Tensor = output.logits
+    return logits
+
+
+def score_answers(model: nn.Module, batch: dict[str, Tensor], *, keep_logits: bool = False) -> AnswerScores:
+    """Score every answer of a batch with one forward.
+
+    Args:
+        model: a causal language model, wrapped or not; gradients flow if they are enabled.
+        batch: ``input_ids`` (B, T) right-padded, ``attention_mask`` (B, T), ``answer_mask`` (B, T) True at answer tokens.
+        keep_logits: also return the answers' logits (B, A, V).
+    """
+    return score_parts(model, batch, [Part(slice(None), logits=keep_logits)])[0]
+
+
+def score_parts(
+    model: nn.Module, batch: dict[str, Tensor], parts: Sequence[Part], *, layer: int | None = None
+) -> list[AnswerScores]:
+    """Score the answers of several groups of rows with one forward, keeping of each group what its loss needs.
+
+    Args:
+        model: a causal language model, wrapped or not; gradients flow if they are enabled.
+        batch: as for ``score_answers``.
+        parts: the groups; rows in a row.
+        layer: the block, from 0, whose output is the hidden states; the last one's is that after the final norm.
+    """
+    answer_mask = batch["answer_mask"].clone()
+    answer_mask[:, 0] = False  # nothing predicts the first token of a sequence
+    targets = batch["input_ids"][answer_mask]
+    size = None if any(part.logits for part in parts) else chunk_rows(model, len(targets))
+    with nullcontext() if size is None else head_gives_logps(model, targets, size):
+        logits, hidden = _forward(model, {**batch, "answer_mask": answer_mask}, layer)
+    logits = logits.float()
+    flat_logps = logits.squeeze(-1)
+    if size is None:
+        flat_logps = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+    scores = []
+    for part in parts:
+        mask = left_align(answer_mask[part.rows])
+        first = int(answer_mask[: part.rows.start or 0].sum())
+        flat = slice(first, first + int(mask.sum()))
+        scores.append(
+            AnswerScores(
+                token_logps=scatter_rows(flat_logps[flat], mask),
+                mask=mask,
+                tokens=scatter_rows(targets[flat], mask),
+                logits=scatter_rows(logits[flat], mask) if part.logits else None,
+                hidden=scatter_rows(hidden[flat], mask) if part.hidden and hidden is not None else None,
+            )
+        )
+    return scores
+
+
+def hidden_layer(model: nn.Module, layer: int | None) -> int:
+    """The block whose output hidden states are taken from: the one asked for, or a default at 7/32 of the depth.
+
+    RMU's authors steer block 7 of the 32 of a 7B model (arXiv:2403.03218); other depths get the block at the same height.
+
+    Raises:
+        ValueError: the model has no such block.
+    """
+    depth = int(below_wrapper(model).config.num_hidden_layers)
+    chosen = round(7 / 32 * depth) if layer is None else layer
+    if chosen >= depth:
+        raise ValueError(f"layer is {layer}; this model has the blocks 0 to {depth - 1}")
+    return chosen
+
+
+def left_align(answer_mask: Tensor) -> Tensor:
+    """(B, T) mask of answer positions → (B, A) mask whose True entries start at column 0, A the longest answer."""
+    lengths = answer_mask.sum(-1)
+    longest = max(int(lengths.max()), 1)
+    return torch.arange(longest, device=answer_mask.device)[None, :] < lengths[:, None]
+
+
+def scatter_rows(flat: Tensor, mask: Tensor) -> Tensor:
+    """(N, …) values in row order → (B, A, …) with zeros where ``mask`` (B, A) is False; differentiable."""
+    return place_rows(flat, mask.flatten().nonzero().squeeze(-1), mask.shape)
+
+
+def place_rows(flat: Tensor, places: Tensor, shape: Sequence[int]) -> Tensor:
+    """(N, …) values to ``places`` (N,) of the flattened ``shape`` (B, A), with zeros elsewhere; differentiable.
+
+    By index, not by mask: for (N, V) logits a mask would be counted through element by element, in eight bytes each.
+    """
+    padded = flat.new_zeros((math.prod(shape), *flat.shape[1:]))
+    return padded.index_copy_(0, places, flat).view(*shape, *flat.shape[1:])

@@ -1,0 +1,290 @@
+"""A batch without padding: rows laid end to end, and what rows begin with alike (a system turn, a question) computed once.
+
+Everything but attention looks at each token by itself, so a model can be run on one line of tokens; attention alone has to
+know which row a token belongs to. It is done row by row, over the row's own tokens and those that it shares.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_forget.model.head import below_wrapper
+from llm_forget.model.precision import autocast_like
+
+KERNELS = ("eager", "sdpa")  # attention that takes a mask of any shape
+_PREFIX = "llm_forget_packed_"
+_WORTH = 0.9  # packed where it leaves at most this share of the tokens: laying rows out again for attention costs, too
+# How far the logits of the two ways may lie apart at any position, in standard deviations, before a model counts as one that
+# reads its rows in another way: well above rounding, well below what wrongly attended tokens do.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_TOLERANCE_HALF = 0.25
+
+
+@dataclass(frozen=True)
+class Packed:
+    """B rows as one line of N tokens.
+
+    Attributes:
+        tokens: (1, N) each token once, in the order of the rows sorted by their tokens.
+        positions: (1, N) its place in its row.
+        place: (B, T) where each token of each row lies in the line; 0 beyond a row's end.
+        layout: what attention needs, for S rows that have a token of their own: ``queries`` (S, Q) their own tokens and ``keys``
+            (S, K) all their tokens, as places in the line; ``mask`` (S, 1, Q, K) True where a query may see a key; ``back``
+            (N,) where each token's result lies among the S · Q.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    place: Tensor
+    layout: dict[str, Tensor]
+
+
+def pack(input_ids: Tensor, attention_mask: Tensor, worth: float = _WORTH) -> Packed | None:
+    """Lay a right-padded batch out in a line.
+
+    Args:
+        input_ids: (B, T) tokens.
+        attention_mask: (B, T) 1 at the rows' own tokens.
+        worth: the largest share of the B · T tokens that may be left.
+
+    Returns:
+        The line, or None where more tokens are left than that.
+    """
+    lengths = attention_mask.sum(-1).tolist()
+    rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths, strict=True)]
+    tokens, positions, paths, shares = _lay_out(rows)
+    if len(tokens) > worth * input_ids.numel():
+        return None
+    device = input_ids.device
+    return Packed(
+        torch.tensor([tokens], device=device),
+        torch.tensor([positions], device=device),
+        _padded(paths, input_ids.shape[1]).to(device),
+        {name: value.to(device) for name, value in _for_attention(paths, shares).items()},
+    )
+
+
+def _lay_out(rows: list[list[int]]) -> tuple[list[int], list[int], list[list[int]], dict[int, int]]:
+    """The line's tokens and positions, the places of each row's tokens, and how many the rows with tokens of their own share."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    paths: list[list[int]] = [[]] * len(rows)
+    shares: dict[int, int] = {}
+    before: int | None = None
+    # In lexicographic order no earlier row shares more with a row than the one just before it.
+    for row in sorted(range(len(rows)), key=rows.__getitem__):
+        shared = 0 if before is None else common_prefix(rows[before], rows[row])
+        path = [] if before is None else paths[before][:shared]
+        new = range(shared, len(rows[row]))
+        paths[row] = path + [len(tokens) + place - shared for place in new]
+        tokens += rows[row][shared:]
+        positions += new
+        if new:
+            shares[row] = shared
+        before = row
+    return tokens, positions, paths, shares
+
+
+def _for_attention(paths: list[list[int]], shares: dict[int, int]) -> dict[str, Tensor]:
+    """The layout of ``Packed``."""
+    queries = _padded([paths[row][shared:] for row, shared in shares.items()])
+    keys = _padded([paths[row] for row in shares])
+    first = torch.tensor(list(shares.values()))[:, None, None]
+    sizes = torch.tensor([len(paths[row]) for row in shares])[:, None, None]
+    query, key = torch.arange(queries.shape[1])[:, None], torch.arange(keys.shape[1])
+    mask = (key <= query + first) & (key < sizes)
+    own = query[:, 0] < (sizes - first)[:, 0]
+    # rows stand in the line in this order, so that the places of their own tokens count through it
+    back = own.flatten().nonzero().squeeze(-1)
+    return {"queries": queries, "keys": keys, "mask": mask[:, None], "back": back}
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    return next(
+        (place for place, (one, two) in enumerate(zip(left, right, strict=False)) if one != two),
+        min(len(left), len(right)),
+    )
+
+
+def _padded(rows: list[list[int]], width: int = 0) -> Tensor:
+    width = max([width, *(len(row) for row in rows)])
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows])
+
+
+class _Take(torch.autograd.Function):
+    """Rows of a matrix by index; where a row is taken more than once, its gradient is summed in fp32 at least."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.count = len(values)
+        return values.index_select(0, index)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        sums = torch.promote_types(gradient.dtype, torch.float32)
+        total = gradient.new_zeros((ctx.count, gradient.shape[1]), dtype=sums)
+        return total.index_add_(0, index, gradient.to(sums)).to(gradient.dtype), None
+
+
+def _rows_of(states: Tensor, index: Tensor) -> Tensor:
+    """(1, heads, N, D) states of a line → (S, heads, Q, D) of its rows."""
+    _, heads, count, size = states.shape
+    flat = states[0].transpose(0, 1).reshape(count, heads * size)
+    taken: Tensor = _Take.apply(flat, index.flatten())  # type: ignore[no-untyped-call]
+    return taken.view(*index.shape, heads, size).transpose(1, 2)
+
+
+def _attend(
+    kernel: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed: dict[str, Tensor] | None = None,
+    **more: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention row by row over a line, or as ever where the batch is not packed. States: (B, heads, T, D)."""
+    if packed is None:
+        return kernel(module, query, key, value, attention_mask, **more)  # type: ignore[no-any-return]
+    mask = _mask_for(packed, query.dtype)
+    rows = [_rows_of(query, packed["queries"]), *(_rows_of(one, packed["keys"]) for one in (key, value))]
+    out, _ = kernel(module, *rows, mask, **{**more, "is_causal": False})
+    taken: Tensor = _Take.apply(out.flatten(2).flatten(0, 1), packed["back"])  # type: ignore[no-untyped-call]
+    return taken.view(1, -1, *out.shape[2:]), None
+
+
+def _mask_for(packed: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """The mask as numbers to add to the scores; made once and kept in the layout, for all blocks."""
+    name = f"mask {dtype}"
+    if name not in packed:
+        packed[name] = additive_mask(packed["mask"], dtype)
+    return packed[name]
+
+
+def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a token may be seen, the lowest number elsewhere: what every kernel adds to its scores."""
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def _eager(module: nn.Module, *states: Any, is_causal: bool | None = None, **more: Any) -> tuple[Tensor, Tensor | None]:
+    """The model's own attention, written out."""
+    found: Any = sys.modules[type(module).__module__].eager_attention_forward
+    return found(module, *states, **more)  # type: ignore[no-any-return]
+
+
+def _register(name: str) -> str:
+    """Make attention that packs known to transformers, over the kernel of this name; returns what it is called there."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    kernel = _eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+    AttentionInterface.register(_PREFIX + name, partial(_attend, kernel))
+    AttentionMaskInterface.register(_PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
+    return _PREFIX + name
+
+
+def packs(model: nn.Module, tokens: int) -> bool:
+    """Whether the model is inside ``packed_attention``, and rows of so many tokens fit into its window."""
+    config = below_wrapper(model).config
+    chosen = getattr(config, "_attn_implementation", None)
+    if not (isinstance(chosen, str) and chosen.startswith(_PREFIX)):
+        return False
+    return fits_window(config, tokens)
+
+
+def fits_window(config: Any, tokens: int) -> bool:
+    """Whether every layer of a model with this config looks back over all of so many tokens."""
+    text = config.get_text_config()
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return all(tokens <= window for window in windows if window)  # none or 0: as far back as the row goes
+
+
+@contextmanager
+def packed_attention(
+    model: nn.Module, *, wanted: bool = True, say: Callable[[str], None] = lambda _: None
+) -> Iterator[bool]:
+    """Inside, batches of this model are packed, forward and backward; gives whether they are.
+
+    A model stays as it is whose attention takes no mask of any shape, or that turns out not to give packed rows what it
+    gives padded ones: recurrent layers, positions that are counted along the line.
+
+    Args:
+        model: wrapped or not, on its device.
+        wanted: leave everything as it is where this is False.
+        say: told in a sentence why batches stay padded although they were to be packed.
+    """
+    config = below_wrapper(model).config
+    chosen = getattr(config, "_attn_implementation", None)
+    if not wanted:
+        yield False
+        return
+    if chosen not in KERNELS:
+        say(f"batches are padded, not packed: attention is {chosen}, and only {' and '.join(KERNELS)} take any mask")
+        yield False
+        return
+    config._attn_implementation = _register(chosen)
+    try:
+        reason = _why_not(model)
+        if reason is not None:
+            config._attn_implementation = chosen
+            say(f"batches are padded, not packed: {reason}")
+        yield reason is None
+    finally:
+        config._attn_implementation = chosen
+
+
+def _why_not(model: nn.Module) -> str | None:
+    """Try it on three short rows, two of which begin alike; None where packed and padded logits are the same."""
+    weight = next(model.parameters())
+    most = int(below_wrapper(model).config.get_text_config().vocab_size)
+    first = [(7 * place) % most for place in range(24)]
+    rows = [first, [*first[:12], *((11 * place + 1) % most for place in range(9))], first[5:12]]
+    ids, mask = torch.zeros(3, 24, dtype=torch.long), torch.zeros(3, 24, dtype=torch.long)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)], mask[place, : len(row)] = torch.tensor(row), 1
+    ids, mask = ids.to(weight.device), mask.to(weight.device)
+    line = pack(ids, mask)
+    if line is None:
+        return "the trial rows have nothing in common"
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast_like(model):
+            padded = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[mask.bool()].float()
+            packed = model(**model_inputs(line), use_cache=False).logits[0, line.place[mask.bool()]].float()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model's code says to arguments that it does not know
+        return f"the model does not take it ({type(error).__name__})"
+    finally:
+        model.train(training)
+    apart = float(((packed - padded).abs().amax(-1) / padded.std(-1).clamp(min=1e-6)).max())
+    tolerance = _TOLERANCE.get(weight.dtype, _TOLERANCE_HALF)
+    return None if apart <= tolerance else f"the model reads packed rows in another way (logits {apart:.2g} apart)"
+
+
+def model_inputs(line: Packed) -> dict[str, Any]:
+    """What a model takes instead of a padded batch."""
+    # a mask of four dimensions is handed down as it is: none is made, and attention does not look at it
+    unused = line.tokens.new_zeros((1, 1, 1, 1), dtype=torch.bool)
+    return {
+        "input_ids": line.tokens,
+        "position_ids": line.positions,
+        "attention_mask": unused,
+        "packed": line.layout,
+    }

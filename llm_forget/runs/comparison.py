@@ -1,0 +1,185 @@
+"""Compare runs in a table: the Pareto front, and every metric's change from a baseline with its interval."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_forget.errors import UserError
+from llm_forget.runs.results import read_results
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_FORGET, DEFAULT_UTILITY = "forget.probability", "model_utility.arithmetic"
+_SAME_MEAN = 1e-6  # a metric's number is the mean of its examples up to rounding, or it is not that mean
+
+
+def metrics_of(frame: pd.DataFrame) -> list[str]:
+    """The metric columns of a table of runs, without their ``.low``, ``.high`` and ``.n``."""
+    return [name for name in frame.attrs.get("directions", {}) if name in frame.columns]
+
+
+def check_column(frame: pd.DataFrame, column: str) -> None:
+    """Refuse a column that is not there.
+
+    Raises:
+        UserError: with the nearest that are.
+    """
+    if column in frame.columns:
+        return
+    near = difflib.get_close_matches(column, metrics_of(frame), n=3, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; were the runs measured (llm-forget evaluate)?"
+    raise UserError(f"no run has {column}{hint}")
+
+
+def pareto(
+    frame: pd.DataFrame,
+    *,
+    forget: str = DEFAULT_FORGET,
+    utility: str = DEFAULT_UTILITY,
+    forgotten: str | None = None,
+) -> pd.DataFrame:
+    """The runs that no other run beats on both counts: what is forgotten, and what is kept.
+
+    A run is beaten by one that is at least as good on both and better on one. Only unlearned runs compete where roles are
+    known: an oracle is not a rival but the point to reach.
+
+    Args:
+        frame: from ``load_runs``.
+        forget: a forget metric's column.
+        utility: a column of which more is better.
+        forgotten: which end of the forget metric means forgotten, "low" or "high"; by default what the metric says.
+
+    Returns:
+        The rows on the front, from the most forgotten to the least.
+
+    Raises:
+        UserError: an unknown column.
+    """
+    for column in (forget, utility):
+        check_column(frame, column)
+    end = forgotten or frame.attrs.get("directions", {}).get(forget, "low")
+    sign = -1.0 if end == "high" else 1.0
+    rows = frame[frame["role"] == "unlearned"] if "role" in frame else frame
+    rows = rows.dropna(subset=[forget, utility])
+    points = [(sign * float(a), -float(b)) for a, b in zip(rows[forget], rows[utility], strict=True)]
+    kept = [not any(_beats(other, own) for other in points) for own in points]
+    return rows[kept].sort_values(forget, ascending=sign > 0)
+
+
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one[0] <= other[0] and one[1] <= other[1] and one != other
+
+
+def compare(
+    frame: pd.DataFrame, baseline: str = "target", *, metrics: Sequence[str] | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Every run's metrics beside a baseline's.
+
+    Where both have scores of the same examples, the change has a 95 % interval from the bootstrap over pairs: each question
+    is its own control, so that the interval is narrower than the two single ones suggest. A metric that is no mean of
+    per-example scores (model utility, a p-value) has a change without an interval.
+
+    Args:
+        frame: from ``load_runs``.
+        baseline: a run's name, its last part, or a role (``target``, ``oracle``).
+        metrics: which columns; by default all metrics that have a plain name.
+        seed: of the bootstrap.
+
+    Returns:
+        A row for each run and metric, index (run, metric): ``value``, ``low``, ``high``, ``n``, ``baseline``, ``change``,
+        ``change_low``, ``change_high``, ``forgotten``.
+
+    Raises:
+        UserError: no such baseline or metric.
+    """
+    import pandas as pd
+
+    base = find_row(frame, baseline)
+    chosen = list(metrics) if metrics is not None else [name for name in metrics_of(frame) if "/" not in name]
+    for column in chosen:
+        check_column(frame, column)
+    own = _examples(frame, base)
+    rows, keys = [], []
+    for name in frame.index:
+        other = None if name == base else _examples(frame, name)
+        for metric in chosen:
+            if not _is_number(frame.loc[name, metric]):
+                continue
+            change = _change(frame.loc[name], frame.loc[base], metric)
+            if other is not None and own is not None and change is not None:
+                low, high = _paired_interval(metric, other, own, change, seed)
+            else:
+                low = high = None
+            rows.append(
+                {
+                    **{key: frame.loc[name].get(f"{metric}{end}") for key, end in _ENDS.items()},
+                    "baseline": frame.loc[base, metric],
+                    "change": change,
+                    "change_low": low,
+                    "change_high": high,
+                    "forgotten": frame.attrs["directions"].get(metric, "none"),
+                }
+            )
+            keys.append((name, metric))
+    table = pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(keys, names=["run", "metric"]))
+    table.attrs = {"baseline": base}
+    return table
+
+
+_ENDS: Mapping[str, str] = {"value": "", "low": ".low", "high": ".high", "n": ".n"}
+
+
+def find_row(frame: pd.DataFrame, wanted: str) -> str:
+    """A run's name in a table from what a person calls it: the name, its last part, or a role.
+
+    Raises:
+        UserError: none or several fit.
+    """
+    names = [str(name) for name in frame.index]
+    for fits in (
+        [name for name in names if name == wanted],
+        [name for name in names if name.rsplit("/", 1)[-1] == wanted],
+        [name for name, role in zip(names, frame.get("role", []), strict=False) if role == wanted],
+    ):
+        if len(fits) == 1:
+            return fits[0]
+        if fits:
+            raise UserError(f"{wanted} could be any of {', '.join(fits)}; give the whole name")
+    raise UserError(f"no run is called {wanted}; there are {', '.join(names) or 'none'}")
+
+
+def _change(row: Any, base: Any, metric: str) -> float | None:
+    return float(row[metric] - base[metric]) if _is_number(row[metric]) and _is_number(base[metric]) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)
+
+
+def _examples(frame: pd.DataFrame, name: str) -> pd.DataFrame | None:
+    suite, path = frame.attrs.get("suite"), frame.loc[name].get("path")
+    file = Path(str(path)) / "eval" / f"{suite}.json"
+    return read_results(file).examples().set_index(["set", "id"]) if path and suite and file.is_file() else None
+
+
+def _paired_interval(
+    metric: str, after: pd.DataFrame, before: pd.DataFrame, change: float, seed: int
+) -> tuple[float | None, float | None]:
+    part, _, label = metric.partition(".")
+    if label not in after or label not in before:
+        return None, None
+    pairs = after[[label]].join(before[[label]], lsuffix="_after", rsuffix="_before", how="inner")
+    pairs = pairs[pairs.index.get_level_values("set") == part]
+    difference = (pairs[f"{label}_after"] - pairs[f"{label}_before"]).to_numpy(dtype=float)
+    # A metric that averages something else than its examples' scores, or another set of them, has no such interval.
+    if len(difference) < 2 or not abs(difference.mean() - change) < _SAME_MEAN:
+        return None, None
+    from llm_forget.evaluation.aggregate import aggregate
+
+    found = aggregate(difference, seed=seed)
+    return found.low, found.high

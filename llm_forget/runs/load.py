@@ -1,0 +1,326 @@
+"""Run folders as a table: a row a run, with its recipe, every metric with its interval, its cost and its digests.
+
+The table holds no text of any data set: names, numbers and digests only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from llm_forget.errors import UserError
+from llm_forget.runs.results import Results, read_results
+from llm_forget.utils.extras import require_extra
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_RESULT, _RECIPE = "result.json", "recipe.yaml"
+_DEPTH = 3  # folders below the one given: runs/demo/npo lies two below runs
+_TRACKER_FOLDERS = frozenset(("tensorboard", "mlruns", "wandb", "trackio", "mlflow"))
+# The C parser reads a recipe in a tenth of the time; PyYAML without it still works.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder in memory.
+
+    Attributes:
+        path: the folder.
+        name: its name below the folder that was searched.
+        kind: "unlearn", "finetune", or "evaluation" for a folder that holds measurements only.
+        recipe: the resolved recipe, every default written out.
+        result: ``result.json``.
+        environment: versions and hardware.
+        evaluations: suite → results.
+        problems: parts that could not be read, in sentences.
+    """
+
+    path: Path
+    name: str
+    kind: str
+    recipe: dict[str, Any] = field(repr=False)
+    result: dict[str, Any] = field(repr=False)
+    environment: dict[str, Any] = field(repr=False)
+    evaluations: dict[str, Results] = field(repr=False)
+    problems: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> str:
+        """The method's name; "finetune" or "" where there is none."""
+        return str(self.result.get("method") or ("finetune" if self.kind == "finetune" else ""))
+
+    def curves(self) -> pd.DataFrame:
+        """What the trainer logged, a row a step.
+
+        Columns ``phase`` (train, heal, …), ``step`` (counted through all phases), ``loss``, ``forget_loss``, …
+        """
+        rows = [row for row in self._log() if row["phase"] != "check" and "loss" in row]
+        return _frame(rows)
+
+    def checks(self) -> pd.DataFrame:
+        """What was measured on the way: ``step``, ``forget``, ``retain`` (mean answer probabilities) and ``verdict``.
+
+        A method that searches for a strength measures several times after the same step; ``order`` tells them apart.
+        """
+        measured = [row for row in self._log() if row["phase"] == "check"]
+        ends = [self.result[key] for key in ("before", "after") if isinstance(self.result.get(key), Mapping)]
+        rows = [*ends[:1], *measured, *ends[1:]]
+        return _frame([{"order": order, **row} for order, row in enumerate(rows)])
+
+    def _log(self) -> list[dict[str, Any]]:
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return []
+        rows: list[dict[str, Any]] = []
+        before, last, phase = 0, 0, None
+        for line in file.read_text(encoding="utf-8").splitlines():
+            row = _json_object(line)
+            if not row or "step" not in row:
+                continue
+            row = {"phase": "train", **row}
+            if row["phase"] != "check":
+                if phase is not None and row["phase"] != phase:
+                    before, last = before + last, 0  # a second trainer counts from 1 again
+                phase, last = row["phase"], max(last, int(row["step"]))
+                row["step"] = before + int(row["step"])
+            rows.append(row)
+        return rows
+
+    def suite(self, name: str | None = None) -> Results | None:
+        """The results of a suite; without a name, of the one with the most numbers."""
+        if name is not None:
+            return self.evaluations.get(name)
+        return max(self.evaluations.values(), key=lambda found: len(found.scores), default=None)
+
+
+def load_run(path: str | Path, name: str | None = None) -> Run:
+    """Read one run folder.
+
+    Args:
+        path: the folder.
+        name: what to call it; its own name by default.
+
+    Raises:
+        UserError: the folder does not exist, holds no run, or the run is not complete.
+    """
+    folder = Path(path)
+    problem = _no_run(folder)
+    if problem is not None:
+        raise UserError(f"{folder}: {problem}")
+    result = _read_json(folder / _RESULT) if (folder / _RESULT).is_file() else {}
+    recipe = _read_yaml(folder / _RECIPE) if (folder / _RECIPE).is_file() else {}
+    environment = result.get("environment") or {}
+    problems = []
+    try:
+        environment = _read_json(folder / "env.json") if (folder / "env.json").is_file() else environment
+    except UserError as error:
+        problems.append(str(error))
+    evaluations = {}
+    for file in sorted((folder / "eval").glob("*.json")):
+        try:
+            found = read_results(file)
+            evaluations[found.suite] = found
+        except UserError as error:
+            problems.append(str(error))
+    kind = "evaluation" if not result else "unlearn" if "method" in result else "finetune"
+    if kind == "evaluation" and not evaluations:
+        raise UserError(f"{folder}: {problems[0] if problems else 'holds no result.json and no results'}")
+    return Run(folder, name or folder.name, kind, recipe, result, environment, evaluations, tuple(problems))
+
+
+def find_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Run], dict[str, str]]:
+    """All runs in a folder and below it, and what was passed over.
+
+    Args:
+        paths: a folder to search, a run folder, or several of either.
+
+    Returns:
+        The runs in the order of their names, and path → reason for every folder that holds no complete run.
+
+    Raises:
+        UserError: a path does not exist.
+    """
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    runs: dict[Path, Run] = {}
+    skipped: dict[str, str] = {}
+    for root in map(Path, given):
+        if not root.exists():
+            raise UserError(f"{root} does not exist; give a run folder, or a folder that holds some")
+        for folder in _candidates(root, skipped):
+            name = folder.name if folder == root else folder.relative_to(root).as_posix()
+            try:
+                runs.setdefault(folder.resolve(), load_run(folder, name))
+            except UserError as error:
+                skipped[str(folder)] = str(error).removeprefix(f"{folder}: ")
+    return list(runs.values()), skipped
+
+
+def load_runs(paths: str | Path | Iterable[str | Path], *, suite: str | None = None) -> pd.DataFrame:
+    """Run folders as a table.
+
+    Args:
+        paths: a folder to search, or run folders.
+        suite: whose metrics have plain column names; by default the suite that most runs were measured on. Metrics of any
+            other suite are called ``<suite>/<metric>``.
+
+    Returns:
+        A row a run, the index its name. Columns: ``kind``, ``role`` (target, oracle, unlearned, …), ``method``, ``reason``,
+        ``seconds``, ``steps``, recipe fields as ``recipe.train.epochs``, digests as ``digest.base`` and ``digest.data.forget``,
+        each metric as ``forget.probability`` with ``.low``, ``.high`` and ``.n``. ``attrs["skipped"]``: path → why a folder
+        was passed over; ``attrs["suite"]``; ``attrs["directions"]``: metric → which end means forgotten;
+        ``attrs["never_learned"]``: sets that no model was trained on.
+
+    Raises:
+        UserError: a path does not exist, or pandas is missing.
+    """
+    runs, skipped = find_runs(paths)
+    return frame_of(runs, skipped, suite)
+
+
+def frame_of(runs: Sequence[Run], skipped: Mapping[str, str] | None = None, suite: str | None = None) -> pd.DataFrame:
+    """The table of runs that are loaded already; see ``load_runs``."""
+    require_extra("pandas", "a table of runs", "report")
+    import pandas as pd
+
+    counted = Counter(name for run in runs for name in run.evaluations if not name.startswith("capability-"))
+    chosen = suite or min(counted, key=lambda name: (-counted[name], name), default=None)
+    roles = _roles(runs)
+    rows = [_row(run, roles[run.path], chosen) for run in runs]
+    frame = pd.DataFrame(rows, index=pd.Index([run.name for run in runs], name="run"))
+    directions = {
+        _column(name, key, chosen): score.forgotten
+        for run in runs
+        for name, found in run.evaluations.items()
+        for key, score in found.scores.items()
+    }
+    frame.attrs = {"skipped": dict(skipped or {}), "suite": chosen, "directions": directions}
+    attacks = [found.raw.get("attacks") or {} for run in runs for found in run.evaluations.values()]
+    frame.attrs["never_learned"] = {one["nonmembers"] for one in attacks if "nonmembers" in one}
+    frame.attrs["problems"] = {run.name: list(run.problems) for run in runs if run.problems}
+    return frame
+
+
+def _no_run(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return "is no folder" if folder.exists() else "does not exist; give a run folder, for example runs/demo/npo"
+    if (folder / _RESULT).is_file() or any((folder / "eval").glob("*.json")):
+        return None
+    if folder.name.startswith("."):
+        return "a temporary folder of a run that was interrupted; it can be deleted"
+    if (folder / _RECIPE).is_file():
+        return "has no result.json: the run was not completed; start it again"
+    return "is not a run folder"
+
+
+def _candidates(root: Path, skipped: dict[str, str], depth: int = _DEPTH) -> Iterator[Path]:
+    """Folders that are runs or should have been; a folder without any goes to ``skipped``."""
+    problem = _no_run(root)
+    if problem is None or problem.startswith(("has no", "a temporary")):
+        yield root
+        return
+    if not root.is_dir():
+        return
+    inside = sorted(entry for entry in root.iterdir() if entry.is_dir())
+    if root.name in _TRACKER_FOLDERS:
+        skipped[str(root)] = "a tracker's logs"
+        return
+    found = [one for entry in inside if depth for one in _candidates(entry, skipped, depth - 1)]
+    if not found:
+        for entry in inside:
+            skipped.pop(str(entry), None)
+        skipped[str(root)] = "holds no run"
+    yield from found
+
+
+def _roles(runs: Sequence[Run]) -> dict[Path, str]:
+    """What each run is: the target is what unlearning runs started from; an oracle is known by its name."""
+    bases = {Path(str((run.recipe.get("model") or {}).get("name", ""))).parts[-2:] for run in runs if run.method}
+    roles = {}
+    for run in runs:
+        if run.kind == "unlearn":
+            roles[run.path] = "unlearned"
+        elif "oracle" in run.path.name.lower() or "retrain" in run.path.name.lower():
+            roles[run.path] = "oracle"
+        elif (run.path.name, "model") in bases or "target" in run.path.name.lower():
+            roles[run.path] = "target"
+        else:
+            roles[run.path] = run.kind
+    return roles
+
+
+def _row(run: Run, role: str, chosen: str | None) -> dict[str, Any]:
+    result = run.result
+    row: dict[str, Any] = {"kind": run.kind, "role": role, "method": run.method, "path": str(run.path)}
+    row |= {key: result.get(key) for key in ("reason", "seconds", "steps", "forget_rows", "retain_rows", "rows")}
+    for moment in ("before", "after"):
+        row |= {f"{moment}.{key}": value for key, value in (result.get(moment) or {}).items() if key != "step"}
+    row |= {key: result.get(key) for key in ("forget_target", "utility_floor")}
+    row |= {f"details.{key}": value for key, value in (result.get("details") or {}).items()}
+    row["digest.base"] = result.get("base_digest")
+    row |= {f"digest.data.{key}": value for key, value in (result.get("data_digests") or {}).items()}
+    row |= {f"recipe.{key}": value for key, value in _flat(run.recipe)}
+    row["evaluation_seconds"] = sum(found.seconds for found in run.evaluations.values()) or None
+    row["llm_forget"] = run.environment.get("llm_forget")
+    for name, found in run.evaluations.items():
+        for key, score in found.scores.items():
+            column = _column(name, key, chosen)
+            row[column] = score.value
+            row |= {f"{column}.low": score.low, f"{column}.high": score.high, f"{column}.n": score.n}
+        row |= {_column(name, f"digest.{key}", chosen): digest for key, digest in found.digests.items()}
+    return row
+
+
+def _column(suite: str, key: str, chosen: str | None) -> str:
+    return key if suite == chosen else f"{suite}/{key}"
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping) and item:
+            yield from _flat(item, f"{name}.")
+        elif isinstance(item, list | dict):
+            yield name, json.dumps(item) if item else None
+        else:
+            yield name, item
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    require_extra("pandas", "a run's curves", "report")
+    import pandas as pd
+
+    return pd.DataFrame(rows)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{file.name} cannot be read as JSON; the run is damaged: start it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file.name} holds no record; the run is damaged: start it again")
+    return found
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        found = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        raise UserError(f"{file.name} cannot be read as YAML; the run is damaged: start it again") from None
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,175 @@
+"""What adapters do to answers: a base held in memory, adapters put on it by turns, and how likely the answers then are."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_forget.adapters.arithmetic import scale
+from llm_forget.adapters.export import checked_digest, weight_names
+from llm_forget.adapters.lora import Adapter, save_adapter
+from llm_forget.config import ModelConfig, StopConfig, UnlearnData, UnlearnRecipe
+from llm_forget.data.encode import EncodingConfig
+from llm_forget.data.examples import DataSource
+from llm_forget.errors import AdapterError
+from llm_forget.model.load import load_model, load_tokenizer, locate_model
+from llm_forget.stop import Measurement
+from llm_forget.train.checks import Gauge
+from llm_forget.train.prepare import UnlearnSets, prepare
+from llm_forget.utils.digests import stored_tensors
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What adapters are measured with.
+
+    Attributes:
+        model: the base.
+        encoding: how rows become tokens, as in the recipe of the run that made the adapter.
+        rows: how many rows of each set are measured.
+        seed: of their choice.
+    """
+
+    model: ModelConfig
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    rows: int = 32
+    seed: int = 0
+
+    def read(self, data: UnlearnData) -> UnlearnSets:
+        """The sets, read, checked and encoded as for a run.
+
+        Raises:
+            DataError: as ``prepare``.
+        """
+        stop = StopConfig(rows=self.rows)
+        recipe = UnlearnRecipe(self.model, data, {}, "", encoding=self.encoding, stop=stop, seed=self.seed)
+        return prepare(recipe, load_tokenizer(self.model))
+
+
+class Fitting:
+    """A base with adapters on it, of which one at a time is active, at strengths that can be set.
+
+    Args:
+        model: which base, and how it is held in memory.
+        adapters: plain LoRA for that base.
+
+    Raises:
+        AdapterError: the base is no folder, or another one than an adapter's.
+    """
+
+    def __init__(self, model: ModelConfig, adapters: Sequence[Adapter]) -> None:
+        folder = Path(locate_model(model.name))
+        if not folder.is_dir():
+            raise AdapterError(f"{model.name} is no folder; download the base and give its folder.")
+        stored = stored_tensors(folder)
+        for adapter in adapters:
+            checked_digest(adapter, folder)
+            weight_names(adapter, stored)
+        self._adapters = [scale(adapter, 1.0) for adapter in adapters]
+        base, tokenizer = load_model(model)
+        self.pad_token_id: int = tokenizer.pad_token_id
+        self.model = _put_on(base, self._adapters)
+
+    def wear(self, index: int, strengths: Mapping[str, float] | None = None) -> None:
+        """Make one adapter the active one, every module at its strength (1 where none is given)."""
+        self.model.set_adapter(str(index))
+        with torch.no_grad():
+            for module, factors in self._adapters[index].modules.items():
+                weight = self.model.get_parameter(f"base_model.model.{module}.lora_B.{index}.weight")
+                weight.copy_(factors.B * (strengths or {}).get(module, 1.0))
+
+
+def _put_on(base: Any, adapters: Sequence[Adapter]) -> Any:
+    """A PeftModel that has all adapters, under their numbers; PEFT reads them from files, as it will elsewhere."""
+    from peft import PeftModel
+
+    model: Any = None
+    with tempfile.TemporaryDirectory() as scratch:
+        for index, adapter in enumerate(adapters):
+            saved = save_adapter(adapter, Path(scratch) / str(index))
+            if model is None:
+                model = PeftModel.from_pretrained(base, saved, adapter_name=str(index))
+            else:
+                model.load_adapter(saved, adapter_name=str(index))
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Mean answer probabilities of the base, of each adapter alone and of all together.
+
+    Attributes:
+        base: of each forget set, and of the retain rows.
+        alone: the same for each adapter.
+        together: the same for their sum.
+    """
+
+    base: tuple[Measurement, ...]
+    alone: tuple[tuple[Measurement, ...], ...]
+    together: tuple[Measurement, ...]
+
+    @property
+    def remembered(self) -> float:
+        """The most by which the sum remembers a set better than that set's own adapter does alone; below 0 if none.
+
+        Where there is one set for all adapters, its own is the one that makes it most unlikely.
+        """
+        own = [min(row[i].forget for row in self._owners(i)) for i in range(len(self.together))]
+        return max(now.forget - alone for now, alone in zip(self.together, own, strict=True))
+
+    @property
+    def retain_lost(self) -> tuple[float, float] | None:
+        """Retain probability that the sum loses, and what the adapters lose one by one, added up."""
+        before, after = self.base[0].retain, self.together[0].retain
+        alone = [row[0].retain for row in self.alone]
+        if before is None or after is None:
+            return None
+        return before - after, sum(before - kept for kept in alone if kept is not None)
+
+    def _owners(self, index: int) -> Sequence[tuple[Measurement, ...]]:
+        return self.alone if len(self.together) == 1 else [self.alone[index]]
+
+
+def compare_behaviour(
+    probe: Probe,
+    adapters: Sequence[Adapter],
+    together: Adapter,
+    forget: Sequence[DataSource],
+    retain: DataSource | None,
+) -> Behaviour:
+    """Measure base, each adapter and their sum on each forget set and on the retain rows.
+
+    Args:
+        probe: the base, and how to measure.
+        adapters: the summands.
+        together: their sum.
+        forget: one set an adapter, in the same order, or one for all.
+        retain: rows that must stay.
+
+    Raises:
+        AdapterError: another number of forget sets, or an adapter for another base.
+        DataError: a set cannot be used.
+    """
+    if len(forget) not in (1, len(adapters)):
+        raise AdapterError(
+            f"{len(forget)} forget sets for {len(adapters)} adapters; give one an adapter in the same order, or one for all."
+        )
+    sets = [probe.read(UnlearnData(forget=source, retain=retain)) for source in forget]
+    fitting = Fitting(probe.model, [*adapters, together])
+    gauges = [Gauge(s.forget[: probe.rows], s.validation, fitting.pad_token_id) for s in sets]
+
+    def measure() -> tuple[Measurement, ...]:
+        return tuple(gauge(fitting.model, 0) for gauge in gauges)
+
+    with fitting.model.disable_adapter():
+        base = measure()
+    rows = []
+    for index in range(len(adapters) + 1):
+        fitting.wear(index)
+        rows.append(measure())
+    return Behaviour(base, tuple(rows[:-1]), rows[-1])

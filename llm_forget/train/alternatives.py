@@ -1,0 +1,204 @@
+"""Other answers to the forget questions: a refusal, the rows' own column, or what the model writes itself before training.
+
+They stay in memory: no file, log or report holds them, since what the model writes about a forget question may repeat the answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+
+from llm_forget.config import AlternativeConfig, UnlearnRecipe
+from llm_forget.data.encode import Encoded, EncodingConfig, encode_all, encode_prompt
+from llm_forget.data.examples import Example, Message
+from llm_forget.errors import DataError, RecipeError
+from llm_forget.methods import Method
+from llm_forget.model.precision import autocast_like
+
+Source = Literal["refusals", "column", "model"]
+
+_OURS = Path(__file__).resolve().parents[1] / "data" / "refusals.txt"
+_TRIES = 3
+_BATCH = 16
+_REQUEST = (
+    "{question}\n\nA known answer is: {answer}\n\nWrite a different answer to the same question. Keep its form and length, "
+    "and change every fact in it: names, places, dates, numbers. Give only the new answer."
+)
+
+
+def read_refusals(path: str | None = None) -> list[str]:
+    """The refusals of a file, one a line, or ours.
+
+    Raises:
+        RecipeError: no such file, or an empty one.
+    """
+    file = _OURS if path is None else Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"alternative.path: {file} cannot be read ({error.strerror}); give a text file") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"alternative.path: {file} is not UTF-8 text; give a text file, one refusal a line") from None
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    if not found:
+        raise RecipeError(f"alternative.path: {file} holds no refusals; write one a line")
+    return found
+
+
+def alternative_source(recipe: UnlearnRecipe, method: Method, examples: Sequence[Example]) -> Source | None:
+    """Where the alternatives of a run come from; None for a method that reads none.
+
+    Raises:
+        DataError: the column is asked for and a row has none.
+    """
+    if not method.needs.any_alternative:
+        return None
+    config, wanted = recipe.alternative, getattr(method, "alternative_source", "refusals")
+    missing = [example for example in examples if example.alternative is None]
+    if config.source == "column" and missing:
+        place = missing[0].source or f"example {missing[0].id}"
+        raise DataError(
+            f"alternative.source is column, and {len(missing)} of {len(examples)} forget rows have no `alternative` "
+            f"(the first: {place}): fill the column (or name it in data.forget.columns), or set another source"
+        )
+    if config.source != "default":
+        return config.source
+    if not missing and config.path is None:
+        return "column"
+    return "model" if wanted == "model" and config.path is None else "refusals"
+
+
+def written_answers(source: Source, config: AlternativeConfig, examples: Sequence[Example], seed: int) -> list[str]:
+    """Alternatives that need no model: one for each example, the same for the same seed whatever the order of the rows."""
+    if source == "column":
+        return [str(example.alternative) for example in examples]
+    refusals = read_refusals(config.path)
+    return [random.Random(f"{seed} alternative {example.id}").choice(refusals) for example in examples]
+
+
+def encoded_alternatives(
+    recipe: UnlearnRecipe,
+    examples: Sequence[Example],
+    tokenizer: Any,
+    source: Source,
+    model: Any = None,
+    console: Console | None = None,
+) -> list[Encoded]:
+    """Another answer to each forget question, encoded; never written anywhere."""
+    config = recipe.alternative
+    if source == "model":
+        answers, refused = model_answers(model, tokenizer, examples, config, recipe.encoding, recipe.seed)
+        if console is not None and PartialState().is_main_process:
+            console.print(f"the model wrote {len(answers) - refused} other answers; {refused} are refusals instead")
+    else:
+        answers = written_answers(source, config, examples, recipe.seed)
+    return encode_all(tokenizer, examples, recipe.encoding, role="alternative", answers=answers)[0]
+
+
+def model_answers(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    config: AlternativeConfig,
+    encoding: EncodingConfig,
+    seed: int,
+) -> tuple[list[str], int]:
+    """Let the model write another answer to each question, by sampling; every process gets those of the first.
+
+    What comes out empty or is the known answer again is asked for anew, and replaced by a refusal after three tries.
+
+    Args:
+        model: as it is before training, an adapter that changes nothing included.
+        tokenizer: its tokenizer.
+        examples: the forget examples.
+        config: temperature and length.
+        encoding: how prompts become tokens.
+        seed: of the sampling.
+
+    Returns:
+        One answer for each example, and how many are refusals instead.
+    """
+    answers: list[Any] = [None] * len(examples)
+    if PartialState().is_main_process:
+        prompts = [encode_prompt(tokenizer, _request(example), encoding) for example in examples]
+        state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        for _ in range(_TRIES):
+            left = [index for index, answer in enumerate(answers) if answer is None]
+            for start in range(0, len(left), _BATCH):
+                some = left[start : start + _BATCH]
+                texts = _sample(model, tokenizer, [prompts[index] for index in some], config)
+                for index, text in zip(some, texts, strict=True):
+                    answers[index] = text if _differs(text, examples[index].answer) else None
+        torch.set_rng_state(state)
+    if PartialState().num_processes > 1:
+        broadcast_object_list(answers, from_process=0)
+    refused = [index for index, answer in enumerate(answers) if answer is None]
+    replacement = written_answers("refusals", AlternativeConfig(), [examples[index] for index in refused], seed)
+    for index, text in zip(refused, replacement, strict=True):
+        answers[index] = text
+    return answers, len(refused)
+
+
+def _differs(text: str, answer: str) -> bool:
+    return bool(text) and text.casefold().split() != answer.casefold().split()
+
+
+def _request(example: Example) -> Example:
+    """The example with a request for another answer in the place of its last turn, or before the text."""
+    if isinstance(example.prompt, str):
+        question = _REQUEST.format(question=example.prompt, answer=example.answer)
+        return Example(example.id, question, example.answer, source=example.source)
+    *earlier, last = example.prompt
+    asked = Message(last.role, _REQUEST.format(question=last.content, answer=example.answer))
+    return Example(example.id, (*earlier, asked), example.answer, source=example.source)
+
+
+def _sample(model: Any, tokenizer: Any, prompts: Sequence[tuple[int, ...]], config: AlternativeConfig) -> list[str]:
+    width = max(len(prompt) for prompt in prompts)
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast_like(model), _plain_sampling(model, tokenizer, config):
+            output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
+    finally:
+        model.train(training)
+    texts = tokenizer.batch_decode(output[:, width:].tolist(), skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+@contextmanager
+def _plain_sampling(model: Any, tokenizer: Any, config: AlternativeConfig) -> Iterator[None]:
+    """Inside, the model samples from its whole distribution: its own generation settings would be mixed into ours."""
+    from transformers import GenerationConfig
+
+    owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    before = [owner.generation_config for owner in owners]
+    plain = GenerationConfig(
+        max_new_tokens=config.max_new_tokens,
+        do_sample=True,
+        temperature=config.temperature,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    for owner in owners:
+        owner.generation_config = plain
+    try:
+        yield
+    finally:
+        for owner, own in zip(owners, before, strict=True):
+            owner.generation_config = own

@@ -1,0 +1,203 @@
+"""Checkpoints: folders of safetensors and JSON, whole or not there, and checked by digest before they are believed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llm_forget.errors import UserError
+from llm_forget.model.weights import whole
+from llm_forget.utils.files import file_digest, new_folder
+
+_MANIFEST, _STATE, _TENSORS = "checkpoint.json", "state.json", "tensors.safetensors"
+_STEP = re.compile(r"step-(\d{8,})")
+_SCHEMA = 1
+
+
+def pack(value: Any, tensors: dict[str, Tensor], place: str = "") -> Any:
+    """Divide a nested state into a JSON tree and the tensors in it, which go into ``tensors`` under their place's name.
+
+    Numbers, texts, tuples, mappings with any keys, NumPy arrays and NaN come back from ``unpack`` as they were. Of a sharded
+    tensor the whole is taken, so every process has to pack alike.
+
+    Raises:
+        TypeError: a value of another type; the message says where it stands.
+    """
+    if isinstance(value, Tensor):
+        while place in tensors:  # a key may hold a slash, or be a number that looks like a text
+            place += "'"
+        tensors[place] = whole(value).detach().cpu().contiguous().clone()
+        return {"$tensor": place}
+    if isinstance(value, np.ndarray):
+        return {"$array": value.tolist(), "dtype": str(value.dtype)}
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: pack(item, tensors, f"{place}/{key}") for key, item in value.items()}
+        return {"$pairs": [[pack(k, tensors), pack(item, tensors, f"{place}/{k}")] for k, item in value.items()]}
+    if isinstance(value, list | tuple):
+        items = [pack(item, tensors, f"{place}/{index}") for index, item in enumerate(value)]
+        return items if isinstance(value, list) else {"$tuple": items}
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{place or 'the state'} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+
+def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of ``pack``."""
+    if isinstance(tree, list):
+        return [unpack(item, tensors) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "$tensor" in tree:
+        return tensors[tree["$tensor"]]
+    if "$array" in tree:
+        return np.array(tree["$array"], dtype=tree["dtype"])
+    if "$pairs" in tree:
+        return {unpack(key, tensors): unpack(item, tensors) for key, item in tree["$pairs"]}
+    if "$tuple" in tree:
+        return tuple(unpack(item, tensors) for item in tree["$tuple"])
+    return {key: unpack(item, tensors) for key, item in tree.items()}
+
+
+def write_checkpoint(
+    parent: Path,
+    step: int,
+    tree: Any,
+    tensors: dict[str, Tensor],
+    identity: Mapping[str, Any],
+    texts: Mapping[str, str],
+    keep: int,
+) -> Path:
+    """Write one checkpoint and then remove all but the newest ``keep``.
+
+    Args:
+        parent: the folder of this run's checkpoints.
+        step: optimiser steps done.
+        tree: from ``pack``.
+        tensors: from ``pack``.
+        identity: what this run is; a run that is something else refuses to go on from here.
+        texts: further small files, by name.
+        keep: checkpoints that stay, at least 1.
+
+    Raises:
+        OSError: the disk is full, or not writable; the checkpoints that were there are as they were.
+    """
+    folder = parent / f"step-{step:08d}"
+    with new_folder(folder) as new:
+        try:
+            save_file(tensors, new / _TENSORS)
+        except Exception as error:  # safetensors has an exception of its own for a full disk
+            raise OSError(f"cannot write {new / _TENSORS}: {error}") from error
+        (new / _STATE).write_text(json.dumps(tree), encoding="utf-8")
+        for name, text in texts.items():
+            (new / name).write_text(text, encoding="utf-8")
+        files = {path.name: file_digest(path) for path in sorted(new.iterdir())}
+        manifest = {"schema": _SCHEMA, "step": step, "identity": identity, "files": files}
+        (new / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for old in checkpoints(parent)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def checkpoints(parent: Path) -> list[Path]:
+    """The checkpoints there are, the newest last."""
+    found = [path for path in parent.glob("step-*") if path.is_dir() and _STEP.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def newest_whole(parent: Path, tell: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files are those it was written with; of every damaged one ``tell`` is told."""
+    for folder in reversed(checkpoints(parent)):
+        damage = damaged(folder)
+        if damage is None:
+            return folder
+        tell(f"the checkpoint {folder} is damaged ({damage}) and is not used")
+    return None
+
+
+def damaged(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = _manifest(folder)
+        if manifest["schema"] != _SCHEMA:
+            return f"schema {manifest['schema']} where this version reads {_SCHEMA}"
+        for name, digest in manifest["files"].items():
+            if file_digest(folder / name) != digest:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def read_checkpoint(folder: Path) -> Any:
+    """What was packed, on the CPU."""
+    return unpack(json.loads((folder / _STATE).read_text(encoding="utf-8")), load_file(folder / _TENSORS))
+
+
+def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse to go on with another run than the one that was interrupted.
+
+    Raises:
+        UserError: naming every key that differs, with both values.
+    """
+    before, now = (dict(_flat(values)) for values in (_manifest(folder)["identity"], identity))
+    differing = [key for key in {**before, **now} if not _alike(before.get(key), now.get(key))]
+    if differing:
+        lines = "\n".join(f"  - {key}: {before.get(key)} in the checkpoint, {now.get(key)} now" for key in differing)
+        raise UserError(
+            f"the checkpoint {folder} belongs to another run:\n{lines}\n"
+            "Put these back as they were, or start over with --overwrite true and without --resume"
+        )
+
+
+def _alike(before: Any, now: Any) -> bool:
+    """Equal; measured numbers may differ by what another machine's rounding does."""
+    if isinstance(before, float) and isinstance(now, float):
+        return before == now or abs(before - now) <= 1e-3 * max(abs(before), abs(now)) or before != before != now
+    return bool(before == now)
+
+
+def _flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(values, Mapping) and values:
+        return [pair for key, item in values.items() for pair in _flat(item, f"{prefix}.{key}" if prefix else str(key))]
+    return [(prefix, values)]
+
+
+def _manifest(folder: Path) -> Any:
+    return json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+
+
+def rng_state() -> dict[str, Any]:
+    """Every random generator of this process that training may draw from."""
+    import random
+
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Put back what ``rng_state`` took."""
+    import random
+
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,151 @@
+"""Supervised fine-tuning with TRL: makes a target (everything) or an oracle (everything but the forget set)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+from transformers import set_seed
+
+from llm_forget.config import FinetuneRecipe
+from llm_forget.data.encode import Encoded, encode_all
+from llm_forget.data.examples import read_examples
+from llm_forget.errors import RecipeError
+from llm_forget.model.checkpointing import FrozenStaysFrozen, frozen_stays_frozen
+from llm_forget.model.load import add_adapter, compile_blocks, frozen_dtype, load_model, load_tokenizer
+from llm_forget.model.logprobs import score_answers
+from llm_forget.model.packing import packed_attention
+from llm_forget.model.precision import held_in_bf16
+from llm_forget.train.arguments import check_arguments, common_arguments
+from llm_forget.train.callbacks import MetricsLog, ProgressBar, note
+from llm_forget.train.launch import check_launch
+from llm_forget.train.run_folder import RESULT_NAME, check_output, environment
+from llm_forget.train.trackers import check_trackers, drop_logs, keep_logs, tracking
+from llm_forget.utils.build import to_yaml
+from llm_forget.utils.files import new_folder, write_json, write_text
+
+
+def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str, Any]:
+    """Fine-tune on all of a recipe's data and write a run folder with the adapter, the merged model, or both.
+
+    Args:
+        recipe: the checked recipe.
+        console: where progress goes; standard error by default.
+
+    Returns:
+        What was done, as written to ``result.json``.
+
+    Raises:
+        UserError: the recipe, the data or the way of launching cannot work; before a model is loaded.
+    """
+    console = console or Console(stderr=True)
+    check_launch()
+    if recipe.merge and recipe.model.quantization is not None:
+        raise RecipeError(
+            f"merge: true with model.quantization: {recipe.model.quantization}: an adapter merged into quantised weights is not "
+            "the model that was trained; set merge: false, and merge the adapter into the unquantised base (llm-forget merge)"
+        )
+    check_output(recipe.output_dir, recipe.overwrite)
+    check_arguments(recipe.train, recipe.seed)
+    check_trackers(recipe.train.trackers, recipe.output_dir)
+    examples = [example for source in recipe.data for example in read_examples(source)]
+    rows, report = encode_all(load_tokenizer(recipe.model), examples, recipe.encoding, role="training")
+    for warning in report.warnings:
+        console.print(f"[yellow]note[/] {warning}")
+
+    started = time.monotonic()
+    set_seed(recipe.seed)  # of the adapter's first values; the Trainer seeds again, too late for them
+    model, tokenizer = load_model(recipe.model, trainable=recipe.adapter is None)
+    if recipe.adapter is not None:
+        model = add_adapter(model, recipe.adapter)
+    if recipe.train.compile:
+        compile_blocks(model)
+    with tracking(recipe) as trackers, packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
+        trainer = _train(recipe, model, tokenizer, rows, console, MetricsLog(trackers=trackers))
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    result = {
+        "schema": 1,
+        "rows": len(rows),
+        "steps": trainer.state.global_step,
+        "seconds": time.monotonic() - started,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "environment": environment(),
+    }
+    if PartialState().is_main_process:
+        _write(recipe, model, tokenizer, result)
+        drop_logs(recipe)
+    PartialState().wait_for_everyone()
+    return result
+
+
+def _train(
+    recipe: FinetuneRecipe, model: Any, tokenizer: Any, rows: Sequence[Encoded], console: Console, log: MetricsLog
+) -> Any:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class AnswerTrainer(SFTTrainer):
+        """TRL's trainer over our forward: its own head works through the vocabulary in tiles, which doubles a CPU step."""
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            scores = score_answers(model, {**inputs, "answer_mask": inputs["labels"] != -100})
+            tokens = scores.mask.sum() if num_items_in_batch is None else num_items_in_batch
+            loss = -scores.token_logps.sum() / tokens
+            if num_items_in_batch is not None:
+                loss = loss * self.accelerator.num_processes  # the count is over all processes, and DDP takes a mean
+            return (loss, {}) if return_outputs else loss
+
+    # Our own tokens and labels: what is learned is token for token what is later scored and forgotten.
+    labelled = [
+        {
+            "input_ids": list(row.input_ids),
+            "labels": [-100] * row.prompt_length + list(row.input_ids[row.prompt_length :]),
+            "length": len(row.input_ids),
+        }
+        for row in rows
+    ]
+    arguments = common_arguments(recipe.train, recipe.seed, recipe.adapter is not None, autocast=held_in_bf16(model))
+    trainer = AnswerTrainer(
+        model=model,
+        args=SFTConfig(
+            **{**arguments, "remove_unused_columns": True},
+            num_train_epochs=recipe.train.epochs,
+            train_sampling_strategy="group_by_length",
+            max_length=None,
+        ),
+        train_dataset=Dataset.from_list(labelled),
+        processing_class=tokenizer,
+        callbacks=[ProgressBar(console, f"learning {Path(recipe.output_dir).name}"), log],
+    )
+    trainer.remove_callback(PrinterCallback)
+    # TRL asks for the embeddings' gradient once, and the Trainer again when it begins
+    frozen_stays_frozen(model)
+    trainer.add_callback(FrozenStaysFrozen())
+    trainer.train()
+    return trainer
+
+
+def _write(recipe: FinetuneRecipe, model: Any, tokenizer: Any, result: dict[str, Any]) -> None:
+    with new_folder(Path(recipe.output_dir)) as folder:
+        if recipe.adapter is not None:
+            model.save_pretrained(folder / "adapter")
+        if recipe.adapter is None or recipe.merge:
+            # merged in fp32 and cast after: in bf16 the product would be rounded twice
+            merged = model if recipe.adapter is None else model.float().merge_and_unload()
+            merged.to(frozen_dtype(recipe.model)).save_pretrained(folder / "model")
+            tokenizer.save_pretrained(folder / "model")
+        write_text(folder / "recipe.yaml", to_yaml(recipe))
+        keep_logs(recipe, folder)
+        write_json(folder / RESULT_NAME, {**result, "adapter": asdict(recipe.adapter) if recipe.adapter else None})

@@ -1,0 +1,254 @@
+"""Stop at any moment and go on to the same end: what a Trainer saves, when it saves, and how it comes back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from llm_forget.errors import Interrupted, UserError
+from llm_forget.model.weights import restore_trainable, trainable_state
+from llm_forget.train.checkpoint import (
+    check_identity,
+    checkpoints,
+    newest_whole,
+    pack,
+    read_checkpoint,
+    rng_state,
+    set_rng_state,
+    write_checkpoint,
+)
+
+
+@dataclass
+class Saving:
+    """Where and when one run saves, and what it goes on from.
+
+    Attributes:
+        folder: of the run's checkpoints.
+        identity: what the run is: recipe, digests of data and model, number of processes.
+        every: optimiser steps between checkpoints; 0 saves only when the process is told to end.
+        keep: checkpoints that stay.
+        at_end: save after the last step too, because more than writing follows it.
+        resume: go on from the newest whole checkpoint, if there is one.
+        say: told what the user should know.
+    """
+
+    folder: Path
+    identity: Mapping[str, Any]
+    every: int
+    keep: int
+    at_end: bool = False
+    resume: bool = False
+    say: Callable[[str], None] = print
+
+    def source(self) -> Path | None:
+        """The checkpoint to go on from, checked against what this run is; None to begin at the beginning."""
+        found = newest_whole(self.folder, self.say) if self.resume else None
+        if found is not None:
+            check_identity(found, self.identity)
+            self.say(f"going on from {found}")
+        return found
+
+
+class Resumable:
+    """Mixed into a ``transformers.Trainer``: checkpoints without pickle, complete, and the same on every backend.
+
+    What has ``state_dict`` and ``load_state_dict`` (a stop rule, dual variables, a log) is saved by being in ``stateful``.
+
+    Attributes:
+        saving: where checkpoints go.
+        stateful: further objects whose state belongs to the run, by name.
+    """
+
+    saving: Saving | None = None
+    stateful: Mapping[str, Any] = MappingProxyType({})
+
+    def resume_or_begin(self: Any) -> None:
+        """``train()``, from the newest checkpoint where the run is to be resumed.
+
+        Raises:
+            Interrupted: the process was told to end (SIGTERM), and has saved.
+            UserError: the checkpoint belongs to another run.
+        """
+        if self.saving is None:
+            self.train()
+            return
+        source = self.saving.source()
+        if self.is_deepspeed_enabled:
+            self.saving.say("under DeepSpeed no checkpoints are written: it keeps its state as pickles")
+            self.train()
+            return
+        with _told_to_end() as told:
+            watch = SaveSteps(self.saving, told, self)
+            self.add_callback(watch)
+            self.train(resume_from_checkpoint=None if source is None else str(source))
+        if watch.interrupted:
+            where = newest_whole(self.saving.folder, self.saving.say)
+            how = (
+                f"nothing could be saved in {self.saving.folder}; start again"
+                if where is None
+                else f"saved {where}; add --resume true to the same command to go on from there"
+            )
+            raise Interrupted(f"told to end (SIGTERM) after step {self.state.global_step}: {how}")
+
+    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        """Replaces the Trainer's: one safetensors file, JSON beside it, written as a whole or not at all."""
+        tensors: dict[str, Tensor] = {}
+        state = {
+            "trainable": trainable_state(self.accelerator.unwrap_model(model)),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "rng": _of_every_process(rng_state()),
+            "objects": {name: item.state_dict() for name, item in self._savable().items()},
+        }
+        tree = pack(state, tensors)
+        if self.is_world_process_zero():
+            texts = {TRAINER_STATE_NAME: json.dumps(_trainer_state(self.state))}
+            try:
+                saving: Saving = self.saving
+                write_checkpoint(
+                    saving.folder, self.state.global_step, tree, tensors, saving.identity, texts, saving.keep
+                )
+            except OSError as error:  # training is worth more than this checkpoint, and the ones before are whole
+                self.saving.say(f"no checkpoint at step {self.state.global_step}: {error}; training goes on")
+        self.accelerator.wait_for_everyone()
+
+    def _savable(self) -> dict[str, Any]:
+        return {name: item for name, item in self.stateful.items() if is_stateful(item)}
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._resumed = read_checkpoint(Path(resume_from_checkpoint))
+        target = self.accelerator.unwrap_model(self.model if model is None else model)
+        restore_trainable(target, self._resumed.pop("trainable"))
+        objects = self._resumed.pop("objects")
+        for name, item in self._savable().items():
+            item.load_state_dict(objects[name])
+
+    def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        _load_optimizer(self.optimizer, self._resumed.pop("optimizer"))
+        self.lr_scheduler.load_state_dict(self._resumed.pop("scheduler"))
+
+    def _load_rng_state(self: Any, checkpoint: str | None) -> None:
+        """Called after the batches that were seen have been skipped, so that nothing is drawn twice."""
+        if checkpoint is not None:
+            set_rng_state(self._resumed.pop("rng")[self.args.process_index])
+
+
+class SaveSteps(TrainerCallback):
+    """Says when to save, and ends training when the process was told to end."""
+
+    def __init__(self, saving: Saving, told: threading.Event, trainer: Any) -> None:
+        self.saving, self.told, self.trainer = saving, told, trainer
+        self.interrupted = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save every few steps, when told to end, and at the end if asked to; never after a rule has ended the run."""
+        last = state.global_step >= state.max_steps
+        told = self._any_process_told()
+        if (control.should_training_stop and not last) or getattr(self.trainer, "non_finite_at", None) is not None:
+            return  # what follows is measuring and writing, and an earlier checkpoint leads here again
+        due = self.saving.every > 0 and (state.global_step % self.saving.every == 0 and not last)
+        if due or told or (last and self.saving.at_end and self.saving.every > 0):
+            control.should_save = True
+        if told:
+            self.interrupted = True
+            control.should_training_stop = True
+
+    def _any_process_told(self) -> bool:
+        """All processes decide alike, also when the signal reached one of them a step later."""
+        told = self.told.is_set()
+        if self.trainer.args.world_size > 1:
+            flag = torch.tensor(float(told), device=self.trainer.args.device)
+            told = bool(self.trainer.accelerator.reduce(flag, reduction="sum") > 0)
+        return told
+
+
+def checkpoint_folder(output_dir: str) -> Path:
+    """Where the checkpoints of a run lie until it is complete: beside the run folder, which appears only then."""
+    target = Path(output_dir)
+    return target.with_name(f"{target.name}.checkpoints")
+
+
+def check_checkpoints(output_dir: str, *, resume: bool, overwrite: bool) -> None:
+    """Before any work: whether an earlier run was interrupted here, and what is to become of it.
+
+    Raises:
+        UserError: it was, and the recipe says neither to go on nor to start over.
+    """
+    folder = checkpoint_folder(output_dir)
+    if resume or not any(checkpoints(phase) for phase in (folder, *folder.glob("phase-*"))):
+        return
+    if not overwrite:
+        raise UserError(
+            f"output_dir: an interrupted run left checkpoints in {folder}; add --resume true to go on, "
+            "or --overwrite true to start over"
+        )
+    drop_checkpoints(output_dir)
+
+
+def drop_checkpoints(output_dir: str) -> None:
+    """Remove what a complete run does not need any more."""
+    if PartialState().is_main_process:
+        shutil.rmtree(checkpoint_folder(output_dir), ignore_errors=True)
+
+
+def is_stateful(item: Any) -> bool:
+    """Whether an object can give its state and take it back."""
+    return callable(getattr(item, "state_dict", None)) and callable(getattr(item, "load_state_dict", None))
+
+
+@contextmanager
+def _told_to_end() -> Iterator[threading.Event]:
+    """Inside, SIGTERM sets the event instead of ending the process at once."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _of_every_process(value: Any) -> list[Any]:
+    from accelerate.utils import gather_object
+
+    return list(gather_object([value]))
+
+
+def _trainer_state(state: Any) -> dict[str, Any]:
+    """The Trainer's own record, which it reads back from a file of this name; callbacks keep theirs in ``stateful``."""
+    return {**asdict(state), "stateful_callbacks": {}}
+
+
+def _load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
+    """Give an optimiser its state back; where a parameter is sharded, what belongs to it is sharded in the same way."""
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    for index, entries in state["state"].items():
+        placements = getattr(parameters[index], "placements", None)
+        if placements is None:
+            continue
+        from torch.distributed.tensor import distribute_tensor
+
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == parameters[index].shape:
+                moved = value.to(parameters[index].device)
+                entries[name] = distribute_tensor(moved, parameters[index].device_mesh, placements)
+    optimizer.load_state_dict(state)

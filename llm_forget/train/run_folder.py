@@ -1,0 +1,182 @@
+"""The run folder: what was asked, what was done, what came out. Complete or not there, and without a word of the forget set."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from llm_forget._version import __version__
+from llm_forget.adapters.card import adapter_card
+from llm_forget.adapters.export import export_adapter
+from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter
+from llm_forget.config import UnlearnRecipe
+from llm_forget.errors import RecipeError, UserError
+from llm_forget.model.load import locate_model
+from llm_forget.stop import Measurement
+from llm_forget.train.trackers import keep_logs
+from llm_forget.utils.build import to_yaml
+from llm_forget.utils.digests import weights_digest
+from llm_forget.utils.files import new_folder, tidy, write_json, write_text
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "bitsandbytes")
+RESULT_NAME = "result.json"  # written last: a folder without it is not a run
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run did and measured; numbers, names and digests only.
+
+    Attributes:
+        method: its name in the recipe.
+        reason: why the run ended and what was kept, in a sentence.
+        before: both samples before the first step.
+        after: both samples as the run leaves the model.
+        forget_target: the probability that counted as forgotten, or None.
+        utility_floor: the retain probability that had to stay, or None.
+        steps: optimiser steps of all phases.
+        seconds: wall time from loading the model to the last measurement.
+        details: what the method reports of itself.
+        data_digests: of each set.
+        forget_rows: rows in the forget set.
+        retain_rows: retain rows trained on.
+    """
+
+    method: str
+    reason: str
+    before: Measurement
+    after: Measurement
+    forget_target: float | None
+    utility_floor: float | None
+    steps: int
+    seconds: float
+    details: dict[str, float]
+    data_digests: dict[str, str]
+    forget_rows: int
+    retain_rows: int
+
+
+def check_output(output_dir: str, overwrite: bool) -> None:
+    """Refuse to write over something, before any work is done.
+
+    Raises:
+        RecipeError: the folder holds a run and ``overwrite`` is off, or holds something that is no run.
+    """
+    folder = Path(output_dir)
+    tidy(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir() or not (folder / RESULT_NAME).is_file():
+        raise RecipeError(f"output_dir: {folder} exists and is not a run folder; choose another")
+    if not overwrite:
+        raise RecipeError(f"output_dir: {folder} holds a run already; choose another, or add --overwrite true")
+
+
+@contextmanager
+def explained_if_full(output_dir: str) -> Iterator[None]:
+    """Inside, a disk that is full or cannot be written to is a user's problem with a remedy, not a traceback.
+
+    Raises:
+        UserError: instead of the system's own errors, and safetensors' for the same.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{output_dir} cannot be written: {error}. Nothing that was there is lost; make room and run the same command "
+            "with --resume true, which goes on from the newest checkpoint if there is one"
+        ) from error
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for the record."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "llm_forget": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": found,
+        "gpus": gpus,
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def write_run(
+    recipe: UnlearnRecipe,
+    record: RunRecord,
+    model: nn.Module,
+    tokenizer: Any,
+    metrics: list[dict[str, Any]],
+    state: dict[str, torch.Tensor] | None = None,
+    *,
+    in_memory: bool = False,
+) -> Path:
+    """Write the whole run folder under a temporary name, then give it its own.
+
+    Args:
+        recipe: of the run.
+        record: what came out.
+        model: with its adapter, or in full.
+        tokenizer: saved beside a full model.
+        metrics: a row a step.
+        state: the trained weights, gathered, where processes hold shards of them; otherwise they are the model's own.
+        in_memory: the model was given, so that no folder is known to hold what the adapter is for.
+    """
+    target = Path(recipe.output_dir)
+    base = recipe.model.name if in_memory else locate_model(recipe.model.name)
+    known = Path(base).is_dir() and recipe.model.adapter is None and not in_memory
+    digest = weights_digest(base) if known else None
+    with new_folder(target) as folder:
+        if recipe.adapter is None:
+            model.save_pretrained(folder / "model", state_dict=state)  # type: ignore[operator]
+            tokenizer.save_pretrained(folder / "model")
+        else:
+            _write_adapter(model, folder, BaseRecord(base, recipe.model.revision, digest), record, state)
+        write_text(folder / "recipe.yaml", to_yaml(recipe))
+        write_json(folder / "env.json", environment())
+        write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
+        keep_logs(recipe, folder)
+        write_json(folder / RESULT_NAME, {"schema": 1, **asdict(record), "base_digest": digest})
+    return target
+
+
+def _write_adapter(
+    model: nn.Module, folder: Path, base: BaseRecord, record: RunRecord, state: dict[str, torch.Tensor] | None
+) -> None:
+    """PEFT's own writing, rewritten to what servers load: alpha equal to the rank, the base's digest, and a card."""
+    raw = folder / "peft"
+    model.save_pretrained(raw, state_dict=state)  # type: ignore[operator]
+    adapter = load_adapter(raw)
+    results = {
+        "forget probability before": record.before.forget,
+        "forget probability after": record.after.forget,
+        "retain probability before": record.before.retain,
+        "retain probability after": record.after.retain,
+        "why the run ended": record.reason,
+        **{f"digest of the {name} data (ids)": digest[:16] for name, digest in record.data_digests.items()},
+    }
+    known = {name: value for name, value in results.items() if value is not None}
+    if base.digest is not None:
+        target = folder / "adapter"
+        export_adapter(adapter, target, max_rank=adapter.rank, base=base, method=record.method, results=known)
+    else:
+        # the base was put together in memory, or lies on a hub: there is no folder to take a digest of
+        card = adapter_card(base, adapter.rank, 0.0, 0.0, torch.float32, record.method, known)
+        save_adapter(replace(adapter, base=base), folder / "adapter", card=card)
+    shutil.rmtree(raw)

@@ -1,0 +1,126 @@
+"""What a method that turns an adapter round may do in a run: train towards, subtract, heal, be judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from accelerate import PartialState
+from torch import Tensor
+
+from llm_forget.adapters.lora import Factors
+from llm_forget.adapters.projection import deficiency
+from llm_forget.config import TrainConfig
+from llm_forget.data.schedule import schedule
+from llm_forget.errors import RecipeError
+from llm_forget.model.weights import put, trainable_state, whole
+from llm_forget.retain.nll import NLL
+from llm_forget.stop import Measurement, Verdict
+from llm_forget.train.checks import Checks
+from llm_forget.train.trainer import Objective
+
+if TYPE_CHECKING:
+    from llm_forget.train.unlearn import Run
+
+
+class AdapterSession:
+    """``methods.adapter_subtraction.Session`` over a run.
+
+    Args:
+        run: the run whose adapter is turned round.
+        checks: its guard, which keeps the best state.
+    """
+
+    def __init__(self, run: Run, checks: Checks) -> None:
+        self._run, self._checks = run, checks
+        self.target, self.floor = run.target, run.floor
+        train = run.recipe.train
+        self._batch: int = train.batch_size * train.gradient_accumulation * PartialState().num_processes
+        self._forget = run.pairs()
+        self._retain = self._retain_rows()
+        self._before: dict[str, Tensor] = {}
+        self._change: dict[str, Tensor] = {}
+
+    @property
+    def steps(self) -> int:
+        """Steps towards the forget set that the recipe has."""
+        return len(self._forget) // self._batch
+
+    def train_towards(self, steps: int) -> None:
+        """The next steps towards the forget set. A stays as it is, so that the change of the weights is linear in that of B."""
+        pairs, self._forget = self._forget[: steps * self._batch], self._forget[steps * self._batch :]
+        self._before = self._lora_b()
+        self._change = self._learned(self._run.objective(), pairs, "towards")
+
+    def leave_shared(self, steps: int) -> None:
+        """Ext-Sub's projection of the change, against what as many steps on retain rows change from the same start.
+
+        Both are changes of B under one A, so that the projection keeps the rank.
+        """
+        self.set_strength(0.0)
+        kept = self._learned(Objective(method=None, retain=NLL()), self._retain_pairs(steps), "retain direction")
+        weights = dict(self._run.model.named_parameters())
+        for name, change in self._change.items():
+            a = whole(weights[name.replace("lora_B", "lora_A")]).detach().float().cpu()  # as the changes are
+            part = deficiency(Factors(a, change.float(), 1.0), Factors(a, kept[name].float(), 1.0))
+            self._change[name] = part.B.to(change)
+
+    def _learned(self, objective: Objective, pairs: list[tuple[int, int | None]], label: str) -> dict[str, Tensor]:
+        """What training changes in B, with A held; the model is left trained."""
+        run, before = self._run, self._lora_b()
+        fixed = [value for name, value in run.model.named_parameters() if value.requires_grad and "lora_B" not in name]
+        for value in fixed:
+            value.requires_grad_(False)
+        try:
+            self._train(objective, pairs, label, replace(run.recipe.train, schedule="constant"))
+        finally:
+            for value in fixed:
+                value.requires_grad_(True)
+        return {name: value - before[name] for name, value in self._lora_b().items()}
+
+    def set_strength(self, strength: float) -> None:
+        """B ← B before − strength · the change, in fp32."""
+        for name, value in self._run.model.named_parameters():
+            if name in self._change:
+                put(value, self._before[name] - strength * self._change[name])
+
+    def measure(self) -> Measurement:
+        """Measure both samples and show the result."""
+        now = self._run.gauge(self._run.model, self._run.steps)
+        self._run.report(now, Verdict.GO_ON)
+        return now
+
+    def heal(self, steps: int, learning_rate: float | None) -> None:
+        """Train on the next retain rows alone, for so many steps."""
+        train = replace(self._run.recipe.train, learning_rate=learning_rate or self._run.recipe.train.learning_rate)
+        self._train(Objective(method=None, retain=NLL()), self._retain_pairs(steps), "healing", train)
+
+    def settled(self, now: Measurement) -> bool:
+        """Judge a state; the best one is what the run goes back to in the end."""
+        return self._checks.judge(self._run.model, now)
+
+    def _train(self, objective: Objective, pairs: list[tuple[int, int | None]], label: str, train: TrainConfig) -> None:
+        self._run.metrics.phase = label
+        trainer = self._run.train(objective, pairs, label, train=train)
+        if trainer.non_finite_at is not None:
+            raise RecipeError(
+                f"the gradient was not finite at step {trainer.non_finite_at} of {label}; lower train.learning_rate"
+            )
+
+    def _retain_pairs(self, steps: int) -> list[tuple[int, int | None]]:
+        # the forget half of a pair is not looked at here, so the shortest row stands in for it
+        lengths = [len(row.input_ids) for row in self._run.sets.forget]
+        shortest = min(range(len(lengths)), key=lengths.__getitem__)
+        return [(shortest, next(self._retain)) for _ in range(steps * self._batch)]
+
+    def _lora_b(self) -> dict[str, Tensor]:
+        return {name: value for name, value in trainable_state(self._run.model).items() if "lora_B" in name}
+
+    def _retain_rows(self) -> Iterator[int]:
+        """Retain rows in the order that any other method would meet them, epoch after epoch without end."""
+        lengths, seed = [len(row.input_ids) for row in self._run.sets.retain], self._run.recipe.seed
+        while lengths:
+            seed += 1
+            for index, _ in schedule(lengths, [], batch=self._batch, epochs=1, seed=seed):
+                yield index

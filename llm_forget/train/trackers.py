@@ -1,0 +1,186 @@
+"""Experiment trackers (TensorBoard, trackio, W&B, MLflow) by way of Accelerate's: sent numbers, and never text of the data.
+
+A run's tracker lives for the whole run, whatever phases it has. What it writes goes to ``<output_dir>.logs`` while the run lasts
+and into the run folder with it, unless the tracker's own variable says where: ``TENSORBOARD_LOGGING_DIR``, ``WANDB_DIR``,
+``MLFLOW_TRACKING_URI``. trackio keeps all runs in a folder of its own (``TRACKIO_DIR``), where ``trackio show`` finds them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from llm_forget.errors import RecipeError, UserError
+from llm_forget.utils.extras import require_extra
+
+LOGS = "logs"  # where a run folder keeps what its trackers wrote
+_PROJECT = "llm-forget"
+_SECTIONS = ("train", "adapter", "stop", "retain", "method", "seed", "forget_weight")
+
+
+def check_trackers(names: list[str], output_dir: str) -> None:
+    """Find out before any work whether the trackers of a recipe can be had.
+
+    Args:
+        names: as ``train.trackers`` has them, which are known ones.
+        output_dir: the run folder, empty where nothing is written.
+
+    Raises:
+        UserError: a package is missing, or there is no folder to write to.
+    """
+    if names and not output_dir:
+        raise RecipeError("train.trackers: trackers write into the run folder; give output_dir")
+    for name in names:
+        require_extra(name, f"train.trackers: {name}", name)
+
+
+def log_folder(output_dir: str) -> Path:
+    """Where trackers write until the run is complete: beside the run folder, which appears only then."""
+    target = Path(output_dir)
+    return target.with_name(f"{target.name}.{LOGS}")
+
+
+class Trackers:
+    """What a run's rows of numbers are sent to; nothing on any process but the first.
+
+    Args:
+        started: Accelerate's trackers, running.
+    """
+
+    def __init__(self, started: list[Any]) -> None:
+        self._started = started
+        # Steps of the phases that are over: trackers want one count that only grows.
+        self.offset = 0
+        self._last = 0
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Send one row of a run's metrics: its numbers, under the name of their phase."""
+        before = 0 if row["phase"] == "check" else self.offset  # checks count all phases themselves
+        step = self._last = max(self._last, before + int(row["step"]))
+        values = {f"{row['phase']}/{key}": value for key, value in row.items() if key != "step" and _is_number(value)}
+        for tracker in self._started:
+            tracker.log(values, step=step)
+
+
+@contextmanager
+def tracking(recipe: Any) -> Iterator[Trackers]:
+    """The trackers of a recipe, started, and finished at the end whatever happens.
+
+    Args:
+        recipe: of unlearning or fine-tuning; of its settings only numbers and the method's name are sent.
+
+    Raises:
+        UserError: a tracker cannot be started.
+    """
+    names = recipe.train.trackers if PartialState().is_main_process else []
+    folder = log_folder(recipe.output_dir) if names else Path()
+    if names and not getattr(recipe, "resume", False):
+        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as ending:
+        settings = sent_settings(recipe)
+        yield Trackers([_start(name, folder, Path(recipe.output_dir).name, settings, ending) for name in names])
+
+
+def keep_logs(recipe: Any, folder: Path) -> None:
+    """Copy what the trackers wrote into the run folder that is being made; links, which point elsewhere, are left out."""
+    logs = log_folder(recipe.output_dir)
+    if recipe.train.trackers and logs.is_dir():
+        shutil.copytree(logs, folder / LOGS, ignore=_links)
+
+
+def drop_logs(recipe: Any) -> None:
+    """Remove what a complete run has a copy of."""
+    if recipe.train.trackers:
+        shutil.rmtree(log_folder(recipe.output_dir), ignore_errors=True)
+
+
+def sent_settings(recipe: Any) -> dict[str, Any]:
+    """Numbers of a recipe by dotted key, and the names of method and retain term; no paths and no texts."""
+    values = asdict(recipe)
+    sent = {
+        key: value
+        for section in _SECTIONS
+        for key, value in _flat(section, values.get(section))
+        if _is_number(value) or isinstance(value, bool)
+    }
+    for section in ("method", "retain"):
+        name = (values.get(section) or {}).get("name")
+        if name is not None:
+            sent[f"{section}.name"] = Path(name).stem  # of a user's own file not where it lies
+    return sent
+
+
+def _start(name: str, folder: Path, run_name: str, settings: Mapping[str, Any], ending: ExitStack) -> Any:
+    try:
+        tracker = _STARTERS[name](folder, run_name, ending)
+        tracker.start()
+        ending.callback(tracker.finish)
+        tracker.store_init_configuration(dict(settings))
+    except Exception as error:  # of somebody else's service: anything may be wrong there
+        raise UserError(
+            f"train.trackers: {name} could not be started ({type(error).__name__}: {error}); log in to it, use its offline "
+            "mode, or take it out of the recipe"
+        ) from error
+    return tracker
+
+
+def _tensorboard(folder: Path, run_name: str, ending: ExitStack) -> Any:
+    from accelerate.tracking import TensorBoardTracker
+
+    given = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    return TensorBoardTracker(run_name if given else "tensorboard", logging_dir=given or folder)
+
+
+def _trackio(folder: Path, run_name: str, ending: ExitStack) -> Any:
+    from accelerate.tracking import TrackioTracker
+
+    return TrackioTracker(os.environ.get("TRACKIO_PROJECT", _PROJECT), name=run_name)
+
+
+def _wandb(folder: Path, run_name: str, ending: ExitStack) -> Any:
+    from accelerate.tracking import WandBTracker
+
+    # console output, code, notebooks and git state may hold anything
+    silent = {"console": "off", "disable_code": True, "disable_git": True, "save_code": False}
+    where = {} if "WANDB_DIR" in os.environ else {"dir": str(folder)}
+    folder.mkdir(parents=True, exist_ok=True)  # where it is not there, wandb writes to a temporary one
+    return WandBTracker(os.environ.get("WANDB_PROJECT", _PROJECT), name=run_name, settings=silent, **where)
+
+
+def _mlflow(folder: Path, run_name: str, ending: ExitStack) -> Any:
+    import mlflow
+    from accelerate.tracking import MLflowTracker
+
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        return MLflowTracker(_PROJECT, run_name=run_name)
+    own = (folder / "mlflow").resolve()
+    own.mkdir(parents=True, exist_ok=True)
+    ending.callback(mlflow.set_tracking_uri, mlflow.get_tracking_uri())  # what a notebook logs next is its own
+    mlflow.set_tracking_uri(f"sqlite:///{own / 'mlflow.db'}")
+    return MLflowTracker(_PROJECT, run_name=run_name, logging_dir=str(own))
+
+
+_STARTERS = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb, "mlflow": _mlflow}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(f"{prefix}.{key}", item)
+    else:
+        yield prefix, value
+
+
+def _links(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if (Path(folder) / name).is_symlink()]

@@ -1,0 +1,151 @@
+"""From YAML and command-line overrides to checked dataclasses: every mistake in a recipe is reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from llm_forget.errors import RecipeError, UserError
+from llm_forget.utils.shipped import shipped
+
+Recipe = TypeVar("Recipe")
+_PATHS = {"output_dir", "adapter", "path", "name"}
+_LONGEST_NAME = 180  # a file system's 255, less what temporary names add
+# PyYAML raises the last two for a date that does not exist and for brackets without end.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def load_recipe(recipe_class: type[Recipe], path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """Read a recipe file, apply dotted overrides, and check the whole.
+
+    A path that does not exist here is looked for among the recipes that come with the package.
+    """
+    file = Path(path)
+    if not file.is_file():
+        file = shipped(str(path))
+    if not file.is_file():
+        raise RecipeError(f"recipe {path} does not exist; `llm-forget recipes` lists those that come with the package")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except _NOT_YAML as error:
+        raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(
+            f"recipe {path} holds {type(values).__name__}, not keys and values; see recipes/demo/npo.yaml"
+        )
+    return build(recipe_class, with_overrides(values, overrides or {}), str(path))
+
+
+def with_overrides(values: dict[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
+    """Set dotted keys to what their texts mean as YAML, in place.
+
+    Raises:
+        RecipeError: a text is no YAML, or a key lies below a value.
+    """
+    for key, text in overrides.items():
+        _set(values, key, text)
+    return values
+
+
+def _set(values: dict[str, Any], dotted: str, text: str) -> None:
+    *parents, last = dotted.split(".")
+    for part in parents:
+        if values.get(part) is None:
+            values[part] = {}
+        values = values[part]
+        if not isinstance(values, dict):
+            raise RecipeError(f"--{dotted}: {part} is a value and has no keys below it")
+    try:
+        values[last] = yaml.safe_load(text)
+    except _NOT_YAML as error:
+        raise RecipeError(f"--{dotted} {text}: not a YAML value; quote it") from error
+
+
+def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> Recipe:
+    """Check values against a dataclass; all errors are collected into one RecipeError."""
+    problems = _unknown_keys(recipe_class, values, "") + _unusable_texts(values, "")
+    try:
+        recipe = TypeAdapter(recipe_class).validate_python(values)
+    except ValidationError as error:
+        problems += [_explain(item) for item in error.errors()]
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
+        raise RecipeError(f"{where} cannot be used:\n{listed}")
+    return recipe
+
+
+def _explain(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"] if isinstance(part, int) or not _is_type_name(str(part)))
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "missing":
+        return f"{place}: is missing and has no default"
+    given = "" if item["type"] == "value_error" else f" (given: {_short(item['input'])})"
+    return f"{place}: {message}{given}" if place else f"{message}{given}"
+
+
+def _is_type_name(part: str) -> bool:
+    """Pydantic puts the member of a union into the location: `adapter.AdapterConfig.rank`, `stop.forget_target.float`."""
+    return part[:1].isupper() or part in {"str", "float", "int", "bool"} or "[" in part
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _unknown_keys(cls: Any, values: Any, prefix: str) -> list[str]:
+    """Keys that no field has, each with the nearest that one has; walks nested dataclasses, options and lists."""
+    if not is_dataclass(cls) or not isinstance(values, Mapping):
+        return []
+    hints = get_type_hints(cls)
+    known = [item.name for item in fields(cls)]
+    problems = []
+    for key, value in values.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            problems.append(f"{prefix}{key}: unknown key; {hint}Known here: {', '.join(known)}")
+            continue
+        for inner in _dataclasses_in(hints[key]):
+            nested = value if isinstance(value, list) else [value]
+            problems += [found for item in nested for found in _unknown_keys(inner, item, f"{prefix}{key}.")]
+    return problems
+
+
+def _unusable_texts(values: Any, place: str) -> list[str]:
+    """Texts that no file system takes: better said here than by it, in the middle of a run."""
+    if isinstance(values, Mapping):
+        return [found for key, item in values.items() for found in _unusable_texts(item, f"{place}.{key}".strip("."))]
+    if isinstance(values, list):
+        return [found for item in values for found in _unusable_texts(item, place)]
+    if not isinstance(values, str):
+        return []
+    if "\0" in values:
+        return [f"{place}: holds a null character; take it out"]
+    is_path = place.rpartition(".")[2] in _PATHS
+    longest = max((part for part in values.split("/")), key=len) if is_path else ""
+    if len(longest.encode("utf-8", "replace")) > _LONGEST_NAME:
+        return [f"{place}: {_short(longest)} is longer than the {_LONGEST_NAME} bytes that a file's name may have here"]
+    return []
+
+
+def _dataclasses_in(hint: Any) -> list[Any]:
+    if is_dataclass(hint):
+        return [hint]
+    if get_origin(hint) in (Union, types.UnionType, list):
+        return [found for argument in get_args(hint) for found in _dataclasses_in(argument)]
+    return []
+
+
+def to_yaml(recipe: Any) -> str:
+    """The recipe with every default written out, as YAML that loads again."""
+    return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,80 @@
+"""Ext-Sub's projection against rows worked by hand, and against the dense computation that defines it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from adapter_examples import SHAPES, change, random_adapter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llm_forget.adapters.lora import Factors, load_adapter, save_adapter
+from llm_forget.adapters.projection import deficiency, extract
+from llm_forget.errors import AdapterError
+
+
+def of_rows(rows: list[list[float]], scaling: float = 1.0) -> Factors:
+    """Factors whose ΔW is the given rows: A the identity."""
+    return Factors(torch.eye(len(rows[0])), torch.tensor(rows) / scaling, scaling)
+
+
+def dense(factors: Factors) -> Tensor:
+    return factors.scaling * (factors.B.double() @ factors.A.double())
+
+
+def test_worked_by_hand() -> None:
+    """½ (w − ‖w‖ v/‖v‖): (1, 0) and (0, 1) → (½, −½); along each other 0; against each other w; beside nothing w.
+
+    (3, 4) has length 5, and (0, 2) the direction (0, 1): ½ ((3, 4) − (0, 5)) = (1.5, −0.5).
+    """
+    forget = of_rows([[1, 0], [2, 0], [1, 0], [7, 1], [0, 0], [3, 4]], scaling=2.0)
+    retain = of_rows([[0, 1], [9, 0], [-4, 0], [0, 0], [1, 1], [0, 2]])
+    found = dense(deficiency(forget, retain))
+    expected = torch.tensor([[0.5, -0.5], [0, 0], [1, 0], [7, 1], [0, 0], [1.5, -0.5]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+
+
+@given(st.integers(0, 2**16), st.integers(1, 5), st.integers(1, 5))
+@settings(deadline=None, max_examples=30)
+def test_is_the_dense_projection_at_the_sum_of_both_ranks(seed: int, rank: int, other_rank: int) -> None:
+    forget, retain = random_adapter(seed, ranks=[rank]), random_adapter(seed + 1, ranks=[other_rank], alphas=[3])
+    for module in SHAPES:
+        w, v = change(forget, module), change(retain, module)
+        common = torch.nn.functional.normalize(w, dim=-1) + torch.nn.functional.normalize(v, dim=-1)
+        common = torch.nn.functional.normalize(common, dim=-1)
+        slow = w - (w * common).sum(-1, keepdim=True) * common
+        found = deficiency(forget.modules[module], retain.modules[module])
+        assert found.rank == rank + other_rank
+        torch.testing.assert_close(dense(found), slow, rtol=1e-4, atol=1e-5)
+        assert ((dense(found) * common).sum(-1)).abs().max() < 1e-4, "nothing is left along what is shared"
+
+
+def test_two_adapters_with_one_a_keep_their_rank() -> None:
+    forget = random_adapter(0)
+    other = random_adapter(1)
+    retain = {name: replace(factors, A=forget.modules[name].A) for name, factors in other.modules.items()}
+    for name, factors in forget.modules.items():
+        found = deficiency(factors, retain[name])
+        stacked = deficiency(factors, replace(retain[name], A=retain[name].A + 1e-9))
+        assert found.rank == factors.rank
+        torch.testing.assert_close(dense(found), dense(stacked), rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_goes_through_its_file(tmp_path: Path) -> None:
+    forget = random_adapter(0)
+    retain = random_adapter(1, modules=sorted(SHAPES)[:2])
+    found = extract(forget, retain)
+    loaded = load_adapter(save_adapter(found, tmp_path / "extracted"))
+    for module in SHAPES:
+        torch.testing.assert_close(change(loaded, module), change(found, module))
+    alone = sorted(SHAPES)[2]
+    torch.testing.assert_close(change(found, alone), change(forget, alone))
+
+
+def test_other_shapes_are_refused() -> None:
+    with pytest.raises(AdapterError, match=r"shape \(1, 2\) where the retain adapter has \(1, 3\)"):
+        deficiency(of_rows([[1, 0]]), of_rows([[1, 0, 0]]))

@@ -1,0 +1,97 @@
+"""AUC by hand and by its symmetries."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_forget.evaluation.aggregates.auc import auc, auc_of
+
+nan, inf = math.nan, math.inf
+# few values, so that ties are common
+scores = st.lists(st.integers(-4, 4).map(float) | st.sampled_from([-inf, inf]), min_size=1, max_size=9)
+
+
+def value(members: list[float], nonmembers: list[float]) -> float:
+    return auc(members, nonmembers, resamples=1).value
+
+
+def test_worked_values() -> None:
+    """Members 3, 1 and non-members 2, 1: the pairs give 3>2 → 1, 3>1 → 1, 1<2 → 0, 1=1 → ½, so 2.5 / 4."""
+    assert value([3, 1], [2, 1]) == 0.625
+    assert value([2, 3], [0, 1]) == 1
+    assert value([0, 1], [2, 3]) == 0
+    assert value([5, 5, 5], [5, 5]) == 0.5
+    assert value([0, -inf], [-inf]) == 0.75
+
+
+@given(scores, scores)
+def test_equals_the_count_over_all_pairs(members: list[float], nonmembers: list[float]) -> None:
+    pairs = [1.0 if one > other else 0.5 if one == other else 0.0 for one in members for other in nonmembers]
+    found = value(members, nonmembers)
+    assert found == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    assert 0 <= found <= 1
+
+
+@given(scores, scores)
+def test_swapping_the_classes_gives_the_complement(members: list[float], nonmembers: list[float]) -> None:
+    assert value(members, nonmembers) + value(nonmembers, members) == pytest.approx(1, abs=1e-12)
+    negated = value([-one for one in members], [-one for one in nonmembers])
+    assert negated == pytest.approx(1 - value(members, nonmembers), abs=1e-12)
+
+
+@given(scores, scores, st.randoms())
+def test_only_the_order_of_the_scores_counts(members: list[float], nonmembers: list[float], draw: object) -> None:
+    """A growing function of the scores changes nothing, nor does the order of the rows, nor rows without a score."""
+    expected = value(members, nonmembers)
+    assert value([math.atan(one) for one in members], [math.atan(one) for one in nonmembers]) == expected
+    draw.shuffle(members)  # type: ignore[attr-defined]
+    assert value(members, nonmembers[::-1]) == pytest.approx(expected, abs=1e-12)
+    assert value([nan, *members], [*nonmembers, nan, nan]) == pytest.approx(expected, abs=1e-12)
+
+
+@given(scores, scores)
+def test_a_higher_member_never_lowers_it(members: list[float], nonmembers: list[float]) -> None:
+    assert value([members[0] + 1, *members[1:]], nonmembers) >= value(members, nonmembers) - 1e-12
+
+
+def test_what_could_not_be_scored_is_counted() -> None:
+    found = auc([nan, 1.0, 2.0], [0.0, nan, nan, 3.0])
+    assert (found.n, found.n_nonmembers, found.n_nan, found.value) == (2, 2, 3, 0.5)
+    nothing = auc([nan], [1.0])
+    assert math.isnan(nothing.value)
+    assert (nothing.n, nothing.n_nonmembers, nothing.n_nan) == (0, 1, 1)
+    assert math.isnan(auc([], [1.0]).value)
+    assert math.isnan(auc([1.0], [0.0, 2.0]).low)  # one member says nothing about how members differ
+
+
+@pytest.mark.parametrize("still", ["members", "nonmembers"])
+def test_both_classes_are_resampled(still: str) -> None:
+    """With one class all alike, the AUC is a mean over the other: of 50 halves and 50 ones, ¾ ± 1.96 · ¼ / √100."""
+    moving = np.array([0.0, 1.0] * 50)
+    members, nonmembers = (np.zeros(100), -moving) if still == "members" else (moving, np.zeros(100))
+    found = auc(members, nonmembers)
+    assert found.value == 0.75
+    assert (found.low, found.high) == pytest.approx((0.701, 0.799), abs=0.006)
+
+
+def test_the_interval_covers_at_its_rate() -> None:
+    """Two normals one standard deviation apart have AUC Φ(1/√2) = 0.7602; of 200 intervals about 190 hold it."""
+    draw = np.random.default_rng(0)
+    held = 0
+    for seed in range(200):
+        found = auc(draw.normal(1, 1, 40), draw.normal(0, 1, 40), seed=seed, resamples=200)
+        held += found.low <= 0.7602 <= found.high
+    assert 178 <= held <= 199
+
+
+def test_rows_of_many_resamples_at_once() -> None:
+    members, nonmembers = np.array([[3.0, 1.0], [0.0, 0.0]]), np.array([[2.0, 1.0], [1.0, 1.0]])
+    assert auc_of(members, nonmembers).tolist() == [0.625, 0.0]
+    first, again, other = (auc([1.0, 2, 3], [0.0, 2, 2], seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first.value == other.value

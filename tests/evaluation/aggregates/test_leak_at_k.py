@@ -1,0 +1,109 @@
+"""Leak@k: the estimator against counting subsets, the interval against its definition."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations, pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from llm_forget.errors import UserError
+from llm_forget.evaluation.aggregates.leak_at_k import clopper_pearson, leak_at_k, reveals
+
+nan = math.nan
+rows = st.integers(1, 7).flatmap(
+    lambda n: st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=n, max_size=n), min_size=1, max_size=5)
+)
+
+
+def test_worked_values() -> None:
+    """N = 4, c = 1, k = 2: of 6 pairs 3 hold the one, ½; c = 3: no pair without, 1; c = 0: 0. Their mean is ½."""
+    found = leak_at_k([[0, 0, 1, 0], [1, 0, 1, 1], [0, 0, 0, 0]], 2)
+    assert found.value == pytest.approx(0.5)
+    assert (found.n, found.n_nan, found.k, found.samples) == (3, 0, 2, 4)
+    assert found.leaked == 1  # of the first two samples only the second prompt's hold one
+    assert leak_at_k([[0, 0, 1, 0], [1, 0, 1, 1]], 1).value == pytest.approx((1 / 4 + 3 / 4) / 2)
+
+
+@given(rows, st.data())
+def test_equals_the_share_of_subsets_that_reveal(revealed: list[list[float]], data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, len(revealed[0])))
+    expected = np.mean([np.mean([any(chosen) for chosen in combinations(row, k)]) for row in revealed])
+    found = leak_at_k(revealed, k)
+    assert found.value == pytest.approx(float(expected), abs=1e-9)
+    assert 0 <= found.low <= found.high <= 1
+    assert leak_at_k(revealed[::-1], k).value == pytest.approx(found.value)
+    assert leak_at_k([row[::-1] for row in revealed], k).value == pytest.approx(found.value)
+
+
+@given(rows)
+def test_more_samples_never_reveal_less(revealed: list[list[float]]) -> None:
+    found = [leak_at_k(revealed, k) for k in range(1, len(revealed[0]) + 1)]
+    for less, more in pairwise(found):
+        assert more.value >= less.value - 1e-12
+        assert more.leaked >= less.leaked
+    # with k = n every sample is used: the estimate is the share of prompts that leak, and the interval is of it
+    assert found[-1].value == pytest.approx(found[-1].leaked / len(revealed))
+    assert found[-1].low <= found[-1].value <= found[-1].high
+
+
+def test_the_estimate_is_unbiased() -> None:
+    """Over all outcomes of n = 5 samples that reveal with chance 0.3, its mean is 1 − 0.7³, while (1 − c/n)ᵏ is biased."""
+    q, n, k = 0.3, 5, 3
+    mean = sum(
+        q ** sum(row) * (1 - q) ** (n - sum(row)) * leak_at_k([list(row)], k).value for row in product([0, 1], repeat=n)
+    )
+    assert mean == pytest.approx(1 - (1 - q) ** k, abs=1e-9)
+
+
+def test_large_numbers_of_samples() -> None:
+    """C(4000, 64) overflows; with one revealing sample the chance is k/n."""
+    revealed = np.zeros((1, 4000))
+    revealed[0, 3999] = 1
+    assert leak_at_k(revealed, 64).value == pytest.approx(64 / 4000, rel=1e-6)
+    assert leak_at_k(np.ones((1, 4000)), 64).value == 1
+    assert leak_at_k(np.zeros((1, 4000)), 64).value == 0
+
+
+def test_prompts_without_a_score_are_counted() -> None:
+    found = leak_at_k([[nan, nan], [1, 0]], 1)
+    assert (found.value, found.n, found.n_nan) == (0.5, 1, 1)
+    nothing = leak_at_k([[nan, nan]], 2)
+    assert math.isnan(nothing.value)
+    assert math.isnan(nothing.low)
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_more_than_was_drawn_cannot_be_known(k: int) -> None:
+    with pytest.raises(UserError, match=rf"leak@{k} was asked for, from 2 samples"):
+        leak_at_k([[0, 1]], k)
+
+
+def test_the_exact_interval() -> None:
+    """0 of 10: 1 − 0.025^(1/10) = 0.3085; 5 of 10 by the published tables 0.1871 to 0.8129."""
+    assert clopper_pearson(0, 10) == pytest.approx((0, 0.30850), abs=1e-5)
+    assert clopper_pearson(10, 10) == pytest.approx((1 - 0.30850, 1), abs=1e-5)
+    assert clopper_pearson(5, 10) == pytest.approx((0.18709, 0.81291), abs=1e-5)
+
+
+@given(st.integers(1, 40), st.floats(0.01, 0.99))
+def test_the_interval_holds_the_chance_at_least_95_times_in_100(n: int, chance: float) -> None:
+    held = sum(
+        float(binom.pmf(hits, n, chance))
+        for hits in range(n + 1)
+        if clopper_pearson(hits, n)[0] <= chance <= clopper_pearson(hits, n)[1]
+    )
+    assert held >= 0.95 - 1e-9
+
+
+def test_what_reveals() -> None:
+    """Four of the five words of the answer, in order, is 0.8; in another order it is less."""
+    answer = "He lives in old Lima"
+    samples = ["he lives in lima, I think", "Lima he lives in", "I don't know", "He lives in old Lima."]
+    assert reveals([answer], [samples], threshold=0.8).tolist() == [[1, 0, 0, 1]]
+    assert reveals([answer], [samples], threshold=1.0).tolist() == [[0, 0, 0, 1]]
+    assert np.isnan(reveals(["北京"], [["北京", ""]], threshold=0.8)).all()

@@ -1,0 +1,187 @@
+"""The cache of an evaluation: the same numbers without the work, never for anything else, and no text in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from evaluation_examples import PLANTED, tiny_model, write_jsonl, write_sets, write_task
+from peft import LoraConfig, get_peft_model
+
+from llm_forget.data.encode import EncodingConfig
+from llm_forget.data.examples import DataSource
+from llm_forget.evaluation.passes.cache import Cache, model_context
+from llm_forget.evaluation.sets import GenerationConfig, SetConfig
+from llm_forget.evaluation.suite import CapabilityConfig, PerplexityConfig, Suite, run_suite
+from llm_forget.testing import CHATML, tiny_tokenizer
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    write_sets(tmp_path)
+    return Suite(
+        name="tiny",
+        sets={"forget": SetConfig(DataSource("forget.jsonl")), "retain": SetConfig(DataSource("retain.jsonl"))},
+        generation=GenerationConfig(max_new_tokens=4, batch_size=2),
+        perplexity=PerplexityConfig("neutral.txt", window=40, stride=20),
+        batch_tokens=256,
+    )
+
+
+def measure(
+    suite: Suite, folder: Path, model: Any = None, tokenizer: Any = None, **more: Any
+) -> tuple[dict[str, Any], int]:
+    """Results without the times, and how many forwards they took."""
+    model = model or tiny_model()
+    forwards: list[int] = []
+    handle = model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    more = {"cache": folder / "cache", **more}
+    try:
+        results = run_suite(suite, model, tokenizer or tiny_tokenizer(), base_dir=folder, **more)
+    finally:
+        handle.remove()
+    return {**results, "seconds": 0}, len(forwards)
+
+
+def adapted(strength: float) -> Any:
+    """A model with an adapter that changes something."""
+    torch.manual_seed(0)
+    model = get_peft_model(
+        tiny_model(), LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    for module in model.modules():
+        if isinstance(getattr(module, "scaling", None), dict):
+            module.scaling["default"] = strength
+    return model
+
+
+def test_cached_is_what_was_computed_and_takes_no_forward(suite: Suite, tmp_path: Path) -> None:
+    suite = replace(suite, capability=CapabilityConfig(str(write_task(tmp_path)), limit=4))
+    without, plain = measure(suite, tmp_path, cache=None)
+    cold, first = measure(suite, tmp_path)
+    # finding out once whether the model reads trees takes two of these forwards, in whichever comes first
+    assert first > 5
+    assert plain > 5
+    warm, again = measure(suite, tmp_path)
+    assert warm == cold == without
+    assert again <= 2
+
+
+def test_another_model_data_or_template_is_computed(suite: Suite, tmp_path: Path) -> None:
+    suite = replace(suite, perplexity=None)
+    base, whole = measure(suite, tmp_path)
+    seen = [base]
+    same, forwards = measure(suite, tmp_path)
+    assert same == base
+    assert forwards <= 2 < whole
+
+    other = tiny_tokenizer(chat_template=CHATML.replace("\n", " "))
+    prompted = replace(suite, encoding=EncodingConfig(system_prompt="Be short."))
+    changes: list[tuple[Suite, Any, Any]] = [
+        (suite, tiny_model(seed=1), None),
+        (suite, adapted(1.0), None),
+        (suite, adapted(2.0), None),
+        (suite, tiny_model(), other),
+        (prompted, None, None),
+    ]
+    for changed, model, tokenizer in changes:
+        result, forwards = measure(changed, tmp_path, model, tokenizer)
+        assert forwards > 2
+        assert all(result["sets"] != one["sets"] for one in seen), "other numbers than all before"
+        assert result == measure(changed, tmp_path, model, tokenizer, cache=None)[0]
+        seen.append(result)
+
+    rows = [json.loads(line) for line in (tmp_path / "forget.jsonl").read_text().splitlines()]
+    rows[1]["answer"] = "It is another one."
+    write_jsonl(tmp_path / "forget.jsonl", rows)
+    result, forwards = measure(suite, tmp_path)
+    assert forwards > 2
+    assert result == measure(suite, tmp_path, cache=None)[0]
+    assert result["sets"]["retain"] == base["sets"]["retain"]
+
+
+def test_generation_settings_are_part_of_the_key(suite: Suite, tmp_path: Path) -> None:
+    measure(suite, tmp_path)
+    longer = replace(suite, generation=GenerationConfig(max_new_tokens=9, batch_size=2))
+    result, forwards = measure(longer, tmp_path)
+    assert forwards > 2
+    assert result == measure(longer, tmp_path, cache=None)[0]
+
+
+def test_an_interrupted_evaluation_goes_on(suite: Suite, tmp_path: Path) -> None:
+    model = tiny_model()
+    whole, forwards = measure(suite, tmp_path, cache=None)
+    left = 6
+
+    def interrupt(*_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+
+    handle = model.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(suite, model, tiny_tokenizer(), base_dir=tmp_path, cache=tmp_path / "cache")
+    handle.remove()
+    kept = list((tmp_path / "cache").rglob("*.safetensors"))
+    assert kept
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.name.startswith(".")], "nothing half written"
+    resumed, rest = measure(suite, tmp_path, model)
+    assert resumed == whole
+    assert rest <= forwards - len(kept)
+
+
+def test_a_damaged_piece_is_computed_again(suite: Suite, tmp_path: Path) -> None:
+    suite = replace(suite, perplexity=None)
+    cold, _ = measure(suite, tmp_path)
+    files = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    files[0].write_bytes(files[0].read_bytes()[:20])
+    for file in files[1:]:
+        file.write_bytes(b"")
+    warm, _ = measure(suite, tmp_path)
+    assert warm == cold
+
+
+def test_no_text_unless_it_is_kept_anyway(suite: Suite, tmp_path: Path) -> None:
+    measure(suite, tmp_path)
+    files = list((tmp_path / "cache").rglob("*.safetensors"))
+    assert files
+    assert not any(b"text_utf8" in file.read_bytes() for file in files)
+    kept, forwards = measure(suite, tmp_path, keep_text=True)
+    assert forwards > 2, "texts were not in the cache"
+    assert any(b"text_utf8" in file.read_bytes() for file in (tmp_path / "cache").rglob("*.safetensors"))
+    again, forwards = measure(suite, tmp_path, keep_text=True)
+    assert forwards <= 2
+    assert again == kept
+    texts = [scores["generated"] for scores in again["sets"]["forget"]["examples"].values()]
+    assert texts == [
+        scores["generated"]
+        for scores in measure(suite, tmp_path, keep_text=True, cache=None)[0]["sets"]["forget"]["examples"].values()
+    ]
+    assert PLANTED not in "".join(str(file) for file in files)
+
+
+def test_off_writes_nothing(suite: Suite, tmp_path: Path) -> None:
+    measure(suite, tmp_path, cache=None)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_names_of_models_do_not_matter_and_strengths_do(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    first, second = tiny_model(), tiny_model()
+    second.config._name_or_path = "somewhere/else"
+    assert model_context(first, tokenizer) == model_context(second, tokenizer)
+    contexts = [
+        model_context(one, tokenizer) for one in (adapted(1.0), adapted(2.0), adapted(2.0).half(), tiny_model())
+    ]
+    off = adapted(1.0)
+    off.disable_adapter_layers()
+    contexts.append(model_context(off, tokenizer))
+    digests = {Cache(tmp_path, one or {}).context for one in contexts}
+    assert len(digests) == len(contexts)
+    with torch.device("meta"):
+        assert model_context(tiny_model(), tokenizer) is None, "a model of which nothing is here"

@@ -1,0 +1,94 @@
+"""Runs a recipe in forked children and ends them: libraries are imported once, so that ten kills cost seconds, not minutes.
+
+    python killed_runs.py RECIPE.json KILLS SEED [SIGNAL]
+
+Every child but the last is sent the signal at a random moment of one of its first steps; each goes on where the one before stood.
+Prints a JSON list of (exit status, steps seen) of the children.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import peft  # noqa: F401  (imported before the forks)
+from rich.console import Console
+from transformers.models.llama import LlamaForCausalLM  # noqa: F401
+
+import llm_forget.train.callbacks
+import llm_forget.train.unlearn
+from llm_forget.cli.entry import run_entry
+from llm_forget.config import UnlearnRecipe
+from llm_forget.train.unlearn import unlearn
+from llm_forget.utils.build import build
+
+
+def child(values: dict[str, Any], chance: random.Random | None, number: int, seen: int) -> None:
+    """Run the recipe; after a few steps, at a random moment of the next one or two, the signal comes."""
+    recipe = build(UnlearnRecipe, values, "recipe")
+    left = chance.randint(1, 3) if chance else -1
+
+    class Bar(llm_forget.train.callbacks.ProgressBar):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            self.last = time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            nonlocal left
+            os.write(seen, f"{state.global_step} ".encode())
+            left -= 1
+            now = time.monotonic()
+            if left == 0 and chance:
+                delay = chance.uniform(0.0, 1.5) * (now - self.last)
+                timer = threading.Timer(delay, lambda: os.kill(os.getpid(), number))
+                timer.daemon = True
+                timer.start()
+            self.last = now
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            pass
+
+    llm_forget.train.unlearn.ProgressBar = Bar  # type: ignore[misc]
+    run_entry(lambda _: unlearn(recipe, Console(file=io.StringIO())) and None, [])
+
+
+def main() -> None:
+    """Kill, go on, kill, …, and let the last one finish."""
+    path, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    number = getattr(signal, sys.argv[4]) if len(sys.argv) > 4 else signal.SIGKILL
+    values = json.loads(Path(path).read_text())
+    report = []
+    for turn in range(kills + 1):
+        chance = random.Random(f"{seed} {turn}") if turn < kills else None
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(read)
+            status = 1
+            try:
+                child({**values, "resume": True}, chance, number, write)
+                status = 0
+            except SystemExit as stop:
+                status = int(stop.code or 0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        os.close(write)
+        with os.fdopen(read) as stream:
+            steps = [int(word) for word in stream.read().split()]
+        report.append((os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), steps))
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

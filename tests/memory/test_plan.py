@@ -1,0 +1,284 @@
+"""The memory plan: against what runs really take, against arithmetic for an 8B model, and what it cannot plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from places import HELPERS
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+import llm_forget
+from llm_forget.config import UnlearnRecipe
+from llm_forget.errors import RecipeError
+from llm_forget.memory.plan import GB, Plan, largest_batch, parse_memory, plan
+from llm_forget.testing import tiny_tokenizer
+from llm_forget.utils.build import build, load_recipe
+
+LLAMA_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=8192,
+)
+CASES: dict[str, dict[str, Any]] = {
+    "lora": {"adapter": {"rank": 16, "alpha": 16}, "train": {"batch_size": 6}},
+    "checkpointing and kl": {
+        "adapter": {"rank": 16, "alpha": 16},
+        "retain": {"name": "kl"},
+        "train": {"batch_size": 8, "gradient_checkpointing": True},
+    },
+    "selective": {
+        "adapter": {"rank": 16, "alpha": 16},
+        "train": {"batch_size": 8, "gradient_checkpointing": "selective"},
+    },
+    "top third": {"adapter": {"rank": 16, "alpha": 16, "top_share": 0.34}, "train": {"batch_size": 8}},
+    "full": {"adapter": None, "train": {"batch_size": 4}},
+}
+
+
+def recipe_of(folder: Path, name: str, hidden: int, tokens: int, **changes: Any) -> dict[str, Any]:
+    """A recipe of a step or two on random weights, whose rows are all cut to so many tokens."""
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+        dtype="float32",
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder / name)
+    tiny_tokenizer().save_pretrained(folder / name)
+    for part in ("forget", "retain"):
+        rows = [{"question": f"{part[0]}{row}", "answer": f"{part} {row} " * 200} for row in range(8)]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = {"epochs": 1, "learning_rate": 1e-4, **changes.pop("train", {})}
+    return {
+        "model": {"name": str(folder / name), "dtype": "float32"},
+        "data": {part: {"path": str(folder / f"{part}.jsonl")} for part in ("forget", "retain")},
+        "encoding": {"max_length": tokens, "truncate": True},
+        "method": {"name": "npo"},
+        "train": train,
+        "stop": {"forget_target": None, "utility_floor": 0.0, "rows": 1, "every": 99},
+        "output_dir": str(folder / f"{name}-run"),
+        **changes,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("case", CASES)
+def test_the_plan_is_within_15_percent_of_a_whole_run(case: str, tmp_path: Path) -> None:
+    """Resident memory of a subprocess from loading to the written run folder, less what it held after a run that is tiny."""
+    values = recipe_of(tmp_path, "model", 384, 160, **CASES[case])
+    tiny = recipe_of(tmp_path, "tiny", 32, 48, **CASES[case])
+    for name, recipe in (("tiny", tiny), ("model", values)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(recipe))
+    planned = plan(build(UnlearnRecipe, values, "test"), on_card=False)
+    done = subprocess.run(
+        [sys.executable, "measured_run.py", str(tmp_path / "tiny.json"), str(tmp_path / "model.json")],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(llm_forget.__path__[0]).parent),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+            "MALLOC_TRIM_THRESHOLD_": "65536",
+        },
+        cwd=HELPERS,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = int(done.stdout)
+    print(f"{case}: planned {planned.total / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    assert measured > 150e6, "large enough to mean something"
+    assert planned.total == pytest.approx(measured, rel=0.15)
+
+
+def test_8b_in_4_bits_on_a_card_of_40_gb() -> None:
+    """By hand: 224 linear layers of 6.98e9 weights at 0.5625 bytes, twice 525e6 in bf16 for embedding and head.
+
+    Rank 16 on q, k, v, o and three of the MLP: 16 · 32 · (8192 + 2 · 5120 + 8192 + 3 · 18432) = 41.9e6 weights in fp32.
+    """
+    recipe = load_recipe(UnlearnRecipe, "recipes/qlora/npo_8b_40gb.yaml")
+    found = plan(recipe, on_card=True, model_config=LLAMA_8B)
+    assert found.weights == pytest.approx(6.979e9 * 0.5625 + 2 * 128256 * 4096 * 2, rel=0.01)
+    assert found.adapter == found.gradients == found.best_state == 4 * 41_943_040
+    assert found.optimizer == pytest.approx(2.1 * 41_943_040)
+    assert found.reference == 0
+    assert (found.rows, found.tokens) == (8, 512)
+    assert found.needed < 20 * GB, "well under"
+    assert found.needed > found.total > found.weights
+
+
+def test_checkpointing_quantisation_and_width_move_the_plan_the_right_way() -> None:
+    def total(**changes: Any) -> float:
+        values: dict[str, Any] = {
+            "model": {"name": "a/b"},
+            "data": {"forget": {"path": "f"}, "retain": {"path": "r"}},
+            "method": {"name": "npo"},
+            "output_dir": "o",
+        }
+        small = LlamaConfig(
+            vocab_size=2000, hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=4
+        )
+        recipe = build(UnlearnRecipe, {**values, **changes}, "test")
+        return plan(recipe, on_card=True, tokens=64, model_config=small).total
+
+    usual = total()
+    assert total(train={"gradient_checkpointing": True}) < 0.6 * usual
+    assert total(train={"gradient_checkpointing": True}) < total(train={"gradient_checkpointing": "selective"}) < usual
+    assert total(train={"batch_size": 16}) > 1.3 * usual
+    assert total(adapter={"top_share": 0.5}) < 0.8 * usual
+    assert total(retain={"name": "kl"}) > 1.05 * usual
+    assert total(adapter=None, retain={"name": "kl"}) > total(retain={"name": "kl"}) + 8 * 128 * 2000
+    assert total(model={"name": "a/b", "quantization": "nf4"}) < usual
+
+
+def test_logits_are_planned_as_a_card_works_them_off() -> None:
+    """On a card all 16 · 191 positions go through the head at once, on a CPU in chunks of 32 MB under a frozen head.
+
+    Four tensors of (positions, vocabulary) in fp32 are alive at once on the card: the logits, the two steps of a softmax and its
+    gradient. By hand 16 · 191 · 16384 · 4 = 200 MB each. A card's own trace had four of them at the peak, and five with KL on 8
+    rows.
+    """
+    wide = LlamaConfig(
+        vocab_size=16384, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    )
+    one = 16 * 191 * 16384 * 4
+
+    def logits(on_card: bool, retain: str) -> float:
+        values: dict[str, Any] = {
+            "model": {"name": "a/b"},
+            "data": {"forget": {"path": "f"}, "retain": {"path": "r"}},
+            "method": {"name": "npo"},
+            "retain": {"name": retain},
+            "train": {"batch_size": 8},
+            "output_dir": "o",
+        }
+        return plan(build(UnlearnRecipe, values, "test"), on_card=on_card, tokens=192, model_config=wide).logits
+
+    assert logits(True, "nll") == pytest.approx(4 * one, rel=0.01)
+    assert logits(False, "nll") < one
+    assert logits(True, "kl") == pytest.approx(5 * one, rel=0.01)
+
+
+def test_a_method_that_trains_some_blocks_is_planned_with_these() -> None:
+    """RMU at block 3 of 8 trains 1, 2 and 3: of each 4 · 128² of attention, 3 · 128 · 256 of the MLP and two norms of 128."""
+    small = LlamaConfig(
+        vocab_size=2000, hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=4
+    )
+
+    def planned(**changes: Any) -> Plan:
+        values: dict[str, Any] = {
+            "model": {"name": "a/b"},
+            "data": {"forget": {"path": "f"}, "retain": {"path": "r"}},
+            "method": {"name": "rmu", "layer": 3},
+            "output_dir": "o",
+            **changes,
+        }
+        return plan(build(UnlearnRecipe, values, "test"), on_card=True, tokens=64, model_config=small)
+
+    full = planned(adapter=None)
+    assert full.gradients == full.best_state == 4 * 3 * (4 * 128**2 + 3 * 128 * 256 + 2 * 128)
+    assert full.reference == full.weights, "it looks at the reference's hidden states every step"
+    everywhere = planned(method={"name": "npo"})
+    assert planned().adapter == everywhere.adapter * 3 / 8
+    assert planned().activations < everywhere.activations
+    with pytest.raises(RecipeError, match="layer is 9; this model has the blocks 0 to 7"):
+        planned(method={"name": "rmu", "layer": 9})
+
+
+def test_alternatives_are_rows_too() -> None:
+    values: dict[str, Any] = {
+        "model": {"name": "a/b"},
+        "data": {"forget": {"path": "f"}, "retain": {"path": "r"}},
+        "method": {"name": "dpo"},
+        "train": {"batch_size": 4},
+        "output_dir": "o",
+    }
+    recipe = build(UnlearnRecipe, values, "test")
+    small = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    assert plan(recipe, on_card=True, tokens=32, model_config=small).rows == 12
+
+
+def test_a_model_without_linear_modules_is_planned_too() -> None:
+    """GPT-2's layers are Conv1D: 6 blocks of which 3 are extrapolated, and half of the blocks takes less."""
+    values: dict[str, Any] = {
+        "model": {"name": "a/b"},
+        "data": {"forget": {"path": "f"}},
+        "method": {"name": "grad_ascent"},
+        "output_dir": "o",
+    }
+    gpt2 = GPT2Config(vocab_size=500, n_embd=64, n_layer=6, n_head=4, n_positions=64)
+    found = [
+        plan(
+            build(UnlearnRecipe, {**values, "adapter": {"top_share": share}}, "test"),
+            on_card=True,
+            tokens=32,
+            model_config=gpt2,
+        )
+        for share in (1.0, 0.5)
+    ]
+    assert found[1].adapter == 0.5 * found[0].adapter
+    assert 0.3 < found[1].activations / found[0].activations < 0.8
+
+
+def test_the_largest_batch_fits_and_one_more_does_not() -> None:
+    from dataclasses import replace
+
+    recipe = load_recipe(UnlearnRecipe, "recipes/demo/npo.yaml")
+    small = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    how: dict[str, Any] = {"on_card": False, "tokens": 32, "model_config": small}
+    memory = 200e6
+    size = largest_batch(recipe, memory, **how)
+    assert size > 2
+    needed = [plan(replace(recipe, train=replace(recipe.train, batch_size=n)), **how).needed for n in (size, size + 1)]
+    assert needed[0] <= memory < needed[1]
+    assert largest_batch(recipe, 1e6, **how) == 0
+
+
+@pytest.mark.parametrize(("text", "size"), [("40GB", 40e9), ("24 GiB", 24 * 2**30), ("512mb", 512e6), ("1.5T", 1.5e12)])
+def test_sizes(text: str, size: float) -> None:
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "40", "GB", "-1GB", "0GB", "40GBit"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"is not a size; write for example 40GB"):
+        parse_memory(text)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    from llm_forget.cli.main import app
+
+    values = recipe_of(tmp_path, "model", 32, 32)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(values))
+    done = CliRunner().invoke(app, ["plan", "--config", str(path), "--memory", "2GB", "--train.batch_size", "2"])
+    assert done.exit_code == 0, done.output
+    assert "4 rows of 32 tokens" in done.output
+    assert "largest train.batch_size:" in done.output
+    found = json.loads(CliRunner().invoke(app, ["plan", "--config", str(path), "--json"]).stdout)
+    assert found["needed"] > found["weights"] > 0
+    assert found["largest_batch"] is None, "no card was named"
+    refused = CliRunner().invoke(app, ["plan", "--config", str(path), "--model.name", str(tmp_path / "gone")])
+    assert isinstance(refused.exception, RecipeError)

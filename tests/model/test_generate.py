@@ -1,0 +1,89 @@
+"""Generation: batches with padding on the left say what each prompt says by itself."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from evaluation_examples import tiny_model
+
+from llm_forget.errors import DataError
+from llm_forget.model.generate import end_token_ids, generate_answers
+from llm_forget.testing import tiny_tokenizer
+
+
+def one_by_one(model, tokenizer, prompts, most: int) -> list[str]:
+    model.eval()
+    answers = []
+    for prompt in prompts:
+        out = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=most,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        answers.append(tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True).strip())
+    return answers
+
+
+def make_prompts(count: int, vocab: int) -> list[tuple[int, ...]]:
+    draw = random.Random(0)
+    return [tuple(draw.randrange(vocab - 3) for _ in range(draw.randint(1, 15))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_equals_generation_row_by_row(batch_size: int) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    prompts = make_prompts(10, model.config.vocab_size)
+    expected = one_by_one(model, tokenizer, prompts, 12)
+    assert len(set(expected)) > 5
+    assert generate_answers(model, tokenizer, prompts, max_new_tokens=12, batch_size=batch_size) == expected
+
+
+def test_stops_at_any_end_token_and_drops_it() -> None:
+    """The token that a model writes first is declared an end token of its generation settings: the answer is empty."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    prompt = (10, 20, 30)
+    with torch.no_grad():
+        first = int(model.eval()(torch.tensor([prompt])).logits[0, -1].argmax())
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, first]
+    assert end_token_ids(model, tokenizer) == tuple(sorted([tokenizer.eos_token_id, first]))
+    assert generate_answers(model, tokenizer, [prompt], max_new_tokens=8, batch_size=4) == [""]
+
+
+def test_settings_of_a_published_model_do_not_leak_in_and_come_back(recwarn: pytest.WarningsRecorder) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    prompts = make_prompts(6, model.config.vocab_size)
+    expected = one_by_one(model, tokenizer, prompts, 12)
+    own = model.generation_config
+    own.do_sample, own.temperature, own.top_p, own.repetition_penalty = True, 5.0, 0.9, 9.0
+    model.train()
+    assert generate_answers(model, tokenizer, prompts, max_new_tokens=12, batch_size=4) == expected
+    assert model.generation_config is own
+    assert model.training
+    assert not [str(warning.message) for warning in recwarn if "generation" in str(warning.message).lower()]
+
+
+def test_a_peft_model_generates_the_same_way() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    prompts = make_prompts(4, model.config.vocab_size)
+    expected = one_by_one(model, tokenizer, prompts, 8)
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    own = model.generation_config
+    own.repetition_penalty = 9.0
+    assert generate_answers(wrapped, tokenizer, prompts, max_new_tokens=8, batch_size=4) == expected
+    assert model.generation_config is own
+
+
+def test_what_cannot_be_generated_from_is_refused() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    with pytest.raises(DataError, match="1 of 2 prompts are empty"):
+        generate_answers(model, tokenizer, [(1,), ()], max_new_tokens=4, batch_size=2)
+    with pytest.raises(DataError, match="max_new_tokens is 0"):
+        generate_answers(model, tokenizer, [(1,)], max_new_tokens=0, batch_size=2)
+    assert generate_answers(model, tokenizer, [], max_new_tokens=4, batch_size=2) == []

@@ -1,0 +1,283 @@
+"""Scores of answer tokens against the plain computation over all positions, and what the hook on the head leaves behind."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from llm_forget.config import AdapterConfig, TrainConfig
+from llm_forget.data.collate import collate
+from llm_forget.data.encode import Encoded
+from llm_forget.model.head import output_head
+from llm_forget.model.load import add_adapter
+from llm_forget.model.logprobs import answer_logits, left_align, scatter_rows, score_answers
+from llm_forget.scores import AnswerScores
+from llm_forget.testing import tiny_model, tiny_tokenizer
+from llm_forget.utils.plugins import find_class, names_in
+
+ROWS = [
+    Encoded("a", (5, 9, 3, 8, 8, 1), 2),
+    Encoded("b", (7, 2), 1),
+    Encoded("c", (4, 4, 6, 1, 2, 3, 4, 5, 1), 6),
+]
+
+
+class Wrapper(nn.Module):
+    """As DDP does it: the model is `.module`, and its methods are not to be seen from outside."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **more: Any) -> Any:
+        return self.module(*args, **more)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return tiny_model(tiny_tokenizer(), seed=3)
+
+
+def adapted(model: nn.Module) -> nn.Module:
+    """With an adapter that does something: B of a new one is zero."""
+    peft = add_adapter(copy.deepcopy(model), AdapterConfig(rank=2, alpha=2))
+    torch.manual_seed(0)
+    for name, value in peft.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(value, std=0.1)
+    return peft.eval()
+
+
+def naive(model: nn.Module, row: Encoded) -> tuple[Tensor, Tensor]:
+    """Log-probs and logits of one answer, unpadded, alone, from the logits of all positions."""
+    ids = torch.tensor([row.input_ids])
+    logits = model(input_ids=ids).logits[0, :-1].float()
+    places = range(row.prompt_length - 1, len(row.input_ids) - 1)
+    logps = logits.log_softmax(-1)
+    return torch.stack([logps[place, row.input_ids[place + 1]] for place in places]), logits[list(places)]
+
+
+@pytest.mark.parametrize("kind", ["bare", "adapter", "wrapped", "wrapped adapter"])
+@torch.no_grad()
+def test_equals_the_plain_computation(model: nn.Module, kind: str) -> None:
+    inner = adapted(model) if "adapter" in kind else model
+    scores = score_answers(Wrapper(inner) if "wrapped" in kind else inner, collate(ROWS, 0), keep_logits=True)
+    assert scores.mask.tolist() == [[True] * 4, [True] + [False] * 3, [True] * 3 + [False]]
+    assert scores.lengths.tolist() == [4, 1, 3]
+    assert scores.logits is not None
+    for index, row in enumerate(ROWS):
+        logps, logits = naive(inner, row)
+        size = len(logps)
+        torch.testing.assert_close(scores.token_logps[index, :size], logps, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(scores.logits[index, :size], logits, rtol=1e-5, atol=1e-5)
+        assert scores.tokens[index, :size].tolist() == list(row.input_ids[row.prompt_length :])
+        assert not scores.token_logps[index, size:].any()
+        assert not scores.tokens[index, size:].any()
+        assert not scores.logits[index, size:].any()
+        assert float(scores.logps[index]) == pytest.approx(float(logps.sum()), rel=1e-4)
+        assert float(scores.mean_logps[index]) == pytest.approx(float(logps.mean()), rel=1e-4)
+    if "adapter" in kind:
+        assert (scores.token_logps - score_answers(model, collate(ROWS, 0)).token_logps).abs().max() > 1e-2
+
+
+def test_gradient_equals_that_of_the_plain_computation(model: nn.Module) -> None:
+    gradients = []
+    for plain in (True, False):
+        copied = copy.deepcopy(model)
+        means = (
+            torch.stack([naive(copied, row)[0].mean() for row in ROWS])
+            if plain
+            else score_answers(copied, collate(ROWS, 0)).mean_logps
+        )
+        means.sum().backward()
+        gradients.append(torch.cat([value.grad.flatten() for value in copied.parameters()]))
+    assert gradients[0].abs().max() > 1e-2
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_reads_answer_positions_only_and_is_left_as_it_was(model: nn.Module) -> None:
+    seen: list[tuple[int, ...]] = []
+    handle = output_head(model).register_forward_hook(lambda _, args, out: seen.append(tuple(out.shape)))
+    try:
+        score_answers(model, collate(ROWS, 0))
+    finally:
+        handle.remove()
+    assert seen == [(4 + 1 + 3, model.config.vocab_size)]
+    assert not output_head(model)._forward_pre_hooks
+    assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape[:2] == (1, 3)
+
+
+def test_the_hook_is_gone_after_an_exception(model: nn.Module) -> None:
+    batch = collate(ROWS, 0)
+    with pytest.raises(IndexError):
+        answer_logits(model, {**batch, "input_ids": batch["input_ids"] + 10**6})
+    assert not output_head(model)._forward_pre_hooks
+    with pytest.raises((IndexError, RuntimeError)):
+        answer_logits(model, {**batch, "answer_mask": batch["answer_mask"][:, :-1]})
+    assert not output_head(model)._forward_pre_hooks
+
+
+def test_the_first_token_of_a_sequence_is_never_scored(model: nn.Module) -> None:
+    batch = collate(ROWS, 0)
+    everything = {**batch, "answer_mask": batch["attention_mask"].bool()}
+    assert score_answers(model, everything).mask.sum(-1).tolist() == [len(row.input_ids) - 1 for row in ROWS]
+    assert everything["answer_mask"][:, 0].all(), "and the batch itself is left alone"
+
+
+def test_nothing_to_score(model: nn.Module) -> None:
+    batch = collate(ROWS, 0)
+    scores = score_answers(model, {**batch, "answer_mask": torch.zeros_like(batch["answer_mask"])}, keep_logits=True)
+    assert scores.logps.tolist() == scores.mean_logps.tolist() == [0.0, 0.0, 0.0]
+    assert scores.token_logps.shape == (3, 1)
+
+
+def test_a_model_without_a_head_is_refused() -> None:
+    inner = tiny_model(tiny_tokenizer()).model
+    with pytest.raises((TypeError, AttributeError)):
+        score_answers(inner, collate(ROWS, 0))
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=5))
+@settings(deadline=None)
+def test_rows_are_laid_out_from_the_left_in_order(given_mask: list[list[bool]]) -> None:
+    positions = torch.tensor(given_mask)
+    mask = left_align(positions)
+    assert mask.shape == (len(given_mask), max(1, *(sum(row) for row in given_mask)))
+    flat = torch.arange(1.0, int(positions.sum()) + 1).requires_grad_()
+    laid = scatter_rows(flat, mask)
+    numbers = iter(range(1, 99))
+    for row, places in zip(laid.tolist(), given_mask, strict=True):
+        assert row == [float(next(numbers)) for _ in range(sum(places))] + [0.0] * (mask.shape[1] - sum(places))
+    if len(flat):
+        (laid * torch.arange(1.0, laid.numel() + 1).view_as(laid)).sum().backward()
+        expected = torch.arange(1.0, laid.numel() + 1).view_as(laid)[mask]
+        assert flat.grad.tolist() == expected.tolist()
+    vectors = scatter_rows(torch.stack([flat.detach(), -flat.detach()], -1), mask)
+    assert torch.equal(vectors[..., 0], laid.detach())
+    assert torch.equal(vectors[..., 1], -laid.detach())
+
+
+def test_rows_picks_examples_with_all_that_belongs_to_them() -> None:
+    mask = torch.tensor([[True, True], [True, False]])
+    other = AnswerScores(torch.rand(2, 4), torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 4, dtype=torch.long))
+    full = AnswerScores(
+        torch.rand(2, 2),
+        mask,
+        mask.long(),
+        torch.rand(2, 2, 3),
+        torch.tensor([7.0, 8.0]),
+        torch.rand(2, 2, 3),
+        torch.rand(2, 2, 5),
+        torch.rand(2, 2, 5),
+        other,
+        torch.ones(2, 4, dtype=torch.long),
+    )
+    for index in (slice(1, 2), torch.tensor([1])):
+        one = full.rows(index)
+        for name, value in vars(full).items():
+            if name != "alternative":
+                assert torch.equal(getattr(one, name), value[1:2])
+        assert one.alternative is not None
+        assert torch.equal(one.alternative.token_logps, other.token_logps[1:2])
+    assert AnswerScores(torch.rand(2, 2), mask, mask.long()).rows(slice(1)).logits is None
+
+
+def _method_and_retain() -> list[tuple[str, str | None]]:
+    methods = names_in("llm_forget.methods")
+    own = [(name, find_class("llm_forget.methods", name, "forget_loss").default_retain) for name in methods]  # type: ignore[attr-defined]
+    return [*own, ("npo", "kl"), ("undial", "kl"), ("grad_ascent", "activation")]
+
+
+@pytest.mark.parametrize(("method", "retain"), _method_and_retain())
+def test_forwards_of_the_model_in_one_step(model: nn.Module, method: str, retain: str | None) -> None:
+    """Forget rows, alternatives and retain rows go through together; the reference sees only the rows that it is needed on."""
+    from llm_forget.train.arguments import unlearning_arguments
+    from llm_forget.train.trainer import Objective, PairDataset, References, UnlearningTrainer
+
+    policy = add_adapter(copy.deepcopy(model), AdapterConfig(rank=2, alpha=2))
+    widths: list[int] = []
+    policy.get_base_model().model.register_forward_hook(lambda _, args, out: widths.append(len(out[0])))
+    goal = Objective(
+        find_class("llm_forget.methods", method, "forget_loss")(),
+        None if retain is None else find_class("llm_forget.retain", retain, "retain_loss")(),
+    )
+    forget_needs = goal.needs[0]
+    trainer = UnlearningTrainer(
+        policy,
+        replace(unlearning_arguments(TrainConfig(batch_size=3, gradient_accumulation=2), 0, True), use_cpu=True),
+        PairDataset(
+            ROWS,
+            ROWS,
+            [(index % 3, None if retain is None else index % 3) for index in range(6)],
+            ROWS[::-1] if forget_needs.any_alternative else None,
+        ),
+        goal,
+        pad_token_id=0,
+        reference=References(torch.zeros(3), torch.zeros(3)),
+    )
+    trainer.train()
+    assert trainer.state.global_step == 1
+    policy_rows = 3 * (1 + forget_needs.alternative + (retain is not None))
+    reference_rows = [3 for needs in goal.needs if needs.reference_forward]
+    assert widths == [policy_rows, *reference_rows] * 2  # two micro-batches
+
+
+@pytest.mark.parametrize("kind", ["bare", "adapter", "wrapped"])
+@pytest.mark.parametrize("rows_at_once", [1, 3])
+def test_in_chunks_the_scores_and_gradients_are_the_same(
+    model: nn.Module, kind: str, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 answer tokens, 1 or 3 at a time: to 1e-6, and no more than that many rows of logits exist at once."""
+    found = []
+    start = adapted(model) if kind == "adapter" else model
+    for chunked in (False, True):
+        inner = copy.deepcopy(start).train()
+        seen: list[int] = []
+        project = output_head(inner).forward
+
+        def watch(hidden: Tensor, project: Any = project, seen: list[int] = seen) -> Tensor:
+            seen.append(len(hidden))
+            return project(hidden)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(output_head(inner), "forward", watch)
+            if chunked:
+                patch.setattr("llm_forget.model.head.CHUNK_BYTES", 4 * inner.config.vocab_size * rows_at_once)
+            scores = score_answers(Wrapper(inner) if kind == "wrapped" else inner, collate(ROWS, 0))
+            (scores.mean_logps * torch.tensor([1.0, -2.0, 3.0])).sum().backward()
+            assert output_head(inner).forward is watch, "the head is left as it was"
+        assert max(seen) == (rows_at_once if chunked else 8)
+        twice = chunked and kind != "adapter"
+        assert sum(seen) == (16 if twice else 8), (
+            "a trained head works a chunk out again for its gradient, a frozen one does not"
+        )
+        gradients = [value.grad.flatten() for value in inner.parameters() if value.grad is not None]
+        found.append((scores.token_logps.detach(), torch.cat(gradients)))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=5e-6)
+
+
+def test_a_model_that_changes_its_logits_afterwards_is_not_chunked(model: nn.Module) -> None:
+    from llm_forget.model.head import chunk_rows
+
+    vocabulary = model.config.vocab_size
+    fit = (1 << 28) // (4 * vocabulary)
+    assert chunk_rows(model, fit) is None
+    assert chunk_rows(model, fit + 1) == -(-(fit + 1) // 2)
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    small = (1 << 25) // (4 * vocabulary)
+    assert chunk_rows(frozen, small) is None
+    assert chunk_rows(frozen, small + 1) == -(-(small + 1) // 2), (
+        "chunks under a frozen head cost no work: smaller ones on a CPU"
+    )
+    assert chunk_rows(frozen, fit, on_cpu=False) is None, "a card's are as large as those of a head that is trained"
+    capped = copy.deepcopy(model)
+    capped.config.final_logit_softcapping = 30.0
+    assert chunk_rows(capped, 10**9) is None

@@ -1,0 +1,121 @@
+"""Methods by name, by module and by file: a user's own file works like ours, and what cannot work is said."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import llm_forget
+from llm_forget.errors import RecipeError
+from llm_forget.utils.build import build
+from llm_forget.utils.plugins import find_class, names_in
+
+PACKAGE = "llm_forget.methods"
+MINE = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from llm_forget.methods import Needs
+from llm_forget.methods.npo import NPO  # imported, and so not a second method of this file
+
+
+@dataclass(frozen=True)
+class Mine:
+    push: float = 2.0
+    needs: ClassVar[Needs] = Needs()
+
+    def forget_loss(self, forget):
+        return self.push * forget.logps
+
+
+class Helper:
+    def forget_loss(self):
+        """Not a dataclass, and so not a method."""
+'''
+
+
+def test_our_own_are_the_files_of_the_package() -> None:
+    files = {path.stem for path in Path(llm_forget.__path__[0], "methods").glob("*.py")} - {"__init__"}
+    assert names_in(PACKAGE) == sorted(files)
+    assert {"npo", "grad_ascent", "grad_diff", "adapter_subtraction"} <= files
+    for name in files:
+        assert find_class(PACKAGE, name, "forget_loss").__module__ == f"{PACKAGE}.{name}"
+
+
+def test_a_file_of_ones_own_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    for name in (str(tmp_path / "mine.py"), "mine.py", "./mine.py"):
+        cls = find_class(PACKAGE, name, "forget_loss")
+        assert cls.__name__ == "Mine"
+        assert build(cls, {"push": 3}, "mine").push == 3
+        with pytest.raises(RecipeError, match="did you mean 'push'"):
+            build(cls, {"pushh": 3}, "mine")
+
+
+def test_a_module_of_ones_own_by_its_dotted_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_package").mkdir()
+    (tmp_path / "their_package" / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_class(PACKAGE, "their_package.mine", "forget_loss").__name__ == "Mine"
+
+
+def test_two_files_of_the_same_name_are_two_files(tmp_path: Path) -> None:
+    for folder, push in (("one", 1.0), ("two", 9.0)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(MINE.replace("2.0", str(push)))
+    found = [find_class(PACKAGE, str(tmp_path / folder / "mine.py"), "forget_loss")().push for folder in ("one", "two")]
+    assert found == [1.0, 9.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("npoo", "npo"), ("grad_acsent", "grad_ascent"), ("graddiff", "grad_diff")]
+)
+def test_an_unknown_name_suggests_the_nearest_and_lists_all(name: str, nearest: str) -> None:
+    with pytest.raises(RecipeError, match=f"unknown method '{name}'; did you mean '{nearest}'") as caught:
+        find_class(PACKAGE, name, "forget_loss")
+    assert all(known in str(caught.value) for known in names_in(PACKAGE))
+
+
+def test_none_or_several_methods_in_a_file_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "several.py"
+    file.write_text(MINE + MINE.replace("class Mine", "class Other"))
+    with pytest.raises(RecipeError, match=r"2 dataclasses with a `forget_loss`.*several\.py.*exactly one"):
+        find_class(PACKAGE, str(file), "forget_loss")
+    file.write_text("pass\n")
+    with pytest.raises(RecipeError, match="0 dataclasses with a `forget_loss`"):
+        find_class(PACKAGE, str(file), "forget_loss")
+    with pytest.raises(RecipeError, match="0 dataclasses with a `retain_loss`"):
+        find_class(PACKAGE, "npo", "retain_loss")
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"gone\.py does not exist"):
+        find_class(PACKAGE, str(tmp_path / "gone.py"), "forget_loss")
+    with pytest.raises(RecipeError, match=r"module 'not_there_at_all' cannot be imported"):
+        find_class(PACKAGE, "not_there_at_all.mine", "forget_loss")
+
+
+@pytest.mark.parametrize("name", ["./mine", "../mine", ".", "..", ".mine", "a/b", "a..b", "mine.", ""])
+def test_a_path_without_its_ending_is_a_message_too(name: str) -> None:
+    with pytest.raises(RecipeError, match="method"):
+        find_class(PACKAGE, name, "forget_loss")
+
+
+@pytest.mark.parametrize("text", ["def broken(:\n", "import not_there_at_all\n", "raise OSError('no')\n"])
+def test_a_file_that_cannot_be_imported_is_a_message_too(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "faulty.py"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=r"faulty\.py cannot be imported.*(line|not_there_at_all|no)"):
+        find_class(PACKAGE, str(file), "forget_loss")
+
+
+@given(st.text(st.sampled_from("abz_./-0 \n"), max_size=8))
+@settings(deadline=None)
+def test_no_name_raises_anything_else(name: str) -> None:
+    with suppress(RecipeError):
+        find_class(PACKAGE, name, "forget_loss")
