@@ -5,16 +5,23 @@
 
 pytest-xdist distributes whole files, because fixtures are shared within a file. Files that start groups of processes
 share one worker: accelerate's launchers take a fixed port, and two groups at once would collide.
+
+A test that needs an extra which is not installed is skipped, with the message that a user would read as the reason.
+Where a command catches that message itself, the test says ``needs("rouge_score")`` (tests/helpers/extras.py).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
 import hypothesis
 import pytest
+
+from llm_forget.errors import MissingExtraError
 
 _SEVERAL_PROCESSES = {
     "test_methods_on_two_processes.py",
@@ -55,3 +62,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "several processes" if PurePosixPath(file).name in _SEVERAL_PROCESSES else file
 
     return ByFile(config, log)
+
+
+@contextmanager
+def _skipped_without_extra() -> Iterator[None]:
+    """Skip where a missing package was asked for, also where ``pytest.raises`` expected another message."""
+    try:
+        yield
+    except BaseException as error:
+        missing = error if isinstance(error, MissingExtraError) else error.__context__
+        if isinstance(missing, MissingExtraError):
+            pytest.skip(str(missing))
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Any:
+    with _skipped_without_extra():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Any:
+    with _skipped_without_extra():
+        return (yield)
