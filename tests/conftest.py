@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import hypothesis
@@ -86,3 +86,11 @@ def pytest_runtest_setup(item: pytest.Item) -> Any:
 def pytest_runtest_call(item: pytest.Item) -> Any:
     with _skipped_without_extra():
         return (yield)
+
+
+@pytest.fixture(scope="session")
+def memorised_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``forget.jsonl``, ``retain.jsonl`` and ``model/``, which knows both by heart (helpers/memorised.py). Not to be changed."""
+    from memorised import FORGET, RETAIN, write_memorised
+
+    return write_memorised(tmp_path_factory.mktemp("memorised"), {"forget": FORGET, "retain": RETAIN})
