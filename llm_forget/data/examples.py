@@ -67,23 +67,27 @@ class Example:
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where examples are read from, as a recipe says it."""
+    """Where a recipe or suite reads examples from."""
 
-    # A .jsonl, .json, .csv, .tsv or .parquet file (relative to the recipe), or the id of a data set on the hub.
+    # A .jsonl, .ndjson, .json, .csv, .tsv or .parquet file, relative to the current folder, or the id of a data set on the hub.
     path: str
-    # What a row is: "qa" (question, answer), "prompt" (prompt, completion), "chat" (messages) or "text" (text);
-    # "auto" goes by the columns.
+    # Form of the rows: "qa" (question, answer), "prompt" (prompt, completion), "chat" (messages) or "text" (text).
+    # "auto" decides by the columns.
     format: Literal["auto", "qa", "prompt", "chat", "text"] = "auto"
-    # Our field -> the file's column, for files that name them otherwise: {question: query, answer: reply}.
+    # Maps our field names to the file's column names: {question: query, answer: reply}.
     columns: dict[str, str] = field(default_factory=dict)
-    # Which split of a data set on the hub; a file has none.
+    # Split of a data set on the hub. Ignored for files.
     split: str = "train"
-    # Which configuration of a data set on the hub.
+    # Configuration of a data set on the hub.
     name: str | None = None
-    # Read only the first so many rows.
+    # Read only the first `limit` rows. null reads all rows.
     limit: int | None = None
     # Branch, tag or commit of a data set on the hub.
     revision: str | None = None
+    # File in data_dir that holds the same data. It is read instead of `path` when data_dir is set.
+    file: str | None = None
+    # Leave this set out, with a note, if its file does not exist.
+    optional: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

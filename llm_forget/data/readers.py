@@ -311,6 +311,7 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
+SUFFIXES = tuple(_READERS)
 
 
 def take(rows: Iterator[Row], limit: int | None) -> list[Row]:
