@@ -77,6 +77,17 @@ def test_every_file_that_a_header_names_exists(path: Path) -> None:
     assert path.stem in header or "{" in header, "the launch line names the recipe or suite"
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["recipes/README.md", "recipes/accelerate/README.md", "recipes/methods.md", "eval/README.md",
+     "scripts/tofu_mini/README.md", "scripts/benchmark.md"],
+)  # fmt: skip
+def test_every_file_that_a_page_names_exists(path: str) -> None:
+    text = (ROOT / path).read_text()
+    assert [name for name in LAUNCHED.findall(text) if not (ROOT / name).is_file()] == []
+    assert "../" not in text, "no folder next to the project is named"
+
+
 def test_a_shipped_recipe_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_recipe(UnlearnRecipe, "recipes/demo/npo.yaml").method["name"] == "npo"

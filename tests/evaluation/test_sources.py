@@ -19,8 +19,8 @@ from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils.shipped import shipped
 
 DATA = SHARED / "data"
-needs_tofu = pytest.mark.skipif(not (DATA / "tofu").is_dir(), reason="TOFU's files are not beside the project")
-needs_muse = pytest.mark.skipif(not (DATA / "muse").is_dir(), reason="MUSE's questions are not beside the project")
+needs_tofu = pytest.mark.skipif(not (DATA / "tofu").is_dir(), reason="needs a local copy of TOFU")
+needs_muse = pytest.mark.skipif(not (DATA / "muse").is_dir(), reason="needs a local copy of MUSE")
 
 
 @needs_tofu
