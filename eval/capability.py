@@ -1,4 +1,4 @@
-"""Measure general ability by lm-eval: `accelerate launch eval/capability.py --config my_eval.yaml [--key.sub value …]`.
+"""Measure general ability with lm-eval: `accelerate launch eval/capability.py --config my_eval.yaml [--key.sub value …]`.
 
 The configuration is a CapabilityRecipe (llm_forget/evaluation/recipe.py): model, output_dir, task, limit,
 or benchmarks: {preset: quick}.

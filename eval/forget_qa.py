@@ -1,4 +1,4 @@
-"""Measure a model on a suite: `accelerate launch eval/forget_qa.py --config my_eval.yaml [--key.sub value …]`.
+"""Evaluate a model on a suite: `accelerate launch eval/forget_qa.py --config my_eval.yaml [--key.sub value …]`.
 
 The configuration is an EvalRecipe (llm_forget/evaluation/recipe.py): model, suite, output_dir, controls, data_dir, cache.
 """

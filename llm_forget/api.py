@@ -236,11 +236,7 @@ def evaluate(
     given = {"forget": forget, "retain": retain, "holdout": holdout, **(sets or {})}
     rows = {name: one for name, one in given.items() if one is not None}
     usual = yaml.safe_load(shipped("eval/suites/custom.yaml").read_text(encoding="utf-8"))["sets"]
-    entries = {
-        name: {key: value for key, value in usual.get(name, {}).items() if key not in ("file", "optional")}
-        | {"data": {"path": _path(one)}}
-        for name, one in rows.items()
-    }
+    entries = {name: {**usual.get(name, {}), "data": {"path": _path(one)}} for name, one in rows.items()}
     changes = {"perplexity": None, "capability": None, **settings, "sets": entries}
     suite = load_suite("custom", {key: yaml.safe_dump(value) for key, value in changes.items()})
     examples = {name: _examples(name, one) for name, one in rows.items()}

@@ -95,12 +95,13 @@ def _number(value: float) -> Cell:
 def _texts(run: Run) -> dict[str, tuple[str, str]]:
     """Example id → question and answer, from the data that the recipe names, where it is still there."""
     from llm_forget.data.examples import DataSource, read_examples
+    from llm_forget.data.sources import in_folder
 
     found: dict[str, tuple[str, str]] = {}
     data = run.recipe.get("data")
     for source in data.values() if isinstance(data, dict) else ():
         try:
-            examples = read_examples(DataSource(**source)) if source else []
+            examples = read_examples(in_folder(DataSource(**source), run.recipe.get("data_dir"))) if source else []
         except (UserError, TypeError):
             continue
         for example in examples:

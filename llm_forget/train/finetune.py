@@ -17,6 +17,7 @@ from transformers import set_seed
 from llm_forget.config import FinetuneRecipe
 from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import read_examples
+from llm_forget.data.sources import resolve_sources
 from llm_forget.errors import RecipeError
 from llm_forget.model.checkpointing import FrozenStaysFrozen, frozen_stays_frozen
 from llm_forget.model.load import add_adapter, compile_blocks, frozen_dtype, load_model, load_tokenizer
@@ -55,9 +56,11 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     check_output(recipe.output_dir, recipe.overwrite)
     check_arguments(recipe.train, recipe.seed)
     check_trackers(recipe.train.trackers, recipe.output_dir)
-    examples = [example for source in recipe.data for example in read_examples(source)]
+    named = {f"data[{index}]": [source] for index, source in enumerate(recipe.data)}
+    sources, notes = resolve_sources(named, recipe.data_dir, "this recipe")
+    examples = [example for found in sources.values() for source in found for example in read_examples(source)]
     rows, report = encode_all(load_tokenizer(recipe.model), examples, recipe.encoding, role="training")
-    for warning in report.warnings:
+    for warning in (*notes, *report.warnings):
         console.print(f"[yellow]note[/] {warning}")
 
     started = time.monotonic()

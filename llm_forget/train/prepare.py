@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.data.encode import Encoded, encode_all
-from llm_forget.data.examples import DataSource, Example, check_overlap, read_examples
+from llm_forget.data.examples import Example, check_overlap, read_examples
+from llm_forget.data.sources import resolve_sources
 from llm_forget.utils.digests import json_digest
 
 Row = TypeVar("Row")
@@ -50,12 +51,20 @@ def prepare(
         in_memory: sets that need no reading, by name; the recipe says where the others are.
 
     Raises:
+        RecipeError: ``data_dir`` lacks a file.
         DataError: bad rows, an empty set, an answer without tokens, a row over the length limit, or overlap.
     """
-    warnings: list[str] = []
+    named = {name: getattr(recipe.data, name) for name in ("forget", "retain", "validation", "holdout")}
+    sources, warnings = resolve_sources(
+        {name: [source] for name, source in named.items() if source is not None and name not in in_memory},
+        recipe.data_dir,
+        "this recipe",
+    )
     read = {
-        name: in_memory[name] if name in in_memory else _read(getattr(recipe.data, name))
-        for name in ("forget", "retain", "validation", "holdout")
+        name: in_memory[name]
+        if name in in_memory
+        else [row for one in sources.get(name, []) for row in read_examples(one)]
+        for name in named
     }
     for name in ("retain", "validation", "holdout"):
         if read[name]:
@@ -83,7 +92,3 @@ def prepare(
 def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
     """In a random order, so that the first so many are a fair sample."""
     return random.Random(f"{seed} sample").sample(list(rows), len(rows))
-
-
-def _read(source: DataSource | None) -> list[Example]:
-    return read_examples(source) if source is not None else []

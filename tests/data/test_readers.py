@@ -202,7 +202,7 @@ def test_hub_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # --- real files ---
 
 
-@pytest.mark.skipif(not TOFU.is_dir(), reason="needs the TOFU files beside the repository, in ../shared/data/tofu")
+@pytest.mark.skipif(not TOFU.is_dir(), reason="needs a local copy of TOFU")
 def test_tofu_files_load() -> None:
     sets = {path.name: read_examples(DataSource(path.name), base_dir=TOFU) for path in sorted(TOFU.glob("*.jsonl"))}
     assert (len(sets["forget01.jsonl"]), len(sets["retain99.jsonl"]), len(sets["full.jsonl"])) == (40, 3960, 4000)

@@ -39,6 +39,16 @@ def test_a_quick_run_of_all_parts(tmp_path: Path) -> None:
     assert {run["steps"] for run in found["processes"].values()} == {3}
 
 
+def test_without_material_the_folder_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("LLM_FORGET_MATERIAL", raising=False)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "give --material DIR or set $LLM_FORGET_MATERIAL" in capsys.readouterr().err
+
+
 def test_ratios_are_taken_turn_by_turn() -> None:
     def run(seconds: float, loss: float) -> dict[str, Any]:
         names = ("seconds_per_step", "cpu_seconds_per_step", "seconds_per_epoch", "seconds_per_run", "peak_bytes")
