@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from llm_forget.errors import RecipeError
-from llm_forget.methods import Needs
+from llm_forget.methods import Method
 from llm_forget.scores import AnswerScores
 from llm_forget.stop import Measurement
 
@@ -97,7 +97,7 @@ def share(total: int, parts: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class AdapterSubtraction:
+class AdapterSubtraction(Method):
     """Adapter subtraction in several small rounds, each healed on retain rows; or one, with its strength searched for.
 
     In one round the adapter is trained on answers that the model knows by heart: the gradient is small, its direction says
@@ -131,9 +131,6 @@ class AdapterSubtraction:
     search_floor: float = 0.05
     project: bool = False
 
-    needs: ClassVar[Needs] = Needs()
-    default_retain: ClassVar[str | None] = None
-    bounded: ClassVar[bool] = True
     towards: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Ilharco et al. 2022, arXiv:2212.04089; Zhang et al. 2023, arXiv:2306.14870; Hu et al. 2023, arXiv:2308.08090"

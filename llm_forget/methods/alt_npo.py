@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs, check_number
+from llm_forget.methods import Method, Needs, check_number
 from llm_forget.methods.dpo import preference_loss
 from llm_forget.scores import AnswerScores
 
 
 @dataclass(frozen=True)
-class AltNPO:
+class AltNPO(Method):
     """Alternate preference optimisation (arXiv:2409.13474): ``dpo``'s loss at NPO's scale 2/β, with model-written winners.
 
     ``loss = −(2/β) log σ(β (r(y⁺) − r(y)))``, (2/β) ln 2 at π = π₀. A refusal changes how the model talks; an answer of the
@@ -30,8 +30,6 @@ class AltNPO:
     needs: ClassVar[Needs] = Needs(reference_logps=True, alternative=True)
     default_retain: ClassVar[str | None] = "nll"
     alternative_source: ClassVar[str] = "model"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Mekala et al. 2024, arXiv:2409.13474"
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llm_forget.methods import Needs, check_number, needed
+from llm_forget.methods import Method, Needs, check_number, needed
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
@@ -35,7 +35,7 @@ def ce_u_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CEU:
+class CEU(Method):
     """CE-U; it has no retain term of its own, and takes any.
 
     Attributes:
@@ -46,9 +46,6 @@ class CEU:
     skip_first: int = 1
 
     needs: ClassVar[Needs] = Needs(logits=True)
-    default_retain: ClassVar[str | None] = None
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Yang 2025, arXiv:2503.01224"
 
     def __post_init__(self) -> None:

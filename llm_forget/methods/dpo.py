@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from llm_forget.methods import Needs, check_number, needed
+from llm_forget.methods import Method, Needs, check_number, needed
 from llm_forget.scores import AnswerScores
 
 
@@ -55,7 +55,7 @@ def preference_loss(forget: AnswerScores, method: str, *, beta: float, scale: fl
 
 
 @dataclass(frozen=True)
-class DPO:
+class DPO(Method):
     """DPO against the forget answer, a refusal as the winner unless the recipe names another (then known as IdkDPO).
 
     Attributes:
@@ -69,8 +69,6 @@ class DPO:
 
     needs: ClassVar[Needs] = Needs(reference_logps=True, alternative=True)
     default_retain: ClassVar[str | None] = "nll"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Rafailov et al. 2023, arXiv:2305.18290; TOFU, arXiv:2401.06121"
 
     def __post_init__(self) -> None:

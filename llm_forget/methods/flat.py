@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from llm_forget.methods import Needs, needed
+from llm_forget.methods import Method, Needs, needed
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 Divergence = Literal["total_variation", "kl", "jensen_shannon", "pearson"]
@@ -49,7 +49,7 @@ def flat_loss(alternative_probability: Tensor, forget_probability: Tensor, *, di
 
 
 @dataclass(frozen=True)
-class FLAT:
+class FLAT(Method):
     """FLAT; forget data only, no retain term and no reference.
 
     Attributes:
@@ -60,9 +60,6 @@ class FLAT:
     divergence: Divergence = "total_variation"
 
     needs: ClassVar[Needs] = Needs(alternative=True)
-    default_retain: ClassVar[str | None] = None
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Wang et al. 2024, arXiv:2410.11143"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs
+from llm_forget.methods import Method
 from llm_forget.scores import AnswerScores
 
 
@@ -30,13 +30,10 @@ def grad_ascent_loss(token_logps: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GradAscent:
+class GradAscent(Method):
     """Gradient ascent on the forget set alone; it diverges by nature, so the stop rule ends it."""
 
-    needs: ClassVar[Needs] = Needs()
-    default_retain: ClassVar[str | None] = None
     bounded: ClassVar[bool] = False
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Yao et al. 2023, arXiv:2310.10683"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

@@ -13,19 +13,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs
+from llm_forget.methods import Method
 from llm_forget.methods.grad_ascent import grad_ascent_loss
 from llm_forget.scores import AnswerScores
 
 
 @dataclass(frozen=True)
-class GradDiff:
+class GradDiff(Method):
     """Gradient ascent with a retain term; the window between too little and collapse is narrow, so the stop rule finds it."""
 
-    needs: ClassVar[Needs] = Needs()
     default_retain: ClassVar[str | None] = "nll"
     bounded: ClassVar[bool] = False
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2203.12817; TOFU, arXiv:2401.06121"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs, needed
+from llm_forget.methods import Method, Needs, needed
 from llm_forget.scores import AnswerScores
 
 
@@ -27,13 +27,11 @@ def idk_nll_loss(alternative_token_logps: Tensor, alternative_mask: Tensor) -> T
 
 
 @dataclass(frozen=True)
-class IdkNLL:
+class IdkNLL(Method):
     """Cross-entropy on a refusal, with a retain term (arXiv:2401.06121, where it is called preference optimisation)."""
 
     needs: ClassVar[Needs] = Needs(alternative=True)
     default_retain: ClassVar[str | None] = "nll"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "TOFU, arXiv:2401.06121"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs, needed
+from llm_forget.methods import Method, Needs, needed
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
@@ -32,13 +32,11 @@ def inverted_hinge_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class InvertedHinge:
+class InvertedHinge(Method):
     """The inverted hinge loss with a retain term (arXiv:2408.06621); LoKU's initialisation of the adapter is not part of it."""
 
     needs: ClassVar[Needs] = Needs(logits=True)
     default_retain: ClassVar[str | None] = "nll"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Cha et al. 2024, arXiv:2408.06621"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

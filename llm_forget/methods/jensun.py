@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llm_forget.methods import Needs, needed
+from llm_forget.methods import Method, Needs, needed
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
@@ -36,7 +36,7 @@ def jensun_loss(target_logps: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class JensUn:
+class JensUn(Method):
     """JensUn with its own retain term, ``jsd``.
 
     At each position of the forget answer, read as it stands in the data, the target is one token of a refusal, over and
@@ -48,8 +48,6 @@ class JensUn:
 
     needs: ClassVar[Needs] = Needs(logits=True, alternative_tokens=True)
     default_retain: ClassVar[str | None] = "jsd"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Singh et al. 2025, arXiv:2509.02820"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

@@ -13,19 +13,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs
+from llm_forget.methods import Method
 from llm_forget.methods.grad_ascent import grad_ascent_loss
 from llm_forget.scores import AnswerScores
 
 
 @dataclass(frozen=True)
-class KLMin:
+class KLMin(Method):
     """Gradient ascent with KL(π₀ ‖ π) as its retain term (arXiv:2401.06121)."""
 
-    needs: ClassVar[Needs] = Needs()
     default_retain: ClassVar[str | None] = "kl"
     bounded: ClassVar[bool] = False
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "TOFU, arXiv:2401.06121"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

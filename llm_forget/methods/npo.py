@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from llm_forget.methods import Needs
+from llm_forget.methods import Method, Needs
 from llm_forget.scores import AnswerScores
 
 
@@ -34,7 +34,7 @@ def npo_loss(logps: Tensor, reference_logps: Tensor, *, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class NPO:
+class NPO(Method):
     """Negative preference optimisation with a retain term.
 
     Attributes:
@@ -45,8 +45,6 @@ class NPO:
 
     needs: ClassVar[Needs] = Needs(reference_logps=True)
     default_retain: ClassVar[str | None] = "nll"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Zhang et al. 2024, arXiv:2404.05868"
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs, needed
+from llm_forget.methods import Method, Needs, needed
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
@@ -28,13 +28,11 @@ def logit_margin_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PDU:
+class PDU(Method):
     """Logit-margin flattening with a retain term (arXiv:2506.05314); the wrapper ``dual`` makes it the paper's whole method."""
 
     needs: ClassVar[Needs] = Needs(logits=True)
     default_retain: ClassVar[str | None] = "nll"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Entesari et al. 2025, arXiv:2506.05314"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llm_forget.methods import Needs, check_number, needed
+from llm_forget.methods import Method, Needs, check_number, needed
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
@@ -36,7 +36,7 @@ def rmu_loss(hidden: Tensor, control: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RMU:
+class RMU(Method):
     """RMU with the ``activation`` retain term; trains the block and the two before it.
 
     The distance is the paper's squared norm, the sum over a state's entries; toolkits take their mean, which divides both
@@ -55,8 +55,6 @@ class RMU:
     direction_seed: int = 0
 
     default_retain: ClassVar[str | None] = "activation"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Li et al. 2024, arXiv:2403.03218"
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs, check_number
+from llm_forget.methods import Method, check_number
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
@@ -33,7 +33,7 @@ def satimp_loss(token_logps: Tensor, mask: Tensor, *, beta1: float, beta2: float
 
 
 @dataclass(frozen=True)
-class SatImp:
+class SatImp(Method):
     """SatImp with a retain term.
 
     Attributes:
@@ -45,9 +45,7 @@ class SatImp:
     beta1: float = 5.0
     beta2: float = 1.0
 
-    needs: ClassVar[Needs] = Needs()
     default_retain: ClassVar[str | None] = "nll"
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Yang et al. 2025, arXiv:2505.11953"
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from llm_forget.methods import Needs, check_number
+from llm_forget.methods import Method, check_number
 from llm_forget.scores import AnswerScores
 
 
@@ -32,7 +32,7 @@ def simnpo_loss(mean_logps: Tensor, *, beta: float, margin: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SimNPO:
+class SimNPO(Method):
     """SimNPO with a retain term.
 
     Attributes:
@@ -44,10 +44,7 @@ class SimNPO:
     beta: float = 4.5
     margin: float = 0.0
 
-    needs: ClassVar[Needs] = Needs()
     default_retain: ClassVar[str | None] = "nll"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Fan et al. 2024, arXiv:2410.07163"
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs, check_number, needed
+from llm_forget.methods import Method, Needs, check_number, needed
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
@@ -37,7 +37,7 @@ def undial_loss(logits: Tensor, reference_logits: Tensor, tokens: Tensor, mask: 
 
 
 @dataclass(frozen=True)
-class Undial:
+class Undial(Method):
     """UNDIAL; it has no retain term of its own, and takes any.
 
     Attributes:
@@ -48,9 +48,6 @@ class Undial:
     strength: float = 10.0
 
     needs: ClassVar[Needs] = Needs(logits=True, reference_logits=True)
-    default_retain: ClassVar[str | None] = None
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Dong et al. 2024, arXiv:2402.10052"
 
     def __post_init__(self) -> None:

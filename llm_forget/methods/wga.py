@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs, check_number
+from llm_forget.methods import Method, check_number
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
@@ -30,7 +30,7 @@ def wga_loss(token_logps: Tensor, mask: Tensor, *, alpha: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class WGA:
+class WGA(Method):
     """WGA with a retain term.
 
     Attributes:
@@ -40,9 +40,7 @@ class WGA:
 
     alpha: float = 1.0
 
-    needs: ClassVar[Needs] = Needs()
     default_retain: ClassVar[str | None] = "nll"
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Wang et al. 2025, arXiv:2502.19301"
 
     def __post_init__(self) -> None:

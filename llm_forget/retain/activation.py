@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from llm_forget.methods import Needs, check_number, needed
+from llm_forget.retain import RetainTerm
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
@@ -28,7 +29,7 @@ def activation_loss(hidden: Tensor, reference_hidden: Tensor, mask: Tensor) -> T
 
 
 @dataclass(frozen=True)
-class Activation:
+class Activation(RetainTerm):
     """RMU's retain term.
 
     Attributes:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llm_forget.methods import Needs, needed
+from llm_forget.retain import RetainTerm
 from llm_forget.scores import AnswerScores, kl_divergence, mean_over_answer
 
 
@@ -32,7 +33,7 @@ def jsd_loss(logits: Tensor, reference_logits: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class JSD:
+class JSD(RetainTerm):
     """JSD(π, π₀) on retain answers: bounded, so that one odd row cannot drown the rest."""
 
     needs: ClassVar[Needs] = Needs(logits=True, reference_logits=True)

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from llm_forget.methods import Needs
+from llm_forget.retain import RetainTerm
 from llm_forget.scores import AnswerScores, kl_divergence
 
 
@@ -29,7 +30,7 @@ def kl_loss(logits: Tensor, reference_logits: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class KL:
+class KL(RetainTerm):
     """KL(π₀ ‖ π) on retain answers: keeps the whole distribution, at the cost of a reference forward every step."""
 
     needs: ClassVar[Needs] = Needs(logits=True, reference_logits=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs
+from llm_forget.retain import RetainTerm
 from llm_forget.scores import AnswerScores
 
 
@@ -25,10 +24,8 @@ def nll_loss(token_logps: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class NLL:
+class NLL(RetainTerm):
     """Cross-entropy on retain answers (TOFU, arXiv:2401.06121: the retain half of gradient difference)."""
-
-    needs: ClassVar[Needs] = Needs()
 
     def retain_loss(self, retain: AnswerScores) -> Tensor:
         """(B,) cross-entropy of each retain answer."""

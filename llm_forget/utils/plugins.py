@@ -10,8 +10,11 @@ import sys
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from llm_forget.errors import RecipeError
+
+Base = TypeVar("Base")
 
 
 def names_in(package: str) -> list[str]:
@@ -45,6 +48,13 @@ def find_class(package: str, name: str, function: str) -> type:
             f"{name}: {len(found)} dataclasses with a `{function}` found in {module.__file__}; exactly one is needed"
         )
     return found[0]
+
+
+def with_defaults(cls: type, base: type[Base]) -> type[Base]:
+    """The class itself, or a subclass that adds the defaults of ``base`` if a user's class does not derive from it."""
+    if issubclass(cls, base):
+        return cls
+    return type(cls.__name__, (cls, base), {"__module__": cls.__module__, "__doc__": cls.__doc__})
 
 
 def _load(package: str, name: str) -> ModuleType:

@@ -136,6 +136,6 @@ def test_every_term_works_with_what_it_says_it_needs_and_says_what_is_missing(na
 
 
 def test_needs() -> None:
-    assert not NLL.needs.logits
+    assert not NLL().needs.logits
     assert KL.needs.logits
     assert KL.needs.reference_logits
