@@ -1,4 +1,4 @@
-"""AltPO: the forget answer loses against a plausible other answer that the model wrote itself before training."""
+"""AltPO: prefer an alternative answer, which the model writes before training, over the forget answer."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from llm_forget.scores import AnswerScores
 
 @dataclass(frozen=True)
 class AltNPO(Method):
-    """Alternate preference optimisation (arXiv:2409.13474): ``dpo``'s loss at NPO's scale 2/β, with model-written winners.
+    """Alternate preference optimisation, which the paper (arXiv:2409.13474) calls AltPO.
 
-    ``loss = −(2/β) log σ(β (r(y⁺) − r(y)))``, (2/β) ln 2 at π = π₀. A refusal changes how the model talks; an answer of the
-    same kind with other facts leaves that as it is, and does not tell a stranger that something was removed.
+    It is the loss of ``dpo`` at NPO's scale 2/β: ``loss = −(2/β) log σ(β (r(y⁺) − r(y)))``, which is (2/β) ln 2 at π = π₀.
+    The preferred answer y⁺ has the form of the forget answer and other facts, so the model keeps its style. A refusal would
+    also reveal that something was removed. The paper uses five alternatives per example; here it is one.
 
     Attributes:
-        beta: inverse temperature β. 0.1 stands as a comment in the authors' configuration (config/unlearn_llama3_2.yaml),
-            beside a retain weight of 1; they write five alternatives an example at temperature 1.0 (config/generate.yaml),
-            here it is one. The paper's own tables were not re-read.
+        beta: inverse temperature β > 0; 0.1 as in the authors' configuration.
     """
 
     beta: float = 0.1
@@ -36,5 +35,5 @@ class AltNPO(Method):
         check_number("alt_npo", "beta", self.beta, above=0)
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:
-        """(B,) loss of each pair of answers."""
+        """(B,) AltPO loss of each pair of answers."""
         return preference_loss(forget, "alt_npo", beta=self.beta, scale=None)

@@ -1,7 +1,7 @@
-"""KL minimisation: gradient ascent on the forget answers, held to the reference on the retain answers.
+"""KL minimisation: gradient ascent on the forget answers, KL divergence to the reference on the retain answers.
 
-The forget half is gradient ascent's loss; what distinguishes it from gradient difference is its retain term, ``kl``: the whole
-distribution is kept, not only the data's own words, at the cost of a reference forward every step.
+The forget loss is ``grad_ascent_loss``. It differs from gradient difference in its retain term ``kl``, which keeps the whole
+distribution and not only the tokens of the data. That costs a reference forward in every step.
 
 Source: TOFU, arXiv:2401.06121, section 4.
 """
@@ -20,7 +20,7 @@ from llm_forget.scores import AnswerScores
 
 @dataclass(frozen=True)
 class KLMin(Method):
-    """Gradient ascent with KL(π₀ ‖ π) as its retain term (arXiv:2401.06121)."""
+    """Gradient ascent with KL(π₀ ‖ π) as the retain term (arXiv:2401.06121)."""
 
     default_retain: ClassVar[str | None] = "kl"
     bounded: ClassVar[bool] = False
