@@ -1,4 +1,4 @@
-"""What the contract of a method is tested with: rows, a model that has memorised them, and scores by method name."""
+"""Fixtures for the contract of a method: rows, a model that has memorised them, and scores by method name."""
 
 from __future__ import annotations
 
