@@ -61,7 +61,7 @@ def alternative_source(recipe: UnlearnRecipe, method: Method, examples: Sequence
     """
     if not method.needs.any_alternative:
         return None
-    config, wanted = recipe.alternative, getattr(method, "alternative_source", "refusals")
+    config, wanted = recipe.alternative, method.alternative_source
     missing = [example for example in examples if example.alternative is None]
     if config.source == "column" and missing:
         place = missing[0].source or f"example {missing[0].id}"

@@ -17,7 +17,7 @@ from llm_forget.train.trackers import check_trackers
 from llm_forget.train.trainer import Objective
 from llm_forget.train.wrapping import build_wrappers
 from llm_forget.utils.build import build
-from llm_forget.utils.plugins import find_class
+from llm_forget.utils.plugins import find_class, with_defaults
 from llm_forget.wrappers import Wrapper
 
 NOWHERE = ""  # the output_dir of a run that leaves nothing on the disk; recipes are refused it
@@ -29,9 +29,9 @@ def build_method(recipe: UnlearnRecipe) -> Method:
     name = given.pop("name", None)
     if not isinstance(name, str):
         raise RecipeError("method.name: is missing; for example method: {name: npo}")
-    cls = find_class("llm_forget.methods", name, "forget_loss")
-    method: Method = build(cls, given, f"method {name}")
-    if recipe.adapter is None and hasattr(method, "finish"):
+    cls = with_defaults(find_class("llm_forget.methods", name, "forget_loss"), Method)
+    method = build(cls, given, f"method {name}")
+    if recipe.adapter is None and method.finish is not None:
         raise RecipeError(f"method {name} works on an adapter; remove `adapter: null` from the recipe")
     return method
 
@@ -41,10 +41,8 @@ def build_retain(config: RetainConfig, method: Method) -> RetainTerm | None:
     name = method.default_retain if config.name == "default" else config.name
     if name is None:
         return None
-    term: RetainTerm = build(
-        find_class("llm_forget.retain", name, "retain_loss"), config.settings, f"retain term {name}"
-    )
-    return term
+    cls = with_defaults(find_class("llm_forget.retain", name, "retain_loss"), RetainTerm)
+    return build(cls, config.settings, f"retain term {name}")
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def make_plan(recipe: UnlearnRecipe) -> Plan:
     retain = build_retain(recipe.retain, method)
     if retain is not None and recipe.data.retain is None:
         raise RecipeError("the retain term needs data.retain; add it, or set retain.name: null")
-    if recipe.adapter is not None and recipe.adapter.top_share < 1 and hasattr(method, "trained_layers"):
+    if recipe.adapter is not None and recipe.adapter.top_share < 1 and method.trained_layers is not None:
         raise RecipeError(
             f"adapter.top_share is {recipe.adapter.top_share}, and the method {recipe.method['name']} chooses the blocks that "
             "it trains by itself; leave top_share out"

@@ -218,7 +218,7 @@ class Run:
     def execute(self) -> _Outcome:
         """Train, turn round if the method does, and measure."""
         self._say(self.before)
-        finish = getattr(self.method, "finish", None)
+        finish = self.method.finish
         # A retain term, or a method's own healing, wins ground back and is given the time; otherwise nothing does.
         patience = self.recipe.stop.patience if self.retain is not None or finish is not None else 1
         rule = StopRule(self.target, self.floor, patience)
@@ -326,7 +326,7 @@ class Run:
             identity=self._identity,
             every=recipe.train.save_steps,
             keep=recipe.train.keep_checkpoints,
-            at_end=hasattr(self.method, "finish"),
+            at_end=self.method.finish is not None,
             resume=recipe.resume,
             say=self._note,
         )

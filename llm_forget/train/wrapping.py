@@ -65,11 +65,7 @@ def check_layer(recipe: UnlearnRecipe, objective: Objective, model: nn.Module) -
 
 def trained_blocks(method: Method, model: nn.Module, layer: int | None) -> list[int] | None:
     """The blocks that a method trains, where it trains some only."""
-    trained = getattr(method, "trained_layers", None)
-    if trained is None:
-        return None
-    found: list[int] = trained(_hidden_layer(model, layer))
-    return found
+    return None if method.trained_layers is None else method.trained_layers(_hidden_layer(model, layer))
 
 
 def _hidden_layer(model: nn.Module, layer: int | None) -> int:
