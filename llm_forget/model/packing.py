@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_forget.model.head import below_wrapper
-from llm_forget.model.precision import autocast_like
+from llm_forget.model.weights import autocast_like
 
 KERNELS = ("eager", "sdpa")  # attention that takes a mask of any shape
 _PREFIX = "llm_forget_packed_"

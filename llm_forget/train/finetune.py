@@ -18,11 +18,12 @@ from llm_forget.config import FinetuneRecipe
 from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import read_examples
 from llm_forget.errors import RecipeError
+from llm_forget.model.blocks import add_adapter, compile_blocks
 from llm_forget.model.checkpointing import FrozenStaysFrozen, frozen_stays_frozen
-from llm_forget.model.load import add_adapter, compile_blocks, frozen_dtype, load_model, load_tokenizer
+from llm_forget.model.load import frozen_dtype, load_model, load_tokenizer
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.packing import packed_attention
-from llm_forget.model.precision import held_in_bf16
+from llm_forget.model.weights import held_in_bf16
 from llm_forget.train.arguments import check_arguments, common_arguments
 from llm_forget.train.callbacks import MetricsLog, ProgressBar, note
 from llm_forget.train.launch import check_launch

@@ -20,7 +20,7 @@ from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
 from llm_forget.data.examples import Example, Message
 from llm_forget.errors import RecipeError
 from llm_forget.methods import Method
-from llm_forget.model.load import add_adapter, block_of
+from llm_forget.model.blocks import add_adapter, block_of
 from llm_forget.model.logprobs import Part, hidden_layer, score_parts
 from llm_forget.model.measure import answer_logps
 from llm_forget.scores import AnswerScores

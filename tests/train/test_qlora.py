@@ -18,7 +18,8 @@ from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.errors import UserError
-from llm_forget.model.load import add_adapter, load_model
+from llm_forget.model.blocks import add_adapter
+from llm_forget.model.load import load_model
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.measure import answer_logps
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
