@@ -69,7 +69,7 @@ class Example:
 class DataSource:
     """Where examples are read from, as a recipe says it."""
 
-    # A .jsonl, .json, .csv, .tsv or .parquet file (relative to the recipe), or the id of a data set on the hub.
+    # A .jsonl, .json, .csv, .tsv or .parquet file (a relative path starts in the current folder), or a hub data set id.
     path: str
     # What a row is: "qa" (question, answer), "prompt" (prompt, completion), "chat" (messages) or "text" (text);
     # "auto" goes by the columns.

@@ -113,14 +113,14 @@ def test_the_base_is_recorded_where_it_is_given_and_its_absence_is_said(tmp_path
 def test_adapters_that_cannot_be_combined_are_refused(two, tmp_path, capsys) -> None:
     good, bad = two
     out = ["--to", tmp_path / "out"]
-    assert "name folders with --adapter (to add) or --minus" in refusal(capsys, "subtract", *out)
-    assert "cancel, so nothing is left" in refusal(capsys, "subtract", "--adapter", good, "--minus", good, *out)
-    assert "--strength 0 given" in refusal(capsys, "subtract", "--minus", bad, "--strength", 0, *out)
+    assert "give folders with --adapter (to add) or --minus" in refusal(capsys, "subtract", *out)
+    assert "cancel out, so nothing is left" in refusal(capsys, "subtract", "--adapter", good, "--minus", good, *out)
+    assert "--strength 0 changes nothing" in refusal(capsys, "subtract", "--minus", bad, "--strength", 0, *out)
     assert "must be a finite number" in refusal(capsys, "subtract", "--minus", bad, "--strength", "nan", *out)
     assert "rank 0 given; at least 1" in refusal(capsys, "subtract", "--minus", bad, "--rank", 0, *out)
     given = ["--minus", bad, "--strength", 1, "--search"]
     assert "leave one of them out" in refusal(capsys, "subtract", *given, *out)
-    wanted = "--search needs --base, --forget, --retain or --validation too"
+    wanted = "--search also needs --base, --forget, --retain or --validation"
     assert wanted in refusal(capsys, "subtract", "--minus", bad, "--search", *out)
     assert "--forget given without --search" in refusal(capsys, "subtract", "--minus", bad, "--forget", "x", *out)
     assert "--groups given without --search" in refusal(capsys, "subtract", "--minus", bad, "--groups", 2, *out)
@@ -150,7 +150,7 @@ def test_compose_prints_the_overlap_and_writes_the_sum_in_any_order(two, tmp_pat
     out = ["--to", tmp_path / "x"]
     assert "composing takes two or more" in refusal(capsys, "compose", "--adapter", good, *out)
     assert "given twice" in refusal(capsys, "compose", "--adapter", good, "--adapter", good, *out)
-    wanted = "give --base, --forget and, for what must stay, --retain"
+    wanted = "give --base and --forget, and optionally --retain"
     both = ["--adapter", good, "--adapter", bad]
     assert wanted in refusal(capsys, "compose", *both, "--forget", "x.jsonl", *out)
     assert wanted in refusal(capsys, "compose", *both, "--retain", "x.jsonl", *out)

@@ -87,7 +87,7 @@ def test_an_error_inside_has_no_traceback_either(
         run_command(broken, [])
     assert ended.value.code == 3
     told = capsys.readouterr().err
-    assert "error: KeyError in test_cli.py:" in told
+    assert "error: KeyError in test_main.py:" in told
     assert "Vexatorium" not in told
     assert "Traceback" not in told
     with pytest.raises(SystemExit) as ended:
