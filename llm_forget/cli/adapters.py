@@ -237,11 +237,8 @@ def _show_behaviour(behaviour: Behaviour, names: Sequence[str]) -> None:
     print(line("together", behaviour.together))
     print(f"interference: forget probability together minus its adapter alone, at most {behaviour.remembered:+.3f}")
     if behaviour.retain_lost is not None:
-        print(
-            "interference: retain probability lost together {:.3f}, sum over the adapters alone {:.3f}".format(
-                *behaviour.retain_lost
-            )
-        )
+        together, summed = behaviour.retain_lost
+        print(f"interference: retain probability lost together {together:.3f}, summed over the adapters {summed:.3f}")
 
 
 def _write(

@@ -189,7 +189,7 @@ def merge(
     Example:
       llm-forget merge --base runs/target/model --adapter runs/npo/adapter --to merged
     """
-    from llm_forget.adapters.export import merge as merge_adapter
+    from llm_forget.adapters.merge import merge as merge_adapter
 
     print(merge_adapter(base, adapter, to, dtype))
 

@@ -6,8 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -124,7 +123,7 @@ def read_examples(source: DataSource, *, base_dir: Path | None = None) -> list[E
         base_dir: the folder that relative paths start from (the recipe's); None for the current folder.
 
     Returns:
-        The examples in file order; exact duplicates are kept (``count_duplicates`` tells how many there are).
+        The examples in file order; exact duplicates are kept.
 
     Raises:
         DataError: for a missing or empty file, columns that say no form or several, and bad rows, which are reported
@@ -169,11 +168,6 @@ def check_rows(found: Iterator[Row], source: DataSource) -> list[Example]:
     if problems:
         raise DataError(_report(source.path, problems, len(rows)))
     return examples
-
-
-def count_duplicates(examples: Iterable[Example]) -> int:
-    """How many examples repeat an earlier one (same prompt and same answer)."""
-    return sum(count - 1 for count in Counter(example.id for example in examples).values())
 
 
 def check_overlap(forget: Sequence[Example], retain: Sequence[Example]) -> tuple[str, ...]:

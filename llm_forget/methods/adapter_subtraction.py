@@ -47,7 +47,7 @@ class Session(Protocol):
         """Make the next so many of the recipe's steps towards the forget set, from the adapter as it stands."""
 
     def leave_shared(self, steps: int) -> None:
-        """Take out of that change what it shares with as many steps on retain rows (``adapters.extract.deficiency``)."""
+        """Take out of that change what it shares with as many steps on retain rows (``adapters.projection.deficiency``)."""
 
     def set_strength(self, strength: float) -> None:
         """Replace the change that the last ``train_towards`` made by −strength times it."""

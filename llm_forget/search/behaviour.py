@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from llm_forget.adapters.arithmetic import scale
-from llm_forget.adapters.export import checked_digest, weight_names
 from llm_forget.adapters.lora import Adapter, save_adapter
+from llm_forget.adapters.merge import checked_digest, weight_names
 from llm_forget.config import ModelConfig, StopConfig, UnlearnData, UnlearnRecipe
 from llm_forget.data.encode import EncodingConfig
 from llm_forget.data.examples import DataSource

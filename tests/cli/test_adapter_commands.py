@@ -133,7 +133,7 @@ def test_adapters_that_cannot_be_combined_are_refused(two, tmp_path, capsys) -> 
     assert "--assume-same-base" in message
     assert not (tmp_path / "out").exists()
     run("subtract", "--adapter", good, "--minus", other, "--assume-same-base", *out)
-    assert "there already" in refusal(capsys, "subtract", "--minus", bad, *out)
+    assert "already exists" in refusal(capsys, "subtract", "--minus", bad, *out)
     run("subtract", "--minus", bad, "--overwrite", *out)
     assert_sum(tmp_path / "out", [(bad, -1.0)])
 
@@ -174,9 +174,10 @@ def test_compose_measures_what_each_does_alone_and_together(world, tmp_path) -> 
     )
     assert base[0] > 0.9 > 0.3 > alone[0]
     assert max(together[:2]) < 0.9
-    assert "interference: a forget set is remembered by " in shown
+    assert "interference: forget probability together minus its adapter alone, at most " in shown
     lost, added = (
-        float(n) for n in re.findall(r"retain lost (\S+); the adapters' own losses add up to (\S+)", shown)[0]
+        float(n)
+        for n in re.findall(r"retain probability lost together (\S+), summed over the adapters (\S+)", shown)[0]
     )
     assert lost == pytest.approx(base[2] - together[2], abs=2e-3)
     assert added != lost
@@ -243,7 +244,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         "linear layers as target_modules",
     ),
     "whole embedding": (with_tensor("base_model.model.model.embed_tokens.weight"), "leave embeddings and head out"),
-    "PiSSA": (configured(init_lora_weights="pissa"), r"undo_initialisation\(trained, untrained\)"),
+    "PiSSA": (configured(init_lora_weights="pissa"), "train again with init_lora_weights=True"),
     "cut short": (cut_short, "damaged.* Copy or save the adapter again"),
     "pickle": (pickled, r"a pickle, .* save_pretrained\(folder\)"),
 }

@@ -125,11 +125,11 @@ def test_damage_is_refused(tmp_path):
     save_file(tensors(), file)
     whole = file.read_bytes()
     for damaged, message in [
-        (whole[:-1], "promises"),
-        (whole[:20], "cut short"),
-        (b"abc", "cut short"),
-        (b"\x02\0\0\0\0\0\0\0[]" + whole, "cannot be read"),
-        (b"\x04\0\0\0\0\0\0\0nope", "cannot be read"),
+        (whole[:-1], "damaged: .*not fully covered"),
+        (whole[:20], "invalid header length"),
+        (b"abc", "header too small"),
+        (b"\x02\0\0\0\0\0\0\0[]" + whole, "invalid JSON"),
+        (b"\x04\0\0\0\0\0\0\0nope", "invalid JSON"),
     ]:
         file.write_bytes(damaged)
         with pytest.raises(UserError, match=message):
