@@ -13,7 +13,7 @@ from llm_forget.errors import AdapterError
 if TYPE_CHECKING:
     from llm_forget.adapters.lora import Adapter
     from llm_forget.search.behaviour import Behaviour, Probe
-    from llm_forget.search.strength import Found
+    from llm_forget.search.strength import SearchResult
     from llm_forget.stop import Measurement
 
 _To = Annotated[Path, typer.Option("--to", help="folder to create")]
@@ -202,7 +202,7 @@ def _tell(strengths: tuple[float, ...], now: Measurement) -> None:
     typer.echo(f"strength {_numbers(strengths)}: forget {now.forget:.3f}{kept}", err=True)
 
 
-def _search_results(found: Found) -> dict[str, object]:
+def _search_results(found: SearchResult) -> dict[str, object]:
     reached = "reached" if found.after.forget <= found.target else "not reached above the floor"
     results: dict[str, object] = {
         "strength": _numbers(found.strengths),

@@ -77,7 +77,8 @@ def parse_command_line(recipe_class: type[Recipe], argv: Sequence[str]) -> Recip
 def describe(recipe_class: Any) -> str:
     """The text of ``--help``: each field as ``--key.sub TYPE [default]`` with its comment, rare fields last."""
     width = min(shutil.get_terminal_size().columns, _WIDEST)
-    common, advanced = [], []
+    common: list[str] = []
+    advanced: list[str] = []
     for key, entry in _entries(recipe_class, "", {}, width):
         (advanced if key in _ADVANCED else common).extend(entry)
     return "\n".join(

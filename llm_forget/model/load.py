@@ -151,14 +151,29 @@ def keep_gradients_through(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _quantization(config: ModelConfig, trainable: bool) -> Any:
-    if trainable:
-        raise RecipeError("quantised weights cannot be trained in full; set `adapter` or `model.quantization: null`")
-    if config.adapter is not None:
+def refuse_quantised(*, trains: bool, merges: bool) -> None:
+    """Refuse what quantised weights do not support.
+
+    Args:
+        trains: the weights themselves are to be trained, without an adapter.
+        merges: an adapter is to be merged into them.
+
+    Raises:
+        RecipeError: either of them is True.
+    """
+    if trains:
         raise RecipeError(
-            "model.adapter cannot be merged into quantised weights (the result is wrong); merge it first with "
-            "`llm-forget merge` and give the merged folder as model.name"
+            "quantised weights cannot be trained in full; train an adapter, or load the model unquantised"
         )
+    if merges:
+        raise RecipeError(
+            "an adapter cannot be merged into quantised weights (the result is wrong); merge it into the unquantised base with "
+            "`llm-forget merge`, or load the model unquantised. In a fine-tuning recipe set merge: false"
+        )
+
+
+def _quantization(config: ModelConfig, trainable: bool) -> Any:
+    refuse_quantised(trains=trainable, merges=config.adapter is not None)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("model.quantization needs bitsandbytes: pip install llm-forget[quant]")
     from transformers import BitsAndBytesConfig

@@ -50,7 +50,7 @@ def test_json_digest_ignores_key_order_and_nothing_else():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, Path("x")])
 def test_json_digest_refuses_what_json_cannot_say(value):
-    with pytest.raises(UserError, match="no digest"):
+    with pytest.raises(UserError, match="cannot be digested"):
         json_digest(value)
 
 
