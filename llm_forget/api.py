@@ -322,14 +322,11 @@ def _check_model(model: Any) -> None:
 
 def _made_ready(model: Any, recipe: UnlearnRecipe) -> Any:
     """The model as ``load_model`` would give it: adapters merged, trainable weights in fp32."""
-    from llm_forget.model.load import keep_gradients_through
+    from llm_forget.model.load import keep_gradients_through, refuse_quantised
 
     if hasattr(model, "merge_and_unload"):
         if recipe.model.quantization is not None:
-            raise RecipeError(
-                "adapters cannot be merged into quantised weights (the result is wrong); load the model unquantised, or merge "
-                "the adapter into a folder with `llm-forget merge` and quantise that"
-            )
+            refuse_quantised(trains=False, merges=True)
         dtype = next(model.parameters()).dtype
         model = model.float().merge_and_unload().to(dtype)
     elif getattr(model, "peft_config", None):
@@ -338,9 +335,7 @@ def _made_ready(model: Any, recipe: UnlearnRecipe) -> Any:
         )
     if recipe.adapter is None:
         if recipe.model.quantization is not None:
-            raise RecipeError(
-                "quantised weights cannot be trained in full; leave the adapter on, or load them unquantised"
-            )
+            refuse_quantised(trains=True, merges=False)
         model = model.float().requires_grad_(True)
     keep_gradients_through(model)
     return model

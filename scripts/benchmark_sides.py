@@ -217,11 +217,11 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
     from transformers import TrainerCallback
 
     from llm_forget.methods.adapter_subtraction import AdapterSubtraction
-    from llm_forget.model.load import add_adapter, load_model
+    from llm_forget.model.blocks import add_adapter
+    from llm_forget.model.load import load_model
     from llm_forget.model.measure import answer_logps
     from llm_forget.model.packing import packed_attention
-    from llm_forget.model.precision import held_in_bf16
-    from llm_forget.model.weights import put, trainable_state
+    from llm_forget.model.weights import held_in_bf16, put, trainable_state
     from llm_forget.retain.nll import NLL
     from llm_forget.train.arguments import unlearning_arguments
     from llm_forget.train.trainer import Objective, PairDataset, References, UnlearningTrainer

@@ -6,8 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -128,7 +127,7 @@ def read_examples(source: DataSource, *, base_dir: Path | None = None) -> list[E
         base_dir: the folder from which relative paths start; None for the current folder.
 
     Returns:
-        The examples in file order. Exact duplicates are kept (``count_duplicates`` counts them).
+        The examples in file order; exact duplicates are kept.
 
     Raises:
         DataError: the file is missing or empty, the columns match no form or several, or rows are invalid. All invalid rows
@@ -173,11 +172,6 @@ def check_rows(found: Iterator[Row], source: DataSource) -> list[Example]:
     if problems:
         raise DataError(_report(source.path, problems, len(rows)))
     return examples
-
-
-def count_duplicates(examples: Iterable[Example]) -> int:
-    """Number of examples that repeat an earlier one (same prompt and same answer)."""
-    return sum(count - 1 for count in Counter(example.id for example in examples).values())
 
 
 def check_overlap(forget: Sequence[Example], retain: Sequence[Example]) -> tuple[str, ...]:

@@ -17,9 +17,10 @@ from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.memory.step import Batch, PlannedStep
 from llm_forget.methods import Method
+from llm_forget.model.blocks import add_adapter, top_blocks, train_only_blocks
 from llm_forget.model.checkpointing import checkpointing_arguments
 from llm_forget.model.head import output_head
-from llm_forget.model.load import add_adapter, attention_for, frozen_dtype, top_blocks, train_only_blocks
+from llm_forget.model.load import attention_for, frozen_dtype
 from llm_forget.retain import RetainTerm
 
 GB = 10**9

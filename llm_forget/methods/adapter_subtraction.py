@@ -52,7 +52,7 @@ class Session(Protocol):
         """Take the next steps of the recipe towards the forget set, starting from the current adapter."""
 
     def leave_shared(self, steps: int) -> None:
-        """Remove the part of that change that the same number of steps on retain rows makes too (``adapters.projection``)."""
+        """Remove the part of that change that the same number of steps on retain rows makes too (``projection.deficiency``)."""
 
     def set_strength(self, strength: float) -> None:
         """Replace the change of the last ``train_towards`` by −strength times that change."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.model.logprobs import score_answers
-from llm_forget.model.precision import autocast_like
+from llm_forget.model.weights import autocast_like
 from llm_forget.scores import AnswerScores
 
 _BATCH_TOKENS = 2048  # large enough to fill a core's matrix units, small enough for the logits of its answers

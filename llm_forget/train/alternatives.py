@@ -21,7 +21,7 @@ from llm_forget.data.encode import Encoded, EncodingConfig, encode_all, encode_p
 from llm_forget.data.examples import Example, Message
 from llm_forget.errors import DataError, RecipeError
 from llm_forget.methods import Method
-from llm_forget.model.precision import autocast_like
+from llm_forget.model.weights import autocast_like
 
 Source = Literal["refusals", "column", "model"]
 

@@ -18,12 +18,12 @@ from llm_forget.config import FinetuneRecipe
 from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import read_examples
 from llm_forget.data.sources import resolve_sources
-from llm_forget.errors import RecipeError
+from llm_forget.model.blocks import add_adapter, compile_blocks
 from llm_forget.model.checkpointing import FrozenStaysFrozen, frozen_stays_frozen
-from llm_forget.model.load import add_adapter, compile_blocks, frozen_dtype, load_model, load_tokenizer
+from llm_forget.model.load import frozen_dtype, load_model, load_tokenizer, refuse_quantised
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.packing import packed_attention
-from llm_forget.model.precision import held_in_bf16
+from llm_forget.model.weights import held_in_bf16
 from llm_forget.train.arguments import check_arguments, common_arguments
 from llm_forget.train.callbacks import MetricsLog, ProgressBar, note
 from llm_forget.train.launch import check_launch
@@ -48,11 +48,8 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     """
     console = console or Console(stderr=True)
     check_launch()
-    if recipe.merge and recipe.model.quantization is not None:
-        raise RecipeError(
-            f"merge: true with model.quantization: {recipe.model.quantization}: an adapter merged into quantised weights is not "
-            "the model that was trained; set merge: false, and merge the adapter into the unquantised base (llm-forget merge)"
-        )
+    if recipe.model.quantization is not None:
+        refuse_quantised(trains=False, merges=recipe.merge)
     check_output(recipe.output_dir, recipe.overwrite)
     check_arguments(recipe.train, recipe.seed)
     check_trackers(recipe.train.trackers, recipe.output_dir)

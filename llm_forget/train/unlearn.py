@@ -17,19 +17,11 @@ from llm_forget.config import TrainConfig, UnlearnRecipe
 from llm_forget.data.encode import Encoded
 from llm_forget.data.schedule import schedule
 from llm_forget.errors import RecipeError
-from llm_forget.model.load import (
-    add_adapter,
-    check_adapter_fits,
-    compile_blocks,
-    load_model,
-    load_tokenizer,
-    locate_model,
-    train_only_blocks,
-)
+from llm_forget.model.blocks import add_adapter, compile_blocks, train_only_blocks
+from llm_forget.model.load import check_adapter_fits, load_model, load_tokenizer, locate_model
 from llm_forget.model.measure import answer_logps
 from llm_forget.model.packing import packed_attention
-from llm_forget.model.precision import held_in_bf16
-from llm_forget.model.weights import frozen_copy, in_shards, trainable_state
+from llm_forget.model.weights import frozen_copy, held_in_bf16, in_shards, trainable_state
 from llm_forget.stop import Measurement, StopRule, Verdict
 from llm_forget.train.alternatives import alternative_source, encoded_alternatives
 from llm_forget.train.arguments import unlearning_arguments

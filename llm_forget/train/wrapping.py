@@ -8,8 +8,8 @@ from torch import nn
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.methods import Method
+from llm_forget.model.blocks import top_blocks
 from llm_forget.model.head import below_wrapper
-from llm_forget.model.load import top_blocks
 from llm_forget.model.logprobs import hidden_layer
 from llm_forget.retain import RetainTerm
 from llm_forget.train.trainer import Objective

@@ -19,7 +19,7 @@ from llm_forget.cli.console import run_command
 from llm_forget.cli.main import app
 from llm_forget.config import AdapterConfig
 from llm_forget.errors import UserError
-from llm_forget.model.load import add_adapter
+from llm_forget.model.blocks import add_adapter
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.utils.plugins import names_in
 

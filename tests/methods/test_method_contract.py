@@ -19,7 +19,7 @@ from llm_forget.config import AdapterConfig
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import RecipeError
 from llm_forget.methods import Method
-from llm_forget.model.load import add_adapter, block_of
+from llm_forget.model.blocks import add_adapter, block_of
 from llm_forget.model.logprobs import hidden_layer
 from llm_forget.model.measure import answer_logps
 from llm_forget.utils import plugins

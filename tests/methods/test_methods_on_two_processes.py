@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llm_forget.config import AdapterConfig, TrainConfig
 from llm_forget.data.encode import Encoded
-from llm_forget.model.load import add_adapter
+from llm_forget.model.blocks import add_adapter
 from llm_forget.model.measure import answer_logps
 from llm_forget.model.weights import trainable_state
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer

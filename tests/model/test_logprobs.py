@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from llm_forget.config import AdapterConfig, TrainConfig
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
+from llm_forget.model.blocks import add_adapter
 from llm_forget.model.head import output_head
-from llm_forget.model.load import add_adapter
 from llm_forget.model.logprobs import answer_logits, left_align, scatter_rows, score_answers
 from llm_forget.scores import AnswerScores
 from llm_forget.testing import tiny_model, tiny_tokenizer

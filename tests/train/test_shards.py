@@ -20,7 +20,7 @@ from llm_forget.config import AdapterConfig, TrainConfig
 from llm_forget.data.encode import Encoded
 from llm_forget.data.schedule import schedule
 from llm_forget.methods.npo import NPO
-from llm_forget.model.load import add_adapter
+from llm_forget.model.blocks import add_adapter
 from llm_forget.model.measure import answer_logps
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.weights import in_shards, restore_trainable, trainable_state

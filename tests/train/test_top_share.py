@@ -18,7 +18,7 @@ from llm_forget.config import AdapterConfig, UnlearnRecipe
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import RecipeError
-from llm_forget.model.load import add_adapter, block_of, top_blocks
+from llm_forget.model.blocks import add_adapter, block_of, top_blocks
 from llm_forget.model.logprobs import score_answers
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.utils.build import build

@@ -22,7 +22,7 @@ from llm_forget.methods import Method
 from llm_forget.methods.grad_ascent import GradAscent
 from llm_forget.methods.grad_diff import GradDiff
 from llm_forget.methods.npo import NPO
-from llm_forget.model.load import add_adapter, compile_blocks
+from llm_forget.model.blocks import add_adapter, compile_blocks
 from llm_forget.model.logprobs import Part, score_answers
 from llm_forget.model.measure import answer_logps
 from llm_forget.model.weights import frozen_copy, restore_trainable, trainable_state

@@ -16,7 +16,7 @@ from llm_forget.data.encode import Encoded
 from llm_forget.data.schedule import schedule
 from llm_forget.methods.npo import NPO
 from llm_forget.methods.rmu import RMU
-from llm_forget.model.load import add_adapter
+from llm_forget.model.blocks import add_adapter
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.measure import answer_logps
 from llm_forget.model.weights import frozen_copy, trainable_state
