@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,11 @@ import yaml
 
 from llm_forget.errors import UserError
 from llm_forget.evaluation.compare import check_same_set
-from llm_forget.evaluation.results import read_results
+from llm_forget.evaluation.results import named_scores, read_results
 from llm_forget.utils.files import write_json
 
 # What a recipe may differ in and still be the same one.
 _FREE = ("seed", "output_dir", "overwrite")
-_SECTIONS = (
-    "forget_quality",
-    "model_utility",
-    "attacks",
-    "privleak",
-    "leak",
-    "perplexity",
-    "kl_to_target",
-    "capability",
-)
-_VALUES = ("value", "pvalue")
 
 
 @dataclass(frozen=True)
@@ -78,8 +67,8 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
             check_same_set(first, other, name, "other run")
     columns: dict[str, list[float]] = {}
     for one in results:
-        for name, value in numbers(one):
-            columns.setdefault(name, []).append(np.nan if value is None else float(value))
+        for name, score in named_scores(one).items():
+            columns.setdefault(name, []).append(np.nan if score.value is None else float(score.value))
     return {name: spread_of(values) for name, values in columns.items()}
 
 
@@ -91,28 +80,6 @@ def spread_of(values: Sequence[float]) -> Spread:
         return Spread(np.nan, np.nan, np.nan, np.nan, 0, n_nan)
     spread = float(scored.std(ddof=1)) if len(scored) > 1 else np.nan
     return Spread(float(scored.mean()), spread, float(scored.min()), float(scored.max()), len(scored), n_nan)
-
-
-def numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every number of a result with its dotted name."""
-    for name, found in results["sets"].items():
-        yield from _walk(found["metrics"], name)
-    for section in _SECTIONS:
-        if isinstance(results.get(section), Mapping):
-            yield from _walk({section: results[section]}, "")
-    yield from _walk(results.get("benchmarks") or {}, "benchmarks")
-
-
-def _walk(entries: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, entry in entries.items():
-        if key in ("correct", "components") or not isinstance(entry, Mapping):
-            continue
-        name = f"{prefix}.{key}" if prefix else str(key)
-        kept = next((known for known in _VALUES if known in entry), None)
-        if kept is None:
-            yield from _walk(entry, name)
-        else:
-            yield name, entry[kept]
 
 
 def read_seeds(folders: Sequence[Path], suite: str) -> tuple[dict[str, Spread], list[int | None]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.errors import UserError
+from llm_forget.evaluation.results import TEXT
 from llm_forget.report.tables import Cell, Table
-from llm_forget.runs.results import TEXT
 
 if TYPE_CHECKING:
     import pandas as pd

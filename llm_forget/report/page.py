@@ -259,7 +259,9 @@ def _story(
 ) -> Story:
     verdict = words.judge(frame, changes, run.name, target, oracle)
     suite = run.suite()
-    return Story(run, str(frame.loc[run.name, "role"]), verdict, suite.verdict() if suite else [], figure)
+    return Story(
+        run, str(frame.loc[run.name, "role"]), verdict, list(suite.raw.get("verdict") or []) if suite else [], figure
+    )
 
 
 def _render(

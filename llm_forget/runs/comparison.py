@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.errors import UserError
-from llm_forget.runs.results import read_results
+from llm_forget.evaluation.compare import paired_change
+from llm_forget.evaluation.results import read_results
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_FORGET, DEFAULT_UTILITY = "forget.probability", "model_utility.arithmetic"
-_SAME_MEAN = 1e-6  # a metric's number is the mean of its examples up to rounding, or it is not that mean
 
 
 def metrics_of(frame: pd.DataFrame) -> list[str]:
@@ -103,23 +103,19 @@ def compare(
     chosen = list(metrics) if metrics is not None else [name for name in metrics_of(frame) if "/" not in name]
     for column in chosen:
         check_column(frame, column)
-    own = _examples(frame, base)
+    before = _sets(frame, base)
     rows, keys = [], []
     for name in frame.index:
-        other = None if name == base else _examples(frame, name)
+        after = {} if name == base else _sets(frame, name)
         for metric in chosen:
             if not _is_number(frame.loc[name, metric]):
                 continue
-            change = _change(frame.loc[name], frame.loc[base], metric)
-            if other is not None and own is not None and change is not None:
-                low, high = _paired_interval(metric, other, own, change, seed)
-            else:
-                low = high = None
+            low, high = _interval(metric, after, before, seed)
             rows.append(
                 {
                     **{key: frame.loc[name].get(f"{metric}{end}") for key, end in _ENDS.items()},
                     "baseline": frame.loc[base, metric],
-                    "change": change,
+                    "change": _change(frame.loc[name], frame.loc[base], metric),
                     "change_low": low,
                     "change_high": high,
                     "forgotten": frame.attrs["directions"].get(metric, "none"),
@@ -161,25 +157,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not math.isnan(value)
 
 
-def _examples(frame: pd.DataFrame, name: str) -> pd.DataFrame | None:
+def _sets(frame: pd.DataFrame, name: str) -> dict[str, Any]:
+    """The sets of a run's results with the scores of single examples; empty if the suite was not run on it."""
     suite, path = frame.attrs.get("suite"), frame.loc[name].get("path")
     file = Path(str(path)) / "eval" / f"{suite}.json"
-    return read_results(file).examples().set_index(["set", "id"]) if path and suite and file.is_file() else None
+    return dict(read_results(file)["sets"]) if path and suite and file.is_file() else {}
 
 
-def _paired_interval(
-    metric: str, after: pd.DataFrame, before: pd.DataFrame, change: float, seed: int
+def _interval(
+    metric: str, after: dict[str, Any], before: dict[str, Any], seed: int
 ) -> tuple[float | None, float | None]:
     part, _, label = metric.partition(".")
-    if label not in after or label not in before:
+    if part not in after or part not in before:
         return None, None
-    pairs = after[[label]].join(before[[label]], lsuffix="_after", rsuffix="_before", how="inner")
-    pairs = pairs[pairs.index.get_level_values("set") == part]
-    difference = (pairs[f"{label}_after"] - pairs[f"{label}_before"]).to_numpy(dtype=float)
-    # A metric that averages something else than its examples' scores, or another set of them, has no such interval.
-    if len(difference) < 2 or not abs(difference.mean() - change) < _SAME_MEAN:
-        return None, None
-    from llm_forget.evaluation.aggregate import aggregate
-
-    found = aggregate(difference, seed=seed)
-    return found.low, found.high
+    return paired_change(after[part], before[part], label, seed=seed) or (None, None)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from llm_forget.errors import UserError
-from llm_forget.runs.results import Results, read_results
+from llm_forget.evaluation.results import StoredResults, open_results
 from llm_forget.utils.extras import require_extra
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Run:
     recipe: dict[str, Any] = field(repr=False)
     result: dict[str, Any] = field(repr=False)
     environment: dict[str, Any] = field(repr=False)
-    evaluations: dict[str, Results] = field(repr=False)
+    evaluations: dict[str, StoredResults] = field(repr=False)
     problems: tuple[str, ...] = ()
 
     @property
@@ -94,7 +94,7 @@ class Run:
             rows.append(row)
         return rows
 
-    def suite(self, name: str | None = None) -> Results | None:
+    def suite(self, name: str | None = None) -> StoredResults | None:
         """The results of a suite; without a name, of the one with the most numbers."""
         if name is not None:
             return self.evaluations.get(name)
@@ -126,7 +126,7 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
     evaluations = {}
     for file in sorted((folder / "eval").glob("*.json")):
         try:
-            found = read_results(file)
+            found = open_results(file)
             evaluations[found.suite] = found
         except UserError as error:
             problems.append(str(error))

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pandas as pd
 import pytest
-from run_examples import write_family
 
 from llm_forget.report.plots import _text_places
 from llm_forget.report.words import judge
-from llm_forget.runs.results import read_results
 
 FORGET, RETAIN, HOLDOUT = "forget.probability", "retain.probability", "holdout.probability"
 
@@ -87,14 +81,6 @@ def test_what_nobody_learned_cannot_be_harmed() -> None:
     assert judge(frame, None, "run", "target", None).harmed == ["holdout"]
     frame.attrs["never_learned"] = {"holdout"}
     assert judge(frame, None, "run", "target", None).harmed == []
-
-
-def test_a_controls_numbers_are_not_the_runs(tmp_path: Path) -> None:
-    path = write_family(tmp_path) / "npo" / "eval" / "tiny.json"
-    raw: dict[str, Any] = json.loads(path.read_text())
-    raw["controls"] = {"oracle": {"capability": {"acc": {"value": 0.9, "n": 2}}}}
-    path.write_text(json.dumps(raw))
-    assert not [name for name in read_results(path).scores if "controls" in name]
 
 
 def test_names_of_points_that_are_close_stand_in_different_corners() -> None:
