@@ -266,7 +266,8 @@ def _row(run: Run, role: str, chosen: str | None) -> dict[str, Any]:
     row |= {f"details.{key}": value for key, value in (result.get("details") or {}).items()}
     row["digest.base"] = result.get("base_digest")
     row |= {f"digest.data.{key}": value for key, value in (result.get("data_digests") or {}).items()}
-    row |= {f"recipe.{key}": value for key, value in _flat(run.recipe)}
+    for key, value in flatten(run.recipe).items():
+        row[f"recipe.{key}"] = (json.dumps(value) if value else None) if isinstance(value, list | dict) else value
     row["evaluation_seconds"] = sum(found.seconds for found in run.evaluations.values()) or None
     row["llm_forget"] = run.environment.get("llm_forget")
     for name, found in run.evaluations.items():
@@ -282,15 +283,15 @@ def _column(suite: str, key: str, chosen: str | None) -> str:
     return key if suite == chosen else f"{suite}/{key}"
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        name = f"{prefix}{key}"
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys; an empty mapping stays a value."""
+    found: dict[str, Any] = {}
+    for key, item in values.items():
         if isinstance(item, Mapping) and item:
-            yield from _flat(item, f"{name}.")
-        elif isinstance(item, list | dict):
-            yield name, json.dumps(item) if item else None
+            found |= flatten(item, f"{prefix}{key}.")
         else:
-            yield name, item
+            found[f"{prefix}{key}"] = item
+    return found
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
