@@ -33,7 +33,7 @@ _TRADE_CAPTION = (
 )
 _COST_CAPTION = "Wall-clock time of each run, with loading the model."
 _CURVES_CAPTION = "Measured on the run's own samples. Dotted lines: the forget target and the utility floor."
-_EXAMPLES_CAPTION = "Each column is one example. A high point was not forgotten, even if the mean is low."
+_EXAMPLES_CAPTION = "Each column is one example. One that stays high was not forgotten, even if the mean is low."
 
 
 @dataclass(frozen=True)

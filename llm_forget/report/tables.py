@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.evaluation.verdict import number
-from llm_forget.runs.comparison import metrics_of
+from llm_forget.runs.comparison import is_number, metrics_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +66,7 @@ def metric_table(
         "is its own control. n: examples (for model utility: parts). forget_quality is a p-value; above 0.05 the test finds no "
         "difference from the oracle."
     )
-    return Table("metrics", f"Every metric of {name}", head, rows, note, [False] + [True] * (len(head) - 1))
+    return Table("metrics", f"All metrics of {name}", head, rows, note, [False] + [True] * (len(head) - 1))
 
 
 def runs_table(frame: pd.DataFrame, oracle: str | None) -> list[Table]:
@@ -146,4 +145,4 @@ def _count(value: Any, digits: int = 0) -> Cell:
 
 
 def _float(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not math.isnan(value) else None
+    return float(value) if is_number(value) else None

@@ -13,6 +13,7 @@ from llm_forget.cli.main import app
 from llm_forget.errors import UserError
 from llm_forget.report.comparison import load_around, load_comparison
 from llm_forget.report.page import write_report
+from llm_forget.report.tables import metric_table
 from llm_forget.report.words import judge_run
 from llm_forget.runs import Run, load_run
 
@@ -76,6 +77,14 @@ def test_page_and_command_say_the_same_and_say_it_once(runs: dict[str, Run], tmp
     page = write_report(runs["npo"].path, tmp_path / "page.html").read_text()
     assert page.count(headline) == 1
     assert page.count("forget: probability of the right answer is") == 1
+
+
+def test_the_table_of_a_run_shows_how_many_examples_there_are(runs: dict[str, Run]) -> None:
+    """All runs of the table have a count, so pandas holds it as numpy's integers."""
+    found = load_around(runs["npo"].path)
+    table = metric_table(found.frame, found.changes(), "npo", found.target, found.oracle)
+    (row,) = [row for row in table.rows if row[0].text == "forget.probability"]
+    assert [cell.text for cell in row[1:]] == ["0.900", "0.150", "-0.750", "0.100", "3"]
 
 
 def test_target_and_oracle_are_siblings_unless_given(runs: dict[str, Run], tmp_path: Path) -> None:
