@@ -1,4 +1,4 @@
-"""Several seeds of one recipe: the mean of each number over the runs, and how far the runs lie apart."""
+"""Several seeds of one recipe: mean and spread of every number over the runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm_forget.evaluation.compare import check_same_set
 from llm_forget.evaluation.results import named_scores, read_results
 from llm_forget.utils.files import write_json
 
-# What a recipe may differ in and still be the same one.
+# Recipe fields that may differ between the runs.
 _FREE = ("seed", "output_dir", "overwrite")
 
 
@@ -24,12 +24,12 @@ class Spread:
     """One number over several runs.
 
     Attributes:
-        mean: over the runs that have it; NaN for none.
-        spread: standard deviation over the runs, with n − 1; NaN for fewer than two.
-        lowest: of the runs.
-        highest: of the runs.
-        n: runs that have it.
-        n_nan: runs in which it could not be scored.
+        mean: mean over the runs that have the number; NaN if none has it.
+        spread: standard deviation over these runs, with n − 1; NaN for fewer than two.
+        lowest: lowest value.
+        highest: highest value.
+        n: number of runs that have it.
+        n_nan: number of runs in which it could not be scored.
     """
 
     mean: float
@@ -41,19 +41,19 @@ class Spread:
 
 
 def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
-    """Mean and spread of every number over runs of several seeds.
+    """Mean and spread of every number over runs with different seeds.
 
-    This is the spread of training; the intervals in a result are over examples, of one run.
+    The spread is over training runs. The intervals in a result are over the examples of one run.
 
     Args:
-        results: of one suite on each run, at least two.
+        results: each run's result on the same suite, at least two.
 
     Returns:
         Dotted name (``forget.probability``, ``model_utility.arithmetic``) → mean and spread. For 1, 2 and 6 the mean is 3
         and the spread √7.
 
     Raises:
-        UserError: fewer than two, or results of other suites, sets or encodings.
+        UserError: there are fewer than two results, or they differ in suite, sets or encoding.
     """
     if len(results) < 2:
         raise UserError(f"{len(results)} results were given; a spread over seeds needs at least two")
@@ -61,7 +61,7 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
     for other in results[1:]:
         if other["suite"] != first["suite"] or other["sets"].keys() != first["sets"].keys():
             raise UserError(
-                f"results of {first['suite']} and {other['suite']} have no common mean; give those of one suite"
+                f"results of {first['suite']} and {other['suite']} have no common mean; give results of the same suite"
             )
         for name in first["sets"]:
             check_same_set(first, other, name, "other run")
@@ -73,7 +73,7 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """Mean and spread of one number, without the NaN among them."""
+    """Mean and spread of one number, ignoring NaN."""
     scored = np.array([value for value in values if not np.isnan(value)])
     n_nan = len(values) - len(scored)
     if len(scored) == 0:
@@ -83,17 +83,17 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def read_seeds(folders: Sequence[Path], suite: str) -> tuple[dict[str, Spread], list[int | None]]:
-    """Mean and spread over run folders, which must hold one recipe with several seeds.
+    """Mean and spread over run folders of one recipe with different seeds.
 
     Args:
         folders: run folders.
         suite: the suite's name.
 
     Returns:
-        The numbers, and each run's seed (None where the folder holds no recipe).
+        The numbers, and each run's seed (None if the folder holds no recipe).
 
     Raises:
-        UserError: a folder without results of the suite, a seed twice, or recipes that differ in more than the seed.
+        UserError: a folder has no results of the suite, a seed occurs twice, or the recipes differ in more than the seed.
     """
     results = [read_results(folder / "eval" / f"{suite}.json") for folder in folders]
     recipes = [_recipe(folder) for folder in folders]
@@ -106,7 +106,8 @@ def read_seeds(folders: Sequence[Path], suite: str) -> tuple[dict[str, Spread], 
         if other != plain[0]:
             keys = sorted(key for key in {*other, *plain[0]} if other.get(key) != plain[0].get(key))
             raise UserError(
-                f"{folders[0]} and {folder} are runs of two recipes: they differ in {', '.join(keys)}; only the seed may differ"
+                f"{folders[0]} and {folder} are runs of two recipes: they differ in {', '.join(keys)}; "
+                "give runs that differ only in the seed"
             )
     return over_seeds(results), seeds
 

@@ -1,4 +1,4 @@
-"""Run folders as a table: broken and foreign folders are named and passed over; fronts and changes by hand."""
+"""Run folders as a table: broken and foreign folders are listed and skipped; fronts and changes by hand."""
 
 from __future__ import annotations
 
