@@ -14,11 +14,12 @@ from rich.console import Console
 from llm_forget.cli import adapters as adapter_commands
 from llm_forget.cli import run
 from llm_forget.cli.chat import chat
-from llm_forget.cli.compare import compare, report
+from llm_forget.cli.compare import compare
 from llm_forget.cli.console import Json, print_json, run_command
 from llm_forget.cli.entry import quiet_libraries
 from llm_forget.cli.methods import methods
 from llm_forget.cli.plan import plan
+from llm_forget.cli.report import report
 from llm_forget.cli.seeds import seeds
 
 app = typer.Typer(

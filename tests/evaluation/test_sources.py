@@ -92,7 +92,7 @@ def test_muse_attacks_its_passages(tmp_path: Path) -> None:
     assert {"refusal", "repetition_3", "collapse"} <= set(oracle["sets"]["forget_knowledge"]["metrics"])
     same = run_suite(suite, tiny_model(), tiny_tokenizer(), oracle_results=oracle)
     assert same["privleak"]["value"] == 0
-    assert any(line.startswith("PrivLeak 0.000") for line in same["verdict"])
+    assert any(line.startswith("PrivLeak is 0.000") for line in same["verdict"])
     write_results(same, tmp_path / "muse.json")
     assert read_results(tmp_path / "muse.json") == same
 
@@ -117,7 +117,12 @@ def test_tofu_reports_everything(tmp_path: Path) -> None:
     assert "kl_to_target" in found["sets"]["retain"]["metrics"]
     assert {"extraction_strength", "refusal", "repetition_3", "collapse"} <= set(found["sets"]["forget"]["metrics"])
     said = "\n".join(found["verdict"])
-    for words in ("grad_norm attack's AUC", "forget leak@2", "forget extraction_strength", "forget quality of forget"):
+    for words in (
+        "grad_norm attack's AUC",
+        "forget: leak@2",
+        "forget: extraction_strength",
+        "Forget quality of forget",
+    ):
         assert words in said
     write_results(found, tmp_path / "tofu.json")
     assert read_results(tmp_path / "tofu.json") == found
