@@ -123,8 +123,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch_fused"
     # true: keep the activations of one block at a time and compute the others again: a third more time, a fraction of the
-    # memory. selective: of the others keep the matrix products and compute only the rest again: between the two. Without
-    # the check whether the forget and the retain gradient cancel, as compile.
+    # memory. selective: of the others keep the matrix products and compute only the rest again: between the two.
     gradient_checkpointing: bool | Literal["selective"] = False
     # Rows end to end without padding, and what they begin with alike (the system turn, a question) once (under dropout with
     # one mask), where that saves tokens and the model's attention allows it; padded otherwise, and with compile.

@@ -21,7 +21,6 @@ from llm_forget.model.checkpointing import FrozenStaysFrozen
 from llm_forget.model.logprobs import Part, hidden_layer, score_parts
 from llm_forget.retain import RetainTerm
 from llm_forget.scores import AnswerScores
-from llm_forget.train.gradient_conflict import CancellationGuard
 from llm_forget.train.resume import Resumable
 from llm_forget.train.split_step import SplitStep
 from llm_forget.wrappers import Wrapper
@@ -179,7 +178,6 @@ class UnlearningTrainer(Resumable, Trainer):
         self.wrappers = wrappers
         self._split: SplitStep | None = None
         self.non_finite_at: int | None = None
-        self.guard: CancellationGuard | None = None
         self._terms: dict[str, list[Tensor]] = defaultdict(list)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -234,10 +232,6 @@ class UnlearningTrainer(Resumable, Trainer):
     ) -> Any:
         """γ · mean forget loss + α · mean retain loss of one micro-batch."""
         terms = self._loss_terms(model, inputs, self.objective)
-        if self.guard is not None and {"forget_loss", "retain_loss"} <= terms.keys():
-            forget = self.objective.forget_weight * terms["forget_loss"]
-            retain = self.objective.retain_weight * terms["retain_loss"]
-            terms |= self.guard.look(model, forget, retain, self.state.global_step + 1)
         self._keep(terms)
         loss = terms["loss"]
         return (loss, {}) if return_outputs else loss

@@ -36,7 +36,6 @@ from llm_forget.train.arguments import unlearning_arguments
 from llm_forget.train.build import NOWHERE, Plan, make_plan
 from llm_forget.train.callbacks import MetricsLog, ProgressBar, note
 from llm_forget.train.checks import Checks, Gauge
-from llm_forget.train.gradient_conflict import CancellationGuard
 from llm_forget.train.identity import run_identity
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import Saving, checkpoint_folder, drop_checkpoints
@@ -309,10 +308,6 @@ class Run:
             "retain": objective.retain,
             **{f"wrapper {place}": wrapper for place, wrapper in enumerate(self.wrappers)},
         }
-        train = self.recipe.train
-        # The guard takes two backwards more, and blocks that are compiled or selectively checkpointed allow one.
-        if method is not None and not train.compile and train.gradient_checkpointing != "selective":
-            trainer.guard = CancellationGuard(self._note)
         trainer.resume_or_begin()
         self.steps += trainer.state.global_step
         return trainer
