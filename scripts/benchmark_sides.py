@@ -224,7 +224,9 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
     from llm_forget.model.weights import put, trainable_state
     from llm_forget.retain.nll import NLL
     from llm_forget.train.arguments import unlearning_arguments
-    from llm_forget.train.trainer import Objective, PairDataset, References, UnlearningTrainer
+    from llm_forget.train.batches import PairDataset
+    from llm_forget.train.objective import Objective, References
+    from llm_forget.train.trainer import UnlearningTrainer
     from llm_forget.utils.plugins import find_class
 
     spec, recipe, sets, pairs, _, pad, after, profile = job

@@ -11,10 +11,10 @@ from llm_forget.methods import Method
 from llm_forget.retain import RetainTerm
 from llm_forget.train.arguments import check_arguments
 from llm_forget.train.launch import check_launch
+from llm_forget.train.objective import Objective
 from llm_forget.train.resume import check_checkpoints
 from llm_forget.train.run_folder import check_output
 from llm_forget.train.trackers import check_trackers
-from llm_forget.train.trainer import Objective
 from llm_forget.train.wrapping import build_wrappers
 from llm_forget.utils.build import build
 from llm_forget.utils.plugins import find_class

@@ -18,7 +18,7 @@ from llm_forget.model.weights import put, trainable_state, whole
 from llm_forget.retain.nll import NLL
 from llm_forget.stop import Measurement, Verdict
 from llm_forget.train.checks import Checks
-from llm_forget.train.trainer import Objective
+from llm_forget.train.objective import Objective
 
 if TYPE_CHECKING:
     from llm_forget.train.unlearn import Run

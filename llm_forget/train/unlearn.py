@@ -33,16 +33,18 @@ from llm_forget.model.weights import frozen_copy, in_shards, trainable_state
 from llm_forget.stop import Measurement, StopRule, Verdict
 from llm_forget.train.alternatives import alternative_source, encoded_alternatives
 from llm_forget.train.arguments import unlearning_arguments
+from llm_forget.train.batches import PairDataset
 from llm_forget.train.build import NOWHERE, Plan, make_plan
 from llm_forget.train.callbacks import MetricsLog, ProgressBar, note
 from llm_forget.train.checks import Checks, Gauge
 from llm_forget.train.identity import run_identity
+from llm_forget.train.objective import Objective, References
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import Saving, checkpoint_folder, drop_checkpoints
 from llm_forget.train.run_folder import RunRecord, explained_if_full, write_run
 from llm_forget.train.subtraction import AdapterSession
 from llm_forget.train.trackers import drop_logs, tracking
-from llm_forget.train.trainer import Objective, PairDataset, References, UnlearningTrainer
+from llm_forget.train.trainer import UnlearningTrainer
 from llm_forget.train.wrapping import check_layer, trained_blocks
 
 _NEVER_SEEN = 0.1  # forget target without a holdout set to measure: what unseen answers typically have
@@ -340,12 +342,12 @@ class Run:
 
         Only full fine-tuning with a loss that runs the reference every step needs a copy.
         """
-        needs, forget, others = objective.needs[0], None, None
-        if needs.reference_logps:
+        rows, forget, others = objective.rows, None, None
+        if rows.forget is not None and rows.forget.reference_logps:
             forget = answer_logps(self.model, self.sets.forget, self.pad_token_id)[0]
-            if needs.alternative and self.alternatives is not None:
+            if rows.scored_alternatives and self.alternatives is not None:
                 others = answer_logps(self.model, self.alternatives, self.pad_token_id)[0]
-        every_step = any(needs.reference_forward for needs in objective.needs) and self.recipe.adapter is None
+        every_step = any(group.reference for group in rows.groups) and self.recipe.adapter is None
         return References(forget, others, frozen_copy(self.model) if every_step else None)
 
     def report(self, now: Measurement, verdict: Verdict) -> None:

@@ -12,7 +12,7 @@ from llm_forget.model.head import below_wrapper
 from llm_forget.model.load import top_blocks
 from llm_forget.model.logprobs import hidden_layer
 from llm_forget.retain import RetainTerm
-from llm_forget.train.trainer import Objective
+from llm_forget.train.objective import Objective
 from llm_forget.utils.build import build
 from llm_forget.utils.plugins import find_class
 from llm_forget.wrappers import Setting, Wrapper
@@ -51,7 +51,7 @@ def check_layer(recipe: UnlearnRecipe, objective: Objective, model: nn.Module) -
         RecipeError: ``adapter.top_share`` begins above the block that the method or the retain term looks at, or the model
             has no such block.
     """
-    if recipe.adapter is None or not any(needs.hidden for needs in objective.needs):
+    if recipe.adapter is None or not objective.rows.hidden:
         return
     depth = int(below_wrapper(model).config.get_text_config().num_hidden_layers)
     blocks, layer = top_blocks(recipe.adapter, depth), _hidden_layer(model, objective.layer)

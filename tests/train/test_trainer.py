@@ -31,8 +31,10 @@ from llm_forget.retain.nll import NLL
 from llm_forget.stop import StopRule
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.train.arguments import unlearning_arguments
+from llm_forget.train.batches import PairCollator, PairDataset, PairRow
 from llm_forget.train.checks import Checks, Gauge
-from llm_forget.train.trainer import Objective, PairCollator, PairDataset, PairRow, References, UnlearningTrainer
+from llm_forget.train.objective import Objective, References
+from llm_forget.train.trainer import UnlearningTrainer
 
 PAD = 0
 FORGET = [Encoded(f"f{row}", tuple((row * 7 + place * 5) % 200 + 3 for place in range(6 + row)), 3) for row in range(8)]

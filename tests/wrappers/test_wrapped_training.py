@@ -25,12 +25,9 @@ from llm_forget.retain.kl import KL
 from llm_forget.retain.nll import NLL
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.train.arguments import unlearning_arguments
-from llm_forget.train.trainer import (
-    Objective,
-    PairDataset,
-    References,
-    UnlearningTrainer,
-)
+from llm_forget.train.batches import PairDataset
+from llm_forget.train.objective import Objective, References
+from llm_forget.train.trainer import UnlearningTrainer
 from llm_forget.wrappers import StepGradient, Wrapper, cosine
 from llm_forget.wrappers.dual import Dual
 from llm_forget.wrappers.gru import GRU
