@@ -18,7 +18,8 @@ from llm_forget.errors import RecipeError
 from llm_forget.memory.step import Batch, PlannedStep
 from llm_forget.model.checkpointing import checkpointing_arguments
 from llm_forget.model.head import output_head
-from llm_forget.model.load import add_adapter, attention_for, frozen_dtype, top_blocks, train_only_blocks
+from llm_forget.model.load import add_adapter, attention_for, frozen_dtype, locate_model, top_blocks, train_only_blocks
+from llm_forget.train.build import build_method, build_retain, chosen_layer, trained_blocks
 from llm_forget.train.objective import Objective
 from llm_forget.train.step_rows import StepRows
 
@@ -86,9 +87,6 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     Raises:
         RecipeError: the recipe cannot work, or the model's config cannot be read.
     """
-    from llm_forget.train.build import build_method, build_retain, layer_looked_at
-    from llm_forget.train.wrapping import trained_blocks
-
     method = build_method(recipe)
     retain = build_retain(recipe.retain, method)
     rows = Objective(method, retain).rows
@@ -97,7 +95,7 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     config = model_config or _config_of(recipe)
     model, _ = _on_meta(recipe, config, on_card)
     blocks = top_blocks(recipe.adapter, int(config.num_hidden_layers)) if recipe.adapter is not None else None
-    chosen = trained_blocks(method, model, layer_looked_at(method, retain))
+    chosen = trained_blocks(method, model, chosen_layer(method, retain))
     if chosen is not None:
         blocks = range(min(chosen), max(chosen) + 1)
         model, _ = _on_meta(recipe, config, on_card, blocks)
@@ -219,8 +217,6 @@ def _over_layers(
 
 def _config_of(recipe: UnlearnRecipe) -> Any:
     from transformers import AutoConfig
-
-    from llm_forget.model.load import locate_model
 
     name = locate_model(recipe.model.name)
     try:

@@ -19,15 +19,15 @@ from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import read_examples
 from llm_forget.errors import RecipeError
 from llm_forget.model.checkpointing import FrozenStaysFrozen, frozen_stays_frozen
-from llm_forget.model.load import add_adapter, compile_blocks, frozen_dtype, load_model, load_tokenizer
+from llm_forget.model.load import frozen_dtype, load_model, load_tokenizer
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.precision import held_in_bf16
-from llm_forget.train.arguments import check_arguments, common_arguments
+from llm_forget.train.arguments import common_arguments
+from llm_forget.train.build import check_run, make_trainable
 from llm_forget.train.callbacks import MetricsLog, ProgressBar, note
-from llm_forget.train.launch import check_launch
-from llm_forget.train.run_folder import RESULT_NAME, check_output, environment
-from llm_forget.train.trackers import check_trackers, drop_logs, keep_logs, tracking
+from llm_forget.train.run_folder import RESULT_NAME, environment
+from llm_forget.train.trackers import drop_logs, keep_logs, tracking
 from llm_forget.utils.build import to_yaml
 from llm_forget.utils.files import new_folder, write_json, write_text
 
@@ -46,15 +46,12 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
         UserError: the recipe, the data or the way of launching cannot work; before a model is loaded.
     """
     console = console or Console(stderr=True)
-    check_launch()
     if recipe.merge and recipe.model.quantization is not None:
         raise RecipeError(
             f"merge: true with model.quantization: {recipe.model.quantization}: an adapter merged into quantised weights is not "
             "the model that was trained; set merge: false, and merge the adapter into the unquantised base (llm-forget merge)"
         )
-    check_output(recipe.output_dir, recipe.overwrite)
-    check_arguments(recipe.train, recipe.seed)
-    check_trackers(recipe.train.trackers, recipe.output_dir)
+    check_run(recipe)
     examples = [example for source in recipe.data for example in read_examples(source)]
     rows, report = encode_all(load_tokenizer(recipe.model), examples, recipe.encoding, role="training")
     for warning in report.warnings:
@@ -63,10 +60,7 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     started = time.monotonic()
     set_seed(recipe.seed)  # of the adapter's first values; the Trainer seeds again, too late for them
     model, tokenizer = load_model(recipe.model, trainable=recipe.adapter is None)
-    if recipe.adapter is not None:
-        model = add_adapter(model, recipe.adapter)
-    if recipe.train.compile:
-        compile_blocks(model)
+    model = make_trainable(model, recipe.adapter, compiled=recipe.train.compile)
     with tracking(recipe) as trackers, packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
         trainer = _train(recipe, model, tokenizer, rows, console, MetricsLog(trackers=trackers))
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]

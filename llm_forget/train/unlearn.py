@@ -17,15 +17,7 @@ from llm_forget.config import TrainConfig, UnlearnRecipe
 from llm_forget.data.encode import Encoded
 from llm_forget.data.schedule import schedule
 from llm_forget.errors import RecipeError
-from llm_forget.model.load import (
-    add_adapter,
-    check_adapter_fits,
-    compile_blocks,
-    load_model,
-    load_tokenizer,
-    locate_model,
-    train_only_blocks,
-)
+from llm_forget.model.load import check_adapter_fits, load_model, load_tokenizer, locate_model
 from llm_forget.model.measure import answer_logps
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.precision import held_in_bf16
@@ -34,7 +26,7 @@ from llm_forget.stop import Measurement, StopRule, Verdict
 from llm_forget.train.alternatives import alternative_source, encoded_alternatives
 from llm_forget.train.arguments import unlearning_arguments
 from llm_forget.train.batches import PairDataset
-from llm_forget.train.build import NOWHERE, Plan, make_plan
+from llm_forget.train.build import NOWHERE, Parts, check_layer, make_parts, make_trainable, trained_blocks
 from llm_forget.train.callbacks import MetricsLog, ProgressBar, note
 from llm_forget.train.checks import Checks, Gauge
 from llm_forget.train.identity import run_identity
@@ -45,7 +37,6 @@ from llm_forget.train.run_folder import RunRecord, explained_if_full, write_run
 from llm_forget.train.subtraction import AdapterSession
 from llm_forget.train.trackers import drop_logs, tracking
 from llm_forget.train.trainer import UnlearningTrainer
-from llm_forget.train.wrapping import check_layer, trained_blocks
 
 _NEVER_SEEN = 0.1  # forget target without a holdout set to measure: what unseen answers typically have
 
@@ -65,7 +56,7 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     """
     if recipe.output_dir == NOWHERE:
         raise RecipeError("output_dir is empty; name the folder that the run is to be written to")
-    plan = make_plan(recipe)
+    parts = make_parts(recipe)
     base = locate_model(recipe.model.name)
     if recipe.model.adapter is not None:
         check_adapter_fits(base, recipe.model.adapter)
@@ -75,7 +66,7 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     def load() -> Any:
         return load_model(recipe.model, trainable=recipe.adapter is None)[0]
 
-    return run_on(recipe, plan, sets, tokenizer, load, console).record
+    return run_on(recipe, parts, sets, tokenizer, load, console).record
 
 
 @dataclass(frozen=True)
@@ -95,7 +86,7 @@ class Finished:
 
 def run_on(
     recipe: UnlearnRecipe,
-    plan: Plan,
+    parts: Parts,
     sets: UnlearnSets,
     tokenizer: Any,
     load: Callable[[], Any],
@@ -107,7 +98,7 @@ def run_on(
 
     Args:
         recipe: the checked recipe; with ``output_dir`` ``NOWHERE`` nothing is written.
-        plan: what ``make_plan`` made of it.
+        parts: the parts that it names, from ``make_parts``.
         sets: its data.
         tokenizer: with a padding token.
         load: gives the model, once everything else has been checked.
@@ -118,7 +109,7 @@ def run_on(
         UserError: alternatives that the method needs are not there, or the disk is full.
     """
     console = console or Console(stderr=True)
-    method = plan.method
+    method = parts.method
     source = alternative_source(recipe, method, sets.forget_examples)
     alternatives = None
     if source not in (None, "model"):
@@ -131,17 +122,12 @@ def run_on(
     set_seed(recipe.seed)  # of the adapter's first values; the Trainer seeds again, too late for them
     if source == "model":
         alternatives = encoded_alternatives(recipe, sets.forget_examples, tokenizer, source, model, console)
-    blocks = trained_blocks(method, model, plan.layer)
+    blocks = trained_blocks(method, model, parts.layer)
     if blocks is None:
-        check_layer(recipe, Objective(method, plan.retain), model)
-    if recipe.adapter is not None:
-        model = add_adapter(model, recipe.adapter, blocks)
-    elif blocks is not None:
-        train_only_blocks(model, blocks)
-    if recipe.train.compile:
-        compile_blocks(model)
+        check_layer(recipe.adapter, Objective(method, parts.retain), model)
+    model = make_trainable(model, recipe.adapter, blocks, compiled=recipe.train.compile)
     with packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
-        run = Run(recipe, plan, sets, model, tokenizer.pad_token_id, console, alternatives, in_memory=in_memory)
+        run = Run(recipe, parts, sets, model, tokenizer.pad_token_id, console, alternatives, in_memory=in_memory)
         with tracking(recipe) as run.metrics.trackers:
             outcome = run.execute()
     record = RunRecord(
@@ -187,7 +173,7 @@ class Run:
     def __init__(
         self,
         recipe: UnlearnRecipe,
-        plan: Plan,
+        parts: Parts,
         sets: UnlearnSets,
         model: nn.Module,
         pad_token_id: int,
@@ -196,7 +182,7 @@ class Run:
         *,
         in_memory: bool = False,
     ) -> None:
-        self.method, self.retain, self.wrappers = plan.method, plan.retain, plan.wrappers
+        self.method, self.retain, self.wrappers = parts.method, parts.retain, parts.wrappers
         self.recipe, self.sets, self.alternatives, self._in_memory = recipe, sets, alternatives, in_memory
         self.model, self.pad_token_id, self.console = model, pad_token_id, console
         self.gauge = Gauge(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
