@@ -28,8 +28,8 @@ from llm_forget.train.arguments import unlearning_arguments
 from llm_forget.train.batches import PairDataset
 from llm_forget.train.build import NOWHERE, Parts, check_layer, make_parts, make_trainable, trained_blocks
 from llm_forget.train.callbacks import MetricsLog, ProgressBar, note
+from llm_forget.train.checkpoint import run_identity
 from llm_forget.train.checks import Checks, Gauge
-from llm_forget.train.identity import run_identity
 from llm_forget.train.objective import Objective, References
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import Saving, checkpoint_folder, drop_checkpoints
