@@ -18,8 +18,8 @@ from llm_forget.data.encode import EncodingConfig
 from llm_forget.data.examples import DataSource
 from llm_forget.errors import AdapterError
 from llm_forget.model.load import load_model, load_tokenizer, locate_model
+from llm_forget.model.measure import SampleMeter
 from llm_forget.stop import Measurement
-from llm_forget.train.checks import Gauge
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.utils.digests import stored_tensors
 
@@ -161,10 +161,10 @@ def compare_behaviour(
         )
     sets = [probe.read(UnlearnData(forget=source, retain=retain)) for source in forget]
     fitting = Fitting(probe.model, [*adapters, together])
-    gauges = [Gauge(s.forget[: probe.rows], s.validation, fitting.pad_token_id) for s in sets]
+    meters = [SampleMeter(s.forget[: probe.rows], s.validation, fitting.pad_token_id) for s in sets]
 
     def measure() -> tuple[Measurement, ...]:
-        return tuple(gauge(fitting.model, 0) for gauge in gauges)
+        return tuple(meter(fitting.model, 0) for meter in meters)
 
     with fitting.model.disable_adapter():
         base = measure()

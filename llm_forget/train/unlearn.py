@@ -18,18 +18,17 @@ from llm_forget.data.encode import Encoded
 from llm_forget.data.schedule import schedule
 from llm_forget.errors import RecipeError
 from llm_forget.model.load import check_adapter_fits, load_model, load_tokenizer, locate_model
-from llm_forget.model.measure import answer_logps
+from llm_forget.model.measure import SampleMeter, answer_logps
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.precision import held_in_bf16
 from llm_forget.model.weights import frozen_copy, in_shards, trainable_state
-from llm_forget.stop import Measurement, StopRule, Verdict
+from llm_forget.stop import NEVER_SEEN, Measurement, StopRule, Verdict
 from llm_forget.train.alternatives import alternative_source, encoded_alternatives
 from llm_forget.train.arguments import unlearning_arguments
 from llm_forget.train.batches import PairDataset
 from llm_forget.train.build import NOWHERE, Parts, check_layer, make_parts, make_trainable, trained_blocks
-from llm_forget.train.callbacks import MetricsLog, ProgressBar, note
+from llm_forget.train.callbacks import MetricsLog, ProgressBar, StopCallback, note
 from llm_forget.train.checkpoint import run_identity
-from llm_forget.train.checks import Checks, Gauge
 from llm_forget.train.objective import Objective, References
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import Saving, checkpoint_folder, drop_checkpoints
@@ -37,8 +36,6 @@ from llm_forget.train.run_folder import RunRecord, explained_if_full, write_run
 from llm_forget.train.subtraction import AdapterSession
 from llm_forget.train.trackers import drop_logs, tracking
 from llm_forget.train.trainer import UnlearningTrainer
-
-_NEVER_SEEN = 0.1  # forget target without a holdout set to measure: what unseen answers typically have
 
 
 def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
@@ -185,9 +182,9 @@ class Run:
         self.method, self.retain, self.wrappers = parts.method, parts.retain, parts.wrappers
         self.recipe, self.sets, self.alternatives, self._in_memory = recipe, sets, alternatives, in_memory
         self.model, self.pad_token_id, self.console = model, pad_token_id, console
-        self.gauge = Gauge(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
+        self.meter = SampleMeter(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
         self.metrics = MetricsLog()
-        self.before = self.gauge(model, 0)
+        self.before = self.meter(model, 0)
         self.target = self._forget_target()
         kept = self.before.retain
         self.floor = None if kept is None else kept * recipe.stop.utility_floor
@@ -199,8 +196,8 @@ class Run:
         if wanted != "holdout":
             return wanted
         if not self.sets.holdout:
-            return _NEVER_SEEN
-        return float(self.gauge.probabilities(self.model, self.sets.holdout).mean())
+            return NEVER_SEEN
+        return float(self.meter.probabilities(self.model, self.sets.holdout).mean())
 
     def execute(self) -> _Outcome:
         """Train, turn round if the method does, and measure."""
@@ -209,16 +206,16 @@ class Run:
         # A retain term, or a method's own healing, wins ground back and is given the time; otherwise nothing does.
         patience = self.recipe.stop.patience if self.retain is not None or finish is not None else 1
         rule = StopRule(self.target, self.floor, patience)
-        self.checks = Checks(self.gauge, rule, self.recipe.stop.every, self.report)
-        self.checks.begin(self.model, self.before)
+        self.stopping = StopCallback(self.meter, rule, self.recipe.stop.every, self.report)
+        self.stopping.begin(self.model, self.before)
         details: dict[str, float] = {}
         non_finite_at = None
         if finish is not None:
-            details = finish(AdapterSession(self, self.checks))
+            details = finish(AdapterSession(self, self.stopping))
         else:
             non_finite_at = self.train(self.objective(), self.pairs(), "unlearning", guarded=True).non_finite_at
-        reason = self.checks.settle(self.model, non_finite_at)
-        after = self.gauge(self.model, self.steps)
+        reason = self.stopping.settle(self.model, non_finite_at)
+        after = self.meter(self.model, self.steps)
         self._say(after)
         return _Outcome(reason, self.before, after, self.steps, details, self.metrics.rows)
 
@@ -283,7 +280,7 @@ class Run:
             pad_token_id=self.pad_token_id,
             reference=self._references(objective),
             wrappers=self.wrappers if method is not None else (),
-            callbacks=[bar, self.metrics, *([self.checks] if guarded else [])],
+            callbacks=[bar, self.metrics, *([self.stopping] if guarded else [])],
         )
         self._phase += 1
         if self.metrics.trackers is not None:
@@ -291,7 +288,7 @@ class Run:
         trainer.saving = self._saving()
         trainer.stateful = {
             "metrics": self.metrics,
-            "checks": self.checks,
+            "checks": self.stopping,
             "method": method,
             "retain": objective.retain,
             **{f"wrapper {place}": wrapper for place, wrapper in enumerate(self.wrappers)},
