@@ -21,7 +21,7 @@ from llm_forget.train.callbacks import StopCallback
 from llm_forget.train.objective import Objective
 
 if TYPE_CHECKING:
-    from llm_forget.train.unlearn import Run
+    from llm_forget.train.run import Run
 
 
 class AdapterSession:
