@@ -181,7 +181,14 @@ def unlearn(
     recipe = build(UnlearnRecipe, values, "unlearn()")
     parts = make_parts(recipe)
     tokenizer = with_padding(tokenizer)
-    prepared = prepare(recipe, tokenizer, {name: _examples(name, rows) for name, rows in sets.items()})
+    prepared = prepare(
+        recipe.data,
+        recipe.encoding,
+        tokenizer,
+        rows=recipe.stop.rows,
+        seed=recipe.seed,
+        in_memory={name: _examples(name, rows) for name, rows in sets.items()},
+    )
 
     def load() -> Any:
         return _made_ready(model, recipe)

@@ -64,7 +64,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     recipe = recipe_of(spec, spec["side"])
     tokenizer = load_tokenizer(recipe.model)
-    sets = prepare_rows(recipe, tokenizer)
+    sets = prepare_rows(recipe.data, recipe.encoding, tokenizer, rows=recipe.stop.rows, seed=recipe.seed)
     kept = sets.retain if spec["method"] == "npo" else []
     lengths = [[len(row.input_ids) for row in rows] for rows in (sets.forget, kept)]
     pairs = schedule(*lengths, batch=spec["batch"], epochs=recipe.train.epochs, seed=0)

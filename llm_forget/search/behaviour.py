@@ -13,7 +13,7 @@ import torch
 from llm_forget.adapters.arithmetic import scale
 from llm_forget.adapters.export import checked_digest, weight_names
 from llm_forget.adapters.lora import Adapter, save_adapter
-from llm_forget.config import ModelConfig, StopConfig, UnlearnData, UnlearnRecipe
+from llm_forget.config import ModelConfig, UnlearnData
 from llm_forget.data.encode import EncodingConfig
 from llm_forget.data.examples import DataSource
 from llm_forget.errors import AdapterError
@@ -46,9 +46,7 @@ class Probe:
         Raises:
             DataError: as ``prepare``.
         """
-        stop = StopConfig(rows=self.rows)
-        recipe = UnlearnRecipe(self.model, data, {}, "", encoding=self.encoding, stop=stop, seed=self.seed)
-        return prepare(recipe, load_tokenizer(self.model))
+        return prepare(data, self.encoding, load_tokenizer(self.model), rows=self.rows, seed=self.seed)
 
 
 class Fitting:

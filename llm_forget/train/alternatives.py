@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
-from llm_forget.config import AlternativeConfig, UnlearnRecipe
+from llm_forget.config import AlternativeConfig
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all, encode_prompt
 from llm_forget.data.examples import Example, Message
 from llm_forget.errors import DataError, RecipeError
@@ -53,7 +53,7 @@ def read_refusals(path: str | None = None) -> list[str]:
     return found
 
 
-def alternative_source(recipe: UnlearnRecipe, method: Method, examples: Sequence[Example]) -> Source | None:
+def alternative_source(config: AlternativeConfig, method: Method, examples: Sequence[Example]) -> Source | None:
     """Where the alternatives of a run come from; None for a method that reads none.
 
     Raises:
@@ -61,7 +61,7 @@ def alternative_source(recipe: UnlearnRecipe, method: Method, examples: Sequence
     """
     if not method.needs.any_alternative:
         return None
-    config, wanted = recipe.alternative, getattr(method, "alternative_source", "refusals")
+    wanted = getattr(method, "alternative_source", "refusals")
     missing = [example for example in examples if example.alternative is None]
     if config.source == "column" and missing:
         place = missing[0].source or f"example {missing[0].id}"
@@ -85,22 +85,34 @@ def written_answers(source: Source, config: AlternativeConfig, examples: Sequenc
 
 
 def encoded_alternatives(
-    recipe: UnlearnRecipe,
     examples: Sequence[Example],
     tokenizer: Any,
+    config: AlternativeConfig,
+    encoding: EncodingConfig,
+    seed: int,
     source: Source,
     model: Any = None,
     console: Console | None = None,
 ) -> list[Encoded]:
-    """Another answer to each forget question, encoded; never written anywhere."""
-    config = recipe.alternative
+    """Another answer to each forget question, encoded. No file ever holds them.
+
+    Args:
+        examples: the forget examples.
+        tokenizer: encodes the answers.
+        config: the recipe's section.
+        encoding: how rows become tokens.
+        seed: of the choice of refusals, or of the sampling.
+        source: from ``alternative_source``.
+        model: writes the answers if the source is ``model``.
+        console: says how many answers the model wrote.
+    """
     if source == "model":
-        answers, refused = model_answers(model, tokenizer, examples, config, recipe.encoding, recipe.seed)
+        answers, refused = model_answers(model, tokenizer, examples, config, encoding, seed)
         if console is not None and PartialState().is_main_process:
             console.print(f"the model wrote {len(answers) - refused} other answers; {refused} are refusals instead")
     else:
-        answers = written_answers(source, config, examples, recipe.seed)
-    return encode_all(tokenizer, examples, recipe.encoding, role="alternative", answers=answers)[0]
+        answers = written_answers(source, config, examples, seed)
+    return encode_all(tokenizer, examples, encoding, role="alternative", answers=answers)[0]
 
 
 def model_answers(

@@ -27,7 +27,7 @@ from llm_forget.train.arguments import common_arguments
 from llm_forget.train.build import check_run, make_trainable
 from llm_forget.train.callbacks import MetricsLog, ProgressBar, note
 from llm_forget.train.run_folder import RESULT_NAME, environment
-from llm_forget.train.trackers import drop_logs, keep_logs, tracking
+from llm_forget.train.trackers import drop_logs, keep_logs, sent_settings, tracking
 from llm_forget.utils.build import to_yaml
 from llm_forget.utils.files import new_folder, write_json, write_text
 
@@ -55,13 +55,14 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     examples = [example for source in recipe.data for example in read_examples(source)]
     rows, report = encode_all(load_tokenizer(recipe.model), examples, recipe.encoding, role="training")
     for warning in report.warnings:
-        console.print(f"[yellow]note[/] {warning}")
+        note(console, warning)
 
     started = time.monotonic()
     set_seed(recipe.seed)  # of the adapter's first values; the Trainer seeds again, too late for them
     model, tokenizer = load_model(recipe.model, trainable=recipe.adapter is None)
     model = make_trainable(model, recipe.adapter, compiled=recipe.train.compile)
-    with tracking(recipe) as trackers, packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
+    logged = tracking(recipe.output_dir, recipe.train.trackers, sent_settings(recipe))
+    with logged as trackers, packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
         trainer = _train(recipe, model, tokenizer, rows, console, MetricsLog(trackers=trackers))
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     result = {
@@ -75,7 +76,7 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     }
     if PartialState().is_main_process:
         _write(recipe, model, tokenizer, result)
-        drop_logs(recipe)
+        drop_logs(recipe.output_dir, recipe.train.trackers)
     PartialState().wait_for_everyone()
     return result
 
@@ -141,5 +142,5 @@ def _write(recipe: FinetuneRecipe, model: Any, tokenizer: Any, result: dict[str,
             merged.to(frozen_dtype(recipe.model)).save_pretrained(folder / "model")
             tokenizer.save_pretrained(folder / "model")
         write_text(folder / "recipe.yaml", to_yaml(recipe))
-        keep_logs(recipe, folder)
+        keep_logs(recipe.output_dir, recipe.train.trackers, folder)
         write_json(folder / RESULT_NAME, {**result, "adapter": asdict(recipe.adapter) if recipe.adapter else None})

@@ -151,7 +151,7 @@ def write_run(
         write_text(folder / "recipe.yaml", to_yaml(recipe))
         write_json(folder / "env.json", environment())
         write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
-        keep_logs(recipe, folder)
+        keep_logs(recipe.output_dir, recipe.train.trackers, folder)
         write_json(folder / RESULT_NAME, {"schema": 1, **asdict(record), "base_digest": digest})
     return target
 

@@ -25,7 +25,7 @@ from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import drop_checkpoints
 from llm_forget.train.run import Run
 from llm_forget.train.run_folder import RunRecord, explained_if_full, write_run
-from llm_forget.train.trackers import drop_logs, tracking
+from llm_forget.train.trackers import drop_logs, sent_settings, tracking
 
 
 def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
@@ -48,7 +48,7 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     if recipe.model.adapter is not None:
         check_adapter_fits(base, recipe.model.adapter)
     tokenizer = load_tokenizer(recipe.model)
-    sets = prepare(recipe, tokenizer)
+    sets = prepare(recipe.data, recipe.encoding, tokenizer, rows=recipe.stop.rows, seed=recipe.seed)
 
     def load() -> Any:
         return load_model(recipe.model, trainable=recipe.adapter is None)[0]
@@ -99,10 +99,12 @@ def run_on(
     """
     console = console or Console(stderr=True)
     method = parts.method
-    source = alternative_source(recipe, method, sets.forget_examples)
-    alternatives = None
+    source, alternatives = alternative_source(recipe.alternative, method, sets.forget_examples), None
+    encoded = partial(
+        encoded_alternatives, sets.forget_examples, tokenizer, recipe.alternative, recipe.encoding, recipe.seed
+    )
     if source not in (None, "model"):
-        alternatives = encoded_alternatives(recipe, sets.forget_examples, tokenizer, source)
+        alternatives = encoded(source)
     for warning in sets.warnings:
         note(console, warning)
 
@@ -110,14 +112,15 @@ def run_on(
     model = load()
     set_seed(recipe.seed)  # before the adapter is initialized; the Trainer seeds again later
     if source == "model":
-        alternatives = encoded_alternatives(recipe, sets.forget_examples, tokenizer, source, model, console)
+        alternatives = encoded(source, model, console)
     blocks = trained_blocks(method, model, parts.layer)
     if blocks is None:
         check_layer(recipe.adapter, Objective(method, parts.retain), model)
     model = make_trainable(model, recipe.adapter, blocks, compiled=recipe.train.compile)
     with packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
         run = Run(recipe, parts, sets, model, tokenizer.pad_token_id, console, alternatives, in_memory=in_memory)
-        with tracking(recipe) as run.metrics.trackers:
+        settings = sent_settings(recipe)
+        with tracking(recipe.output_dir, recipe.train.trackers, settings, resume=recipe.resume) as run.metrics.trackers:
             outcome = run.execute()
     record = RunRecord(
         method=str(recipe.method["name"]),
@@ -139,7 +142,7 @@ def run_on(
         if PartialState().is_main_process:
             with explained_if_full(recipe.output_dir):
                 write_run(recipe, record, model, tokenizer, outcome.metrics, state, in_memory=in_memory)
-            drop_logs(recipe)
+            drop_logs(recipe.output_dir, recipe.train.trackers)
             drop_checkpoints(recipe.output_dir)
             console.print(f"{record.method}: {record.reason} ({recipe.output_dir})", highlight=False, soft_wrap=True)
         PartialState().wait_for_everyone()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,8 +24,7 @@ WITH_COLUMN = [Example(row.id, row.prompt, row.answer, alternative=f"Other {row.
 
 
 def source(method: Any, rows: list[Example], **config: Any) -> str | None:
-    recipe: Any = SimpleNamespace(alternative=AlternativeConfig(**config))
-    return alternative_source(recipe, method, rows)
+    return alternative_source(AlternativeConfig(**config), method, rows)
 
 
 def test_our_refusals_are_many_and_all_different() -> None:
