@@ -193,7 +193,7 @@ def unlearn(
     def load() -> Any:
         return _made_ready(model, recipe)
 
-    done = run_on(recipe, parts, prepared, tokenizer, load, console, in_memory=True)
+    done = run_on(recipe, parts, prepared, tokenizer, load, console)
     done.model.eval()
     return Unlearned(done.model, done.record, done.metrics, None if output_dir is None else Path(output_dir))
 

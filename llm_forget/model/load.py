@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
         model = PeftModel.from_pretrained(model, config.adapter).merge_and_unload().to(dtype)
     if torch.cuda.is_available() and config.quantization is None:
         model.to(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}")
-    return model, load_tokenizer(config)
+    return model, load_tokenizer(replace(config, name=name))
 
 
 def keep_gradients_through(model: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class Fitting:
             checked_digest(adapter, folder)
             weight_names(adapter, stored)
         self._adapters = [scale(adapter, 1.0) for adapter in adapters]
-        base, tokenizer = load_model(model)
+        base, tokenizer = load_model(replace(model, name=str(folder)))
         self.pad_token_id: int = tokenizer.pad_token_id
         self.model = _put_on(base, self._adapters)
 

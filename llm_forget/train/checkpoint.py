@@ -16,9 +16,9 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llm_forget.config import UnlearnRecipe
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import UserError
-from llm_forget.model.load import locate_model
 from llm_forget.model.weights import whole
 from llm_forget.stop import Measurement
 from llm_forget.utils.digests import json_digest, weights_digest
@@ -154,19 +154,21 @@ def read_checkpoint(folder: Path) -> Any:
 
 
 def run_identity(
-    recipe: Any, sets: Mapping[str, Sequence[Encoded]], before: Measurement | None, *, in_memory: bool = False
+    recipe: UnlearnRecipe, sets: Mapping[str, Sequence[Encoded]], before: Measurement | None, base: str | None
 ) -> dict[str, Any]:
-    """Recipe, digests of the rows and the weights, what the model says before the first step, and how many processes.
+    """What a run is, in values that can be compared. A checkpoint is resumed only by the run that wrote it.
 
     Args:
-        recipe: of unlearning or fine-tuning.
-        sets: the encoded rows, by name; only digests of them are kept.
-        before: measured before the first step; it tells models apart that no folder's digest can.
-        in_memory: the model was given, and lies in no folder that is known.
+        recipe: the checked recipe.
+        sets: the encoded rows by name; only their digests are kept.
+        before: measured before the first step; it distinguishes models that have no folder to take a digest of.
+        base: the folder or hub id that the model was loaded from; None for a model that the caller loaded.
+
+    Returns:
+        The recipe, digests of the rows and the weights, the first measurement, and the number of processes.
     """
     values = asdict(recipe)
     train = {key: value for key, value in values["train"].items() if f"train.{key}" not in _FREE}
-    base = None if in_memory else locate_model(recipe.model.name)
     folders = {"base": base, "adapter": recipe.model.adapter}
     return {
         "recipe": {**{key: value for key, value in values.items() if key not in _FREE}, "train": train},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import read_examples
 from llm_forget.errors import RecipeError
 from llm_forget.model.checkpointing import FrozenStaysFrozen, frozen_stays_frozen
-from llm_forget.model.load import frozen_dtype, load_model, load_tokenizer
+from llm_forget.model.load import frozen_dtype, load_model, load_tokenizer, locate_model
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.precision import held_in_bf16
@@ -53,13 +53,14 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
         )
     check_run(recipe)
     examples = [example for source in recipe.data for example in read_examples(source)]
-    rows, report = encode_all(load_tokenizer(recipe.model), examples, recipe.encoding, role="training")
+    located = replace(recipe.model, name=locate_model(recipe.model.name))
+    rows, report = encode_all(load_tokenizer(located), examples, recipe.encoding, role="training")
     for warning in report.warnings:
         note(console, warning)
 
     started = time.monotonic()
     set_seed(recipe.seed)  # of the adapter's first values; the Trainer seeds again, too late for them
-    model, tokenizer = load_model(recipe.model, trainable=recipe.adapter is None)
+    model, tokenizer = load_model(located, trainable=recipe.adapter is None)
     model = make_trainable(model, recipe.adapter, compiled=recipe.train.compile)
     logged = tracking(recipe.output_dir, recipe.train.trackers, sent_settings(recipe))
     with logged as trackers, packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):

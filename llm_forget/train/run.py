@@ -62,7 +62,7 @@ class Run:
         pad_token_id: pads a batch.
         console: where progress goes.
         alternatives: another answer to each forget prompt, in the order of the forget rows; None if the method reads none.
-        in_memory: the caller gave the model, so no folder is known to hold it.
+        base: the folder or hub id that the model was loaded from; None for a model that the caller loaded.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Run:
         console: Console,
         alternatives: list[Encoded] | None = None,
         *,
-        in_memory: bool = False,
+        base: str | None = None,
     ) -> None:
         self.method, self.retain, self.wrappers = parts.method, parts.retain, parts.wrappers
-        self.recipe, self.sets, self.alternatives, self._in_memory = recipe, sets, alternatives, in_memory
+        self.recipe, self.sets, self.alternatives, self._base = recipe, sets, alternatives, base
         self.model, self.pad_token_id, self.console = model, pad_token_id, console
         self.meter = SampleMeter(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
         self.metrics = MetricsLog()
@@ -213,7 +213,7 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         sets = self.sets
         rows = {"forget": sets.forget, "retain": sets.retain, "validation": sets.validation, "holdout": sets.holdout}
-        return run_identity(self.recipe, rows, self.before, in_memory=self._in_memory)
+        return run_identity(self.recipe, rows, self.before, self._base)
 
     def _note(self, text: str) -> None:
         note(self.console, text)

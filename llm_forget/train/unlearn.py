@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -44,16 +44,17 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     if recipe.output_dir == NOWHERE:
         raise RecipeError("output_dir is empty; name the folder that the run is to be written to")
     parts = make_parts(recipe)
-    base = locate_model(recipe.model.name)
-    if recipe.model.adapter is not None:
-        check_adapter_fits(base, recipe.model.adapter)
-    tokenizer = load_tokenizer(recipe.model)
+    base = locate_model(recipe.model.name)  # once: for a GGUF file this takes digests of gigabytes
+    located = replace(recipe.model, name=base)
+    if located.adapter is not None:
+        check_adapter_fits(base, located.adapter)
+    tokenizer = load_tokenizer(located)
     sets = prepare(recipe.data, recipe.encoding, tokenizer, rows=recipe.stop.rows, seed=recipe.seed)
 
     def load() -> Any:
-        return load_model(recipe.model, trainable=recipe.adapter is None)[0]
+        return load_model(located, trainable=recipe.adapter is None)[0]
 
-    return run_on(recipe, parts, sets, tokenizer, load, console).record
+    return run_on(recipe, parts, sets, tokenizer, load, console, base=base).record
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def run_on(
     load: Callable[[], Any],
     console: Console | None = None,
     *,
-    in_memory: bool = False,
+    base: str | None = None,
 ) -> Finished:
     """Run a recipe on a model: add the adapter, train, and write the run folder.
 
@@ -92,7 +93,7 @@ def run_on(
         tokenizer: with a padding token.
         load: returns the model; called after everything else has been checked.
         console: where progress goes; standard error by default.
-        in_memory: the model was given, and lies in no folder that is known.
+        base: the folder or hub id that the model was loaded from; None for a model that the caller loaded.
 
     Raises:
         UserError: alternatives that the method needs are not there, or the disk is full.
@@ -118,7 +119,7 @@ def run_on(
         check_layer(recipe.adapter, Objective(method, parts.retain), model)
     model = make_trainable(model, recipe.adapter, blocks, compiled=recipe.train.compile)
     with packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
-        run = Run(recipe, parts, sets, model, tokenizer.pad_token_id, console, alternatives, in_memory=in_memory)
+        run = Run(recipe, parts, sets, model, tokenizer.pad_token_id, console, alternatives, base=base)
         settings = sent_settings(recipe)
         with tracking(recipe.output_dir, recipe.train.trackers, settings, resume=recipe.resume) as run.metrics.trackers:
             outcome = run.execute()
@@ -141,7 +142,7 @@ def run_on(
         state = trainable_state(model) if in_shards(model) else None
         if PartialState().is_main_process:
             with explained_if_full(recipe.output_dir):
-                write_run(recipe, record, model, tokenizer, outcome.metrics, state, in_memory=in_memory)
+                write_run(recipe, record, model, tokenizer, outcome.metrics, state, base=base)
             drop_logs(recipe.output_dir, recipe.train.trackers)
             drop_checkpoints(recipe.output_dir)
             console.print(f"{record.method}: {record.reason} ({recipe.output_dir})", highlight=False, soft_wrap=True)
