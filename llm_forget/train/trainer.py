@@ -94,7 +94,7 @@ class UnlearningTrainer(Resumable, Trainer):
         rows = goal.rows.in_batch(pairs)
         batch = {name: inputs[name][rows] for name in ("input_ids", "attention_mask", "answer_mask")}
         parts = goal.rows.parts(pairs)
-        layer = hidden_layer(model, goal.layer) if goal.rows.hidden else None
+        layer = hidden_layer(model, self.objective.layer) if goal.rows.hidden else None
         scores = dict(zip(parts, score_parts(model, batch, list(parts.values()), layer=layer), strict=True))
         for group in goal.rows.groups:
             if group.reference:

@@ -127,6 +127,7 @@ class Idle(Wrapper):
         Objective(NPO(), KL(), retain_weight=2.0),
         Objective(NPO(), None),
         Objective(RMU(coefficient=3.0), Activation(), 0.1),
+        Objective(RMU(coefficient=3.0, layer=1), Activation(), 0.1),
     ],
 )
 @pytest.mark.parametrize("accumulation", [1, 2])
