@@ -161,7 +161,7 @@ def unlearn(
         UserError: settings, data or model cannot work; all mistakes in the settings at once.
     """
     from llm_forget.model.load import with_padding
-    from llm_forget.train.build import NOWHERE, make_plan
+    from llm_forget.train.build import NOWHERE, make_parts
     from llm_forget.train.prepare import prepare
     from llm_forget.train.unlearn import run_on
 
@@ -179,14 +179,22 @@ def unlearn(
     if retain is None and retain_term == "default":
         values["retain"] = {"name": None}
     recipe = build(UnlearnRecipe, values, "unlearn()")
-    plan = make_plan(recipe)
+    parts = make_parts(recipe)
     tokenizer = with_padding(tokenizer)
-    prepared = prepare(recipe, tokenizer, {name: _examples(name, rows) for name, rows in sets.items()})
+    prepared = prepare(
+        recipe.data,
+        recipe.encoding,
+        tokenizer,
+        rows=recipe.stop.rows,
+        seed=recipe.seed,
+        data_dir=recipe.data_dir,
+        in_memory={name: _examples(name, rows) for name, rows in sets.items()},
+    )
 
     def load() -> Any:
         return _made_ready(model, recipe)
 
-    done = run_on(recipe, plan, prepared, tokenizer, load, console, in_memory=True)
+    done = run_on(recipe, parts, prepared, tokenizer, load, console)
     done.model.eval()
     return Unlearned(done.model, done.record, done.metrics, None if output_dir is None else Path(output_dir))
 

@@ -118,7 +118,7 @@ def goal_of(spec: dict[str, Any]) -> dict[str, Any]:
 
     recipe = benchmark_sides.recipe_of({**spec, "method": "npo", "output": "unused"}, "lean")
     model, tokenizer = load_model(recipe.model)
-    sets = prepare_rows(recipe, tokenizer)
+    sets = prepare_rows(recipe.data, recipe.encoding, tokenizer, rows=recipe.stop.rows, seed=recipe.seed)
     forget, retain = benchmark_sides.probabilities(model, sets, tokenizer.pad_token_id)
     bar = 0.98 * forget  # a tiny model has no oracle
     if "oracle" in spec:

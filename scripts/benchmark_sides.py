@@ -64,7 +64,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     recipe = recipe_of(spec, spec["side"])
     tokenizer = load_tokenizer(recipe.model)
-    sets = prepare_rows(recipe, tokenizer)
+    sets = prepare_rows(recipe.data, recipe.encoding, tokenizer, rows=recipe.stop.rows, seed=recipe.seed)
     kept = sets.retain if spec["method"] == "npo" else []
     lengths = [[len(row.input_ids) for row in rows] for rows in (sets.forget, kept)]
     pairs = schedule(*lengths, batch=spec["batch"], epochs=recipe.train.epochs, seed=0)
@@ -224,7 +224,9 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
     from llm_forget.model.weights import held_in_bf16, put, trainable_state
     from llm_forget.retain.nll import NLL
     from llm_forget.train.arguments import unlearning_arguments
-    from llm_forget.train.trainer import Objective, PairDataset, References, UnlearningTrainer
+    from llm_forget.train.batches import PairDataset
+    from llm_forget.train.objective import Objective, References
+    from llm_forget.train.trainer import UnlearningTrainer
     from llm_forget.utils.plugins import find_class
 
     spec, recipe, sets, pairs, _, pad, after, profile = job

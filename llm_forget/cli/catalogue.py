@@ -11,6 +11,7 @@ import yaml
 
 from llm_forget.errors import UserError
 from llm_forget.methods import Needs
+from llm_forget.train.step_rows import StepRows
 from llm_forget.utils.plugins import find_class, names_in
 from llm_forget.utils.shipped import shipped
 
@@ -42,20 +43,15 @@ class Entry:
     recipe: str
 
 
-def relative_cost(forget: Needs, retain: Needs | None) -> float:
-    """Work of a step in units of gradient difference's, which trains on one forget and one retain row.
+def relative_cost(rows: StepRows) -> float:
+    """The work of a step relative to gradient difference, which trains on one forget row and one retain row.
 
-    A forward counts one and a backward two; a scored alternative is one more trained row, and the reference a forward of the rows
-    that it is needed on. What is done once before training does not count: the reference's log-probs, and answers that the model
-    writes. Embeddings, head and optimiser are left out.
-
-    Args:
-        forget: the method's needs.
-        retain: the retain term's, None without one.
+    A forward pass counts 1 and a backward pass 2. A scored alternative answer is one more trained row. Each group of rows that
+    the reference sees costs one more forward pass. Work that is done once before training does not count: the reference's
+    log-probs, and answers that the model writes. Embeddings, head and optimizer are left out.
     """
-    trained = 1 + forget.alternative + (retain is not None)
-    reference = forget.reference_forward + (retain is not None and retain.reference_forward)
-    return (_TRAINED_ROW * trained + _REFERENCE_ROW * reference) / _UNIT
+    reference = sum(group.reference for group in rows.groups)
+    return (_TRAINED_ROW * len(rows.groups) + _REFERENCE_ROW * reference) / _UNIT
 
 
 def method_entries() -> list[Entry]:
@@ -87,7 +83,7 @@ def _entry(name: str, recipe: str) -> Entry:
         summary=_summary(f"llm_forget.methods.{name}"),
         retain=term or "none",
         needs=(*_in_words(needs), *more),
-        cost=relative_cost(needs, theirs),
+        cost=relative_cost(StepRows(needs, theirs)),
         paper=cls.paper,
         recipe=recipe,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ import torch
 from llm_forget.adapters.arithmetic import scale
 from llm_forget.adapters.lora import Adapter, save_adapter
 from llm_forget.adapters.merge import checked_digest, weight_names
-from llm_forget.config import ModelConfig, StopConfig, UnlearnData, UnlearnRecipe
+from llm_forget.config import ModelConfig, UnlearnData
 from llm_forget.data.encode import EncodingConfig
 from llm_forget.data.examples import DataSource
 from llm_forget.errors import AdapterError
 from llm_forget.model.load import load_model, load_tokenizer, locate_model
+from llm_forget.model.measure import SampleMeter
 from llm_forget.stop import Measurement
-from llm_forget.train.checks import Gauge
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.utils.digests import stored_tensors
 
@@ -46,9 +46,7 @@ class Probe:
         Raises:
             DataError: as ``prepare``.
         """
-        stop = StopConfig(rows=self.rows)
-        recipe = UnlearnRecipe(self.model, data, {}, "", encoding=self.encoding, stop=stop, seed=self.seed)
-        return prepare(recipe, load_tokenizer(self.model))
+        return prepare(data, self.encoding, load_tokenizer(self.model), rows=self.rows, seed=self.seed)
 
 
 class AdaptedModel:
@@ -71,7 +69,7 @@ class AdaptedModel:
             checked_digest(adapter, folder)
             weight_names(adapter, stored)
         self._adapters = [scale(adapter, 1.0) for adapter in adapters]
-        base, tokenizer = load_model(model)
+        base, tokenizer = load_model(replace(model, name=str(folder)))
         self.pad_token_id: int = tokenizer.pad_token_id
         self.model = _with_adapters(base, self._adapters)
 
@@ -162,10 +160,10 @@ def compare_behaviour(
         )
     sets = [probe.read(UnlearnData(forget=source, retain=retain)) for source in forget]
     adapted = AdaptedModel(probe.model, [*adapters, together])
-    gauges = [Gauge(s.forget[: probe.rows], s.validation, adapted.pad_token_id) for s in sets]
+    meters = [SampleMeter(s.forget[: probe.rows], s.validation, adapted.pad_token_id) for s in sets]
 
     def measure() -> tuple[Measurement, ...]:
-        return tuple(gauge(adapted.model, 0) for gauge in gauges)
+        return tuple(meter(adapted.model, 0) for meter in meters)
 
     with adapted.model.disable_adapter():
         base = measure()

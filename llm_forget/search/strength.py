@@ -12,12 +12,11 @@ from llm_forget.adapters.lora import Adapter
 from llm_forget.config import UnlearnData
 from llm_forget.errors import AdapterError
 from llm_forget.methods.adapter_subtraction import search_strength
+from llm_forget.model.measure import SampleMeter
 from llm_forget.search.behaviour import AdaptedModel, Probe
-from llm_forget.stop import Measurement, StopRule
-from llm_forget.train.checks import Gauge
+from llm_forget.stop import NEVER_SEEN, Measurement, StopRule
 
 Report = Callable[[tuple[float, ...], Measurement], None]
-NEVER_SEEN = 0.1  # forget target without a holdout set: a typical probability of unseen answers
 
 
 @dataclass(frozen=True)
@@ -155,10 +154,10 @@ def search_adapter(
     groups = layer_groups(adapter, limits.groups) if limits.groups > 1 else ()
     sets = probe.read(data)
     adapted = AdaptedModel(probe.model, [adapter])
-    gauge = Gauge(sets.forget[: probe.rows], sets.validation, adapted.pad_token_id)
+    meter = SampleMeter(sets.forget[: probe.rows], sets.validation, adapted.pad_token_id)
     with adapted.model.disable_adapter():
-        before = gauge(adapted.model, 0)
-        holdout = float(gauge.probabilities(adapted.model, sets.holdout).mean()) if sets.holdout else NEVER_SEEN
+        before = meter(adapted.model, 0)
+        holdout = float(meter.probabilities(adapted.model, sets.holdout).mean()) if sets.holdout else NEVER_SEEN
     target = limits.target or holdout
     floor = None if before.retain is None else before.retain * limits.utility_floor
     known: dict[tuple[float, ...], Measurement] = {}
@@ -166,7 +165,7 @@ def search_adapter(
     def measure(strengths: tuple[float, ...]) -> Measurement:
         if strengths not in known:
             adapted.activate(0, _by_module(adapter, groups, strengths))
-            known[strengths] = gauge(adapted.model, 0)
+            known[strengths] = meter(adapted.model, 0)
             report(strengths, known[strengths])
         return known[strengths]
 

@@ -21,6 +21,7 @@ from llm_forget.cli.main import app
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import UserError
 from llm_forget.methods import Needs
+from llm_forget.train.step_rows import StepRows
 from llm_forget.utils.build import load_recipe
 from llm_forget.utils.plugins import names_in
 
@@ -90,7 +91,7 @@ def test_write_refuses_what_it_cannot_update(
     ],
 )
 def test_cost_worked_by_hand(forget: Needs, retain: Needs | None, cost: float) -> None:
-    assert relative_cost(forget, retain) == pytest.approx(cost)
+    assert relative_cost(StepRows(forget, retain)) == pytest.approx(cost)
 
 
 def test_every_method_and_wrapper_is_listed() -> None:

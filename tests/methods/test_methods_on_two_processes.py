@@ -20,8 +20,10 @@ from llm_forget.model.measure import answer_logps
 from llm_forget.model.weights import trainable_state
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.train.arguments import unlearning_arguments
-from llm_forget.train.trainer import Objective, PairDataset, References, UnlearningTrainer
-from llm_forget.train.wrapping import trained_blocks
+from llm_forget.train.batches import PairDataset
+from llm_forget.train.build import trained_blocks
+from llm_forget.train.objective import Objective, References
+from llm_forget.train.trainer import UnlearningTrainer
 from llm_forget.utils.plugins import find_class, names_in
 
 METHODS = names_in("llm_forget.methods")

@@ -27,8 +27,10 @@ from llm_forget.model.weights import in_shards, restore_trainable, trainable_sta
 from llm_forget.retain.kl import KL
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.train.arguments import unlearning_arguments
+from llm_forget.train.batches import PairDataset
+from llm_forget.train.objective import Objective, References
 from llm_forget.train.resume import Saving
-from llm_forget.train.trainer import Objective, PairDataset, References, UnlearningTrainer
+from llm_forget.train.trainer import UnlearningTrainer
 
 FORGET = [Encoded(f"f{row}", tuple((row * 7 + place * 5) % 200 + 3 for place in range(6 + row)), 3) for row in range(8)]
 RETAIN = [

@@ -25,12 +25,9 @@ from llm_forget.retain.kl import KL
 from llm_forget.retain.nll import NLL
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.train.arguments import unlearning_arguments
-from llm_forget.train.trainer import (
-    Objective,
-    PairDataset,
-    References,
-    UnlearningTrainer,
-)
+from llm_forget.train.batches import PairDataset
+from llm_forget.train.objective import Objective, References
+from llm_forget.train.trainer import UnlearningTrainer
 from llm_forget.wrappers import StepGradient, Wrapper, cosine
 from llm_forget.wrappers.dual import Dual
 from llm_forget.wrappers.gru import GRU
@@ -130,6 +127,7 @@ class Idle(Wrapper):
         Objective(NPO(), KL(), retain_weight=2.0),
         Objective(NPO(), None),
         Objective(RMU(coefficient=3.0), Activation(), 0.1),
+        Objective(RMU(coefficient=3.0, layer=1), Activation(), 0.1),
     ],
 )
 @pytest.mark.parametrize("accumulation", [1, 2])
