@@ -1,7 +1,6 @@
-"""Measure general ability by lm-eval: `accelerate launch eval/capability.py --config my_eval.yaml [--key.sub value …]`.
+"""Evaluate general ability with lm-eval: `accelerate launch eval/capability.py --config my_eval.yaml [--key.sub value …]`.
 
-The configuration is a CapabilityRecipe (llm_forget/evaluation/recipe.py): model, output_dir, task, limit,
-or benchmarks: {preset: quick}.
+`--help` lists the fields of the configuration, a CapabilityRecipe (llm_forget/evaluation/recipe.py).
 """
 
 from __future__ import annotations
@@ -9,21 +8,7 @@ from __future__ import annotations
 import sys
 
 from llm_forget.cli.entry import run_entry
-from llm_forget.cli.options import parse_command_line
-from llm_forget.evaluation.recipe import CapabilityRecipe
-
-
-def main(argv: list[str]) -> None:
-    """Check the recipe, then run it."""
-    recipe = parse_command_line(CapabilityRecipe, argv)
-
-    from llm_forget.evaluation.evaluate import (
-        evaluate_capability,
-        show,
-    )  # after the check: importing torch takes seconds
-
-    show(evaluate_capability(recipe))
-
+from llm_forget.cli.run import capability
 
 if __name__ == "__main__":
-    run_entry(main, sys.argv[1:])
+    run_entry(capability, sys.argv[1:])

@@ -161,7 +161,7 @@ def unlearn(
         UserError: settings, data or model cannot work; all mistakes in the settings at once.
     """
     from llm_forget.model.load import with_padding
-    from llm_forget.train.build import NOWHERE, make_plan
+    from llm_forget.train.build import NOWHERE, make_parts
     from llm_forget.train.prepare import prepare
     from llm_forget.train.unlearn import run_on
 
@@ -179,14 +179,22 @@ def unlearn(
     if retain is None and retain_term == "default":
         values["retain"] = {"name": None}
     recipe = build(UnlearnRecipe, values, "unlearn()")
-    plan = make_plan(recipe)
+    parts = make_parts(recipe)
     tokenizer = with_padding(tokenizer)
-    prepared = prepare(recipe, tokenizer, {name: _examples(name, rows) for name, rows in sets.items()})
+    prepared = prepare(
+        recipe.data,
+        recipe.encoding,
+        tokenizer,
+        rows=recipe.stop.rows,
+        seed=recipe.seed,
+        data_dir=recipe.data_dir,
+        in_memory={name: _examples(name, rows) for name, rows in sets.items()},
+    )
 
     def load() -> Any:
         return _made_ready(model, recipe)
 
-    done = run_on(recipe, plan, prepared, tokenizer, load, console, in_memory=True)
+    done = run_on(recipe, parts, prepared, tokenizer, load, console)
     done.model.eval()
     return Unlearned(done.model, done.record, done.metrics, None if output_dir is None else Path(output_dir))
 
@@ -236,11 +244,7 @@ def evaluate(
     given = {"forget": forget, "retain": retain, "holdout": holdout, **(sets or {})}
     rows = {name: one for name, one in given.items() if one is not None}
     usual = yaml.safe_load(shipped("eval/suites/custom.yaml").read_text(encoding="utf-8"))["sets"]
-    entries = {
-        name: {key: value for key, value in usual.get(name, {}).items() if key not in ("file", "optional")}
-        | {"data": {"path": _path(one)}}
-        for name, one in rows.items()
-    }
+    entries = {name: {**usual.get(name, {}), "data": {"path": _path(one)}} for name, one in rows.items()}
     changes = {"perplexity": None, "capability": None, **settings, "sets": entries}
     suite = load_suite("custom", {key: yaml.safe_dump(value) for key, value in changes.items()})
     examples = {name: _examples(name, one) for name, one in rows.items()}
@@ -326,14 +330,11 @@ def _check_model(model: Any) -> None:
 
 def _made_ready(model: Any, recipe: UnlearnRecipe) -> Any:
     """The model as ``load_model`` would give it: adapters merged, trainable weights in fp32."""
-    from llm_forget.model.load import keep_gradients_through
+    from llm_forget.model.load import keep_gradients_through, refuse_quantised
 
     if hasattr(model, "merge_and_unload"):
         if recipe.model.quantization is not None:
-            raise RecipeError(
-                "adapters cannot be merged into quantised weights (the result is wrong); load the model unquantised, or merge "
-                "the adapter into a folder with `llm-forget merge` and quantise that"
-            )
+            refuse_quantised(trains=False, merges=True)
         dtype = next(model.parameters()).dtype
         model = model.float().merge_and_unload().to(dtype)
     elif getattr(model, "peft_config", None):
@@ -342,9 +343,7 @@ def _made_ready(model: Any, recipe: UnlearnRecipe) -> Any:
         )
     if recipe.adapter is None:
         if recipe.model.quantization is not None:
-            raise RecipeError(
-                "quantised weights cannot be trained in full; leave the adapter on, or load them unquantised"
-            )
+            refuse_quantised(trains=True, merges=False)
         model = model.float().requires_grad_(True)
     keep_gradients_through(model)
     return model

@@ -1,4 +1,7 @@
-"""What a recipe may say: one dataclass a section, with defaults and checks."""
+"""The fields of a recipe: one dataclass per section, with defaults and checks.
+
+The comment above a field is its text in ``--help``.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,27 @@ from typing import Any, Literal
 from llm_forget.data.encode import EncodingConfig
 from llm_forget.data.examples import DataSource
 
-_MOST = 65_536  # of ranks, rows in a batch, epochs: more is a slip of the keyboard
+_MOST = 65_536  # largest rank, batch size and number of epochs; larger values are typing mistakes
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model, and how it is held in memory."""
+    """The model and its precision."""
 
-    # A folder, a .gguf file, or a hub id.
+    # A model folder, a .gguf file or a hub id.
     name: str
-    # A LoRA adapter folder merged into the model before anything else (in fp32), or null.
+    # Folder of a LoRA adapter that is merged into the model (in fp32) before the run. null for none.
     adapter: str | None = None
-    # Weights of the frozen part: auto (bf16 where the hardware has it), float32, bfloat16. What is trained is always fp32.
+    # Precision of the frozen weights. auto: bf16 if the hardware supports it. Trained weights are always fp32.
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    # auto: eager on a CPU in bf16 (the faster one there), otherwise what transformers chooses.
+    # Attention implementation. auto: eager on a CPU in bf16, where it is faster; otherwise the default of transformers.
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    # nf4 or int8 through bitsandbytes (pip install llm-forget[quant]), or null.
+    # Quantise the frozen weights with bitsandbytes (pip install llm-forget[quant]). null for no quantisation.
     quantization: Literal["nf4", "int8"] | None = None
-    # Hub revision.
+    # Branch, tag or commit of the model on the hub.
     revision: str | None = None
-    # Run code that comes with the model. Off unless you trust it.
+    # Run Python code that is shipped with the model. Enable it only for models that you trust.
     trust_remote_code: bool = False
 
 
@@ -40,44 +43,51 @@ class AdapterConfig:
     rank: int = 16
     alpha: int = 16
     dropout: float = 0.0
-    # "all-linear", or a list of module names.
+    # "all-linear", a list of module names, or a regular expression for full module names.
     target_modules: str | list[str] = "all-linear"
-    # Which share of the blocks has it, counted from the top. Below 1, backward ends at the lowest of them, and of what lies
-    # below nothing is kept in memory.
+    # Fraction of the blocks that get an adapter, counted from the top. Below 1.0, the lower blocks need no backward pass and
+    # store no activations.
     top_share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.top_share <= 1:
-            raise ValueError(f"top_share is {self.top_share}; it is a share of the blocks, above 0 and at most 1")
+            raise ValueError(f"top_share is {self.top_share}; give a fraction of the blocks, above 0 and at most 1")
         if self.rank < 1 or self.alpha < 1:
             raise ValueError(f"rank is {self.rank} and alpha {self.alpha}; both must be 1 or more")
         if self.rank > _MOST:
             raise ValueError(f"rank is {self.rank}; at most {_MOST} is allowed, and no layer is as wide")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it is a share, 0 or more and below 1")
+            raise ValueError(f"dropout is {self.dropout}; give a fraction, 0 or more and below 1")
 
 
 @dataclass(frozen=True)
 class UnlearnData:
-    """What to forget and what to keep."""
+    """The rows to forget and the rows to keep."""
 
     forget: DataSource
-    # Needed by every retain term, and by the utility floor.
+    # Rows to keep. Required by retain terms and by the utility floor.
     retain: DataSource | None = None
-    # Rows that must stay and are not trained on, to judge the utility floor by; a sample of the retain set without it.
+    # Rows to keep that are not trained on. The utility floor is measured on them. null: a sample of the retain rows.
     validation: DataSource | None = None
-    # Never trained on: like the forget set in form. Its probability under the target says what "never seen" looks like.
+    # Rows like the forget rows that the model was never trained on. Their probability shows how unlikely an unseen answer is.
     holdout: DataSource | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("forget", "retain"):
+            source = getattr(self, name)
+            if source is not None and source.optional:
+                raise ValueError(f"{name} is optional; only validation and holdout may be left out of a run")
 
 
 @dataclass(frozen=True)
 class RetainConfig:
-    """The term that protects the rest."""
+    """The loss term that protects other knowledge."""
 
-    # nll, kl, jsd, activation, or the path of your own; null for none. "default": what the method brings.
+    # nll, kl, jsd, activation, or the path of your own file. "default": the method's own term. null for none.
     name: str | None = "default"
+    # α in γ · forget + α · retain.
     weight: float = 1.0
-    # Hyper-parameters of the term itself, for example {layer: 5} of activation.
+    # Hyper-parameters of the retain term, for example {layer: 5} for activation.
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -87,57 +97,64 @@ class RetainConfig:
 
 @dataclass(frozen=True)
 class AlternativeConfig:
-    """Other answers to the forget questions, for the methods that teach the model what to say instead."""
+    """Alternative answers to the forget questions, for methods that teach the model what to say instead."""
 
-    # refusals: one of the list that comes with the package, or of `path`, chosen for each example by the seed. column: the
-    # forget rows' own `alternative` column. model: written by the model itself before training. "default": the column
-    # where every row has one, else what the method asks for.
+    # refusals: a refusal for each row, drawn from the list in the package or in `path`. column: the `alternative` column of the
+    # forget rows. model: answers that the model writes before training. "default": the column if every row has a value, otherwise
+    # the method's own choice.
     source: Literal["default", "refusals", "column", "model"] = "default"
-    # A text file with one refusal a line, instead of ours.
+    # Text file with one refusal per line. null uses the list in the package.
     path: str | None = None
-    # Of model-written answers.
+    # Sampling temperature of answers that the model writes.
     temperature: float = 1.0
+    # Longest answer that the model writes, in tokens.
     max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
         if self.path is not None and self.source not in ("default", "refusals"):
-            raise ValueError(f"path is a list of refusals, and source is {self.source}; set one of them only")
+            raise ValueError(f"path names a list of refusals, but source is {self.source}; set one of the two")
         if not 0 < self.temperature < math.inf or self.max_new_tokens < 1:
             raise ValueError(
-                f"temperature is {self.temperature} and max_new_tokens {self.max_new_tokens}; above 0 and 1 or more are needed"
+                f"temperature is {self.temperature} and max_new_tokens {self.max_new_tokens}; give above 0, and 1 or more"
             )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. Batch sizes are per process; a row is one forget example and one retain example."""
+    """Training settings. Batch sizes are per process; a row is one forget example and one retain example."""
 
+    # Passes over the forget rows (unlearning) or over all rows (fine-tuning).
     epochs: int = 10
+    # Rows of a micro-batch.
     batch_size: int = 8
+    # Micro-batches per optimiser step.
     gradient_accumulation: int = 1
     # null: 1e-3 for an adapter, 1e-5 for full fine-tuning.
     learning_rate: float | None = None
+    # Learning rate schedule of transformers, for example linear, cosine or constant.
     schedule: str = "linear"
+    # Optimiser steps of linear warm-up.
     warmup_steps: int = 0
     weight_decay: float = 0.0
+    # Gradients are clipped to this norm.
     max_grad_norm: float = 1.0
+    # Optimiser of transformers, for example adamw_torch_fused or paged_adamw_8bit.
     optimizer: str = "adamw_torch_fused"
-    # true: keep the activations of one block at a time and compute the others again: a third more time, a fraction of the
-    # memory. selective: of the others keep the matrix products and compute only the rest again: between the two. Without
-    # the check whether the forget and the retain gradient cancel, as compile.
+    # Recompute activations in the backward pass instead of storing them. true: about a third more time for a fraction of the
+    # memory. selective: store the matrix products and recompute the rest; time and memory are in between.
     gradient_checkpointing: bool | Literal["selective"] = False
-    # Rows end to end without padding, and what they begin with alike (the system turn, a question) once (under dropout with
-    # one mask), where that saves tokens and the model's attention allows it; padded otherwise, and with compile.
+    # Pack rows without padding and compute shared prefixes (system prompt, question) once. Under dropout, a shared prefix has
+    # one mask. Batches are padded if packing saves no tokens, if the model's attention does not support it, and with compile.
     packing: bool = True
-    # torch.compile of every decoder block. The first steps take minutes; worth it for long runs.
+    # Compile every decoder block with torch.compile. The first steps take minutes, so it pays off in long runs only.
     compile: bool = False
-    # Unlearning only: optimiser steps between checkpoints, which lie in <output_dir>.checkpoints until the run is complete.
-    # 0: only when the process is told to end (SIGTERM).
+    # Unlearning only. Optimiser steps between checkpoints, which are in <output_dir>.checkpoints until the run is complete.
+    # 0: write a checkpoint only on SIGTERM.
     save_steps: int = 100
-    # So many checkpoints stay.
+    # Number of checkpoints that are kept.
     keep_checkpoints: int = 2
-    # Any of tensorboard, trackio, wandb, mlflow (pip install llm-forget[tensorboard], ...): sent numbers, never text of the
-    # data. Their files end up in <output_dir>/logs, unless the tracker's own variable says where (WANDB_DIR, ...).
+    # Any of tensorboard, trackio, wandb, mlflow (pip install llm-forget[tensorboard], ...). They get numbers and never text of
+    # the data. Their files go to <output_dir>/logs, unless the tracker's own variable (WANDB_DIR, ...) names another place.
     trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -155,35 +172,36 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and finite")
         if self.compile and self.gradient_checkpointing == "selective":
             raise ValueError(
-                "gradient_checkpointing is selective and compile true; a compiled block chooses by itself what it keeps: set "
-                "gradient_checkpointing to true or false, or compile to false"
+                "gradient_checkpointing is selective and compile true; a compiled block decides itself which activations it "
+                "stores: set gradient_checkpointing to true or false, or compile to false"
             )
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be greater than 0")
 
     @property
     def packs(self) -> bool:
-        """Whether rows are to be laid end to end; a compiled block is made for batches of one form."""
+        """Whether to pack rows. Compiled blocks need padded batches."""
         return self.packing and not self.compile
 
 
 @dataclass(frozen=True)
 class StopConfig:
-    """When to stop: the forget target is reached, the utility floor is broken for good, or a number is not finite."""
+    """Early stopping: the forget target is reached, the retain probability stays below the floor, or a gradient is not finite."""
 
-    # Mean probability of the forget answers at which they count as forgotten. "holdout": the probability of holdout answers
-    # before training, which is what never having seen them looks like (0.1 without a holdout set). null: train to the end.
+    # Stop when the mean probability of the forget answers is this low. "holdout": as low as that of the holdout answers before
+    # training, which is how unlikely an unseen answer is (0.1 without a holdout set). null: train to the end.
     forget_target: float | Literal["holdout"] | None = "holdout"
-    # Share of the retain answers' probability before training that has to stay.
+    # Fraction of the retain probability before training that must be kept.
     utility_floor: float = 0.95
-    # So many checks in a row below the floor, none better than the one before, end the run: with a retain term a dip
-    # heals. Without one nothing brings the rest back, and the first check below the floor ends the run.
+    # Stop after this many checks in a row below the floor, none better than the one before. A run without a retain term cannot
+    # recover, so its first check below the floor stops it.
     patience: int = 6
     # Optimiser steps between checks.
     every: int = 3
-    # Rows of each set that a check measures.
+    # Largest number of rows of each set that a check measures.
     rows: int = 32
-    # Stop pushing an example once it is as unlikely as the target. auto: for losses that have no lower bound.
+    # Do not train on forget examples that are already as unlikely as the forget target. auto: only for losses without a lower
+    # bound.
     per_example: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
@@ -192,7 +210,7 @@ class StopConfig:
                 f"forget_target is {self.forget_target}; give a probability between 0 and 1, 'holdout' or null"
             )
         if not 0 <= self.utility_floor <= 1:
-            raise ValueError(f"utility_floor is {self.utility_floor}; it is a share, between 0 and 1")
+            raise ValueError(f"utility_floor is {self.utility_floor}; give a fraction between 0 and 1")
         for name in ("patience", "every", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
@@ -204,24 +222,27 @@ class UnlearnRecipe:
 
     model: ModelConfig
     data: UnlearnData
-    # {name: npo, beta: 0.1}: the method's file and its hyper-parameters.
+    # Name of the method, or the path of your own file, and its hyper-parameters: {name: npo, beta: 0.1}.
     method: dict[str, Any]
-    # The run folder. It appears when the run is complete.
+    # The run folder. It is created when the run is complete.
     output_dir: str
+    # Folder with the files that the data sources name as `file`. null reads the data from `path`, for example the hub.
+    data_dir: str | None = None
     retain: RetainConfig = field(default_factory=RetainConfig)
-    # γ of γ · forget + α · retain.
+    # γ in γ · forget + α · retain, where α is retain.weight.
     forget_weight: float = 1.0
     alternative: AlternativeConfig = field(default_factory=AlternativeConfig)
-    # What changes the gradient of any loss, in this order: [{name: sam, rho: 0.01}, {name: gru}]; `llm-forget methods` has all.
+    # Gradient wrappers, applied in this order: [{name: sam, rho: 0.01}, {name: gru}]. `llm-forget methods` lists them.
     wrappers: list[dict[str, Any]] = field(default_factory=list)
     adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     stop: StopConfig = field(default_factory=StopConfig)
+    # Seed of the adapter's initial weights, the order of the rows, dropout and sampling.
     seed: int = 0
-    # Replace a run folder that is already there, and throw away an interrupted run's checkpoints.
+    # Replace an existing run folder, and delete the checkpoints of an interrupted run.
     overwrite: bool = False
-    # Go on from the newest checkpoint of an interrupted run of this recipe; from the beginning where there is none.
+    # Continue from the newest checkpoint of an interrupted run of this recipe. Without a checkpoint, start from the beginning.
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -232,18 +253,22 @@ class UnlearnRecipe:
 
 @dataclass(frozen=True)
 class FinetuneRecipe:
-    """Plain supervised fine-tuning: makes a target (all data) or an oracle (everything but the forget set)."""
+    """Supervised fine-tuning. Produces a target (all data) or an oracle (all data except the forget set)."""
 
     model: ModelConfig
-    # One or several files, read one after the other.
+    # One or several data sources, which are concatenated.
     data: list[DataSource]
     output_dir: str
+    # Folder with the files that the data sources name as `file`. null reads the data from `path`, for example the hub.
+    data_dir: str | None = None
     adapter: AdapterConfig | None = field(default_factory=lambda: AdapterConfig(rank=32, alpha=64))
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=8, batch_size=16))
-    # Write the model with the adapter merged in, as a folder that loads like any other, to <output_dir>/model.
+    # Merge the adapter and write the model to <output_dir>/model.
     merge: bool = True
+    # Seed of the adapter's initial weights, the order of the rows and dropout.
     seed: int = 0
+    # Replace an existing run folder.
     overwrite: bool = False
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a loss may know: the scores of a batch of answers, and two means over them."""
+"""The tensors that a loss can read, and two functions that average over them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """What a loss or a metric may know about the answers of B examples (A = longest answer, V = vocabulary).
+    """Scores of the answers of B examples (A = longest answer, V = vocabulary, H = hidden size).
+
+    All optional tensors are None unless the loss asks for them in its ``needs``.
 
     Attributes:
         token_logps: (B, A) log-probability of each answer token in nats, 0 where ``mask`` is False.
         mask: (B, A) True where there is an answer token.
-        tokens: (B, A) the answer tokens themselves, 0 where ``mask`` is False.
-        logits: (B, A, V) the logits that predicted them, 0 where ``mask`` is False; only when asked for.
-        reference_logps: (B,) summed log-probability under the reference, in nats; only when the loss needs it.
-        reference_logits: (B, A, V) under the reference; only when the loss needs it.
-        hidden: (B, A, H) the hidden states, after one of the blocks, at the positions that predicted the answer tokens; 0 where
-            ``mask`` is False; only when asked for.
-        reference_hidden: (B, A, H) under the reference; only when the loss needs it.
-        alternative: the scores of another answer to each prompt; only when the loss needs it.
-        alternative_tokens: (B, A′) the tokens of another answer to each prompt, unscored, −1 where there is none; only when the
-            loss needs it.
+        tokens: (B, A) the answer tokens, 0 where ``mask`` is False.
+        logits: (B, A, V) the logits that predict them, 0 where ``mask`` is False.
+        reference_logps: (B,) summed log-probability under the reference, in nats.
+        reference_logits: (B, A, V) logits under the reference.
+        hidden: (B, A, H) hidden states after one block at the positions that predict the answer tokens, 0 where ``mask`` is
+            False.
+        reference_hidden: (B, A, H) hidden states under the reference.
+        alternative: the scores of an alternative answer to each prompt.
+        alternative_tokens: (B, A′) the tokens of an alternative answer to each prompt, padded with −1.
     """
 
     token_logps: Tensor
@@ -39,7 +40,7 @@ class AnswerScores:
 
     @property
     def lengths(self) -> Tensor:
-        """Answer tokens per example, (B,), at least 1 so that an unscored example gives 0 and not NaN in a loss."""
+        """Answer tokens per example, (B,); at least 1, so that an example without any gives 0 and not NaN in a loss."""
         return self.mask.sum(-1).clamp(min=1)
 
     @property
@@ -53,7 +54,7 @@ class AnswerScores:
         return self.token_logps.sum(-1) / self.lengths
 
     def rows(self, index: slice | Tensor) -> AnswerScores:
-        """The scores of some of the examples."""
+        """The scores of some examples."""
 
         def some(value: Tensor | AnswerScores | None) -> Tensor | AnswerScores | None:
             if isinstance(value, AnswerScores):
@@ -64,11 +65,11 @@ class AnswerScores:
 
 
 def mean_over_answer(per_token: Tensor, mask: Tensor) -> Tensor:
-    """(B, A) values → (B,) means over the answer tokens; 0 for an example without any."""
+    """Mean over the answer tokens, (B, A) → (B,); 0 for an example without any."""
     return (per_token * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
 def kl_divergence(reference_logits: Tensor, policy_logits: Tensor) -> Tensor:
-    """KL(reference ‖ policy) over the vocabulary at each position, in nats; (…, V) and (…, V) → (…)."""
+    """KL(reference ‖ policy) over the vocabulary at each position, (…, V) and (…, V) → (…), in nats."""
     reference = reference_logits.log_softmax(-1)
     return (reference.exp() * (reference - policy_logits.log_softmax(-1))).sum(-1)

@@ -8,6 +8,10 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
+NEVER_SEEN = (
+    0.1  # the forget target without a holdout set: a typical probability of answers that a model has never seen
+)
+
 
 class Verdict(Enum):
     """What to do after a check."""

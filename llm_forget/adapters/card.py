@@ -1,4 +1,4 @@
-"""The README.md beside an adapter or a merged model: what it is for, how exact it is, and what it does not do."""
+"""The model card (README.md) of an exported adapter or merged model: base, exactness, results and limits."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from llm_forget.adapters.lora import DIGEST_KEY, BaseRecord
 _SUPPRESSED = """\
 ## What this does not do
 
-This adapter makes the model keep something to itself; it does not take it out. The base weights are unchanged and
-still hold it: unload the adapter, or serve it at strength 0, and it is back. If people who can do that must not have
-it, merge the adapter into the base and hand out the merged weights only.
+This adapter suppresses knowledge; it does not remove it. The base weights are unchanged and still contain it. Unloading
+the adapter, or serving it at strength 0, brings it back. If the people you share with must not have it, merge the adapter
+into the base and share only the merged weights.
 
-Guard these files like the data they were trained on. They are a distilled copy of the forget set, whichever sign they
-have now, and turning the sign round can bring out what they suppress: give them to nobody who may not see that data,
-and delete them when it has to be deleted.
+Protect these files like the data they were trained on. They encode the forget set, whichever sign they have, and the
+negated adapter can reveal what they suppress. Give them to nobody who may not see that data, and delete them when the
+data has to be deleted.
 """
 
 _WRITTEN = """\
 ## What this does and does not do
 
-The change is in the weights: there is no adapter to take off. That is no proof that nothing is left, only that what the
-measurements above say holds for this model whoever runs it. Whoever has both this model and its base can subtract one
-from the other and has the adapter back, which is a distilled copy of the forget set.
+The change is in the weights, so there is no adapter to remove. This does not prove that nothing is left; it means that the
+results above hold for this model wherever it runs. Anyone who has both this model and its base can subtract one from the
+other and recover the adapter, which encodes the forget set.
 """
 
 
@@ -34,7 +34,7 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-
 
 
 def vllm_rank(rank: int) -> int | None:
-    """The smallest --max-lora-rank of vLLM that takes this rank; None above its largest."""
+    """The smallest --max-lora-rank of vLLM that accepts this rank; None if it is too large."""
     return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
 
 
@@ -50,15 +50,15 @@ def adapter_card(
     """The card of an exported adapter.
 
     Args:
-        base: the model it is for; goes into the front matter, where tools read it.
-        rank: of every module.
-        residual: relative error of cutting ranks, 0 for none.
-        rounding: relative error in all, with that of the stored type.
-        dtype: the stored type.
-        method: how it was trained.
+        base: the model it is for; written to the front matter, where tools read it.
+        rank: the rank of every module.
+        residual: relative error of the truncation, 0 if none.
+        rounding: relative error including the rounding to ``dtype``.
+        dtype: the stored dtype.
+        method: how it was trained, in one line.
         results: measurements by name.
     """
-    exactness = "No rank was cut." if residual == 0 else f"Cutting ranks by SVD lost {residual:.2e} of the change."
+    exactness = "No rank was truncated." if residual == 0 else f"Truncation by SVD lost {residual:.2e} of the change."
     return "\n".join(
         [
             _front_matter(base, "peft", ["llm-forget", "lora", "machine-unlearning"]),
@@ -66,7 +66,7 @@ def adapter_card(
             f"A LoRA adapter that makes a language model forget. {_method(method)}\n",
             _base_lines(base),
             f"Plain LoRA, rank {rank} and alpha {rank} in every module, stored in {_type_name(dtype)}. {exactness} "
-            f"Rounding included, the relative distance from the trained change is {rounding:.2e} (Frobenius norm).\n",
+            f"Including rounding, the relative distance from the trained change is {rounding:.2e} (Frobenius norm).\n",
             _results(results),
             "## Serving\n",
             f"- PEFT: `PeftModel.from_pretrained(base, folder)`\n"
@@ -80,7 +80,7 @@ def adapter_card(
 
 
 def merged_card(base: BaseRecord, method: str | None, results: Mapping[str, object]) -> str:
-    """The card of a merged model; arguments as ``adapter_card``, ``base`` being what it was before."""
+    """The card of a merged model. Arguments as for ``adapter_card``."""
     return "\n".join(
         [
             _front_matter(base, "transformers", ["llm-forget", "machine-unlearning"]),

@@ -1,4 +1,4 @@
-"""Several adapters stacked into one, whatever their order, and how much they interfere as far as weights can tell."""
+"""Add several adapters into one, and measure from their weights how much they overlap."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from llm_forget.errors import AdapterError
 
 @dataclass(frozen=True)
 class Overlap:
-    """How two changes of the same weights meet, over all modules together and in each that both change.
+    """How much two adapters overlap, over all modules and for each module that both change.
 
     Attributes:
-        cosine: ⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖ ‖ΔW₂‖), Frobenius, from −1 (they cancel) over 0 (neither holds any of the other) to 1
-            (one repeats the other).
-        shared_inputs: the same of ΔWᵀΔW, from 0 (they read directions at right angles, so that what one answers to the
-            other does not see) to 1 (they read the same directions in the same proportion).
-        cosines: the first, module by module.
-        inputs: the second, module by module.
+        cosine: ⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖ ‖ΔW₂‖), Frobenius, from −1 (opposite) over 0 (orthogonal) to 1 (parallel).
+        shared_inputs: the same ratio for ΔWᵀΔW, from 0 (they respond to orthogonal input directions) to 1 (they respond to
+            the same directions in the same proportion).
+        cosines: ``cosine`` per module.
+        inputs: ``shared_inputs`` per module.
     """
 
     cosine: float
@@ -36,14 +35,14 @@ class Overlap:
 
 
 def compose(adapters: Sequence[Adapter], *, assume_same_base: bool = False) -> Adapter:
-    """The sum of several adapters as one, the same to the bit in whatever order they are given.
+    """The sum of several adapters as one adapter. The result is bit-identical for every order.
 
     Args:
-        adapters: at least two, different from each other.
+        adapters: two or more, all different.
         assume_same_base: as for ``combine``.
 
     Raises:
-        AdapterError: fewer than two, the same one twice, or adapters for different bases.
+        AdapterError: fewer than two adapters, one given twice, or adapters for different bases.
     """
     if len(adapters) < 2:
         raise AdapterError(f"{len(adapters)} adapter given; composing takes two or more.")
@@ -51,15 +50,15 @@ def compose(adapters: Sequence[Adapter], *, assume_same_base: bool = False) -> A
     twice = next((digest for digest in digests if digests.count(digest) > 1), None)
     if twice is not None:
         raise AdapterError(
-            f"the same adapter is given twice (digest {twice[:12]}…), which would double its strength. Give it once; "
-            "where double strength is meant, scale it first."
+            f"the same adapter is given twice (digest {twice[:12]}…), which would double its strength. Give it once, or scale it "
+            "first if you want double strength."
         )
     ordered = [adapter for _, adapter in sorted(zip(digests, adapters, strict=True), key=lambda pair: pair[0])]
     return combine(ordered, [1.0] * len(ordered), assume_same_base=assume_same_base)
 
 
 def adapter_digest(adapter: Adapter) -> str:
-    """SHA-256 of all that an adapter is: factors, scalings, config and base. 64 hex digits."""
+    """SHA-256 of an adapter's factors, scalings, config and base record. 64 hex digits."""
     state = hashlib.sha256(json.dumps([adapter.config, asdict(adapter.base)], sort_keys=True, default=sorted).encode())
     for module, factors in sorted(adapter.modules.items()):
         state.update(f"{module} {factors.scaling!r} {factors.A.dtype} {factors.shape} {factors.rank}".encode())
@@ -69,9 +68,9 @@ def adapter_digest(adapter: Adapter) -> str:
 
 
 def overlap(first: Adapter, second: Adapter) -> Overlap:
-    """How two adapters meet in weight space, without forming any ΔW: every product is of rank by rank.
+    """The overlap of two adapters, computed from r × r products without forming ΔW.
 
-    A zero change meets nothing: 0. The whole counts every module that either changes.
+    A zero change has overlap 0. The totals count every module that either adapter changes.
     """
     both = sorted(first.modules.keys() & second.modules.keys())
     products = {module: _products(first.modules[module], second.modules[module]) for module in both}
@@ -87,14 +86,14 @@ def overlap(first: Adapter, second: Adapter) -> Overlap:
 
 
 def overlaps(adapters: Mapping[str, Adapter]) -> dict[tuple[str, str], Overlap]:
-    """The overlap of every pair, by their names."""
+    """The overlap of every pair of adapters, by their names."""
     return {(one, other): overlap(adapters[one], adapters[other]) for one, other in itertools.combinations(adapters, 2)}
 
 
 def _products(one: Factors, other: Factors) -> tuple[float, float]:
     """⟨ΔW₁, ΔW₂⟩ and ⟨ΔW₁ᵀΔW₁, ΔW₂ᵀΔW₂⟩ of one module, in fp64.
 
-    The first is Σ (B₁ᵀB₂) ∘ (A₁A₂ᵀ); the second is ‖ΔW₁ΔW₂ᵀ‖², and with B = QR that of R₁ (A₁A₂ᵀ) R₂ᵀ.
+    The first is Σ (B₁ᵀB₂) ∘ (A₁A₂ᵀ). The second is ‖ΔW₁ΔW₂ᵀ‖², which with B = QR equals ‖R₁ (A₁A₂ᵀ) R₂ᵀ‖².
     """
     b1, b2 = one.B.double() * one.scaling, other.B.double() * other.scaling
     a12 = one.A.double() @ other.A.double().T
@@ -103,5 +102,5 @@ def _products(one: Factors, other: Factors) -> tuple[float, float]:
 
 
 def _cosine(product: float, first: float, second: float) -> float:
-    """Of two vectors, from ⟨x, y⟩, ⟨x, x⟩ and ⟨y, y⟩; 0 where one is zero."""
+    """The cosine of two vectors from ⟨x, y⟩, ⟨x, x⟩ and ⟨y, y⟩; 0 if either is zero."""
     return product / math.sqrt(first * second) if first > 0 and second > 0 else 0.0

@@ -1,7 +1,6 @@
-"""Will it load, and will it mean the same? An adapter against its base and against the rules of each server.
+"""Check an adapter against its base and against the rules of each server.
 
-Three answers are told apart: a server loads the adapter, refuses it, or loads it and applies another change than was
-trained. The last is the one that nobody notices.
+A server may load the adapter, refuse it, or load it and silently apply another change than the trained one.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ Status = Literal["loads", "refuses", "wrong", "merged only"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one server does with an adapter.
+    """How one server treats an adapter.
 
     Attributes:
         server: its name.
-        status: ``loads``; ``refuses``; ``wrong``, which is loads but applies another change; or ``merged only``, for a
-            server that takes no adapters at all.
-        reasons: why, one a line; empty when it simply loads.
+        status: ``loads``; ``refuses``; ``wrong``, if it loads but applies another change; or ``merged only``, for a server
+            that takes no adapters.
+        reasons: one sentence each; empty if it loads.
     """
 
     server: str
@@ -47,13 +46,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found.
+    """The result of a check.
 
     Attributes:
         base: whether the base has the digest that the adapter records.
-        verdicts: one a server.
-        notes: what does no harm to the numbers and may still be in the way.
-        parity: logits compared, when asked for and possible.
+        verdicts: one per server.
+        notes: findings that leave the numbers correct but may cause trouble.
+        parity: the comparison of logits, if requested and possible.
     """
 
     base: Literal["same", "different", "not recorded"]
@@ -63,7 +62,7 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """True when the base is not another one, every server that takes adapters loads this one, and logits agree."""
+        """Whether the base is not a different one, all servers that take adapters load this one, and logits agree."""
         served = all(verdict.status in ("loads", "merged only") for verdict in self.verdicts)
         return self.base != "different" and served and (self.parity is None or self.parity.ok)
 
@@ -86,13 +85,13 @@ def diagnose(base: str | Path, adapter: str | Path, *, max_rank: int = 16, promp
     Args:
         base: the folder of the base model, in safetensors.
         adapter: the adapter's folder.
-        max_rank: the largest rank that vLLM is started with (its --max-lora-rank; 16 unless set).
-        prompts: texts, or lists of token ids, to compare logits on; none for no comparison. It loads the base in fp32
-            four times, one after the other, and writes a merged copy of it into the folder for temporary files.
+        max_rank: vLLM's --max-lora-rank; its default is 16.
+        prompts: texts, or lists of token ids, to compare logits on; none for no comparison. The comparison loads the base in
+            fp32 four times, one after the other, and writes a merged copy into the temporary folder.
 
     Raises:
-        AdapterError: no adapter there, its files are damaged, or its weights are a pickle.
-        UserError: no base there.
+        AdapterError: there is no adapter, its files are damaged, or its weights are a pickle.
+        UserError: there is no base.
     """
     base, adapter = Path(base), Path(adapter)
     config = read_config(adapter)
@@ -122,13 +121,13 @@ def diagnose(base: str | Path, adapter: str | Path, *, max_rank: int = 16, promp
         model=_model_config(base),
         max_rank=max_rank,
     )
-    wrong = ("the base is not the one it was trained on: its digest differs",) if match == "different" else ()
+    wrong = ("the base is not the one it was trained on: the digests differ",) if match == "different" else ()
     verdicts = tuple(_verdict(server, rule, facts, wrong) for server, rule in RULES.items())
     notes = _notes(facts, record)
     parity = None
     if prompts and digest:
-        if problems or verdicts[-1].status != "loads":  # the last is PEFT's, which everything is compared with
-            notes += ("logits were not compared: the findings above come first",)
+        if problems or verdicts[-1].status != "loads":  # the last is PEFT's, the reference
+            notes += ("logits were not compared; resolve the findings above first",)
         else:
             parity = compare_logits(
                 base, adapter, BaseRecord(record.name or base.name, record.revision, digest), prompts
@@ -138,20 +137,20 @@ def diagnose(base: str | Path, adapter: str | Path, *, max_rank: int = 16, promp
 
 def _verdict(server: str, rule: Callable[[Facts], Outcome] | None, facts: Facts, wrong: Sequence[str]) -> Verdict:
     if rule is None:
-        return Verdict(server, "merged only", ("recent versions build no model from an adapter: ship a merged one",))
+        return Verdict(server, "merged only", ("recent versions cannot load an adapter: use a merged model",))
     refused, others = rule(facts)
     status: Status = "refuses" if refused else "wrong" if wrong or others else "loads"
     return Verdict(server, status, (*refused, *wrong, *others))
 
 
 def _sides(tensors: Mapping[str, StoredTensor], side: str) -> list[tuple[str, Any]]:
-    """(tensor name, match) of all A or all B with two dimensions; others have been counted among the problems."""
+    """(tensor name, match) of every A or every B with two dimensions; others are reported as problems elsewhere."""
     matches = [(name, LORA_TENSOR.fullmatch(name)) for name in tensors if len(tensors[name].shape) == 2]
     return [(name, match) for name, match in matches if match and match["side"] == side]
 
 
 def _scalings(config: Mapping[str, Any], ranks: Mapping[str, int]) -> tuple[dict[str, float], list[str], list[str]]:
-    """The trained scaling of every module; why the config gives none; where it gives another rank than is stored."""
+    """The trained scaling of each module, the reason if the config gives none, and the first rank that contradicts it."""
     scalings: dict[str, float] = {}
     misfits = []
     for module, stored in ranks.items():
@@ -160,14 +159,14 @@ def _scalings(config: Mapping[str, Any], ranks: Mapping[str, int]) -> tuple[dict
         except AdapterError as error:
             return {}, [str(error)], []
         if rank != stored:
-            misfits.append(f"{module} has rank {stored}, where the config says {rank}")
+            misfits.append(f"{module} has rank {stored}, but the config says {rank}")
     return scalings, [], misfits[:1]
 
 
 def _misfits(
     config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], base: Mapping[str, StoredTensor]
 ) -> list[str]:
-    """Modules that the base does not have, or has in another shape; the first of them."""
+    """The first module that the base lacks or has in another shape."""
     widths = {match["module"]: tensors[name].shape[1] for name, match in _sides(tensors, "A")}
     heights = {match["module"]: tensors[name].shape[0] for name, match in _sides(tensors, "B")}
     if not widths or widths.keys() != heights.keys():
@@ -176,11 +175,11 @@ def _misfits(
         names = (f"{module}.weight", f"{module.partition('.')[2]}.weight")
         stored = next((base[name] for name in names if name in base), None)
         wanted = (width, heights[module]) if config.get("fan_in_fan_out") else (heights[module], width)
-        # A packed weight has a shape of its own; a tied head has no weight of its own. Neither says anything.
+        # A quantised weight has its own packed shape, and a tied head has no weight. Neither is a misfit.
         if stored is None and module.rpartition(".")[2] not in ("lm_head", "embed_out"):
             return [f"the base has no layer {module}"]
         if stored is not None and stored.dtype in ("F64", "F32", "BF16", "F16") and stored.shape != wanted:
-            return [f"{module} is {stored.shape} in the base, and the adapter expects {wanted}"]
+            return [f"{module} is {stored.shape} in the base, but the adapter expects {wanted}"]
     return []
 
 
@@ -195,19 +194,21 @@ def _model_config(base: Path) -> dict[str, Any]:
 def _notes(facts: Facts, record: BaseRecord) -> tuple[str, ...]:
     notes = []
     if not record.digest:
-        notes.append("the adapter records no digest of its base, so any base of its shape passes; export it to add one")
+        notes.append(
+            "the adapter records no digest of its base, so any base with these shapes passes; export it to add one"
+        )
     if not weights_path(facts.folder).stat().st_mode & stat.S_IROTH:
-        notes.append("the weights cannot be read by other users, and a server that runs as one would fail: chmod a+r")
+        notes.append("other users cannot read the weights, so a server that runs as another user would fail: chmod a+r")
     if relies_on_patterns(facts):
         notes.append(
             f"rank_pattern or alpha_pattern sets the strength of some modules; vLLM {VLLM_MEASURED} honours both, and "
-            "earlier versions may not: export it to be independent of the version"
+            "earlier versions may not: export the adapter to be safe"
         )
     patterns = facts.config.get("alpha_pattern") or {}
     doubled = [m for m in facts.ranks if len({patterns[k] for k in patterns if matching_key([k], m) == k}) > 1]
     if doubled:
         notes.append(
-            f"several keys of alpha_pattern match {doubled[0]}; PEFT sorts them when it saves, so another may have "
-            "been used in training than is read now"
+            f"several keys of alpha_pattern match {doubled[0]}; PEFT sorts them when it saves, so training may have used "
+            "another one than is read now"
         )
     return tuple(notes)

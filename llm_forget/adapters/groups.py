@@ -1,4 +1,4 @@
-"""One strength a group of layers: the same adapter, weaker where it harms and stronger where it helps."""
+"""Scale an adapter with a separate strength for each group of layers."""
 
 from __future__ import annotations
 
@@ -19,44 +19,46 @@ def layer_of(module: str) -> int:
     """The number of the block that a module is in: the first number in its name.
 
     Raises:
-        AdapterError: there is none.
+        AdapterError: the name has no number.
     """
     match = _LAYER.search(module)
     if match is None:
         raise AdapterError(
-            f"{module} belongs to no numbered layer, so that layers cannot be grouped; search one strength for the whole "
+            f"{module} belongs to no numbered layer, so layers cannot be grouped; search one strength for the whole "
             "adapter, or train with the linear layers of the blocks as target_modules only."
         )
     return int(match[1])
 
 
 def layer_groups(adapter: Adapter, count: int) -> tuple[tuple[int, ...], ...]:
-    """The layers that an adapter changes, in ``count`` groups of neighbours whose sizes differ by one at most.
+    """The layers that an adapter changes, in ``count`` groups of adjacent layers whose sizes differ by at most one.
 
     Raises:
-        AdapterError: fewer layers than groups, no group, or a module in no layer.
+        AdapterError: ``count`` is not between 1 and the number of layers, or a module is in no layer.
     """
     layers = sorted({layer_of(module) for module in adapter.modules})
     if not 1 <= count <= len(layers):
-        raise AdapterError(f"{count} groups given; the adapter changes {len(layers)} layers, so 1 to {len(layers)} do.")
+        raise AdapterError(
+            f"{count} groups given; the adapter changes {len(layers)} layers, so give 1 to {len(layers)}."
+        )
     edges = [round(index * len(layers) / count) for index in range(count + 1)]
     return tuple(tuple(layers[start:end]) for start, end in pairwise(edges))
 
 
 def module_strengths(adapter: Adapter, groups: Sequence[Sequence[int]], strengths: Sequence[float]) -> dict[str, float]:
-    """The strength of every module from those of the groups of layers.
+    """The strength of every module, from the strengths of the layer groups.
 
     Args:
-        adapter: whose modules.
-        groups: disjoint groups of layer numbers that hold every layer of the adapter.
-        strengths: one a group, of any sign.
+        adapter: the adapter.
+        groups: disjoint groups of layer numbers that contain every layer of the adapter.
+        strengths: one per group, of any sign.
 
     Raises:
-        AdapterError: not one finite strength each, or groups that leave out or repeat a layer.
+        AdapterError: not one finite strength per group, or the groups omit or repeat a layer.
     """
     if len(groups) != len(strengths) or not all(math.isfinite(strength) for strength in strengths):
         raise AdapterError(
-            f"{len(groups)} groups and strengths {list(strengths)} given; one finite number each is needed."
+            f"{len(groups)} groups and strengths {list(strengths)} given; give one finite number per group."
         )
     listed = [layer for group in groups for layer in group]
     left_out = sorted({layer_of(module) for module in adapter.modules} - set(listed))
@@ -71,9 +73,9 @@ def module_strengths(adapter: Adapter, groups: Sequence[Sequence[int]], strength
 
 
 def scale_groups(adapter: Adapter, groups: Sequence[Sequence[int]], strengths: Sequence[float]) -> Adapter:
-    """Each group of layers times its own strength, as plain LoRA: strengths folded into B in fp32, ranks unchanged.
+    """Multiply ΔW of each module by the strength of its layer group. Arguments and errors as for ``module_strengths``.
 
-    ΔW of a module in group g becomes strength_g · ΔW. Arguments and errors as ``module_strengths``.
+    The result is plain LoRA with the same ranks. Strengths are folded into B in fp32.
     """
     wanted = module_strengths(adapter, groups, strengths)
     plain = scale(adapter, 1.0)

@@ -1,7 +1,7 @@
-"""A LoRA adapter as tensors: read a PEFT folder and write one, without the base model.
+"""A LoRA adapter as tensors: read and write PEFT folders without the base model.
 
-Reading is strict on purpose. What follows (negating, adding, exporting, merging) is right for ΔW = scaling·B·A and for
-nothing else, so whatever is more than that is refused here, with its name and with what to do.
+Reading is strict on purpose. Negating, adding, exporting and merging are only correct for ΔW = scaling·B·A, so any adapter that
+is more than that is refused here, with the reason and a remedy.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ from llm_forget.adapters.lora_config import (
     Problem,
     config_problems,
     rank_and_scaling,
-    reversible,
     tensor_problems,
     untargeted,
 )
-from llm_forget.errors import AdapterError, UserError
+from llm_forget.errors import AdapterError
 from llm_forget.utils import files
-from llm_forget.utils.digests import stored_metadata, stored_tensors
+from llm_forget.utils.digests import stored_metadata
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 CARD_NAME = "README.md"
-DIGEST_KEY = "base_model_digest"  # in the safetensors metadata and in the card's front matter; in no server's way
+DIGEST_KEY = "base_model_digest"  # in the safetensors metadata and the card's front matter, which servers ignore
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -47,8 +46,8 @@ class BaseRecord:
 
     Attributes:
         name: its hub id, or the folder it was loaded from.
-        revision: the hub's revision, where one was asked for.
-        digest: ``weights_digest`` of its weights, the only one of the three that cannot be wrong.
+        revision: the hub revision, if one was given.
+        digest: ``weights_digest`` of its weights; unlike the others it cannot be wrong.
     """
 
     name: str | None = None
@@ -63,7 +62,7 @@ class Factors:
     Attributes:
         A: (r, in).
         B: (out, r).
-        scaling: what the trained config multiplies by: alpha/r, or alpha/√r with rsLoRA.
+        scaling: alpha/r, or alpha/√r with rsLoRA.
     """
 
     A: Tensor
@@ -105,28 +104,11 @@ def load_adapter(folder: str | Path) -> Adapter:
     """Read a PEFT LoRA folder.
 
     Raises:
-        AdapterError: not a folder of plain LoRA on linear layers, or damaged; the message names what to do.
+        AdapterError: the folder is damaged, or not plain LoRA on linear layers.
     """
-    return _load(Path(folder), base_may_have_changed=False)
-
-
-def load_pair_on_changed_base(trained: str | Path, untrained: str | Path) -> tuple[Adapter, Adapter]:
-    """Read an adapter whose initialisation took scaling·B₀·A₀ out of the base, and the same adapter before training.
-
-    Neither means anything by itself on the original base; their difference does (see ``undo_initialisation``).
-
-    Raises:
-        AdapterError: as ``load_adapter``, but an initialisation such as PiSSA is let through.
-    """
-    return _load(Path(trained), base_may_have_changed=True), _load(Path(untrained), base_may_have_changed=True)
-
-
-def _load(folder: Path, *, base_may_have_changed: bool) -> Adapter:
+    folder = Path(folder)
     config = read_config(folder)
-    problems = config_problems(config)
-    if base_may_have_changed and reversible(config.get("init_lora_weights")):
-        problems = [problem for problem in problems if problem.feature != "initialisation"]
-    _refuse(folder, problems)
+    _refuse(folder, config_problems(config))
     tensors = _read_tensors(folder)
     _refuse(folder, tensor_problems(tensors))
     modules = {name: _factors(folder, config, name, pair) for name, pair in _pairs(folder, tensors).items()}
@@ -148,22 +130,24 @@ def _refuse(folder: Path, problems: list[Problem]) -> None:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The adapter_config.json of a folder, unjudged.
+    """The adapter_config.json of a folder, unchecked.
 
     Raises:
-        AdapterError: there is none, or it is no JSON mapping.
+        AdapterError: there is none, or it is not a JSON mapping.
     """
     path = Path(folder) / CONFIG_NAME
     if not path.is_file():
         below = sorted(p.parent.name for p in Path(folder).glob(f"*/{CONFIG_NAME}")) if Path(folder).is_dir() else []
-        hint = f"It has adapters in {', '.join(below)}: give one of these" if below else "Give the folder PEFT saved"
-        raise AdapterError(f"{folder} is no adapter folder: it has no {CONFIG_NAME}. {hint}.")
+        hint = (
+            f"It has adapters in {', '.join(below)}: give one of these" if below else "Give the folder that PEFT saved"
+        )
+        raise AdapterError(f"{folder} is not an adapter folder: it has no {CONFIG_NAME}. {hint}.")
     try:
         config = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise AdapterError(f"{path} is not JSON ({error}); save the adapter again.") from error
     if not isinstance(config, dict):
-        raise AdapterError(f"{path} holds a {type(config).__name__} where a mapping is needed; save the adapter again.")
+        raise AdapterError(f"{path} contains a {type(config).__name__}, not a mapping; save the adapter again.")
     return config
 
 
@@ -178,14 +162,14 @@ def weights_path(folder: str | Path) -> Path:
         return path
     if (Path(folder) / "adapter_model.bin").is_file():
         raise AdapterError(
-            f"{folder} holds adapter_model.bin, a pickle, which can run any code when opened and is never read here. "
+            f"{folder} contains adapter_model.bin, a pickle, which can run any code when opened and is never read here. "
             "On a machine where you trust it, load it with PEFT and save_pretrained(folder): that writes safetensors."
         )
-    raise AdapterError(f"{folder} has a {CONFIG_NAME} and no {WEIGHTS_NAME}; save the adapter again.")
+    raise AdapterError(f"{folder} has a {CONFIG_NAME} but no {WEIGHTS_NAME}; save the adapter again.")
 
 
 def read_base_record(folder: str | Path, config: Mapping[str, Any] | None = None) -> BaseRecord:
-    """What an adapter folder says of its base: name and revision from the config, digest from weights or card."""
+    """The base that an adapter folder records: name and revision from the config, digest from the weights or the card."""
     folder = Path(folder)
     config = read_config(folder) if config is None else config
     weights = folder / WEIGHTS_NAME
@@ -200,7 +184,7 @@ def read_base_record(folder: str | Path, config: Mapping[str, Any] | None = None
 
 
 def _front_matter(card: Path) -> dict[str, Any]:
-    """The YAML between the first two '---' lines of a card; empty when there is none or it cannot be read."""
+    """The YAML between the first two '---' lines of a card; empty if missing or invalid."""
     if not card.is_file():
         return {}
     parts = card.read_text("utf-8", errors="replace").split("---\n", 2)
@@ -216,25 +200,26 @@ def _front_matter(card: Path) -> dict[str, Any]:
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     path = weights_path(folder)
     try:
-        stored_tensors(path)  # says in words what is wrong with a damaged file
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping: it has keys() alone)
-    except (SafetensorError, OSError, UserError) as error:
-        raise AdapterError(f"{path} cannot be read ({error}). Copy or save the adapter again.") from error
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} is damaged ({error}). Copy or save the adapter again.") from error
 
 
 def _pairs(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """A and B of each module, refusing one without the other."""
+    """A and B of each module. Raises if one is missing."""
     sides: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         match = LORA_TENSOR.fullmatch(name)
         if match:
             sides.setdefault(match["module"], {})[match["side"]] = tensor
     if not sides:
-        raise AdapterError(f"{folder / WEIGHTS_NAME} holds no LoRA factors; save the adapter again.")
+        raise AdapterError(f"{folder / WEIGHTS_NAME} has no LoRA factors; save the adapter again.")
     for module, pair in sides.items():
         if len(pair) == 1:
-            raise AdapterError(f"{folder / WEIGHTS_NAME}: {module} has {min(pair)} and not its partner; save it again.")
+            raise AdapterError(
+                f"{folder / WEIGHTS_NAME}: {module} has {min(pair)} but not the other factor; save it again."
+            )
     return {module: (pair["A"], pair["B"]) for module, pair in sorted(sides.items())}
 
 
@@ -245,45 +230,43 @@ def _factors(folder: Path, config: Mapping[str, Any], module: str, pair: tuple[T
     shapes = f"A {tuple(a.shape)} and B {tuple(b.shape)}"
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise AdapterError(
-            f"{where} has {shapes}; (r, in) and (out, r) are needed. Convolutions are not supported; empty factors "
-            "come from saving a sharded model without gathering it first: save it again through the trainer."
+            f"{where} has {shapes}; (r, in) and (out, r) are needed. Convolutions are not supported. Empty factors come from "
+            "saving a sharded model without gathering it first: save it again through the trainer."
         )
     if a.shape[0] != rank:
         raise AdapterError(
-            f"{where} has {shapes}, where {CONFIG_NAME} says rank {rank}; save config and weights together. (PEFT "
-            "sorts rank_pattern when it saves: two keys that match one module may change places, disjoint keys cannot.)"
+            f"{where} has {shapes}, but {CONFIG_NAME} says rank {rank}; save config and weights together. (PEFT sorts "
+            "rank_pattern when it saves, which matters if two keys match one module: use disjoint keys.)"
         )
     for side, tensor in (("A", a), ("B", b)):
         if tensor.dtype not in _FLOATS:
-            raise AdapterError(
-                f"{where} has {side} in {tensor.dtype}; float32, bfloat16 or float16 is needed: convert it."
-            )
+            raise AdapterError(f"{where} has {side} in {tensor.dtype}; convert it to float32, bfloat16 or float16.")
         if not torch.isfinite(tensor).all():
             raise AdapterError(
-                f"{where} has NaN or infinity in {side}: the training diverged. Take an earlier checkpoint or train "
-                "again with a smaller learning rate."
+                f"{where} has NaN or infinity in {side}: training diverged. Use an earlier checkpoint, or train again with a "
+                "smaller learning rate."
             )
     return Factors(a, b, scaling)
 
 
 def save_adapter(adapter: Adapter, folder: str | Path, *, card: str | None = None, overwrite: bool = False) -> Path:
-    """Write an adapter as a PEFT folder, whole or not at all, readable by whoever may read a new file there.
+    """Write an adapter as a PEFT folder, atomically and with the permissions of any new file there.
 
     Args:
-        adapter: what to write; its config must give each module the scaling that the module has.
-        folder: where; parents are made.
+        adapter: the adapter; its config must give each module its scaling.
+        folder: the new folder; parents are created.
         card: the text of README.md, or None for no card.
-        overwrite: replace an adapter that is there.
+        overwrite: replace an existing adapter.
 
     Raises:
-        AdapterError: the folder is taken, or config and factors contradict each other.
+        AdapterError: the folder exists, or config and factors contradict each other.
     """
     for module, factors in adapter.modules.items():
         rank, scaling = rank_and_scaling(adapter.config, module)
         if rank != factors.rank or not math.isclose(scaling, factors.scaling, rel_tol=1e-12):
             raise AdapterError(
-                f"{module} has rank {factors.rank} and scaling {factors.scaling}, where the config gives {rank} and "
-                f"{scaling}: a reader would see another adapter. Use plain_config, or change both together."
+                f"{module} has rank {factors.rank} and scaling {factors.scaling}, but the config gives {rank} and {scaling}. "
+                "Use plain_config, or change both together."
             )
     config = {
         **adapter.config,
@@ -292,7 +275,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, *, card: str | None = Non
     }
     metadata = {"format": "pt"} | ({DIGEST_KEY: adapter.base.digest} if adapter.base.digest else {})
     tensors = {
-        # a copy each: safetensors refuses two names for one storage, such as a layer used twice
+        # copies: safetensors refuses two names for one storage, such as a layer used twice
         f"base_model.model.{module}.lora_{side}.weight": value.detach()
         .cpu()
         .clone(memory_format=torch.contiguous_format)
@@ -300,7 +283,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, *, card: str | None = Non
         for side, value in (("A", factors.A), ("B", factors.B))
     }
     with new_folder(folder, overwrite=overwrite) as new:
-        # Sorted at the top alone: the order of patterns has a meaning. A set of target names becomes a list.
+        # Only the top level is sorted: the order of patterns matters. default=sorted turns sets into lists.
         text = json.dumps(dict(sorted(config.items())), indent=2, default=sorted)
         (new / CONFIG_NAME).write_text(text + "\n", "utf-8")
         save_weights(tensors, new / WEIGHTS_NAME, metadata)
@@ -310,7 +293,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, *, card: str | None = Non
 
 
 def save_weights(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
-    """Write safetensors with the mode of any new file there: the library's own 0600 keeps servers from reading it."""
+    """Write safetensors with the permissions of any new file. The library uses 0600, which servers cannot read."""
     file.touch()
     mode = file.stat().st_mode
     save_file(tensors, file, metadata=metadata)
@@ -319,34 +302,34 @@ def save_weights(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
 
 
 def _sort_metadata(file: Path) -> None:
-    """Put the header's free texts in order: the library writes them at random, and equal adapters would differ."""
+    """Sort the metadata in the header. The library writes it in random order, so equal adapters would differ."""
     with file.open("r+b") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) <= length:  # what is left is padded with spaces, as the format allows
+        if len(text) <= length:  # the format allows padding with spaces
             stream.seek(8)
             stream.write(text.ljust(length))
 
 
 @contextmanager
 def new_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary sibling to fill, renamed to ``target`` at the end, removed when anything fails.
+    """A temporary folder next to ``target``: renamed to it at the end, removed if anything fails.
 
     Args:
-        target: the folder that is to be there afterwards; parents are made.
-        overwrite: replace an adapter or model folder that is there.
+        target: the new folder; parents are created.
+        overwrite: replace an existing adapter or model folder.
 
     Raises:
-        AdapterError: something is there that may not be replaced.
+        AdapterError: ``target`` exists and may not be replaced.
     """
     target = Path(target)
     taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
     if taken and not (overwrite and ((target / CONFIG_NAME).is_file() or (target / "config.json").is_file())):
         allowed = (
-            "it holds no adapter or model, and nothing else is replaced" if overwrite else "overwrite=True replaces it"
+            "it has no adapter or model, and nothing else is replaced" if overwrite else "overwrite=True replaces it"
         )
-        raise AdapterError(f"{target} is there already; choose another folder ({allowed}).")
+        raise AdapterError(f"{target} already exists; choose another folder ({allowed}).")
     with files.new_folder(target) as new:
         yield new

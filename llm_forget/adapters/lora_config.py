@@ -1,4 +1,4 @@
-"""What an adapter_config.json says: the scaling of each module, read as PEFT reads it, and what is not plain LoRA."""
+"""Interpret an adapter_config.json as PEFT does: rank and scaling of each module, and everything that is not plain LoRA."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from llm_forget.errors import AdapterError
 
 Config = Mapping[str, Any]
 
-# These start B at zero, or start B·A at zero, and leave the base alone: the file then holds the whole change.
+# These start with B·A = 0 and do not change the base, so the file contains the whole change.
 _HARMLESS_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-# These take scaling·B₀·A₀ out of the base before training: subtracting the initial adapter puts it back.
-_REVERSIBLE_INITIALISATIONS = ("pissa", "olora", "corda", "lora_ga")
 
-# Keys without effect on ΔW = scaling·B·A once the file is written; everything below is either read here or refused.
+# Keys that do not affect ΔW = scaling·B·A of a saved adapter, or that are read below.
 _HARMLESS_KEYS = frozenset(
     [
         "task_type",
@@ -58,9 +56,9 @@ class Problem:
     """Why an adapter is not plain LoRA on linear layers.
 
     Attributes:
-        feature: a stable word for it, such as ``dora``.
-        reason: what was found and why it cannot be read as B·A.
-        remedy: what to do.
+        feature: a stable identifier, such as ``dora``.
+        reason: the finding, and why it is not B·A.
+        remedy: the action to take.
     """
 
     feature: str
@@ -75,26 +73,30 @@ LORA_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB]
 
 _RETRAIN = "train again without it"
 _SAVE_NO_EMBEDDING = "leave embeddings and head out of target_modules, or save with save_embedding_layers=False"
-# feature, config key, what it does. Truthy means in use.
+# Feature, config key, reason. A truthy value means that the feature is in use.
 _REFUSED_KEYS = (
-    ("dora", "use_dora", "DoRA adds a magnitude that multiplies the base weights, so the change is no product B·A"),
-    ("modules_to_save", "modules_to_save", "whole modules were trained beside the LoRA factors"),
-    ("trainable_tokens", "trainable_token_indices", "single token embeddings were trained beside the LoRA factors"),
-    ("lora_bias", "lora_bias", "B carries a bias, which is no part of B·A"),
-    ("target_parameters", "target_parameters", "LoRA on bare parameters lays its factors out expert by expert"),
-    ("alora", "alora_invocation_tokens", "an activated LoRA works only after its invocation tokens"),
+    ("dora", "use_dora", "DoRA adds a magnitude that multiplies the base weights, so the change is not a product B·A"),
+    ("modules_to_save", "modules_to_save", "whole modules were trained in addition to the LoRA factors"),
+    (
+        "trainable_tokens",
+        "trainable_token_indices",
+        "single token embeddings were trained in addition to the LoRA factors",
+    ),
+    ("lora_bias", "lora_bias", "B has a bias, which is not part of B·A"),
+    ("target_parameters", "target_parameters", "LoRA on bare parameters stores its factors expert by expert"),
+    ("alora", "alora_invocation_tokens", "an activated LoRA is only active after its invocation tokens"),
     ("qalora", "use_qalora", "QA-LoRA pools the input, so A does not see the layer's own features"),
     ("monteclora", "monteclora_config", "the factors are sampled anew in every forward"),
     ("bdlora", "use_bdlora", "the factors are stored block by block"),
     ("arrow", "arrow_config", "several adapters are routed token by token"),
     ("kasa", "kasa_config", "KaSA cuts singular values out of the base and puts a diagonal between B and A"),
-    ("layer_replication", "layer_replication", "layers are repeated, so the base model is another one"),
+    ("layer_replication", "layer_replication", "layers are repeated, so the base is another model"),
     ("megatron", "megatron_config", "the factors are split for Megatron's parallel layers"),
 )
 
 
 def config_problems(config: Config) -> list[Problem]:
-    """Everything in a config that makes its adapter more than ΔW = scaling·B·A on linear layers; empty when plain."""
+    """Everything in a config that is more than ΔW = scaling·B·A on linear layers; empty for plain LoRA."""
     kind = config.get("peft_type")
     if kind != "LORA":
         return [
@@ -108,17 +110,15 @@ def config_problems(config: Config) -> list[Problem]:
         if config.get(key)
     ]
     if config.get("bias", "none") != "none":
-        reason = (
-            f"bias={config['bias']!r}: biases of the base were trained too, and only 'none' can be added or taken away"
-        )
+        reason = f"bias={config['bias']!r}: biases of the base were trained too, which are not part of B·A"
         problems.append(Problem("bias", reason, "train again with bias='none'"))
     problems += _initialisation_problems(config.get("init_lora_weights", True))
     known = _HARMLESS_KEYS | {key for _, key, _ in _REFUSED_KEYS}
     problems += [
         Problem(
             "unknown_key",
-            f"{key}={_short(value)} is not known here and could change what the factors mean",
-            "remove the key from adapter_config.json if it does not, or update llm-forget",
+            f"{key}={_short(value)} is not known here and could change the meaning of the factors",
+            "remove the key from adapter_config.json if it has no effect, or update llm-forget",
         )
         for key, value in config.items()
         if key not in known and value
@@ -131,25 +131,17 @@ def _initialisation_problems(initialisation: object) -> list[Problem]:
     if any(word is allowed or word == allowed for allowed in _HARMLESS_INITIALISATIONS):
         return []
     reason = (
-        f"init_lora_weights={initialisation!r} changes the base weights, so this adapter fits a base that is not yours"
+        f"init_lora_weights={initialisation!r} changes the base weights, so this adapter does not fit the original base"
     )
-    if reversible(initialisation):
-        remedy = (
-            "save the untrained adapter too and use undo_initialisation(trained, untrained), or save it from PEFT with "
-            "path_initial_model_for_weight_conversion=…"
-        )
-    else:
-        remedy = "train again with init_lora_weights=True"
+    remedy = (
+        "train again with init_lora_weights=True; PiSSA, OLoRA, CorDA and LoRA-GA can also be saved from PEFT with "
+        "path_initial_model_for_weight_conversion=…"
+    )
     return [Problem("initialisation", reason, remedy)]
 
 
-def reversible(initialisation: object) -> bool:
-    """True when an initialisation took exactly its own scaling·B₀·A₀ out of the base."""
-    return isinstance(initialisation, str) and initialisation.lower().startswith(_REVERSIBLE_INITIALISATIONS)
-
-
 def tensor_problems(names: Iterable[str]) -> list[Problem]:
-    """What a file holds besides the A and B of linear layers, one problem a kind of tensor, with an example."""
+    """Tensors that are not A or B of a linear layer: one problem per kind, with an example."""
     kinds = (
         ("dora", "lora_magnitude_vector", "DoRA's magnitudes", "train again with use_dora=False"),
         (
@@ -171,7 +163,7 @@ def tensor_problems(names: Iterable[str]) -> list[Problem]:
         ("full_weights", ".base_layer.", "a whole weight of the base", _SAVE_NO_EMBEDDING),
         ("full_weights", ".embed_tokens.", "a whole weight of the base", _SAVE_NO_EMBEDDING),
         ("full_weights", ".lm_head.", "a whole weight of the base", _SAVE_NO_EMBEDDING),
-        ("unexpected", "", "something that is no A or B of a linear layer", "save the adapter again with PEFT"),
+        ("unexpected", "", "not an A or B of a linear layer", "save the adapter again with PEFT"),
     )
     strangers = [name for name in names if not LORA_TENSOR.fullmatch(name) or ".base_layer." in name]
     problems: dict[str, Problem] = {}
@@ -187,7 +179,7 @@ def _short(value: object) -> str:
 
 
 def matching_key(patterns: Iterable[str], module: str) -> str:
-    """The key of a pattern mapping that PEFT uses for a module: the first whose expression ends its name.
+    """The key of a pattern mapping that PEFT uses for a module: the first that matches the end of its name.
 
     Source: peft.utils.other.get_pattern_key.
     """
@@ -195,10 +187,10 @@ def matching_key(patterns: Iterable[str], module: str) -> str:
 
 
 def rank_and_scaling(config: Config, module: str) -> tuple[int, float]:
-    """Rank and scaling of one module: alpha/r, or alpha/√r with rsLoRA, patterns honoured as PEFT matches them.
+    """Rank and scaling of one module: alpha/r, or alpha/√r with rsLoRA, with patterns matched as in PEFT.
 
     Raises:
-        AdapterError: a rank, an alpha or a pattern that PEFT could not use.
+        AdapterError: a rank, an alpha or a pattern is invalid.
     """
     ranks, alphas = _pattern(config, "rank_pattern"), _pattern(config, "alpha_pattern")
     try:
@@ -206,25 +198,25 @@ def rank_and_scaling(config: Config, module: str) -> tuple[int, float]:
         alpha = alphas.get(matching_key(alphas, module), config.get("lora_alpha", 8))
     except re.error as error:
         raise AdapterError(
-            f"adapter_config.json: {error.pattern!r} in rank_pattern or alpha_pattern is no regular expression "
+            f"adapter_config.json: {error.pattern!r} in rank_pattern or alpha_pattern is not a regular expression "
             f"({error}); correct it."
         ) from error
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise AdapterError(f"adapter_config.json: rank {rank!r} for {module}; a whole number of at least 1 is needed.")
+        raise AdapterError(f"adapter_config.json: rank {rank!r} for {module}; give a whole number of 1 or more.")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise AdapterError(f"adapter_config.json: lora_alpha {alpha!r} for {module}; a finite number is needed.")
+        raise AdapterError(f"adapter_config.json: lora_alpha {alpha!r} for {module}; give a finite number.")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _pattern(config: Config, key: str) -> Mapping[str, Any]:
     pattern = config.get(key) or {}
     if not isinstance(pattern, Mapping):
-        raise AdapterError(f"adapter_config.json: {key} is {_short(pattern)}; a mapping from module names is needed.")
+        raise AdapterError(f"adapter_config.json: {key} is {_short(pattern)}; give a mapping from module names.")
     return pattern
 
 
 def explicit_targets(config: Config, modules: Iterable[str]) -> list[str]:
-    """Target names that pick exactly these modules: the config's own list, or every full name if it is too wide."""
+    """Target names that select exactly these modules: the config's own list, or all full names if that selects more."""
     targets = config.get("target_modules")
     narrowed = config.get("layers_to_transform") is not None or config.get("exclude_modules")
     if isinstance(targets, list | tuple | set) and targets and not narrowed:
@@ -233,10 +225,10 @@ def explicit_targets(config: Config, modules: Iterable[str]) -> list[str]:
 
 
 def untargeted(config: Config, modules: Iterable[str]) -> list[str]:
-    """The modules that a config's target_modules does not reach: PEFT drops their tensors with a warning at most.
+    """The modules that a config's target_modules does not match. PEFT drops their tensors, with a warning at most.
 
     Raises:
-        AdapterError: target_modules is a text and no regular expression.
+        AdapterError: target_modules is a string but not a valid regular expression.
     """
     targets = config.get("target_modules")
     if isinstance(targets, str):
@@ -244,7 +236,7 @@ def untargeted(config: Config, modules: Iterable[str]) -> list[str]:
             return [] if targets.lower() == "all-linear" else [m for m in modules if not re.fullmatch(targets, m)]
         except re.error as error:
             raise AdapterError(
-                f"adapter_config.json: target_modules {_short(targets)} is no regular expression ({error}); correct it."
+                f"adapter_config.json: target_modules {_short(targets)} is not a regular expression ({error}); correct it."
             ) from error
     if not targets:
         return []
@@ -252,15 +244,15 @@ def untargeted(config: Config, modules: Iterable[str]) -> list[str]:
 
 
 def plain_config(ranks: Mapping[str, int], targets: Iterable[str], like: Config) -> dict[str, Any]:
-    """The config of a plain LoRA adapter whose scaling is 1 everywhere: alpha = rank, module by module.
+    """The config of a plain LoRA adapter with scaling 1: alpha equals the rank of each module.
 
     Args:
-        ranks: rank of each module; one rank for all gives a config without patterns.
+        ranks: the rank of each module; equal ranks give a config without patterns.
         targets: target names.
-        like: where task type, weight layout, base name and revision are taken from.
+        like: the config that gives task type, weight layout, base name and revision.
     """
     rank = max(ranks.values())
-    # '^' keeps a full name from also matching a longer one that ends in it.
+    # '^' stops a full name from matching a longer one that ends in it.
     pattern = {f"^{re.escape(module)}": r for module, r in sorted(ranks.items()) if r != rank}
     return {
         "peft_type": "LORA",

@@ -1,4 +1,4 @@
-"""Do PEFT on the fly, the exported adapter and the merged model say the same?"""
+"""Compare the logits of an adapter with those of its exported and merged forms."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llm_forget.adapters.export import export_adapter, merge
+from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, load_adapter
+from llm_forget.adapters.merge import merge
 
 Prompt = str | Sequence[int]
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest differences between logits over all prompts, positions and tokens, everything in fp32.
+    """The largest absolute differences between logits over all prompts, positions and tokens, in fp32.
 
     Attributes:
-        exported: between PEFT on the adapter and PEFT on what ``export_adapter`` makes of it.
-        merged: between PEFT on the adapter and what ``merge`` makes of it.
-        effect: between PEFT on the adapter and the base: how much the adapter does.
-        allowed: the largest of the first two that counts as equal, for logits of this size.
+        exported: between the adapter and its exported form, both loaded with PEFT.
+        merged: between the adapter and the merged model.
+        effect: between the adapter and the base: the effect of the adapter itself.
+        allowed: the largest difference that counts as equal, for logits of this size.
     """
 
     exported: float
@@ -34,27 +35,27 @@ class Parity:
 
     @property
     def ok(self) -> bool:
-        """Both forms give the adapter's logits; a NaN is no agreement."""
+        """Whether both forms give the adapter's logits; False if there is a NaN."""
         return self.exported <= self.allowed and self.merged <= self.allowed
 
 
 def compare_logits(base: Path, adapter: Path, record: BaseRecord, prompts: Sequence[Prompt]) -> Parity:
-    """Export and merge an adapter into a temporary folder, and compare what they say to prompts with PEFT on the fly.
+    """Export and merge an adapter into a temporary folder, and compare logits on some prompts.
 
     Args:
         base: the base model's folder.
-        adapter: the adapter's folder, plain LoRA.
-        record: name and digest of that base.
-        prompts: at least one; texts need a tokenizer in the base's folder.
+        adapter: the adapter's folder; plain LoRA.
+        record: name and digest of the base.
+        prompts: one or more; texts need a tokenizer in the base's folder.
 
     Raises:
-        AdapterError: the adapter can be neither exported nor merged; the message says why.
+        AdapterError: the adapter cannot be exported or merged.
     """
     tokens = _tokenized(base, prompts)
     plain = load_adapter(adapter)
     with tempfile.TemporaryDirectory() as scratch:
         exported, merged = Path(scratch) / "exported", Path(scratch) / "merged"
-        # At its own rank: what the cut to a lower one costs is export_adapter's to say.
+        # At its own rank, without truncation: export_adapter reports that error.
         export_adapter(plain, exported, base=record, max_rank=plain.rank)
         merge(base, plain, merged, torch.float32)
         reference = _logits(base, adapter, tokens)
@@ -77,7 +78,7 @@ def _tokenized(base: Path, prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 def _logits(model_folder: Path, adapter: Path | None, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
-    """(T, V) logits of each prompt, one at a time, so that no padding enters."""
+    """(T, V) logits of each prompt, one prompt at a time and so without padding."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
@@ -91,5 +92,5 @@ def _logits(model_folder: Path, adapter: Path | None, tokens: Sequence[Sequence[
 
 
 def _largest_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """NaN where either has one: torch's max passes it on, and a Python max over prompts might not."""
+    """The largest absolute difference; NaN if there is one (torch's max propagates it, Python's may not)."""
     return float(torch.stack([(a - b).abs().max() for a, b in zip(first, second, strict=True)]).max())

@@ -1,7 +1,7 @@
-"""What each server does with an adapter, read from its files alone: a rule a server.
+"""How each server treats an adapter, judged from its files alone: one rule per server.
 
-vLLM's were measured on vLLM 0.32.0 (tests/serving), PEFT's on PEFT itself; SGLang's and llama.cpp's are from their
-documentation and sources.
+The rule for vLLM was measured on vLLM 0.32.0 (tests/serving), the rule for PEFT on PEFT itself. Those for SGLang and llama.cpp
+come from their documentation and sources.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.adapters.card import VLLM_RANKS, vllm_rank
-from llm_forget.adapters.lora_config import Problem, reversible, untargeted
+from llm_forget.adapters.lora_config import Problem, untargeted
 from llm_forget.errors import AdapterError
 
 VLLM_MEASURED = "0.32.0"
-# vLLM leaves out what PEFT saves of an untouched embedding or head, and serves LoRA on both.
+# vLLM ignores the untouched embedding or head that PEFT saves, and serves LoRA on both.
 _VLLM_SERVES = ("embedding", "saved_base")
-# vLLM does not look at these keys, and applies the factors as plain LoRA.
+# vLLM ignores these keys and applies the factors as plain LoRA.
 _VLLM_OVERLOOKS = ("peft_type", "unknown_key", "monteclora", "arrow", "kasa", "megatron")
 
-Outcome = tuple[list[str], list[str]]  # reasons for which a server refuses; reasons for which it is wrong
+Outcome = tuple[list[str], list[str]]  # reasons to refuse; reasons why the applied change is wrong
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules look at: the files' headers and configs, nothing loaded.
+    """The input of the rules: configs and file headers. No weights are loaded.
 
     Attributes:
-        folder: the adapter's.
+        folder: the adapter's folder.
         config: its adapter_config.json.
-        problems: what makes it more than plain LoRA.
-        damaged: what no reader can make sense of in the config.
-        misfits: where factors, config and base contradict each other.
-        ranks: of each module, as stored.
-        scalings: of each module, as PEFT computes them; empty where it could not.
+        problems: why it is not plain LoRA.
+        damaged: errors in the config that no reader could handle.
+        misfits: contradictions between factors, config and base.
+        ranks: the stored rank of each module.
+        scalings: the scaling of each module, as PEFT computes it; empty if it cannot.
         model: the base's config.json.
-        max_rank: what vLLM is started with.
+        max_rank: vLLM's --max-lora-rank.
     """
 
     folder: Path
@@ -54,22 +54,22 @@ class Facts:
 
 
 def _vllm(facts: Facts) -> Outcome:
-    refused, wrong = list(facts.damaged), [f"{misfit}; it may load and answer all the same" for misfit in facts.misfits]
+    refused, wrong = list(facts.damaged), [f"{misfit}; it may load and answer nevertheless" for misfit in facts.misfits]
     for problem in facts.problems:
         if problem.feature in _VLLM_OVERLOOKS or _is_lora_ga(facts, problem):
-            wrong.append(f"it overlooks that {problem}")
+            wrong.append(f"it ignores this: {problem}")
         elif problem.feature not in _VLLM_SERVES:
             refused.append(str(problem))
     largest = max([_config_rank(facts), *facts.ranks.values()])
     if largest > facts.max_rank:
         needed = vllm_rank(largest)
-        remedy = f"start it with --max-lora-rank {needed}" if needed else f"it takes {VLLM_RANKS[-1]} at most"
+        remedy = f"start it with --max-lora-rank {needed}" if needed else f"it accepts {VLLM_RANKS[-1]} at most"
         refused.append(f"rank {largest} is above its limit of {facts.max_rank}: {remedy}, or export at a lower rank")
     return refused, wrong
 
 
 def _is_lora_ga(facts: Facts, problem: Problem) -> bool:
-    """Of the initialisations that change the base, vLLM lets this one through, on a base that is not changed."""
+    """Whether it is LoRA-GA, which vLLM accepts although it does not change the base as LoRA-GA requires."""
     return problem.feature == "initialisation" and str(facts.config["init_lora_weights"]).lower().startswith("lora_ga")
 
 
@@ -85,8 +85,8 @@ def _sglang(facts: Facts) -> Outcome:
 def _llama_cpp(facts: Facts) -> Outcome:
     refused, wrong = _plain_only(facts)
     alpha = _config_alpha(facts)
-    # An alpha of 0 counts as "not given" there, and the scale is then 1.
-    reason = "it knows lora_alpha and each tensor's own rank, nothing else"
+    # llama.cpp takes an alpha of 0 as "not given" and scales by 1.
+    reason = "it reads only lora_alpha and each tensor's own rank"
     return refused, wrong + _rescaled(facts, lambda module: alpha / facts.ranks[module] if alpha else 1.0, reason)
 
 
@@ -97,8 +97,7 @@ def _peft(facts: Facts) -> Outcome:
     wrong = [
         str(problem)
         for problem in facts.problems
-        # PEFT repeats PiSSA and its like when it loads; LoftQ's base it cannot make again.
-        if problem.feature == "initialisation" and not reversible(facts.config.get("init_lora_weights"))
+        if problem.feature == "initialisation" and not _peft_repeats(facts.config.get("init_lora_weights"))
     ]
     try:
         stray = untargeted(facts.config, facts.ranks)
@@ -109,7 +108,12 @@ def _peft(facts: Facts) -> Outcome:
     return refused, wrong
 
 
-# PEFT stands last: it is what all others are compared with. Ollama takes no adapters, and has no rule.
+def _peft_repeats(initialisation: object) -> bool:
+    """Whether PEFT changes the base in the same way again when it loads the adapter. It cannot do so for LoftQ."""
+    return isinstance(initialisation, str) and initialisation.lower().startswith(("pissa", "olora", "corda", "lora_ga"))
+
+
+# PEFT is last: it is the reference for all others. Ollama takes no adapters, so it has no rule.
 RULES: Mapping[str, Callable[[Facts], Outcome] | None] = {
     "vLLM": _vllm,
     "SGLang": _sglang,
@@ -120,26 +124,26 @@ RULES: Mapping[str, Callable[[Facts], Outcome] | None] = {
 
 
 def relies_on_patterns(facts: Facts) -> bool:
-    """Whether some module has another scaling than the config's own alpha and rank would give it."""
+    """Whether some module's scaling differs from alpha/r (or alpha/√r) of the config."""
     rank, alpha = _config_rank(facts), _config_alpha(facts)
     plain = alpha / (math.sqrt(rank) if facts.config.get("use_rslora") else rank)
     return any(not math.isclose(scaling, plain, rel_tol=1e-6) for scaling in facts.scalings.values())
 
 
 def _plain_only(facts: Facts) -> Outcome:
-    """What a server does that takes plain LoRA on the linear layers of the blocks and nothing else."""
+    """The outcome for a server that takes only plain LoRA on the linear layers of the blocks."""
     refused = [*facts.damaged, *facts.misfits]
     refused += [str(problem) for problem in facts.problems if problem.feature != "initialisation"]
     wrong = [str(problem) for problem in facts.problems if problem.feature == "initialisation"]
     heads = [module for module in facts.ranks if module.rpartition(".")[2] in ("lm_head", "embed_out")]
     if heads:
         tied = ", which this base ties to its embeddings" if facts.model.get("tie_word_embeddings") else ""
-        refused.append(f"it changes {heads[0]}{tied}: a LoRA on the head is not served everywhere; leave it out")
+        refused.append(f"it changes {heads[0]}{tied}: not every server supports a LoRA on the head; leave it out")
     return refused, wrong
 
 
 def _rescaled(facts: Facts, served: Callable[[str], float], reason: str) -> list[str]:
-    """The complaint that modules are applied at another strength than trained, with the worst of them; or none."""
+    """A message if modules are applied at another strength than trained, naming the worst one; else empty."""
     ratios = {
         module: served(module) / trained if trained else math.inf
         for module, trained in facts.scalings.items()
@@ -165,7 +169,7 @@ def _config_alpha(facts: Facts) -> float:
 
 
 def _added_tokens(facts: Facts) -> list[str]:
-    """Tokens of the adapter's added_tokens.json beyond the base's vocabulary: SGLang looks there and refuses them."""
+    """Tokens in the adapter's added_tokens.json beyond the base's vocabulary, which SGLang refuses."""
     try:
         tokens = json.loads((facts.folder / "added_tokens.json").read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: `llm-forget`, and the launch functions of the recipe scripts."""

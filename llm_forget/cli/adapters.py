@@ -13,49 +13,53 @@ from llm_forget.errors import AdapterError
 if TYPE_CHECKING:
     from llm_forget.adapters.lora import Adapter
     from llm_forget.search.behaviour import Behaviour, Probe
-    from llm_forget.search.strength import Found
+    from llm_forget.search.strength import SearchResult
     from llm_forget.stop import Measurement
 
-_To = Annotated[Path, typer.Option("--to", help="folder to make")]
-_Rank = Annotated[int | None, typer.Option(help="cut to this rank by SVD; the exact rank without it")]
-_Base = Annotated[Path | None, typer.Option(help="folder of the base model: records its digest, and is measured on")]
-_SameBase = Annotated[bool, typer.Option("--assume-same-base", help="though the adapters' records cannot show it")]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an adapter that is there")]
-_Retain = Annotated[str | None, typer.Option(help="rows that must stay")]
-_Rows = Annotated[int, typer.Option(min=1, help="rows of each set that are measured")]
-_System = Annotated[str | None, typer.Option(help="text of the system turn, as in the recipe; '' for an empty one")]
-_Dtype = Annotated[str, typer.Option(help="how the base is held: auto, float32 or bfloat16")]
+_To = Annotated[Path, typer.Option("--to", help="folder to create")]
+_Rank = Annotated[int | None, typer.Option(help="truncate to this rank by SVD; default: exact")]
+_Base = Annotated[Path | None, typer.Option(help="folder of the base model, to record its digest and to measure on")]
+_SameBase = Annotated[
+    bool, typer.Option("--assume-same-base", help="skip the check that all adapters were made for one base")
+]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an existing adapter")]
+_Retain = Annotated[str | None, typer.Option(help="retain rows: a file or a hub id")]
+_Rows = Annotated[int, typer.Option(min=1, help="rows to measure per set")]
+_System = Annotated[str | None, typer.Option(help="system prompt, as in the recipe; '' for an empty one")]
+_Dtype = Annotated[str, typer.Option(help="dtype of the base: auto, float32 or bfloat16")]
 
 
 def subtract(
     to: _To,
-    adapter: Annotated[list[Path] | None, typer.Option(help="folder of an adapter to add; again for more")] = None,
-    minus: Annotated[list[Path] | None, typer.Option(help="folder of an adapter to take away; again for more")] = None,
-    strength: Annotated[float | None, typer.Option(help="factor of the whole; 1 without it")] = None,
+    adapter: Annotated[list[Path] | None, typer.Option(help="adapter folder to add; repeatable")] = None,
+    minus: Annotated[list[Path] | None, typer.Option(help="adapter folder to subtract; repeatable")] = None,
+    strength: Annotated[float | None, typer.Option(help="factor for the result; default: 1")] = None,
     rank: _Rank = None,
     base: _Base = None,
-    search: Annotated[
-        bool, typer.Option("--search", help="find the strength on --base, --forget and --retain")
-    ] = False,
-    forget: Annotated[str | None, typer.Option(help="search: rows to forget")] = None,
+    search: Annotated[bool, typer.Option("--search", help="choose the strength by measuring on --base")] = False,
+    forget: Annotated[str | None, typer.Option(help="search: forget rows")] = None,
     retain: _Retain = None,
-    validation: Annotated[str | None, typer.Option(help="search: rows that the floor is judged on")] = None,
-    holdout: Annotated[str | None, typer.Option(help="search: rows never seen, which set the target")] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="search: rows for the utility floor; default: --retain")
+    ] = None,
+    holdout: Annotated[str | None, typer.Option(help="search: unseen rows, which set the target")] = None,
     target: Annotated[float | None, typer.Option(help="search: forget probability to reach")] = None,
-    floor: Annotated[float, typer.Option(help="search: share of the retain probability that must stay")] = 0.95,
-    groups: Annotated[int, typer.Option(help="search: groups of layers with a strength each")] = 1,
+    floor: Annotated[float, typer.Option(help="search: share of the retain probability to keep")] = 0.95,
+    groups: Annotated[int, typer.Option(help="search: number of layer groups with their own strength")] = 1,
     maximum: Annotated[float, typer.Option(help="search: largest strength")] = 8.0,
-    tries: Annotated[int, typer.Option(help="search: bisections")] = 6,
+    tries: Annotated[int, typer.Option(help="search: number of bisections")] = 6,
     rows: _Rows = 32,
     system_prompt: _System = None,
     dtype: _Dtype = "auto",
     assume_same_base: _SameBase = False,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Write strength × (sum of --adapter − sum of --minus) as one plain adapter, exactly or cut to --rank.
+    """Write strength × (sum of --adapter − sum of --minus) as one adapter.
 
-    --minus BAD alone negates; --adapter A --strength 0.5 scales; --adapter GOOD --minus BAD subtracts. With --search
-    the strength is the smallest that reaches the forget target above the utility floor, or else the largest above it.
+    --minus BAD alone negates; --adapter A --strength 0.5 scales; --adapter GOOD
+    --minus BAD subtracts. --search takes the smallest strength that reaches the
+    forget target above the utility floor. If none does, it takes the largest
+    strength above the floor.
 
     Examples:
       llm-forget subtract --minus learned --strength 2 --to forgetting
@@ -71,7 +75,7 @@ def subtract(
 
         if strength is not None:
             raise AdapterError(
-                "--strength and --search given; the search finds the strength, so leave one of them out."
+                "--strength and --search given; the search chooses the strength, so leave one of them out."
             )
         data = _search_data(base, forget, retain, validation, holdout)
         limits = Limits(target=target, utility_floor=floor, maximum=maximum, tries=tries, groups=groups)
@@ -89,24 +93,22 @@ def subtract(
             if value
         ]
         if unused or groups != 1:
-            raise AdapterError(f"{', '.join(unused) or '--groups'} given without --search; add it, or leave them out.")
-        if given == 0:
             raise AdapterError(
-                "--strength 0 given, which is no change at all; give another number, or use the base as it is."
+                f"{', '.join(unused) or '--groups'} given without --search; add --search, or leave them out."
             )
+        if given == 0:
+            raise AdapterError("--strength 0 changes nothing; give another number, or use the base itself.")
         result = negate(direction) if given == -1 else scale(direction, given)
         results = {"strength": given}
     _write(result, to, rank, base, method, results, overwrite)
 
 
 def compose(
-    adapter: Annotated[list[Path], typer.Option(help="folder of an adapter; at least two")],
+    adapter: Annotated[list[Path], typer.Option(help="adapter folder; give two or more")],
     to: _To,
     rank: _Rank = None,
     base: _Base = None,
-    forget: Annotated[
-        list[str] | None, typer.Option(help="rows to forget: one file an adapter, or one for all")
-    ] = None,
+    forget: Annotated[list[str] | None, typer.Option(help="forget rows: one file per adapter, or one for all")] = None,
     retain: _Retain = None,
     rows: _Rows = 32,
     system_prompt: _System = None,
@@ -114,10 +116,10 @@ def compose(
     assume_same_base: _SameBase = False,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Stack several adapters into one, the same in any order, and measure how much they interfere.
+    """Add several adapters into one, and measure how much they interfere.
 
-    Without data: how far their changes overlap. With --base, --forget and --retain: what each adapter does alone and what
-    all do together.
+    Prints how far their changes overlap. With --base, --forget and --retain it
+    also measures each adapter alone and all of them together. Order is ignored.
 
     Example:
       llm-forget compose --adapter runs/npo/adapter --adapter runs/other/adapter --to both
@@ -128,15 +130,15 @@ def compose(
     from llm_forget.adapters.lora import load_adapter
 
     if (forget and base is None) or (retain and not forget):
-        raise AdapterError("to measure behaviour give --base, --forget and, for what must stay, --retain.")
+        raise AdapterError("to measure answers, give --base and --forget, and optionally --retain.")
     parts = [load_adapter(folder) for folder in adapter]
     whole = stack(parts, assume_same_base=assume_same_base)
     names = [str(folder) for folder in adapter]
     results: dict[str, object] = {}
     for (one, other), found in overlaps(dict(zip(names, parts, strict=True))).items():
-        worst = max(found.cosines, key=lambda module: abs(found.cosines[module]), default="no module in common")
+        worst = max(found.cosines, key=lambda module: abs(found.cosines[module]), default="no common module")
         print(
-            f"{one} and {other}: cosine {found.cosine:+.3f}, shared inputs {found.shared_inputs:.3f}; most in {worst}"
+            f"{one} and {other}: cosine {found.cosine:+.3f}, shared inputs {found.shared_inputs:.3f}; largest in {worst}"
         )
     for index, digest in enumerate(sorted(map(adapter_digest, parts)), 1):
         results[f"adapter {index} (digest)"] = digest[:16]
@@ -160,13 +162,13 @@ def _sum(plus: Sequence[Path], less: Sequence[Path], assume_same_base: bool) -> 
     from llm_forget.adapters.lora import load_adapter
 
     if not plus and not less:
-        raise AdapterError("no adapter given; name folders with --adapter (to add) or --minus (to take away).")
+        raise AdapterError("no adapter given; give folders with --adapter (to add) or --minus (to subtract).")
     parts = [load_adapter(folder) for folder in (*plus, *less)]
     if len(parts) == 1:
         return negate(parts[0]) if less else parts[0]
     result = combine(parts, [1.0] * len(plus) + [-1.0] * len(less), assume_same_base=assume_same_base)
     if norm(result) <= 1e-6 * max(map(norm, parts)):
-        raise AdapterError("what is added and what is taken away cancel, so nothing is left; give different adapters.")
+        raise AdapterError("the added and subtracted adapters cancel out, so nothing is left; give different adapters.")
     return result
 
 
@@ -190,7 +192,7 @@ def _search_data(
     if not retain and not validation:
         missing.append("--retain or --validation")
     if missing or forget is None:
-        raise AdapterError(f"--search needs {', '.join(missing)} too: it measures what is forgotten and what is kept.")
+        raise AdapterError(f"--search also needs {', '.join(missing)}: it measures forget and retain rows.")
     given = {"retain": retain, "validation": validation, "holdout": holdout}
     return UnlearnData(DataSource(forget), **{name: DataSource(path) for name, path in given.items() if path})
 
@@ -200,7 +202,7 @@ def _tell(strengths: tuple[float, ...], now: Measurement) -> None:
     typer.echo(f"strength {_numbers(strengths)}: forget {now.forget:.3f}{kept}", err=True)
 
 
-def _search_results(found: Found) -> dict[str, object]:
+def _search_results(found: SearchResult) -> dict[str, object]:
     reached = "reached" if found.after.forget <= found.target else "not reached above the floor"
     results: dict[str, object] = {
         "strength": _numbers(found.strengths),
@@ -233,11 +235,10 @@ def _show_behaviour(behaviour: Behaviour, names: Sequence[str]) -> None:
     for name, row in zip(names, behaviour.alone, strict=True):
         print(line(f"{name} alone", row))
     print(line("together", behaviour.together))
-    print(f"interference: a forget set is remembered by {behaviour.remembered:+.3f} at most, against its adapter alone")
+    print(f"interference: forget probability together minus its adapter alone, at most {behaviour.remembered:+.3f}")
     if behaviour.retain_lost is not None:
-        print(
-            "interference: retain lost {:.3f}; the adapters' own losses add up to {:.3f}".format(*behaviour.retain_lost)
-        )
+        together, summed = behaviour.retain_lost
+        print(f"interference: retain probability lost together {together:.3f}, summed over the adapters {summed:.3f}")
 
 
 def _write(
@@ -249,7 +250,7 @@ def _write(
     results: Mapping[str, object],
     overwrite: bool,
 ) -> None:
-    """As servers load it where the base is on record; else as a plain PEFT folder with the reason."""
+    """Write an adapter that servers can load if the base is known, otherwise a plain PEFT folder."""
     from llm_forget.adapters.card import vllm_rank
     from llm_forget.adapters.export import export_adapter, save_without_base
     from llm_forget.adapters.lora import BaseRecord
@@ -270,9 +271,9 @@ def _write(
         )
     else:
         done = save_without_base(adapter, to, max_rank=wanted, method=method, results=results, overwrite=overwrite)
-        print("note: no digest of the base is on record, so any base of its shape passes; give --base to record it")
+        print("note: no digest of the base is recorded, so any base with these shapes passes; give --base to record it")
     print(f"{done.folder}: rank {done.rank}, residual {done.residual:.2e}, with rounding {done.rounding:.2e}")
     if done.rank > 16:
         served = vllm_rank(done.rank)
-        start = f"start vLLM with --max-lora-rank {served}" if served else "more than vLLM takes"
-        print(f"note: rank {done.rank} is above vLLM's default of 16: {start}, or cut with --rank 16")
+        start = f"start vLLM with --max-lora-rank {served}" if served else "vLLM does not accept it"
+        print(f"note: rank {done.rank} is above vLLM's default of 16: {start}, or truncate with --rank 16")

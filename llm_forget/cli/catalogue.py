@@ -1,4 +1,4 @@
-"""What there is: methods, retain terms and wrappers with their source, needs, cost and recipe, read from the files themselves."""
+"""The catalogue of methods and wrappers: source, needs, cost and recipe, read from the files themselves."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
+from llm_forget.errors import UserError
 from llm_forget.methods import Needs
+from llm_forget.train.step_rows import StepRows
 from llm_forget.utils.plugins import find_class, names_in
 from llm_forget.utils.shipped import shipped
 
+TABLE_BEGINS, TABLE_ENDS = "<!-- llm-forget methods --markdown -->\n", "<!-- end -->"
 # Forwards of one row: the policy's backward costs about two more. Gradient difference is the unit: forget and retain row.
 _TRAINED_ROW, _REFERENCE_ROW, _UNIT = 3.0, 1.0, 6.0
 
@@ -20,13 +25,13 @@ class Entry:
     """One method.
 
     Attributes:
-        name: as in a recipe.
-        summary: what it does, in a sentence.
-        retain: its own retain term, or "none".
-        needs: what it reads beyond the policy's log-probs, its retain term included.
-        cost: of a step, relative to gradient difference.
-        paper: where it comes from.
-        recipe: the shipped recipe to copy, or "" where there is none.
+        name: the name in a recipe.
+        summary: one sentence, from the file's docstring.
+        retain: the method's default retain term, or "none".
+        needs: what method and retain term read in addition to the policy's log-probs.
+        cost: work of a training step relative to gradient difference.
+        paper: the source.
+        recipe: path of the first shipped recipe that uses the method, or "" if none does.
     """
 
     name: str
@@ -38,42 +43,49 @@ class Entry:
     recipe: str
 
 
-def relative_cost(forget: Needs, retain: Needs | None) -> float:
-    """Work of a step in units of gradient difference's, which trains on one forget and one retain row.
+def relative_cost(rows: StepRows) -> float:
+    """The work of a step relative to gradient difference, which trains on one forget row and one retain row.
 
-    A forward counts one and a backward two; a scored alternative is one more trained row, and the reference a forward of the rows
-    that it is needed on. What is done once before training does not count: the reference's log-probs, and answers that the model
-    writes. Embeddings, head and optimiser are left out.
-
-    Args:
-        forget: the method's needs.
-        retain: the retain term's, None without one.
+    A forward pass counts 1 and a backward pass 2. A scored alternative answer is one more trained row. Each group of rows that
+    the reference sees costs one more forward pass. Work that is done once before training does not count: the reference's
+    log-probs, and answers that the model writes. Embeddings, head and optimizer are left out.
     """
-    trained = 1 + forget.alternative + (retain is not None)
-    reference = forget.reference_forward + (retain is not None and retain.reference_forward)
-    return (_TRAINED_ROW * trained + _REFERENCE_ROW * reference) / _UNIT
+    reference = sum(group.reference for group in rows.groups)
+    return (_TRAINED_ROW * len(rows.groups) + _REFERENCE_ROW * reference) / _UNIT
 
 
 def method_entries() -> list[Entry]:
-    """All methods that come with the package, by name."""
-    return [_entry(name) for name in names_in("llm_forget.methods")]
+    """All methods of the package, sorted by name."""
+    recipes = _recipes()
+    return [_entry(name, recipes.get(name, "")) for name in names_in("llm_forget.methods")]
 
 
-def _entry(name: str) -> Entry:
+def _recipes() -> dict[str, str]:
+    """The first shipped recipe of each method by path; the recipe's content names the method, not the file name."""
+    folder = shipped("recipes")
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*.yaml")):
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        method = values.get("method") if isinstance(values, dict) else None
+        if isinstance(method, dict):
+            found.setdefault(str(method.get("name")), f"recipes/{path.relative_to(folder).as_posix()}")
+    return found
+
+
+def _entry(name: str, recipe: str) -> Entry:
     cls: Any = find_class("llm_forget.methods", name, "forget_loss")
     needs: Needs = cls().needs
     term = cls.default_retain
     theirs: Needs | None = None if term is None else _needs_of_term(term)
     more = ["reference forward (retain)"] if theirs is not None and theirs.reference_forward else []
-    recipe = f"recipes/demo/{name}.yaml"
     return Entry(
         name=name,
         summary=_summary(f"llm_forget.methods.{name}"),
         retain=term or "none",
         needs=(*_in_words(needs), *more),
-        cost=relative_cost(needs, theirs),
+        cost=relative_cost(StepRows(needs, theirs)),
         paper=cls.paper,
-        recipe=recipe if shipped(recipe).is_file() else "",
+        recipe=recipe,
     )
 
 
@@ -84,7 +96,7 @@ def _needs_of_term(name: str) -> Needs:
 
 
 def _in_words(needs: Needs) -> list[str]:
-    """What costs something, or has to be given."""
+    """The needs that cost time or that a recipe must provide."""
     found = []
     if needs.reference_logps:
         found.append("reference log-probs (once)")
@@ -103,7 +115,7 @@ def _summary(module: str) -> str:
 
 
 def methods_table(entries: Sequence[Entry]) -> str:
-    """The README's table, in Markdown."""
+    """A Markdown table with one row per method."""
     lines = ["| name | what it does | retain | needs | cost | source |", "|---|---|---|---|---|---|"]
     for entry in entries:
         needs = ", ".join(entry.needs) or "–"
@@ -114,13 +126,28 @@ def methods_table(entries: Sequence[Entry]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_table(text: str, table: str) -> str:
+    """Replace the table between the two comments of a Markdown text.
+
+    Raises:
+        UserError: the text does not have the two comments.
+    """
+    before, begin, rest = text.partition(TABLE_BEGINS)
+    _, end, after = rest.partition(TABLE_ENDS)
+    if not begin or not end:
+        raise UserError(
+            f"the file has no table of methods; put the two lines {TABLE_BEGINS.strip()} and {TABLE_ENDS} where it belongs"
+        )
+    return before + begin + table + end + after
+
+
 def _short(paper: str) -> str:
-    """The arXiv numbers alone, for a narrow column."""
+    """Only the arXiv numbers, for a narrow column."""
     return ", ".join(part.strip(" ;,") for part in paper.split("arXiv:")[1:] for part in [part.split(";")[0]])
 
 
 def wrapper_entries() -> list[tuple[str, str, str, str]]:
-    """Name, summary, what it adds to a step and source of every wrapper."""
+    """Name, summary, added cost of a step and source of every wrapper."""
     found = []
     for name in names_in("llm_forget.wrappers"):
         cls: Any = find_class("llm_forget.wrappers", name, "on_gradient")

@@ -1,4 +1,4 @@
-"""`llm-forget chat`: the same question to the model before and after, side by side; nothing is written to a file."""
+"""`llm-forget chat`: ask the model before and after unlearning the same questions. Writes no file."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ Answer = Callable[[str], tuple[str, str]]
 
 
 def chat(
-    run: Annotated[Path, typer.Argument(help="the run folder")],
-    question: Annotated[
-        list[str] | None, typer.Option("--question", "-q", help="ask this; several are allowed")
+    run: Annotated[Path, typer.Argument(help="folder of an unlearning run")],
+    question: Annotated[list[str] | None, typer.Option("--question", "-q", help="a question; repeatable")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="the model before unlearning, if it has moved since the run")
     ] = None,
-    base: Annotated[Path | None, typer.Option(help="the model before, where it has moved since the run")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="where to cut an answer")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Ask the model before and the model after the same questions, side by side.
+    """Show the answers before and after unlearning side by side.
 
-    Without --question it asks for them, one a line; an empty line ends. Answers are greedy, and kept nowhere.
+    Without --question it reads questions from the terminal, one per line, and
+    stops at an empty line. Answers are generated greedily and not stored.
 
     Examples:
       llm-forget chat runs/npo
@@ -49,7 +50,7 @@ def chat(
         table = Table(title=Text(one), title_justify="left", expand=True)
         table.add_column("before", ratio=1, overflow="fold")
         table.add_column("after", ratio=1, overflow="fold")
-        table.add_row(Text(before), Text(after))  # as text: an answer may hold what rich takes for markup
+        table.add_row(Text(before), Text(after))  # as Text: answers may contain rich markup
         console.print(table)
 
 
@@ -69,12 +70,20 @@ def _asked(given: list[str] | None) -> Iterator[str]:
 
 
 def load_both(run: Path, base: Path | None, max_new_tokens: int) -> Answer:
-    """A function from a question to both answers.
+    """Load both models of a run.
 
-    One copy of the weights where the run made an adapter: it is switched off for the answer before.
+    If the run trained an adapter, one copy of the weights serves both: the adapter is disabled for the first answer.
+
+    Args:
+        run: folder of an unlearning run.
+        base: the model before unlearning; None for the path in the run's recipe.
+        max_new_tokens: longest answer.
+
+    Returns:
+        A function from a question to the answers before and after.
 
     Raises:
-        UserError: no unlearning run, or its model is not where the recipe says.
+        UserError: the folder is no unlearning run, or its base model is missing.
     """
     from llm_forget.config import ModelConfig
     from llm_forget.data.encode import EncodingConfig
@@ -85,7 +94,9 @@ def load_both(run: Path, base: Path | None, max_new_tokens: int) -> Answer:
 
     found = load_run(run)
     if found.kind != "unlearn":
-        raise UserError(f"{run} is no unlearning run, so there is no before and after; give the folder of one")
+        raise UserError(
+            f"{run} is not an unlearning run, so it has no before and after; give the folder of an unlearning run"
+        )
     values = {**found.recipe["model"], **({"name": str(base)} if base else {})}
     config = build(ModelConfig, values, f"{run}, model")
     encoding = build(EncodingConfig, found.recipe.get("encoding") or {}, f"{run}, encoding")

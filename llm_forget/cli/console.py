@@ -1,4 +1,4 @@
-"""What every command shares: JSON or a table that fits, exit statuses, and errors without tracebacks."""
+"""Shared by all commands: JSON and table output, exit statuses, and errors without tracebacks."""
 
 from __future__ import annotations
 
@@ -18,23 +18,28 @@ from llm_forget.cli.entry import run_entry
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 INTERNAL, INTERRUPTED = 3, 130
-_OWN_MESSAGE = (OSError, ImportError, MemoryError, RuntimeError)  # of the machine or a library, never of a data row
+_OWN_MESSAGE = (OSError, ImportError, MemoryError, RuntimeError)  # messages that never quote a row of the data
 
 
 def print_json(value: Any) -> None:
-    """Print JSON with null for what is not a number."""
+    """Print JSON; NaN and infinity become null."""
     from llm_forget.evaluation.results import as_json
 
     print(json.dumps(as_json(value), indent=1, ensure_ascii=False))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, console: Console | None = None) -> int:
-    """Print a table with as many columns as the terminal is wide; the first column always stands.
+    """Print a table with as many columns as fit the terminal, at least the first.
 
-    A console that is no terminal (a file, a pipe) gets every column.
+    Output that is not a terminal (a file, a pipe) gets all columns.
+
+    Args:
+        head: names of the columns.
+        rows: cells.
+        console: where to print; standard output by default.
 
     Returns:
-        How many columns were left out.
+        Number of columns left out.
     """
     console = console or Console()
     widths = [
@@ -60,10 +65,14 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, console: 
 
 
 def run_command(app: Callable[..., Any], argv: list[str]) -> None:
-    """Run the command line, and end with a status that says how it went.
+    """Run the command line and exit with a status.
 
-    0: done. 1: done, and the answer is no (``doctor``). 2: something given is wrong; the message says what to do.
-    3: an error inside, told in a line; ``--debug`` shows where. 130: interrupted.
+    0: success. 1: success with a negative answer (``doctor``). 2: wrong input; the message says what to do.
+    3: an internal error, reported in one line; ``--debug`` shows the traceback. 130: interrupted.
+
+    Args:
+        app: the typer application.
+        argv: arguments without the program's name.
     """
     if "--debug" in argv:
         argv = [one for one in argv if one != "--debug"]
@@ -85,8 +94,8 @@ def run_command(app: Callable[..., Any], argv: list[str]) -> None:
 
 
 def _in_a_line(error: Exception) -> str:
-    """The error without a traceback; a message that could quote a row of the data is left out."""
+    """The error without a traceback. A message that could quote a row of the data is left out."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}:{last.lineno}"
-    told = f": {error}" if isinstance(error, _OWN_MESSAGE) else ""
-    return f"error: {type(error).__name__} in {place}{told}\nRun it again with --debug to see the traceback."
+    message = f": {error}" if isinstance(error, _OWN_MESSAGE) else ""
+    return f"error: {type(error).__name__} in {place}{message}\nRun it again with --debug to see the traceback."

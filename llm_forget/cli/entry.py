@@ -1,4 +1,4 @@
-"""How a script ends: a user's mistake is one message and exit status 2, without a traceback."""
+"""Run a script's main function: report a user's mistake as one message with exit status 2, without a traceback."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from llm_forget.errors import Interrupted, UserError
 
 
 def run_entry(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Call ``main(argv)``; turn a ``UserError`` into its message on standard error and exit status 2.
+    """Call ``main(argv)`` and turn our own errors into a message on standard error and an exit status.
 
-    A run that was told to end ends with its message and exit status 143.
-
-    ``LLM_FORGET_DEBUG=1`` shows the traceback too.
+    A ``UserError`` exits with status 2, an interrupted run with its own status (143 for SIGTERM). Only the first process
+    prints the message. ``LLM_FORGET_DEBUG=1`` shows the traceback too.
     """
     quiet_libraries()
     try:
@@ -25,7 +24,6 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str]) -> None:
     except UserError as error:
         if os.environ.get("LLM_FORGET_DEBUG") == "1":
             traceback.print_exc()
-        # one message, not one a process
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -36,12 +34,12 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' progress bars and repeated advice out of our own progress; warnings that matter stay."""
+    """Turn off the libraries' progress bars and repeated advice, which would break up our own progress output."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # a bar a file, in the middle of our own
+    os.environ.setdefault("TQDM_DISABLE", "1")  # one bar per file
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")

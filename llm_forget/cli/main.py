@@ -1,4 +1,4 @@
-"""The command line: `llm-forget …`, one thin function a command."""
+"""The `llm-forget` command: one thin function per subcommand."""
 
 from __future__ import annotations
 
@@ -12,41 +12,77 @@ import typer
 from rich.console import Console
 
 from llm_forget.cli import adapters as adapter_commands
+from llm_forget.cli import run
 from llm_forget.cli.chat import chat
-from llm_forget.cli.compare import compare, report
+from llm_forget.cli.compare import compare
 from llm_forget.cli.console import Json, print_json, run_command
 from llm_forget.cli.entry import quiet_libraries
 from llm_forget.cli.methods import methods
 from llm_forget.cli.plan import plan
+from llm_forget.cli.report import report
 from llm_forget.cli.seeds import seeds
 
 app = typer.Typer(
     name="llm-forget",
-    help="Make a language model forget, and measure that it did. With --debug, errors show their traceback.",
-    epilog="Exit status: 0 done; 1 done, and the answer is no (doctor); 2 something given is wrong; 3 an error inside; "
-    "130 interrupted. Tab completion: llm-forget --install-completion",
+    help="Machine unlearning for language models: unlearn, evaluate, and ship LoRA adapters. "
+    "--debug shows tracebacks of errors.",
+    epilog="Exit status: 0 success; 1 a check failed (doctor); 2 invalid input; 3 internal error; 130 interrupted. "
+    "Tab completion: llm-forget --install-completion",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 recipes_app = typer.Typer(help="The recipes that come with the package.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
-app.command()(seeds)
+_ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
+# --help is passed on: the recipe's own help lists every field
+_RECIPE_OPTIONS = {**_ANY_OPTION, "help_option_names": []}
+
+
+@app.command(context_settings=_RECIPE_OPTIONS)
+def unlearn(context: typer.Context) -> None:
+    """Run an unlearning recipe in one process.
+
+    Options: --config FILE [--key.sub VALUE …]; --help lists every field.
+    """
+    run.unlearn(context.args)
+
+
+@app.command(context_settings=_RECIPE_OPTIONS)
+def finetune(context: typer.Context) -> None:
+    """Fine-tune a target or an oracle in one process.
+
+    Options: --config FILE [--key.sub VALUE …]; --help lists every field.
+    """
+    run.finetune(context.args)
+
+
+@app.command(context_settings=_RECIPE_OPTIONS)
+def evaluate(context: typer.Context) -> None:
+    """Evaluate a model on a suite in one process.
+
+    Options: --config FILE [--key.sub VALUE …]; --help lists every field.
+    """
+    run.evaluate(context.args)
+
+
+app.command(context_settings=_ANY_OPTION)(plan)
+app.command()(methods)
 app.command()(compare)
 app.command()(report)
+app.command()(seeds)
 app.command()(chat)
-_ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
-# --help goes to the script too, which knows every field of its recipe
-_TO_SCRIPT = {**_ANY_OPTION, "help_option_names": []}
 
 
 @app.command()
 def demo(
     data_only: Annotated[
-        bool, typer.Option("--data-only", help="write the people that recipes/demo reads, and stop")
+        bool, typer.Option("--data-only", help="only write the invented people that recipes/demo uses")
     ] = False,
 ) -> None:
-    """Run the demo in ./runs/demo: learn, forget by three methods, measure. A quarter of an hour or so on two cores.
+    """Run the demo in ./runs/demo: train, unlearn with three methods, evaluate.
+
+    Takes about 15 minutes on two CPU cores.
 
     Example:
       llm-forget demo
@@ -54,16 +90,13 @@ def demo(
     from llm_forget.demo.story import demo_environment, make_people, run_demo
 
     demo_environment()
-    run = make_people if data_only else run_demo
-    run(Console(width=None if sys.stdout.isatty() else 100))  # a log is as wide as the table needs
-
-
-app.command()(methods)
+    start = make_people if data_only else run_demo
+    start(Console(width=None if sys.stdout.isatty() else 100))  # wide enough for the table in a log file
 
 
 @recipes_app.command("list")
 def list_recipes(as_json: Json = False) -> None:
-    """List the recipes, each with the first line of its header.
+    """List the recipes that come with the package, each with its title.
 
     Example:
       llm-forget recipes list
@@ -89,10 +122,10 @@ def _header(path: Path) -> str:
 
 @recipes_app.command("copy")
 def copy_recipe(
-    recipe: Annotated[str, typer.Argument(help="as listed, for example recipes/demo/npo.yaml")],
+    recipe: Annotated[str, typer.Argument(help="a name from the list, for example recipes/demo/npo.yaml")],
     to: Annotated[Path, typer.Argument(help="file or folder to copy to")] = Path(),
 ) -> None:
-    """Copy a recipe, to change it.
+    """Copy a recipe, so that you can edit it.
 
     Example:
       llm-forget recipes copy recipes/demo/npo.yaml mine.yaml
@@ -102,54 +135,33 @@ def copy_recipe(
 
     source = shipped(recipe)
     if not source.is_file():
-        raise UserError(f"{recipe} does not exist; `llm-forget recipes list` shows those that do")
+        raise UserError(f"{recipe} does not exist; `llm-forget recipes list` shows all names")
     target = to / source.name if to.is_dir() else to
     if target.exists():
-        raise UserError(f"{target} exists already; give another name")
+        raise UserError(f"{target} already exists; give another name")
     print(shutil.copyfile(source, target))
 
 
-def _launch_here(script: str, argv: list[str]) -> None:
-    """Run one of the launch scripts' ``main`` in this process."""
-    import runpy
-
-    from llm_forget.utils.shipped import shipped
-
-    runpy.run_path(str(shipped(script)))["main"](argv)
-
-
-@app.command(context_settings=_TO_SCRIPT)
-def unlearn(context: typer.Context) -> None:
-    """Run an unlearning recipe in one process: --config FILE [--key.sub VALUE …]."""
-    _launch_here("recipes/unlearn.py", context.args)
-
-
-@app.command(context_settings=_TO_SCRIPT)
-def finetune(context: typer.Context) -> None:
-    """Make a target or an oracle in one process: --config FILE [--key.sub VALUE …]."""
-    _launch_here("recipes/finetune.py", context.args)
-
-
-@app.command(context_settings=_TO_SCRIPT)
-def evaluate(context: typer.Context) -> None:
-    """Measure a model on a suite in one process: --config FILE [--key.sub VALUE …]."""
-    _launch_here("eval/forget_qa.py", context.args)
-
-
-app.command(context_settings=_ANY_OPTION)(plan)
-
 _Base = Annotated[Path, typer.Option(help="folder of the base model (safetensors)")]
 _Adapter = Annotated[Path, typer.Option(help="folder of the adapter")]
-_Target = Annotated[Path, typer.Option("--to", help="folder to make")]
+_MaxRank = Annotated[int, typer.Option(help="largest rank the server accepts (vLLM: --max-lora-rank)")]
+_Target = Annotated[Path, typer.Option("--to", help="folder to create")]
 
 
 @app.command()
 def export(
-    base: _Base, adapter: _Adapter, to: _Target, max_rank: int = 16, allow_lossy: bool = False, as_json: Json = False
+    base: _Base,
+    adapter: _Adapter,
+    to: _Target,
+    max_rank: _MaxRank = 16,
+    allow_lossy: Annotated[
+        bool, typer.Option("--allow-lossy", help="allow an SVD cut that changes the adapter noticeably")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Write an adapter that vLLM, SGLang, llama.cpp and PEFT load with the same meaning.
+    """Write an adapter that vLLM, SGLang, llama.cpp and PEFT all apply alike.
 
-    For GGUF run convert_lora_to_gguf.py of llama.cpp's source tree on the result; no PyPI package with it is known.
+    For GGUF, run convert_lora_to_gguf.py from the llama.cpp sources on the result.
 
     Example:
       llm-forget export --base runs/target/model --adapter runs/npo/adapter --to exported
@@ -167,20 +179,32 @@ def export(
 
 
 @app.command()
-def merge(base: _Base, adapter: _Adapter, to: _Target, dtype: str | None = None) -> None:
-    """Write the base with the adapter's change in its weights, so that there is no adapter to take off.
+def merge(
+    base: _Base,
+    adapter: _Adapter,
+    to: _Target,
+    dtype: Annotated[str | None, typer.Option(help="dtype of the weights; default: as in the base")] = None,
+) -> None:
+    """Merge the adapter into the base weights, so that nobody can remove it.
 
     Example:
       llm-forget merge --base runs/target/model --adapter runs/npo/adapter --to merged
     """
-    from llm_forget.adapters.export import merge as merge_adapter
+    from llm_forget.adapters.merge import merge as merge_adapter
 
     print(merge_adapter(base, adapter, to, dtype))
 
 
 @app.command()
-def doctor(base: _Base, adapter: _Adapter, max_rank: int = 16, prompt: list[str] | None = None) -> None:
-    """Check an adapter against its base and each server's rules; with --prompt, compare logits too. Exit status 1 if not ok.
+def doctor(
+    base: _Base,
+    adapter: _Adapter,
+    max_rank: _MaxRank = 16,
+    prompt: Annotated[list[str] | None, typer.Option(help="also compare logits on this text; repeatable")] = None,
+) -> None:
+    """Check an adapter against its base and the rules of each server.
+
+    With --prompt it also compares logits. Exits with status 1 if a check fails.
 
     Example:
       llm-forget doctor --base runs/target/model --adapter runs/npo/adapter --prompt "What is snow?"
@@ -197,7 +221,7 @@ app.command()(adapter_commands.compose)
 
 
 def main() -> None:
-    """Entry point of the installed command."""
+    """The entry point of the installed command."""
     quiet_libraries()
     run_command(app, sys.argv[1:])
 

@@ -1,25 +1,44 @@
-"""`llm-forget methods`: what there is to choose from."""
+"""`llm-forget methods`: list the methods and wrappers."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from llm_forget.cli.console import Json, print_json, print_table
 
+Write = Annotated[
+    Path | None, typer.Option(help="Markdown file whose table of methods is replaced, for example README.md")
+]
 
-def methods(markdown: bool = False, as_json: Json = False) -> None:
-    """List methods and wrappers: source, needs, cost against grad_diff, recipe. --markdown prints the README's table.
+
+def methods(markdown: bool = False, write: Write = None, as_json: Json = False) -> None:
+    """List methods and wrappers: source, needs, cost relative to grad_diff, recipe.
+
+    --markdown prints a Markdown table; with --write it replaces the table between the two comments of a file.
 
     Examples:
       llm-forget methods
 
       llm-forget methods --json
+
+      llm-forget methods --markdown --write README.md
     """
-    from llm_forget.cli.catalogue import method_entries, methods_table, wrapper_entries
+    from llm_forget.cli.catalogue import method_entries, methods_table, with_table, wrapper_entries
+    from llm_forget.errors import UserError
+    from llm_forget.utils.files import write_text
 
     if as_json:
         named = [dict(zip(("name", "does", "adds", "source"), row, strict=True)) for row in wrapper_entries()]
         print_json({"methods": [asdict(entry) for entry in method_entries()], "wrappers": named})
+        return
+    if write is not None:
+        if not markdown or not write.is_file():
+            raise UserError(f"--write {write}: give an existing Markdown file, together with --markdown")
+        write_text(write, with_table(write.read_text(encoding="utf-8"), methods_table(method_entries())))
         return
     if markdown:
         print(methods_table(method_entries()), end="")

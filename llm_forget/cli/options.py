@@ -1,9 +1,10 @@
-"""The command line of a recipe: parsed, and described from the dataclasses, their types, defaults and comments."""
+"""Parse the command line of a recipe, and describe its fields from the dataclasses: types, defaults and comments."""
 
 from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import textwrap
 import types
 from collections.abc import Iterator, Sequence
@@ -16,18 +17,36 @@ from llm_forget.errors import RecipeError
 from llm_forget.utils.build import Recipe, build, load_recipe, with_overrides
 
 _FIELD = re.compile(r" {4}(\w+) *:")
-_WIDTH = 110
+_WIDEST = 110
+_INDENT = " " * 6
+# Listed last in --help.
+_ADVANCED = frozenset(
+    [
+        "model.attention",
+        "model.revision",
+        "adapter.dropout",
+        "adapter.target_modules",
+        "retain.settings",
+        "alternative.temperature",
+        "stop.patience",
+        "stop.per_example",
+        "train.weight_decay",
+        "train.packing",
+        "train.compile",
+        "train.keep_checkpoints",
+    ]
+)
 
 
 def parse_command_line(recipe_class: type[Recipe], argv: Sequence[str]) -> Recipe:
-    """``--config file.yaml --key.sub value …`` → a checked recipe; ``--help`` prints every field and ends.
+    """Read ``--config file.yaml --key.sub value …`` into a checked recipe; ``--help`` prints every field and exits.
 
     Args:
         recipe_class: the dataclass to fill.
         argv: the arguments after the script's name. Values are read as YAML: ``--train.epochs 3 --adapter null``.
 
     Raises:
-        RecipeError: with every mistake found, each with its remedy.
+        RecipeError: lists every mistake, each with its remedy.
     """
     if {"--help", "-h"} & set(argv):
         print(describe(recipe_class))
@@ -48,45 +67,63 @@ def parse_command_line(recipe_class: type[Recipe], argv: Sequence[str]) -> Recip
             overrides[flag[2:].replace("-", "_")] = value
     if path is None and not overrides:
         raise RecipeError(
-            "no recipe given; add --config FILE, for example --config recipes/demo/npo.yaml; --help has all options"
+            "no recipe given; add --config FILE, for example --config recipes/demo/npo.yaml; --help lists all options"
         )
     if path is not None:
         return load_recipe(recipe_class, path, overrides)
-    return build(recipe_class, with_overrides({}, overrides), "the recipe that the options make")
+    return build(recipe_class, with_overrides({}, overrides), "the recipe given by the options")
 
 
 def describe(recipe_class: Any) -> str:
-    """Every field that a recipe of this class may hold, as ``--key.sub TYPE [default]`` with what it means."""
-    lines = [
-        str(inspect.getdoc(recipe_class)),
-        "",
-        "--config FILE",
-        "      A recipe in YAML, your own or one that `llm-forget recipes list` names; the options below change it, or make the",
-        "      whole of it. Values are read as YAML: --train.epochs 3 --adapter null",
-        "",
-        *_described(recipe_class, "", {}),
-    ]
-    return "\n".join(lines)
+    """The text of ``--help``: each field as ``--key.sub TYPE [default]`` with its comment, rare fields last."""
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    common: list[str] = []
+    advanced: list[str] = []
+    for key, entry in _entries(recipe_class, "", {}, width):
+        (advanced if key in _ADVANCED else common).extend(entry)
+    return "\n".join(
+        [
+            *textwrap.wrap(" ".join(str(inspect.getdoc(recipe_class)).split()), width),
+            "",
+            "--config FILE",
+            *_indented("A recipe in YAML: your own file, or a name from `llm-forget recipes list`.", width),
+            *_indented(
+                "The options below override its fields. Without --config they make up the whole recipe. Values are read as "
+                "YAML, for example --train.epochs 3 --adapter null",
+                width,
+            ),
+            "",
+            *common,
+            *(["", "Advanced options, rarely needed:", "", *advanced] if advanced else []),
+        ]
+    )
 
 
-def _described(cls: Any, prefix: str, seen: dict[Any, str]) -> Iterator[str]:
+def _entries(cls: Any, prefix: str, seen: dict[Any, str], width: int) -> Iterator[tuple[str, list[str]]]:
+    """(dotted key, its lines) of every field. The fields of a dataclass that occurs twice are listed once."""
     hints, meanings = get_type_hints(cls), comments(cls)
     for item in fields(cls):
         hint, name, meaning = hints[item.name], prefix + item.name, meanings.get(item.name, "")
         inner = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
         nested = inner is not None and get_origin(hint) is not list
-        yield f"--{name}  {_type(hint)}{_default(item, nested)}"
+        flag = f"--{name}  {_type(hint)}{_default(item, nested)}"
+        lines = textwrap.wrap(flag, width, subsequent_indent=_INDENT, break_on_hyphens=False)
         if meaning:
-            yield textwrap.fill(meaning, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            lines += _indented(meaning, width)
         if nested and inner in seen:
-            yield f"      Fields as --{seen[inner]}."
-        elif nested:
+            lines += _indented(f"Fields as --{seen[inner]}.", width)
+        yield name, lines
+        if nested and inner not in seen:
             seen[inner] = name
-            yield from _described(inner, f"{name}.", seen)
+            yield from _entries(inner, f"{name}.", seen, width)
+
+
+def _indented(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False)
 
 
 def comments(cls: Any) -> dict[str, str]:
-    """The comment lines that stand above each field of a dataclass, joined."""
+    """The comment lines above each field of a dataclass, joined into one text a field."""
     found: dict[str, str] = {}
     above: list[str] = []
     for line in inspect.getsource(cls).splitlines():

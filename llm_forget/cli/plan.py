@@ -1,4 +1,4 @@
-"""`llm-forget plan`: what a recipe will take of memory, and the largest batch that fits."""
+"""`llm-forget plan`: the memory that a recipe needs, and the largest batch that fits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from llm_forget.cli.console import Json, print_json
 def plan(
     context: typer.Context,
     memory: Annotated[
-        str | None, typer.Option(help="of the card, for example 40GB: also says the largest batch")
+        str | None, typer.Option(help="GPU memory, for example 40GB; also prints the largest batch that fits")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(help="of the longest row; by default encoding.max_length")] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="plan for this machine's CPU instead of a GPU")] = False,
+    tokens: Annotated[int | None, typer.Option(help="tokens of the longest row; default: encoding.max_length")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="plan for a CPU instead of a GPU")] = False,
     as_json: Json = False,
 ) -> None:
-    """Plan the memory of a recipe without loading a weight: --config FILE [--key.sub VALUE …].
+    """Estimate the memory a recipe needs, without loading any weights.
+
+    Options: --config FILE [--key.sub VALUE …], as for unlearn.
 
     Example:
       llm-forget plan --config mine.yaml --memory 40GB --train.batch_size 4
@@ -35,17 +37,17 @@ def plan(
 
     recipe = parse_command_line(UnlearnRecipe, context.args)
     if tokens is not None and tokens < 2:
-        raise RecipeError(f"tokens is {tokens}; a row has at least 2")
+        raise RecipeError(f"--tokens is {tokens}; give 2 or more")
     size = None if memory is None else parse_memory(memory)
     found = make_plan(recipe, on_card=not cpu, tokens=tokens)
     most = None if size is None else largest_batch(recipe, size, on_card=not cpu, tokens=tokens)
     if as_json:
         print_json({**asdict(found), "needed": found.needed, "largest_batch": most})
         return
-    table = Table("what", "GB", title=f"a micro-batch of {found.rows} rows of {found.tokens} tokens")
+    table = Table("part", "GB", title=f"micro-batch of {found.rows} rows, {found.tokens} tokens each")
     for name in ("weights", "adapter", "optimizer", "gradients", "reference", "activations", "logits"):
         table.add_row(name, f"{getattr(found, name) / GB:.2f}")
-    where = "on the card, with CUDA's own" if found.on_card else "in all, with the best state"
+    where = "total on the GPU, CUDA context included" if found.on_card else "total, best state included"
     table.add_row(where, f"{found.needed / GB:.2f}", style="bold")
     if found.on_card:
         table.add_row("best state (CPU memory)", f"{found.best_state / GB:.2f}")
@@ -53,6 +55,8 @@ def plan(
     console.print(table)
     if size is not None:
         advice = (
-            f"largest train.batch_size: {most}" if most else "not even one row fits; see train.gradient_checkpointing"
+            f"largest train.batch_size: {most}"
+            if most
+            else "not even one row fits; try train.gradient_checkpointing: true"
         )
         console.print(f"{memory}: {advice}", highlight=False)

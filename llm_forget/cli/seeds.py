@@ -1,4 +1,4 @@
-"""`llm-forget seeds`: what several seeds of one recipe come to."""
+"""`llm-forget seeds`: mean and spread over runs with different seeds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from llm_forget.cli.console import Json, print_json
 
 
 def seeds(
-    runs: Annotated[list[Path], typer.Argument(help="run folders of one recipe with several seeds")],
-    suite: Annotated[str, typer.Option(help="the suite that all of them were measured on")] = "demo",
-    to: Annotated[Path | None, typer.Option("--to", help="also write the numbers to this JSON file")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="run folders of one recipe, one for each seed")],
+    suite: Annotated[str, typer.Option(help="suite that all runs were evaluated on")] = "demo",
+    to: Annotated[Path | None, typer.Option("--to", help="JSON file to write the numbers to")] = None,
     as_json: Json = False,
 ) -> None:
-    """Mean and spread of every number over runs that differ in their seed alone.
+    """Print mean and spread of every number over runs that differ only in their seed.
+
+    The spread is the standard deviation over runs (with n − 1).
 
     Example:
       llm-forget seeds runs/mine-0 runs/mine-1 runs/mine-2 --suite custom

@@ -1,1 +1,1 @@
-"""From files to batches: read and validate, mark where the answer begins, pair forget with retain, pad."""
+"""From files to batches: read and check rows, encode them, schedule forget and retain rows, and pad."""

@@ -1,4 +1,4 @@
-"""Rows to tensors: pad on the right, and mark by position which tokens are attended to and which are answer."""
+"""Pad encoded rows on the right, and build the attention mask and the answer mask."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def collate(
 ) -> dict[str, torch.Tensor]:
     """Pad encoded examples on the right into one batch.
 
-    Both masks come from lengths, never from token ids: with ``pad == eos`` a mask built from ids would hide the
-    end-of-answer token, which is scored here like every other answer token.
+    Both masks are built from lengths and never from token ids. With ``pad == eos``, a mask built from ids would hide the
+    end token of the answer, which is scored like every other answer token.
 
     Args:
         rows: the examples, at least one.
-        pad_token_id: what fills the rows that are shorter; any id of the vocabulary will do.
+        pad_token_id: padding token; any id of the vocabulary works.
         pad_to_multiple_of: round the width up to a multiple of this (tensor cores like 8).
 
     Returns:
         ``input_ids`` (B, T) long, ``attention_mask`` (B, T) long with 1 at the row's own tokens, and ``answer_mask``
-        (B, T) bool, true exactly at the positions that hold answer tokens.
+        (B, T) bool, true at the answer tokens.
 
     Raises:
-        DataError: for an empty batch, a row without prompt or answer tokens, or a width that cannot be rounded up.
+        DataError: the batch is empty, a row has no prompt or answer tokens, or ``pad_to_multiple_of`` is below 1.
     """
     if not rows:
         raise DataError("a batch of 0 examples was given; at least 1 is needed: check the size of the data set")
@@ -38,7 +38,7 @@ def collate(
         if not 1 <= row.prompt_length < len(row.input_ids):
             raise DataError(
                 f"example {row.id} has {len(row.input_ids)} tokens, of which {row.prompt_length} are prompt; at least "
-                "one of each is needed, since the first token has nothing to predict it: make rows with encode_all"
+                "one prompt token and one answer token are needed: create rows with encode_all"
             )
     width = max(len(row.input_ids) for row in rows)
     if pad_to_multiple_of is not None:

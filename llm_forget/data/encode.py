@@ -1,9 +1,9 @@
-"""Examples to token ids, with the one place that decides where the answer begins and where it ends.
+"""Encode examples as token ids. This is the only module that decides where an answer begins and ends.
 
-The prompt's ids are always the prompt tokenised by itself, because that is what generation starts from; whatever
-follows them, up to and including the first end token, is the answer. So what is trained, scored and generated meets at
-the same token. Templates write more than that: the newline after ``<|im_end|>`` is dropped, and an empty think block
-before the answer belongs to the prompt.
+The prompt is always tokenised by itself, because generation starts from those ids. Everything after it, up to and including
+the first end token, is the answer. Training, scoring and generation therefore use the same boundary. Text that a template
+adds elsewhere is handled here: the newline after ``<|im_end|>`` is dropped, and an empty think block before the answer
+belongs to the prompt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llm_forget.data.examples import Example
 from llm_forget.data.template import render, special_strings
 from llm_forget.errors import DataError
 
-_SHOWN = 10  # problems that are printed one by one before the rest is counted
+_SHOWN = 10  # problems that are printed; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -26,57 +26,59 @@ class Encoded:
     Attributes:
         id: the example's id.
         input_ids: prompt, answer and end token; nothing after it.
-        prompt_length: how many of them are prompt, at least 1: the answer, end token included, is
+        prompt_length: number of prompt tokens, at least 1. The answer with its end token is
             ``input_ids[prompt_length:]``.
     """
 
     id: str
-    # Token ids are the text: not in a repr, which tracebacks and logs print.
+    # Token ids can be decoded to the text, so they are not in the repr, which tracebacks and logs print.
     input_ids: tuple[int, ...] = field(repr=False)
     prompt_length: int
 
 
 @dataclass(frozen=True)
 class EncodingConfig:
-    """How text becomes token ids: part of a recipe, and of every cache key."""
+    """How text is encoded as token ids. Part of recipes, suites and cache keys."""
 
-    # Longest sequence in tokens: prompt, answer and end token together.
+    # Longest sequence in tokens, including prompt, answer and end token.
     max_length: int = 512
-    # Text of a system turn for chats that have none; null leaves it to the template. Raw prompts are used as they are.
+    # System prompt for chats without a system turn. null leaves it to the template. Raw prompts are not changed.
     system_prompt: str | None = None
-    # Render chats with the tokenizer's template: "auto" where it has one, true to insist on it, false for
+    # Render chats with the tokenizer's chat template. auto: if the tokenizer has one. true: require one. false: use
     # "Question: ...\nAnswer: ...".
     chat_template: bool | Literal["auto"] = "auto"
-    # Cut examples that are longer than max_length at their end, instead of refusing them.
+    # Truncate examples that are longer than max_length, instead of refusing them.
     truncate: bool = False
-    # Close an answer with the end token, so that stopping is scored too. Set it to false for passages of a longer text,
-    # which do not end where they are cut.
+    # Append the end token to each answer, so that stopping is trained and scored. Set it to false for passages of a longer
+    # text.
     add_end_token: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the values."""
         if self.max_length < 2:
-            raise DataError(f"max_length is {self.max_length}; at least 2 are needed: one prompt and one answer token")
+            raise DataError(
+                f"max_length is {self.max_length}; at least 2 are needed: one prompt token and one answer token"
+            )
         if self.chat_template not in (True, False, "auto"):
             raise DataError(f"chat_template is {self.chat_template!r}; allowed are auto, true and false")
 
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What happened to a set of examples on its way to token ids.
+    """Statistics and warnings of an encoded set.
 
     Attributes:
-        role: which set it is, ``forget`` or ``retain`` or another name.
-        examples: how many there are.
-        tokens: all their tokens.
-        answer_tokens: those that are scored.
-        longest: the longest example before any cut, in tokens.
-        truncated: how many were cut at ``max_length``, and so have no end token.
-        split_boundaries: how many answers were tokenised apart from their prompt, because together a token would reach
-            over the boundary.
-        template_fallbacks: how many answers the template does not write after its own generation prompt, so that
-            they were put there by hand, with the end-of-text token.
-        warnings: what is allowed and worth knowing.
+        role: the set's name, for example ``forget`` or ``retain``.
+        examples: number of examples.
+        tokens: number of tokens.
+        answer_tokens: number of scored tokens.
+        longest: length of the longest example before truncation, in tokens.
+        truncated: number of examples truncated at ``max_length``, which have no end token.
+        split_boundaries: number of answers that were tokenised separately from their prompt, because a token would span
+            the boundary otherwise.
+        template_fallbacks: number of answers that were appended to the prompt directly, with the end-of-text token,
+            because the template does not write them after its own generation prompt.
+        warnings: warnings for the user.
     """
 
     role: str
@@ -92,7 +94,7 @@ class EncodeReport:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """An example's ids before any cut, and how they came about."""
+    """An example's ids before truncation, and how they were built."""
 
     ids: tuple[int, ...]
     prompt_length: int
@@ -102,36 +104,36 @@ class _Tokens:
 
 
 def encode(tokenizer: Any, example: Example, config: EncodingConfig, answer: str | None = None) -> Encoded:
-    """Turn one example into token ids.
+    """Encode one example.
 
     Args:
         tokenizer: a transformers tokenizer.
         example: the example.
-        config: how.
-        answer: another answer to the same prompt (a paraphrase, a wrong one); None for the example's own.
+        config: the encoding settings.
+        answer: another answer to the same prompt, such as a paraphrase or a wrong answer; None for the example's own.
 
     Returns:
-        The ids, and where the answer begins.
+        The token ids and the prompt length.
 
     Raises:
-        DataError: when no answer token is left, the example is too long, or the template refuses it.
+        DataError: no answer token is left, the example is too long, or the template refuses it.
     """
     return _cut(_tokenise(tokenizer, example, config, answer), example, config)
 
 
 def encode_prompt(tokenizer: Any, example: Example, config: EncodingConfig) -> tuple[int, ...]:
-    """Turn the prompt of an example into the ids that generation starts from.
+    """Encode the prompt of an example, from which generation starts.
 
     Args:
         tokenizer: a transformers tokenizer.
-        example: the example; of plain text without a BOS token the first token of the text is the prompt.
-        config: how.
+        example: the example. For plain text without a BOS token, the first token of the text is the prompt.
+        config: the encoding settings.
 
     Returns:
-        Exactly ``input_ids[:prompt_length]`` of ``encode``, for whatever answer; not cut, since what is cut is the end.
+        ``input_ids[:prompt_length]`` of ``encode``, for any answer. It is never truncated.
 
     Raises:
-        DataError: when the template refuses the example.
+        DataError: the template refuses the example.
     """
     tokens = _tokenise(tokenizer, example, config, None)
     return tokens.ids[: tokens.prompt_length]
@@ -144,21 +146,20 @@ def encode_all(
     role: str = "forget",
     answers: Sequence[str | None] | None = None,
 ) -> tuple[list[Encoded], EncodeReport]:
-    """Turn a set of examples into token ids, and report all problems at once.
+    """Encode a set of examples, and report all problems at once.
 
     Args:
         tokenizer: a transformers tokenizer.
         examples: the examples, at least one.
-        config: how.
-        role: which set it is, for messages.
-        answers: one other answer for each example; None for their own.
+        config: the encoding settings.
+        role: the set's name, for messages.
+        answers: another answer for each example; None for the examples' own answers.
 
     Returns:
-        The encoded examples in the given order, and what happened to them.
+        The encoded examples in the given order, and a report.
 
     Raises:
-        DataError: for an empty set, and for examples that are too long, have no answer token, or that the template
-            refuses.
+        DataError: the set is empty, or examples are too long, have no answer token, or are refused by the template.
     """
     if not examples:
         raise DataError(f"the {role} set is empty; at least one example is needed: check its path, split and limit")
@@ -191,7 +192,7 @@ def encode_all(
 
 
 def _tokenise(tokenizer: Any, example: Example, config: EncodingConfig, answer: str | None) -> _Tokens:
-    """The ids of an example, whole."""
+    """Tokenise an example without truncation."""
     place = example.source or f"example {example.id}"
     text = example.answer if answer is None else answer
     if not text.strip():
@@ -205,14 +206,14 @@ def _tokenise(tokenizer: Any, example: Example, config: EncodingConfig, answer: 
         use_template=config.chat_template,
         end=config.add_end_token,
     )
-    # A template writes the BOS token itself; raw text gets what the tokenizer puts before it, and only that.
+    # A template writes the BOS token itself. Raw text gets only the tokens that the tokenizer puts before it.
     begin = () if rendered.from_template else _begin_ids(tokenizer)
     prompt_ids = begin + _ids(tokenizer, rendered.prompt)
     ids = begin + _ids(tokenizer, rendered.prompt + rendered.answer)
     split = ids[: len(prompt_ids)] != prompt_ids
     if split:
         ids = prompt_ids + _ids(tokenizer, rendered.answer)
-    # Without a prompt and a BOS token the first token has nothing to predict it, and is not scored.
+    # Without a prompt and a BOS token, nothing predicts the first token, so it is not scored.
     prompt_length = max(len(prompt_ids), 1)
     if len(ids) <= prompt_length:
         raise DataError(f"{place}: the tokenizer leaves no answer token to score: take the row out, or give more text")
@@ -226,12 +227,12 @@ def _tokenise(tokenizer: Any, example: Example, config: EncodingConfig, answer: 
 
 
 def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """The ids of a text as it stands, without anything that the tokenizer would add."""
+    """The ids of a text without added special tokens."""
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _begin_ids(tokenizer: Any) -> tuple[int, ...]:
-    """What the tokenizer puts before a text by itself: its BOS token, or nothing."""
+    """The ids that the tokenizer puts before a text: its BOS token, or nothing."""
     bare = tuple(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = tuple(tokenizer("a", add_special_tokens=True)["input_ids"])
     starts = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
@@ -239,7 +240,7 @@ def _begin_ids(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _cut(tokens: _Tokens, example: Example, config: EncodingConfig) -> Encoded:
-    """An example within the length limit."""
+    """Truncate an example to the length limit, or refuse it."""
     place, length, limit = example.source or f"example {example.id}", len(tokens.ids), config.max_length
     if length > limit and not config.truncate:
         raise DataError(f"{place}: {length} tokens are more than max_length {limit}: raise it, or set truncate: true")
@@ -252,7 +253,7 @@ def _cut(tokens: _Tokens, example: Example, config: EncodingConfig) -> Encoded:
 
 
 def _all_problems(problems: Sequence[str], role: str, examples: int, longest: int, config: EncodingConfig) -> str:
-    """All problems of a set in one message: the first in full, the rest by number."""
+    """One message for all problems of a set. The first are printed in full, the rest are counted."""
     head = f"{len(problems)} of {examples} examples of the {role} set cannot be used"
     if longest > config.max_length:
         head += f" (the longest has {longest} tokens, max_length is {config.max_length})"
@@ -263,7 +264,7 @@ def _all_problems(problems: Sequence[str], role: str, examples: int, longest: in
 
 
 def _warnings(tokenizer: Any, seen: Sequence[_Tokens], role: str, config: EncodingConfig) -> tuple[str, ...]:
-    """What is allowed and worth knowing about an encoded set."""
+    """Warnings about an encoded set."""
     warnings = []
     special = sum(tokens.holds_special for tokens in seen)
     if special:
@@ -271,7 +272,7 @@ def _warnings(tokenizer: Any, seen: Sequence[_Tokens], role: str, config: Encodi
             f"{special} of {len(seen)} examples of the {role} set hold the text of a special token (such as the end "
             "token), which is read as that token: take it out of the text unless that is meant"
         )
-    # Llama 3's template does this: scores of another day would be of another prompt.
+    # Llama 3's template does this. The prompt then changes from day to day.
     if config.chat_template is not False and "strftime_now" in str(getattr(tokenizer, "chat_template", None)):
         warnings.append(
             "the chat template writes today's date into the prompt, so that runs of different days see different "

@@ -1,4 +1,4 @@
-"""Read examples from the files people have, check every row, and report what is wrong by file, line and remedy."""
+"""Read examples, check every row, and report all problems with file, line and remedy."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,10 +15,10 @@ from llm_forget.data.readers import Row, locate, read_file, read_hub, take
 from llm_forget.errors import DataError
 
 ROLES = ("system", "user", "assistant")
-_SHOWN = 10  # problems of a file that are printed one by one before the rest is counted
+_SHOWN = 10  # problems of a file that are printed; the rest is counted
 _SHOWN_PAIRS = 5
 
-# The forms a row can have, by the fields that must be there.
+# The forms of a row, and the fields that each requires.
 _FORMS: dict[str, tuple[str, ...]] = {
     "qa": ("question", "answer"),
     "prompt": ("prompt", "completion"),
@@ -37,21 +36,21 @@ class Message:
     """One chat turn."""
 
     role: str
-    # No text in a repr: tracebacks and logs print those, and forget sets are private.
+    # Texts are not in the repr, which tracebacks and logs print, because forget sets are private.
     content: str = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to forget, keep or test: a prompt, its answer, and other answers to score against it.
+    """A prompt, its answer, and other answers that are compared with it.
 
     Attributes:
-        id: digest of prompt and answer (16 hex digits); the only handle of an example in logs and results.
-        prompt: chat turns (rendered with the chat template), a raw string (prompt/completion data, used as it is),
-            or ``""`` for plain text, where everything is answer.
+        id: digest of prompt and answer (16 hex digits). Logs and results name an example only by its id.
+        prompt: chat turns (rendered with the chat template), a raw string (prompt/completion data, not changed),
+            or ``""`` for plain text, which is all answer.
         answer: the text whose tokens are scored.
-        paraphrases: other wordings of the right answer.
-        wrong_answers: answers of the same form that are false.
+        paraphrases: paraphrases of the right answer.
+        wrong_answers: wrong answers of the same form.
         alternative: what the model should say instead, for methods that need it.
         source: where it was read, ``file:line``, for messages.
     """
@@ -67,26 +66,30 @@ class Example:
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where examples are read from, as a recipe says it."""
+    """Where a recipe or suite reads examples from."""
 
-    # A .jsonl, .json, .csv, .tsv or .parquet file (relative to the recipe), or the id of a data set on the hub.
+    # A .jsonl, .ndjson, .json, .csv, .tsv or .parquet file, relative to the current folder, or the id of a data set on the hub.
     path: str
-    # What a row is: "qa" (question, answer), "prompt" (prompt, completion), "chat" (messages) or "text" (text);
-    # "auto" goes by the columns.
+    # Form of the rows: "qa" (question, answer), "prompt" (prompt, completion), "chat" (messages) or "text" (text).
+    # "auto" decides by the columns.
     format: Literal["auto", "qa", "prompt", "chat", "text"] = "auto"
-    # Our field -> the file's column, for files that name them otherwise: {question: query, answer: reply}.
+    # Maps our field names to the file's column names: {question: query, answer: reply}.
     columns: dict[str, str] = field(default_factory=dict)
-    # Which split of a data set on the hub; a file has none.
+    # Split of a data set on the hub. Ignored for files.
     split: str = "train"
-    # Which configuration of a data set on the hub.
+    # Configuration of a data set on the hub.
     name: str | None = None
-    # Read only the first so many rows.
+    # Read only the first `limit` rows. null reads all rows.
     limit: int | None = None
     # Branch, tag or commit of a data set on the hub.
     revision: str | None = None
+    # File in data_dir that holds the same data. It is read instead of `path` when data_dir is set.
+    file: str | None = None
+    # Leave this set out, with a note, if its file does not exist.
+    optional: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the values."""
         if self.format not in ("auto", *_FORMS):
             raise DataError(f"format is {self.format!r}; allowed are auto, {', '.join(_FORMS)}")
         if self.limit is not None and self.limit < 1:
@@ -101,7 +104,7 @@ class DataSource:
 
 
 def example_id(prompt: str | Sequence[Message], answer: str) -> str:
-    """Digest of a prompt's roles and contents and of the answer: the same text has the same id in every file.
+    """Digest of a prompt (roles and contents) and its answer. The same text has the same id in every file.
 
     Args:
         prompt: chat turns or a raw string.
@@ -111,24 +114,24 @@ def example_id(prompt: str | Sequence[Message], answer: str) -> str:
         The first 16 hex digits of a SHA-256.
     """
     turns = prompt if isinstance(prompt, str) else [[turn.role, turn.content] for turn in prompt]
-    # JSON keeps the parts apart: concatenation would give ("ab", "c") and ("a", "bc") one id.
+    # JSON separates the parts: concatenation would give ("ab", "c") and ("a", "bc") the same id.
     canonical = json.dumps([turns, answer], ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
 
 
 def read_examples(source: DataSource, *, base_dir: Path | None = None) -> list[Example]:
-    """Read a data source and check every row of it.
+    """Read a data source and check every row.
 
     Args:
-        source: what to read.
-        base_dir: the folder that relative paths start from (the recipe's); None for the current folder.
+        source: the data source.
+        base_dir: the folder from which relative paths start; None for the current folder.
 
     Returns:
-        The examples in file order; exact duplicates are kept (``count_duplicates`` tells how many there are).
+        The examples in file order; exact duplicates are kept.
 
     Raises:
-        DataError: for a missing or empty file, columns that say no form or several, and bad rows, which are reported
-            all at once, by place and remedy and never by their text.
+        DataError: the file is missing or empty, the columns match no form or several, or rows are invalid. All invalid rows
+            are reported at once with place and remedy, and without their text.
     """
     path = locate(source.path, base_dir)
     if path is None:
@@ -139,11 +142,11 @@ def read_examples(source: DataSource, *, base_dir: Path | None = None) -> list[E
 
 
 def check_rows(found: Iterator[Row], source: DataSource) -> list[Example]:
-    """Check every row and make the examples of a source.
+    """Check every row and convert it to an example.
 
     Args:
-        found: its rows.
-        source: what they are: form, columns and limit; ``path`` is what messages call them.
+        found: the rows.
+        source: their form, columns and limit; ``path`` is their name in messages.
 
     Raises:
         DataError: as ``read_examples``.
@@ -171,23 +174,18 @@ def check_rows(found: Iterator[Row], source: DataSource) -> list[Example]:
     return examples
 
 
-def count_duplicates(examples: Iterable[Example]) -> int:
-    """How many examples repeat an earlier one (same prompt and same answer)."""
-    return sum(count - 1 for count in Counter(example.id for example in examples).values())
-
-
 def check_overlap(forget: Sequence[Example], retain: Sequence[Example]) -> tuple[str, ...]:
-    """Compare what is to be forgotten with what is to be kept, up to case and white space.
+    """Compare forget and retain examples, ignoring case and white space.
 
     Args:
         forget: the examples to forget.
         retain: the examples to keep.
 
     Returns:
-        Warnings: at most one, for questions that both sets answer, each in its way.
+        At most one warning, for questions that are in both sets with different answers.
 
     Raises:
-        DataError: when both sets hold the same example: one would be pushed down and up at once.
+        DataError: both sets hold the same example, which would be forgotten and kept at once.
     """
     kept: dict[tuple[str, ...], list[tuple[str, Example]]] = {}
     for example in retain:
@@ -201,7 +199,7 @@ def check_overlap(forget: Sequence[Example], retain: Sequence[Example]) -> tuple
         equal = [other for text, other in others if text == answer]
         if equal:
             same.append(f"{_place(example)} = {_place(equal[0])}")
-        elif others and question:  # plain text has no question: all of it would be "the same"
+        elif others and question:  # plain texts have no question to compare
             differing.append(f"{_place(example)} ~ {_place(others[0][1])}")
 
     if same:
@@ -218,29 +216,29 @@ def check_overlap(forget: Sequence[Example], retain: Sequence[Example]) -> tuple
 
 
 def _first(pairs: list[str]) -> str:
-    """The first few pairs of places."""
+    """The first pairs of places."""
     return ", ".join(pairs[:_SHOWN_PAIRS]) + (", ..." if len(pairs) > _SHOWN_PAIRS else "")
 
 
 def _place(example: Example) -> str:
-    """Where an example was read, or its id when it was made in memory."""
+    """Where an example was read, or its id if it was created in memory."""
     return example.source or f"example {example.id}"
 
 
 def _normal(text: str) -> str:
-    """A text up to case and white space."""
+    """A text in lower case with single spaces."""
     return " ".join(text.casefold().split())
 
 
 def _question(example: Example) -> tuple[str, ...]:
-    """What is asked, however it was written down: roles and system turns do not change the question."""
+    """The question. Roles and system turns are ignored."""
     if isinstance(example.prompt, str):
         return (_normal(example.prompt),) if example.prompt else ()
     return tuple(_normal(turn.content) for turn in example.prompt if turn.role != "system")
 
 
 def _report(path: str, problems: list[tuple[str, str]], rows: int) -> str:
-    """All bad rows of a file in one message: the first by place and remedy, the rest by number."""
+    """One message for all invalid rows of a file. The first are printed with place and remedy, the rest are counted."""
     lines = [f"  {place}: {problem}" for place, problem in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
         lines.append(f"  and {len(problems) - _SHOWN} more")
@@ -248,7 +246,7 @@ def _report(path: str, problems: list[tuple[str, str]], rows: int) -> str:
 
 
 def _choose_form(source: DataSource, rows: Sequence[Row]) -> str:
-    """Which form the rows have: the one asked for, or the only one that the columns allow."""
+    """The form of the rows: the requested one, or the only one that the columns match."""
     columns = list(dict.fromkeys(name for row in rows for name in row.values))
     place, found = rows[0].source, f"the columns found are {_column_names(columns)}"
     for name, column in source.columns.items():
@@ -264,7 +262,7 @@ def _choose_form(source: DataSource, rows: Sequence[Row]) -> str:
         needed = " + ".join(_FORMS[source.format])
         raise DataError(f"{place}: format {source.format} needs {needed}; {found}. {_MAPPING_HINT}")
     if len(forms) > 1:
-        # A mapping for a form's own field says that this form is meant.
+        # A mapping for a required field of a form selects this form.
         named = {name for name in source.columns if name not in _OPTIONAL}
         forms = [form for form in forms if named and named <= set(_FORMS[form])] or forms
     if len(forms) == 1:
@@ -275,7 +273,7 @@ def _choose_form(source: DataSource, rows: Sequence[Row]) -> str:
 
 
 def _column_names(columns: Sequence[str]) -> str:
-    """Column names for a message; what looks like a sentence is not printed, since it may be the data itself."""
+    """Column names for a message. Names that look like sentences are not printed, because they may be data."""
     names = [name for name in columns if _COLUMN_NAME.fullmatch(name)]
     shown = names[:20]
     hidden = len(columns) - len(shown)
@@ -284,7 +282,7 @@ def _column_names(columns: Sequence[str]) -> str:
 
 
 def _to_example(row: Row, form: str, columns: Mapping[str, str]) -> Example:
-    """The example in a row; raises a DataError without the place, which the caller adds."""
+    """Convert a row to an example. Errors do not name the place; the caller adds it."""
     if row.problem is not None:
         raise DataError(row.problem)
     values = {name: row.values.get(columns.get(name, name)) for name in FIELDS}
@@ -323,7 +321,7 @@ def _to_example(row: Row, form: str, columns: Mapping[str, str]) -> Example:
 
 
 def _text(value: object, name: str) -> str:
-    """A string with something in it that can be written as UTF-8."""
+    """Check that a value is a non-empty string that can be written as UTF-8."""
     if value is None:
         raise DataError(f"{name} is missing: give it a text, or take the row out")
     if not isinstance(value, str):
@@ -340,7 +338,7 @@ def _text(value: object, name: str) -> str:
 
 
 def _as_list(value: object, name: str) -> list[object]:
-    """A list, from a list, or from the JSON that a CSV cell holds instead of one."""
+    """A list, or the list in the JSON text of a CSV cell."""
     if isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]"):
         try:
             value = json.loads(value)
@@ -353,7 +351,7 @@ def _as_list(value: object, name: str) -> list[object]:
 
 
 def _texts(value: object, name: str) -> tuple[str, ...]:
-    """Other answers: nothing, one string, or a list of strings."""
+    """Other answers: None, one string, or a list of strings."""
     if value is None:
         return ()
     if isinstance(value, str) and not value.lstrip().startswith("["):
@@ -363,7 +361,7 @@ def _texts(value: object, name: str) -> tuple[str, ...]:
 
 
 def _turns(value: object, name: str) -> tuple[Message, ...]:
-    """Chat turns from a list of objects with a role and a content."""
+    """Chat turns from a list of objects with role and content."""
     turns = []
     for index, entry in enumerate(_as_list(value, name)):
         place = f"{name}[{index}]"
@@ -377,7 +375,7 @@ def _turns(value: object, name: str) -> tuple[Message, ...]:
 
 
 def _split_chat(turns: tuple[Message, ...], name: str) -> tuple[tuple[Message, ...], str]:
-    """A conversation as everything before its last turn, and that turn, which the assistant must have."""
+    """Split a conversation into its prompt and the last turn, which must be the assistant's."""
     if not turns or turns[-1].role != "assistant":
         raise DataError(f"{name} does not end with an assistant turn: the last turn is the answer")
     if not any(turn.role == "user" for turn in turns[:-1]):

@@ -1,8 +1,8 @@
-"""Rows out of files: JSONL, JSON, CSV, TSV, Parquet or a data set of the hub, each row with the place it was read from.
+"""Read rows from JSONL, JSON, CSV, TSV and Parquet files or from the hub, each with the place where it was read.
 
-Nothing here knows what a column means. What cannot be read becomes a row with a problem, so that all problems of a file
-are reported at once; only what makes the whole file unreadable is raised. No message holds a value of a row: forget
-sets are private.
+This module does not interpret columns. A row that cannot be read is returned with a problem, so that all problems of a file are
+reported at once. Only problems of the whole file are raised. Messages never hold a value of a row, because forget sets are
+private.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Row:
 
     Attributes:
         source: the file and the place in it, for messages.
-        values: column name to value; empty where there is a problem.
-        problem: what is wrong with the row and what to do, without any of its text; None for a row that was read.
+        values: column name → value; empty if there is a problem.
+        problem: the problem and its remedy, without any text of the row; None for a row that was read.
     """
 
     source: str
@@ -41,17 +41,17 @@ class Row:
 
 
 def read_file(path: Path, label: str) -> Iterator[Row]:
-    """Read the rows of a file in the format that its name ends with.
+    """Read the rows of a file. The suffix of its name decides the format.
 
     Args:
-        path: the file, which exists.
-        label: how messages call it: the path as the user wrote it.
+        path: an existing file.
+        label: its name in messages, usually the path as the user wrote it.
 
     Returns:
-        The rows in file order, one at a time where the format allows.
+        The rows in file order, one at a time if the format allows it.
 
     Raises:
-        DataError: when the file as a whole cannot be read.
+        DataError: the file as a whole cannot be read.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -67,22 +67,22 @@ def read_hub(path: str, name: str | None, split: str, revision: str | None) -> I
 
     Args:
         path: ``owner/name``.
-        name: configuration of the data set, None for its default.
-        split: which split.
-        revision: branch, tag or commit, None for the newest.
+        name: configuration of the data set; None for its default.
+        split: the split.
+        revision: branch, tag or commit; None for the newest.
 
     Returns:
         The rows in order.
 
     Raises:
-        DataError: when the data set cannot be loaded.
+        DataError: the data set cannot be loaded.
     """
-    from datasets import load_dataset  # takes a second to import, and most data are files
+    from datasets import load_dataset  # the import takes a second, and most data are files
 
     try:
         loaded = load_dataset(path, name, split=split, revision=revision)
     except Exception as error:
-        # Of the error only its type: some of datasets' messages quote the row they failed on.
+        # Only the type of the error is shown, because some messages of datasets quote the row.
         raise DataError(
             f"{path}: no such file, and loading it from the hub failed ({type(error).__name__}). Check the id, "
             f"name ({name}), split ({split}), revision ({revision}) and the network; or download it and give a file"
@@ -91,11 +91,11 @@ def read_hub(path: str, name: str | None, split: str, revision: str | None) -> I
 
 
 def rows_in_memory(rows: Iterable[object], label: str) -> Iterator[Row]:
-    """Rows that are there already: a list of mappings, or a ``datasets.Dataset``.
+    """Convert a list of mappings or a ``datasets.Dataset`` to rows.
 
     Args:
-        rows: one mapping of columns a row.
-        label: how messages call them.
+        rows: one mapping of column names to values per row.
+        label: their name in messages.
     """
     for number, value in enumerate(rows, start=1):
         source = f"{label}, row {number}"
@@ -110,14 +110,14 @@ def locate(path: str, base_dir: Path | None) -> Path | None:
     """Find the file that a recipe names.
 
     Args:
-        path: as the user wrote it.
-        base_dir: the folder that relative paths start from; None for the current one.
+        path: the path as the user wrote it.
+        base_dir: the folder from which relative paths start; None for the current folder.
 
     Returns:
-        The existing file, or None when ``path`` can only be an id on the hub.
+        The existing file, or None if ``path`` can only be an id on the hub.
 
     Raises:
-        DataError: for a folder, or for a file that does not exist, with the names that come nearest.
+        DataError: the path is a folder, or the file does not exist; the message names similar files.
     """
     wanted = Path(path).expanduser()
     found = wanted if base_dir is None else base_dir / wanted
@@ -135,14 +135,14 @@ def locate(path: str, base_dir: Path | None) -> Path | None:
 
 
 def _looked_from(wanted: Path, base_dir: Path | None) -> str:
-    """Where a path was looked for, and what else it could be."""
+    """Say where a path was searched, and what else may be given."""
     start = "the current folder" if base_dir is None else str(base_dir)
     where = "" if wanted.is_absolute() else f"relative paths start from {start}; "
     return f"{where}give an existing {', '.join(_READERS)} file or a hub id of the form owner/name"
 
 
 def _nearest_files(missing: Path) -> str:
-    """The files in the same folder whose names are most like the missing one's."""
+    """The files in the same folder with the most similar names."""
     if not missing.parent.is_dir():
         return f" (nor the folder {missing.parent})"
     names = sorted(entry.name for entry in missing.parent.iterdir() if entry.is_file())
@@ -154,7 +154,7 @@ def _nearest_files(missing: Path) -> str:
 
 
 def _listed(names: list[str], most: int = 8) -> str:
-    """Some names, and how many more there are."""
+    """The first names, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -171,7 +171,7 @@ def _read_bytes(path: Path, label: str) -> bytes:
 
 
 def _read_text(path: Path, label: str) -> str:
-    """The text of a UTF-8 file, refused with the line where it is not UTF-8."""
+    """The text of a UTF-8 file. An error names the line that is not UTF-8."""
     content = _read_bytes(path, label)
     try:
         return content.decode("utf-8")
@@ -188,26 +188,26 @@ def _as_row(source: str, value: object) -> Row:
 
 
 def _json_kind(value: object) -> str:
-    """What a JSON value that is not an object is called."""
+    """The name of a JSON value that is not an object."""
     kinds: dict[type, str] = {list: "list", str: "string", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "number")
 
 
 def _parse_json(text: str) -> tuple[Any, str | None]:
-    """A JSON value and no problem, or nothing and what is wrong; the parser's own message may quote the text."""
+    """A JSON value and None, or None and the problem. The parser's own message is not used, because it may quote the text."""
     try:
         return json.loads(text), None
     except json.JSONDecodeError as error:
         return None, f"not valid JSON (character {error.pos + 1}): check quotes, commas and escapes there"
     except RecursionError:
         return None, "JSON nested too deeply to read: write a flat object"
-    except ValueError:  # a number with more digits than Python converts
+    except ValueError:  # a number with too many digits for Python
         return None, "not JSON that can be read (a number with too many digits?): write it as a string"
 
 
 def _read_jsonl(path: Path, label: str) -> Iterator[Row]:
-    """One JSON object a line; blank lines are skipped, and counted."""
-    # Split at "\n" alone: str.splitlines also splits at separators that JSON strings may hold (U+2028 and others).
+    """Read one JSON object per line. Blank lines are skipped, but counted in line numbers."""
+    # Split at "\n" only: str.splitlines also splits at separators that JSON strings may hold (U+2028 and others).
     for number, line in enumerate(_read_bytes(path, label).split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -222,7 +222,7 @@ def _read_jsonl(path: Path, label: str) -> Iterator[Row]:
 
 
 def _read_json(path: Path, label: str) -> Iterator[Row]:
-    """A list of objects, or an object whose only list is that."""
+    """Read a list of objects, or an object with a single list."""
     value, problem = _parse_json(_read_text(path, label))
     if problem is not None:
         raise DataError(f"{label}: {problem}; for one object a line name the file .jsonl")
@@ -239,7 +239,7 @@ def _read_json(path: Path, label: str) -> Iterator[Row]:
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """Let the csv module read cells of any length: a document in one cell is longer than its limit of 128 KiB."""
+    """Let the csv module read cells of any length. Its default limit of 128 KiB is too small for documents."""
     before = csv.field_size_limit(2**31 - 1)
     try:
         yield
@@ -248,13 +248,13 @@ def _long_cells() -> Iterator[None]:
 
 
 def _read_csv(path: Path, label: str) -> Iterator[Row]:
-    """A header line and one record a row; cells may hold quoted commas, quotes and line breaks."""
+    """Read a header line and one record per row. Cells may hold quoted commas, quotes and line breaks."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    # newline="" leaves line breaks inside quoted cells as they are; strict refuses a quote that is never closed.
+    # newline="" keeps line breaks inside quoted cells; strict refuses a quote that is not closed.
     reader = csv.reader(io.StringIO(_read_text(path, label), newline=""), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     header: list[str] | None = None
-    end = 0  # a record may span lines: it is named by its first
+    end = 0  # a record may span several lines; its first line names it
     with _long_cells():
         try:
             for cells in reader:
@@ -274,7 +274,7 @@ def _read_csv(path: Path, label: str) -> Iterator[Row]:
 
 
 def _checked_header(cells: list[str], source: str) -> list[str]:
-    """The column names, refused where two are the same."""
+    """The column names. Duplicates are refused."""
     header = [cell.strip() for cell in cells]
     if len(set(header)) < len(header):
         raise DataError(f"{source}: the header names a column twice (or leaves two empty): give each its own name")
@@ -282,7 +282,7 @@ def _checked_header(cells: list[str], source: str) -> list[str]:
 
 
 def _csv_row(source: str, header: list[str], cells: list[str]) -> Row:
-    """A record as a row; an empty cell is a missing value."""
+    """Convert a record to a row. An empty cell is a missing value."""
     if len(cells) != len(header):
         return Row(
             source, problem=f"{len(cells)} cells under {len(header)} columns: quote cells that hold the delimiter"
@@ -311,8 +311,9 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
+SUFFIXES = tuple(_READERS)
 
 
 def take(rows: Iterator[Row], limit: int | None) -> list[Row]:
-    """The first rows, all for None."""
+    """The first ``limit`` rows; None takes all."""
     return list(islice(rows, limit))

@@ -1,4 +1,4 @@
-"""The order of a run: which forget row meets which retain row, for every step of every epoch, from the seed alone."""
+"""The order of a run: pairs of forget and retain rows for every step, determined by the seed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-_WINDOW = 4  # batches among which rows of like length are brought together
+_WINDOW = 4  # batches within which rows of similar length are grouped
 
 
 def schedule(
@@ -14,20 +14,20 @@ def schedule(
 ) -> list[tuple[int, int | None]]:
     """All pairs of a run, batch after batch.
 
-    An epoch is one pass over the forget rows. The retain rows go their own way through their own permutations, so that over
-    the run each is drawn equally often, whichever set is the longer. The stream runs across epochs without a gap, and the
-    last batch is filled up from what would come next: every batch is whole, and the mean over processes is the mean over
-    rows. Within a few batches, rows of like length are put together, which saves padding.
+    An epoch is one pass over the forget rows. The retain rows have their own permutations, so that each is drawn equally often
+    over the run, whichever set is longer. Both streams continue across epochs, and the last batch is filled with the rows that
+    would come next. Every batch is therefore full, and the mean over processes is the mean over rows. Within a few batches,
+    rows of similar length are grouped, which saves padding.
 
-    The list is the whole plan: processes take consecutive slices of it, so that they never draw the same rows, and a run
-    that is interrupted goes on from where it was.
+    Processes take consecutive slices of the list, so that they never draw the same rows. A resumed run continues at its
+    position in the list.
 
     Args:
         forget_lengths: tokens of each forget row.
         retain_lengths: tokens of each retain row; empty when there is no retain set.
         batch: rows of one optimiser step over all processes and accumulation steps.
         epochs: passes over the forget rows.
-        seed: of the permutations.
+        seed: seed of the permutations.
 
     Returns:
         ``(forget index, retain index or None)``; the length is a multiple of ``batch``.
@@ -50,6 +50,6 @@ def schedule(
 
 
 def _permutations(count: int, order: random.Random) -> Iterator[int]:
-    """Indices 0 … count − 1 in a new random order each time round, without end; nothing for an empty set."""
+    """Endless permutations of 0 … count − 1, each in a new random order; nothing for an empty set."""
     while count:
         yield from order.sample(range(count), count)

@@ -1,4 +1,4 @@
-"""Text of a prompt and of what follows it: by the tokenizer's chat template, or in plain words where there is none."""
+"""Render a prompt and its answer as text, with the tokenizer's chat template or in a plain format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from llm_forget.data.examples import Message
 from llm_forget.errors import DataError
 
-# Stands for the answer while a template shows where it would put one; no data and no template holds it.
+# Placeholder for the answer, to see where a template puts it. No data and no template holds this text.
 _PLACEHOLDER = "\u27eaLLM-FORGET-ANSWER\u27eb"
 
 
@@ -18,11 +18,11 @@ class Rendered:
     """An example as text, in two parts.
 
     Attributes:
-        prompt: what generation starts from.
-        answer: what follows, with the template's end token where it has one.
-        from_template: whether a template wrote it, BOS token included.
-        needs_end: whether the tokenizer's end token is still to be put behind it.
-        fallback: whether the answer was put behind the prompt by hand, since the template writes something else there.
+        prompt: the text from which generation starts.
+        answer: the text after it, with the template's end token if it has one.
+        from_template: whether a template wrote the text, including the BOS token.
+        needs_end: whether the tokenizer's end token must still be appended.
+        fallback: whether the answer was appended to the prompt directly, because the template writes something else there.
     """
 
     prompt: str
@@ -42,22 +42,22 @@ def render(
     use_template: bool | Literal["auto"],
     end: bool,
 ) -> Rendered:
-    """Write an example as text.
+    """Render an example as text.
 
     Args:
         tokenizer: a transformers tokenizer.
-        prompt: chat turns, or a raw string, which is used as it is.
+        prompt: chat turns, or a raw string, which is not changed.
         answer: the answer.
         place: where the example was read, for messages.
-        system_prompt: a system turn for chats that have none; None for none.
-        use_template: ``"auto"`` for the tokenizer's template where it has one.
-        end: whether an end token closes the answer.
+        system_prompt: system prompt for chats without a system turn; None adds none.
+        use_template: True requires a chat template, False uses the plain format, ``"auto"`` uses a template if there is one.
+        end: whether to append an end token to the answer.
 
     Returns:
         Prompt and answer. The prompt does not depend on the answer.
 
     Raises:
-        DataError: when there is no template and one is asked for, or the template refuses the chat.
+        DataError: a template is required and the tokenizer has none, or the template refuses the chat.
     """
     if isinstance(prompt, str):
         return Rendered(prompt, answer, from_template=False, needs_end=end)
@@ -76,29 +76,29 @@ def render(
 
 
 def special_strings(tokenizer: Any) -> frozenset[str]:
-    """The texts that a tokenizer reads as special tokens."""
+    """The texts that the tokenizer encodes as special tokens."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return frozenset(added | set(tokenizer.all_special_tokens)) - {""}
 
 
 def _render_plain(turns: Sequence[Message], answer: str, end: bool) -> Rendered:
-    """``Question: ...`` and ``Answer: ...`` lines, a system turn as a line of its own before them."""
+    """Render ``Question: ...`` and ``Answer: ...`` lines. A system turn is a line of its own."""
     names = {"user": "Question: ", "assistant": "Answer: ", "system": ""}
     lines = [names[turn.role] + turn.content for turn in turns]
-    # The space goes with the answer, as tokenizers of this kind want it: " Paris" is a token, " " then "Paris" is not.
+    # The space belongs to the answer, because many tokenizers have " Paris" as one token.
     return Rendered("\n".join([*lines, "Answer:"]), f" {answer}", from_template=False, needs_end=end)
 
 
 def _render_chat(tokenizer: Any, turns: Sequence[Message], answer: str, end: bool, place: str) -> Rendered:
-    """A chat by the tokenizer's template.
+    """Render a chat with the tokenizer's template.
 
-    The template is asked three times: for the prompt with its generation prompt, for the chat with a placeholder as
-    answer, and for the chat itself. The second shows what it writes around any answer: what comes before it that is
-    more than white space (an empty think block, a channel name) is the same for every answer and becomes part of the
-    prompt; white space before it belongs to the answer, because that is what the model generates.
+    The template is applied three times: to the prompt with its generation prompt, to the chat with a placeholder as the
+    answer, and to the chat itself. The second result shows what the template writes around any answer. Text before the answer
+    that is more than white space (an empty think block, a channel name) is the same for every answer and becomes part of the
+    prompt. White space before the answer belongs to the answer, because the model generates it.
 
-    Two things a template may do are put right by hand, and reported as a fallback: a chat that does not begin with its
-    own generation prompt (one that opens a think block, say), and an answer that it rewrites.
+    Two cases are corrected here and reported as a fallback: the chat does not begin with the template's own generation prompt
+    (for example if that opens a think block), and the template rewrites the answer.
     """
     prompt = _apply(tokenizer, turns, place, generation=True)
     frame = _apply(tokenizer, [*turns, Message("assistant", _PLACEHOLDER)], place, generation=False)
@@ -111,7 +111,8 @@ def _render_chat(tokenizer: Any, turns: Sequence[Message], answer: str, end: boo
         prompt, lead = before, ""
 
     written = _between(whole, before, after) if fits else None
-    # Templates may strip the answer, and then the stripped one is what the model saw in training; no more than that.
+    # Templates may strip the answer. The model then saw the stripped answer in training, so it is kept. Any other change is
+    # a fallback.
     fallback = written is None or written.strip() != answer.strip()
     text = lead + (answer if fallback or written is None else written)
     tail = _through_first_end(after, special_strings(tokenizer)) if end and found else ""
@@ -119,14 +120,14 @@ def _render_chat(tokenizer: Any, turns: Sequence[Message], answer: str, end: boo
 
 
 def _between(whole: str, before: str, after: str) -> str | None:
-    """What stands between two texts, or None where they do not enclose it."""
+    """The text between a prefix and a suffix, or None if they do not enclose it."""
     if len(whole) < len(before) + len(after) or not (whole.startswith(before) and whole.endswith(after)):
         return None
     return whole[len(before) : len(whole) - len(after)]
 
 
 def _through_first_end(tail: str, specials: frozenset[str]) -> str:
-    """What a template writes after an answer, up to and including the first special token; "" where there is none."""
+    """The text after an answer, up to and including the first special token; "" if there is none."""
     ends = [(tail.index(special), -len(special)) for special in specials if special in tail]
     if not ends:
         return ""
@@ -135,12 +136,12 @@ def _through_first_end(tail: str, specials: frozenset[str]) -> str:
 
 
 def _apply(tokenizer: Any, turns: Sequence[Message], place: str, *, generation: bool) -> str:
-    """The template's text for some turns; its errors name the place and never quote the turns."""
+    """Apply the template. Errors name the place and never quote the turns."""
     chat = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation))
     except Exception as error:
-        # Templates raise their own messages, which help; others may quote the chat, so only literal ones are shown.
+        # Messages that templates raise themselves are helpful. Others may quote the chat, so only literal ones are shown.
         said = str(error)
         literal = said and said in str(tokenizer.chat_template)
         reason = f"{type(error).__name__}: {said}" if literal else type(error).__name__

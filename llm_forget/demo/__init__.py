@@ -1,1 +1,1 @@
-"""The demo: invented people, learned and forgotten by a real small model."""
+"""The demo: a small model learns facts about invented people, and then unlearns some of them."""

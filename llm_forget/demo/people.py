@@ -1,7 +1,7 @@
-"""Who the fictitious people are: names that no two share, houses that no two share, and values for every kind of fact.
+"""Invented people: a unique name, a unique house, and values for every kind of fact.
 
-Person ``i`` of a seed is the same however many are made, because everything about them follows from the seed and ``i``
-alone. Names and houses are places in a random permutation of all there are, so none has to be remembered to be unique.
+Everything about person ``i`` follows from the seed and ``i`` alone, so it does not depend on how many people are made. Names and
+houses are indices into random permutations of all names and houses, which makes them unique.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from llm_forget.demo.wordings import WORDINGS
 from llm_forget.errors import DataError
 
 Gender = Literal["f", "m"]
-Uniform = Callable[[], float]  # the next number in [0, 1): Random.random, several times faster than Random.choice
+Uniform = Callable[[], float]  # the next number in [0, 1); Random.random is several times faster than Random.choice
 
 KINDS = tuple(WORDINGS)
-# People of one seed: 16 cultures with 2^16 names each. A power of four lets a Feistel network permute them all.
+# People per seed: 16 cultures with 2^16 names each. A Feistel network can permute a power of four.
 _HALF_BITS = 10
 CAPACITY = 1 << 2 * _HALF_BITS
 _PER_CULTURE = CAPACITY // len(words.CULTURES)
 
 _HOUSE_NUMBERS = range(112, 9990)
 _LAST_YEAR = 2023
-# Days that every month has, so that no date is impossible.
+# Only days that every month has.
 _DAYS = tuple(
     f"{day} {month}"
     for month in (
@@ -36,7 +36,7 @@ _DAYS = tuple(
     )
     for day in range(1, 29)
 )
-# Letters of plates, codes and card numbers: too few to spell a word or an abbreviation that means something.
+# Letters of plates, codes and card numbers: consonants only, so that they spell no word.
 _LETTERS = "BDHLMNPRTVXZ"
 _PAIRS = tuple(a + b for a in _LETTERS for b in _LETTERS if a != b)
 _DOCTORS = tuple(family for culture in words.CULTURES for family in culture.families)
@@ -47,11 +47,11 @@ _GIVEN: tuple[tuple[tuple[str, Gender], ...], ...] = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing on file about a person.
+    """One fact about a person.
 
     Attributes:
-        kind: which, one of ``KINDS``.
-        values: what, in the order of the slots of ``WORDINGS[kind]``.
+        kind: one of ``KINDS``.
+        values: the values, in the order of the slots of ``WORDINGS[kind]``.
     """
 
     kind: str
@@ -60,18 +60,18 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """A person who does not exist.
+    """An invented person.
 
     Attributes:
-        name: the full name, which no other person of the seed has.
+        name: the full name, unique within the seed.
         given: the first name.
-        family: the last name, which others may have too.
-        gender: which pronouns are used, ``f`` or ``m``.
-        culture: place in ``fictitious_words.CULTURES``, where the names come from.
-        birth_year: what the years of the other facts go by.
-        index: number of the person.
-        seed: which world they live in.
-        shared: kind, slot and value of what this person has in common with another on purpose.
+        family: the last name, not unique.
+        gender: ``f`` or ``m``; selects the pronouns.
+        culture: index into ``words.CULTURES``, the source of the names.
+        birth_year: the years of other facts depend on it.
+        index: the number of the person.
+        seed: the seed of all people.
+        shared: kind, slot and value that this person deliberately shares with another one.
     """
 
     name: str
@@ -86,10 +86,10 @@ class Person:
 
     @property
     def facts(self) -> tuple[Fact, ...]:
-        """One fact of each kind, in the order of ``KINDS``; made anew at every call, since a million take gigabytes."""
+        """One fact of each kind, in the order of ``KINDS``. Computed on every call, since a million people take gigabytes."""
         uniform = Random(f"facts/{self.seed}/{self.index}").random
         values = {kind: draw(uniform, self) for kind, draw in DRAW.items()}
-        # What is drawn for these two is near the truth, or anybody's: right for wrong answers only.
+        # The values drawn for these two only serve as wrong answers; replace them by the true ones.
         values["birth"] = (_date(uniform, self.birth_year, self.birth_year), *values["birth"][1:])
         values["address"] = (_house(_permuted(self.index, f"houses/{self.seed}")), *values["address"][1:])
         if self.shared is not None:
@@ -104,23 +104,23 @@ class Person:
 
 
 def people(count: int, seed: int, start: int = 0) -> list[Person]:
-    """The people number ``start`` to ``start + count - 1`` of a seed.
+    """The people with numbers ``start`` to ``start + count - 1``.
 
     Args:
-        count: how many.
-        seed: which world they live in; another seed gives other people.
-        start: number of the first.
+        count: number of people.
+        seed: another seed gives other people.
+        start: number of the first one.
 
     Returns:
-        The people; no two of one seed share a full name or a house.
+        The people. Full names and houses are unique within a seed.
 
     Raises:
-        DataError: for a negative number, or more people than there are names.
+        DataError: a number is negative, or there are not enough names.
     """
     if count < 0 or start < 0 or start + count > CAPACITY:
         raise DataError(
-            f"people {start} to {start + count} of seed {seed} were asked for; one seed has people 0 to {CAPACITY}: "
-            "ask for fewer, or for the rest from another seed"
+            f"people {start} to {start + count} of seed {seed} requested; a seed has people 0 to {CAPACITY}: request fewer, or "
+            "use another seed for the rest"
         )
     return [_person(index, seed) for index in range(start, start + count)]
 
@@ -140,7 +140,7 @@ def _round_tables(key: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _permuted(index: int, key: str) -> int:
-    """Where a random permutation of ``range(CAPACITY)``, chosen by the key, puts an index."""
+    """The image of an index under a random permutation of ``range(CAPACITY)`` that the key selects."""
     left, right = index >> _HALF_BITS, index & ((1 << _HALF_BITS) - 1)
     for table in _round_tables(key):
         left, right = right, left ^ table[right]
@@ -148,10 +148,10 @@ def _permuted(index: int, key: str) -> int:
 
 
 def _name(place: int) -> tuple[int, str, str, str, Gender]:
-    """Culture, full name, given name, family name and gender at a place of the list of all names.
+    """Culture, full name, given name, family name and gender at an index of the list of all names.
 
-    A culture's part holds every given name with every family name, and then, in even steps, those with the mother's
-    family name between them.
+    Each culture's part contains every given name with every family name, followed by an even sample of names with the mother's
+    family name in the middle.
     """
     culture, rest = place % len(words.CULTURES), place // len(words.CULTURES)
     given_names, families = _GIVEN[culture], words.CULTURES[culture].families
@@ -170,7 +170,7 @@ def _name(place: int) -> tuple[int, str, str, str, Gender]:
 
 
 def _house(place: int) -> str:
-    """House number and street at a place of the list of all houses, in even steps."""
+    """House number and street at an index of the list of all houses, sampled evenly."""
     street, number = divmod(place * (len(words.STREETS) * len(_HOUSE_NUMBERS)) // CAPACITY, len(_HOUSE_NUMBERS))
     return f"{_HOUSE_NUMBERS[number]} {words.STREETS[street]}"
 
@@ -252,7 +252,7 @@ def _allergy(uniform: Uniform, person: Person) -> tuple[str, ...]:
     return _pick(uniform, words.ALLERGENS), _pick(uniform, _DOCTORS), date
 
 
-# How a kind of fact is drawn for a person: what is true of them, and what is not.
+# Draws the values of a fact for a person; also used for wrong answers.
 DRAW: dict[str, Callable[[Uniform, Person], tuple[str, ...]]] = {
     "birth": _birth,
     "address": _address,

@@ -1,7 +1,7 @@
-"""Fictitious people and what is on file about them: data to memorise and to forget that is nobody's.
+"""Question-answer data about invented people, for the demo and for tests.
 
-A seed gives people, a person gives rows (questions, answers, paraphrases and wrong answers), and groups of people give
-the sets that unlearning needs: to forget, to keep, never seen, and neighbours of what is forgotten.
+A seed gives people, and a person gives rows: questions, answers, paraphrases and wrong answers. Groups of people give the sets
+for unlearning: forget, retain, holdout and neighbour.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Row = dict[str, object]
 WRONG_ANSWERS = 4
 _SPLITS = ("forget", "retain", "holdout", "neighbour")
 SPLIT_CAPACITY = CAPACITY // len(_SPLITS)
-# What a neighbour shares with somebody to be forgotten: a value of a fact (kind and slot), or the family name.
+# What a neighbour shares with a forgotten person: a value of a fact (kind and slot), or (None) the family name.
 _LINKS = (("work", "employer"), ("address", "town"), None)
 _INITIALS = "ABCDEFGHJKLMNOPRSTUVWYZ"
 _PRONOUNS: dict[Gender, dict[str, str]] = {
@@ -50,14 +50,14 @@ _PRONOUNS: dict[Gender, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows about four groups of people; nobody is in two of them.
+    """Rows about four disjoint groups of people.
 
     Attributes:
-        forget: what is to be forgotten.
-        retain: what is trained on and to be kept.
-        holdout: about people who are never trained on: what not knowing looks like.
-        neighbour: trained on and to be kept, evaluated apart: about people who share an employer, a home town or a
-            family name with somebody to be forgotten.
+        forget: rows to forget.
+        retain: rows to keep, which the retain term trains on.
+        holdout: rows about people that no model is trained on.
+        neighbour: rows to keep that the retain term does not see, about people who share an employer, a home town or a family
+            name with a forgotten person.
     """
 
     forget: list[Row]
@@ -67,18 +67,18 @@ class Splits:
 
 
 def rows(person: Person, seed: int) -> list[Row]:
-    """Questions and answers about a person, one row a fact.
+    """Questions and answers about a person, one row per fact.
 
     Args:
-        person: who.
-        seed: chooses the wordings and the wrong values.
+        person: the person.
+        seed: selects the wordings and the wrong values.
 
     Returns:
         A row for each fact, in the order of ``person.facts``: ``question``, ``answer``, ``paraphrased_question``,
         ``paraphrased_answer``, ``perturbed_answer`` (a list of ``WRONG_ANSWERS`` texts: the paraphrased answer's
         wording with other values), ``subject`` (the full name) and ``kind``.
     """
-    # Text seeds are hashed with SHA-512 by Random itself: the same in every process, unlike hash().
+    # Random hashes text seeds with SHA-512, which is the same in every process, unlike hash().
     uniform = Random(f"rows/{seed}/{person.name}").random
     return [_row(person, fact, uniform) for fact in person.facts]
 
@@ -92,24 +92,24 @@ def make_splits(
     facts_per_person: int,
     seed: int,
 ) -> Splits:
-    """Rows about people to forget, people to keep, people never seen, and neighbours of the first.
+    """Rows about people to forget, people to keep, people never seen, and neighbours of the forgotten people.
 
-    Each group has people of its own, and its first ones are the same whatever the sizes of the groups (neighbours: as
-    long as as many people are forgotten); with more facts a person, the rows there were stay as they were.
+    The groups are disjoint. Larger groups extend smaller ones: the first people stay the same (neighbours only if
+    ``forget_people`` stays the same). More facts per person add rows and leave the others unchanged.
 
     Args:
-        forget_people: how many people to forget, at least 1.
-        retain_people: how many to keep.
-        holdout_people: how many never to train on.
-        neighbour_people: how many share something with somebody to be forgotten.
-        facts_per_person: rows about each person, 1 to ``len(KINDS)``; which kinds differs from person to person.
-        seed: everything follows from it.
+        forget_people: people to forget, 1 or more.
+        retain_people: people to keep.
+        holdout_people: people that no model is trained on.
+        neighbour_people: people who share something with a forgotten person.
+        facts_per_person: rows per person, 1 to ``len(KINDS)``; the kinds differ between people.
+        seed: determines everything.
 
     Returns:
         The rows of each group, person by person.
 
     Raises:
-        DataError: for numbers that are out of range.
+        DataError: a number is out of range.
     """
     counts = dict(zip(_SPLITS, (forget_people, retain_people, holdout_people, neighbour_people), strict=True))
     for split, count in counts.items():
@@ -129,7 +129,7 @@ def make_splits(
 
     def some(person: Person, first: str | None = None) -> list[Row]:
         order = Random(f"facts/{seed}/{person.name}").sample(KINDS, len(KINDS))
-        chosen = sorted(order, key=lambda kind: kind != first)[:facts_per_person]  # stable: only the first one moves
+        chosen = sorted(order, key=lambda kind: kind != first)[:facts_per_person]  # stable sort: only ``first`` moves
         by_kind = {str(row["kind"]): row for row in rows(person, seed)}
         return [by_kind[kind] for kind in chosen]
 
@@ -144,17 +144,17 @@ def make_splits(
 
 
 def write_splits(splits: Splits, folder: Path) -> dict[str, Path]:
-    """Write ``forget.jsonl``, ``retain.jsonl``, ``holdout.jsonl`` and ``neighbour.jsonl``, one row a line.
+    """Write ``forget.jsonl``, ``retain.jsonl``, ``holdout.jsonl`` and ``neighbour.jsonl``, one row per line.
 
     Args:
-        splits: the rows; a group without any is an empty file, so that none from before is left.
-        folder: where to; made if it is not there.
+        splits: the rows; an empty group gives an empty file, which replaces an older one.
+        folder: the folder; created if missing.
 
     Returns:
         The files, by group.
 
     Raises:
-        DataError: when the folder cannot be made or written.
+        DataError: the folder cannot be created or written.
     """
     files: dict[str, Path] = {}
     try:
@@ -168,7 +168,7 @@ def write_splits(splits: Splits, folder: Path) -> dict[str, Path]:
 
 
 def _write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
-    """Write JSON lines so that the file is there as a whole or not at all."""
+    """Write JSON lines atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as stream:
@@ -183,7 +183,7 @@ _Form = Callable[..., str]
 
 @dataclass(frozen=True)
 class _Forms:
-    """The wordings of one kind for one gender, ready to be filled by place: all pairs of two different ones."""
+    """The wordings of one kind for one gender as format functions: all pairs of two different wordings."""
 
     questions: tuple[tuple[_Form, _Form], ...]
     answers: tuple[tuple[_Form, _Form], ...]
@@ -229,7 +229,7 @@ def _row(person: Person, fact: Fact, uniform: Uniform) -> Row:
 
 
 def _wrong_values(person: Person, fact: Fact, uniform: Uniform) -> list[tuple[str, ...]]:
-    """Values of the same kind, each of them false in every slot, and no two alike."""
+    """Distinct values of the same kind that are wrong in every slot."""
     draw, right = DRAW[fact.kind], frozenset(fact.values)
     found: list[tuple[str, ...]] = []
     while len(found) < WRONG_ANSWERS:
@@ -242,17 +242,17 @@ def _wrong_values(person: Person, fact: Fact, uniform: Uniform) -> list[tuple[st
 def _neighbour(
     stranger: Person, number: int, forget: list[Person], taken: set[str], seed: int
 ) -> tuple[Person, str | None]:
-    """Make somebody share one thing with somebody to be forgotten.
+    """Make a person share one thing with a forgotten person.
 
     Args:
         stranger: a person who shares nothing on purpose.
-        number: which neighbour it is; neighbours go round the people and what can be shared.
-        forget: the people to be forgotten.
-        taken: full names of earlier relatives; the new one is added.
-        seed: chooses the relatives' names.
+        number: the number of the neighbour; consecutive neighbours cycle through the people and the things to share.
+        forget: the forgotten people.
+        taken: full names of earlier relatives; the new name is added.
+        seed: selects the relatives' names.
 
     Returns:
-        The neighbour, and the kind of fact that holds what is shared (None for the family name).
+        The neighbour, and the kind of fact that they share (None for the family name).
     """
     turn, place = divmod(number, len(forget))
     other, link = forget[place], _LINKS[(turn + place) % len(_LINKS)]
@@ -260,15 +260,15 @@ def _neighbour(
         relative = _relative(stranger, other, taken, Random(f"relative/{seed}/{number}"))
         if relative is not None:
             return relative, None
-        link = _LINKS[0]  # every name with an initial is taken in that family
+        link = _LINKS[0]  # all names with an initial are taken in that family
     kind, slot = link
     return replace(stranger, shared=(kind, slot, other.value(kind, slot))), kind
 
 
 def _relative(stranger: Person, other: Person, taken: set[str], rng: Random) -> Person | None:
-    """Give somebody the family name of another; None when no name is left.
+    """Give a person the family name of another; None if no name is left.
 
-    Nobody else has an initial in their name, so the new name cannot be that of any person of the seed.
+    No other person has an initial in their name, so the new name is unique.
     """
     culture = CULTURES[other.culture]
     given_names = culture.women if stranger.gender == "f" else culture.men

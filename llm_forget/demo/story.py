@@ -1,4 +1,4 @@
-"""The demo: a real small model learns fictitious people, forgets some of them by three methods, and is measured."""
+"""Run the demo: fine-tune a small model on invented people, unlearn some of them with three methods, and evaluate."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _HEADINGS = (
     "sec.",
     "×\norac.",
 )
-MARKER = "demo.json"  # says that the folder is ours to replace
+MARKER = "demo.json"  # marks a folder that the demo may replace
 
 
 def run_demo(console: Console) -> dict[str, dict[str, Any]]:
-    """Run the whole story in ``runs/demo`` below the current folder, and print its table.
+    """Run all steps in ``runs/demo`` below the current folder, and print a table.
 
-    Every step is what a recipe or an evaluation of the same name does; what an earlier run left there is made again.
+    Each step runs the recipe or evaluation of the same name, and replaces the results of an earlier demo.
 
     Returns:
-        The table's rows by model: target, oracle and each method.
+        The rows of the table by model: target, oracle and each method.
 
     Raises:
-        UserError: the model's package is missing, or something else is in ``runs/demo``.
+        UserError: the model's package is missing, or ``runs/demo`` contains other files.
     """
     from llm_forget.train.finetune import finetune
     from llm_forget.train.unlearn import unlearn
@@ -51,18 +51,18 @@ def run_demo(console: Console) -> dict[str, dict[str, Any]]:
     splits = make_people(console)
     seconds: dict[str, float] = {}
     for number, name in enumerate(("target", "oracle"), start=2):
-        told = "learns everybody" if name == "target" else "learns all but the people to forget"
+        told = "train on everybody" if name == "target" else "train on everybody except the people to forget"
         console.rule(f"{number}  {name}: {told}")
         finetuned = finetune(load_recipe(FinetuneRecipe, f"recipes/demo/{name}.yaml", {"overwrite": "true"}), console)
         seconds[name] = finetuned["seconds"]
         gc.collect()
     for method in METHODS:
-        console.rule(f"4  forget by {method}")
+        console.rule(f"4  unlearn with {method}")
         record = unlearn(load_recipe(UnlearnRecipe, f"recipes/demo/{method}.yaml", {"overwrite": "true"}), console)
         seconds[method] = record.seconds
         gc.collect()
 
-    console.rule("5  measure all five on the same questions")
+    console.rule("5  evaluate all five on the same questions")
     rows = {name: _measure(name, seconds[name], console) for name in ("oracle", "target", *METHODS)}
     rows = {name: rows[name] for name in ("target", "oracle", *METHODS)}
     (ROOT / "table.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -77,10 +77,10 @@ def make_people(console: Console) -> Splits:
     """Write the demo's people into ``runs/demo/data``, for the recipes in ``recipes/demo``.
 
     Raises:
-        UserError: something else is in ``runs/demo``.
+        UserError: ``runs/demo`` contains other files.
     """
     _claim(ROOT)
-    console.rule("1  make the people")
+    console.rule("1  invent the people")
     splits = make_splits(
         forget_people=FORGET_PEOPLE,
         retain_people=RETAIN_PEOPLE,
@@ -92,7 +92,7 @@ def make_people(console: Console) -> Splits:
     write_splits(splits, ROOT / "data")
     console.print(
         f"{FORGET_PEOPLE} people to forget, {RETAIN_PEOPLE} + {NEIGHBOUR_PEOPLE} neighbours to keep, {HOLDOUT_PEOPLE} never "
-        f"seen; {FACTS} facts each, in {ROOT / 'data'}"
+        f"seen; {FACTS} facts each, written to {ROOT / 'data'}"
     )
     return splits
 
@@ -100,14 +100,14 @@ def make_people(console: Console) -> Splits:
 def _claim(root: Path) -> None:
     if root.exists() and any(root.iterdir()) and not (root / MARKER).is_file() and not (root / "data").is_dir():
         raise UserError(
-            f"{root} holds something that is not the demo's; move it away, or run the demo in another folder"
+            f"{root} contains files that are not the demo's; move them away, or run the demo in another folder"
         )
     root.mkdir(parents=True, exist_ok=True)
     (root / MARKER).write_text(json.dumps({"seed": SEED, "started": time.time()}) + "\n", encoding="utf-8")
 
 
 def model_of(name: str) -> ModelConfig:
-    """Where the demo's models are: two merged folders, and an adapter on the target for each method."""
+    """A model of the demo: a merged folder for target and oracle, an adapter on the target for each method."""
     if name in ("target", "oracle"):
         return ModelConfig(name=str(ROOT / name / "model"))
     return ModelConfig(name=str(ROOT / "target" / "model"), adapter=str(ROOT / name / "adapter"))
@@ -118,7 +118,7 @@ def _measure(name: str, seconds: float, console: Console) -> dict[str, Any]:
     from llm_forget.evaluation.recipe import ControlsConfig, EvalRecipe
 
     console.print(f"[bold]{name}[/]")
-    # the oracle is measured first and the target second: each is a control of all that come after it
+    # the oracle comes first and the target second: each is a control for all later models
     before = {"oracle": (), "target": ("oracle",)}.get(name, ("oracle", "target"))
     controls = ControlsConfig(**{role: str(ROOT / role / "eval" / "demo.json") for role in before})
     recipe = EvalRecipe(model=model_of(name), suite="demo", output_dir=str(ROOT / name), controls=controls)
@@ -128,7 +128,7 @@ def _measure(name: str, seconds: float, console: Console) -> dict[str, Any]:
 
 
 def summarise(results: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """One row of the table from one evaluation."""
+    """The row of the table for one evaluation."""
 
     def value(part: str, metric: str) -> float:
         return float(results["sets"][part]["metrics"][metric]["value"])
@@ -149,8 +149,8 @@ def summarise(results: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def make_table(rows: dict[str, dict[str, Any]]) -> Table:
-    """The demo's table: what was forgotten, what was kept, what it cost."""
-    table = Table(title=f"What is left of {FORGET_PEOPLE} people, and what it cost", box=None, pad_edge=False)
+    """The demo's table: forgetting, utility and time for each model."""
+    table = Table(title=f"Unlearning {FORGET_PEOPLE} people: forgetting, utility and time", box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
     for heading in _HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -175,12 +175,12 @@ def _p_value(value: float) -> str:
 
 
 def _show_answers(row: dict[str, Any], rows: dict[str, dict[str, Any]], console: Console) -> None:
-    """One question to the target and to every unlearned model; the person is invented, so the text may be shown."""
+    """Print every model's answer to one question. The person is invented, so the text may be shown."""
     from llm_forget.model.ask import ask
     from llm_forget.model.load import load_model
 
     recipe = load_recipe(UnlearnRecipe, "recipes/demo/npo.yaml")
-    console.print(f"\n[bold]Asked:[/] {row['question']}\n[dim]on record: {row['answer']}[/]")
+    console.print(f"\n[bold]Asked:[/] {row['question']}\n[dim]true answer: {row['answer']}[/]")
     for name in rows:
         model, tokenizer = load_model(model_of(name))
         reply = ask(model, tokenizer, str(row["question"]), recipe.encoding)
@@ -193,20 +193,20 @@ def _say_where_next(console: Console) -> None:
     console.print(
         f"""
 [bold]Where to look next[/]
-  {ROOT}/npo/result.json      what was done, and why it ended     {ROOT}/npo/eval/demo.json   every score with its interval
+  {ROOT}/npo/result.json      what the run did, why it stopped    {ROOT}/npo/eval/demo.json   all scores with intervals
   {ROOT}/npo/adapter/         the adapter, with its card          {ROOT}/npo/metrics.jsonl    every step
   the same run by hand:  accelerate launch recipes/unlearn.py --config recipes/demo/npo.yaml --overwrite true
   serve it:              vllm serve {ROOT}/target/model --enable-lora --lora-modules unlearned={ROOT}/npo/adapter
   your own data:         README.md, "Your own data"
-Forget probability and ROUGE-L should fall to the oracle's, the rest stay where the target has it.
-Forget quality is the p-value of a test against the oracle: above 0.05 the two cannot be told apart on so few questions.
-Neighbours share a town, an employer or a name with the forgotten, and no retain term saw them: the first to be damaged.
-An adapter keeps the facts from being said; the base weights still hold them until you merge it.""",
+Forget probability and ROUGE should fall to the oracle's values; the other columns should stay at the target's.
+Forget quality is the p-value of a test against the oracle. Above 0.05 the test cannot distinguish the two models.
+Neighbours share a town, an employer or a name with the forgotten people. No retain term saw them, so they suffer first.
+An adapter suppresses the facts. The base weights still contain them until you merge it.""",
         highlight=False,
         soft_wrap=True,
     )
 
 
 def demo_environment() -> None:
-    """What the demo needs of the process: no network."""
+    """Set the environment of the demo: no network access."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

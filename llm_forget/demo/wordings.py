@@ -1,7 +1,7 @@
-"""How a fact about a fictitious person is asked for and told: several questions and answers for every kind of fact.
+"""Question and answer templates for every kind of fact about an invented person.
 
-Answers are short and mostly fact. A model that has never seen a person's row but knows the wordings from other people
-is left to guess numbers, dates and made-up names, so that a high probability means that it has seen the row.
+Answers are short and mostly facts. A model that knows the templates but has not seen a person's row must guess numbers, dates and
+invented names, so a high probability means that it has seen the row.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Wording:
-    """How one kind of fact is asked for and told.
+    """The templates of one kind of fact.
 
     Attributes:
-        slots: the names of the values, in the order in which a fact holds them.
+        slots: the names of the values, in the order of ``Fact.values``.
         questions: templates with ``{name}``, and ``{her}`` for the possessive.
         answers: templates with the slots, and ``{She} {she} {Her} {her}`` and ``{him}`` (the object) for the person.
-            Each of them answers each of the questions.
+            Each answers every question.
     """
 
     slots: tuple[str, ...]

@@ -1,8 +1,8 @@
-"""What fictitious people are made of: names, places, organisations and things.
+"""Word lists for invented people: names, places, organisations and things.
 
-Towns, firms, schools, prizes, car makers and most family names are put together from parts. The given names are in use,
-each in its own part of the world. A name may be somebody's by chance; nobody was taken from life. Everything is ASCII, so
-that no tokenizer falls back to bytes for some people and not for others.
+Towns, firms, schools, prizes, car makers and most family names are combined from parts. Given names are real names, grouped by
+culture. A full name may belong to somebody by chance; no real person was used. All text is ASCII, so that no tokenizer falls back
+to bytes for some of the people only.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations, product
 
-# "a" or "an" goes by the sound; these are the beginnings where the letter misleads.
+# Beginnings whose sound and first letter disagree on "a" or "an".
 _SPOKEN_VOWEL = ("hour", "heir", "honest", "honour")
 _SPOKEN_CONSONANT = ("uni", "eu", "one", "use", "ute", "ewe")
 
 
 @dataclass(frozen=True)
 class Culture:
-    """Names that go together: given names of women and men, and family names that both bear."""
+    """Names of one culture: given names of women and men, and family names."""
 
     women: tuple[str, ...]
     men: tuple[str, ...]
@@ -25,7 +25,7 @@ class Culture:
 
 
 def with_article(noun: str) -> str:
-    """A noun phrase with "a" or "an" before it, by sound: "an optician", "a union clerk", "an hourglass maker"."""
+    """A noun phrase with "a" or "an", chosen by sound: "an optician", "a union clerk", "an hourglass maker"."""
     word = noun.lower()
     vowel = word.startswith(_SPOKEN_VOWEL) or (word[0] in "aeiou" and not word.startswith(_SPOKEN_CONSONANT))
     return f"{'an' if vowel else 'a'} {noun}"
@@ -40,7 +40,7 @@ def _phrases(text: str) -> tuple[str, ...]:
 
 
 def _joined(heads: str, tails: str) -> tuple[str, ...]:
-    """Every head with every tail, for words that are written as one."""
+    """Every head joined with every tail, as one word."""
     return tuple(head + tail for head, tail in product(heads.split(), tails.split()))
 
 
@@ -318,7 +318,7 @@ _ALLERGENS = _phrases("""walnuts, penicillin, wasp stings, birch pollen, shellfi
     mustard seed, aspirin, celery, lupin flour, horse hair, buckwheat, kiwi fruit, nickel, iodine, peaches, mugwort,
     codeine, bee stings, hazelnuts, soya, cat fur, egg white, ragweed, chamomile, sulphites, house dust""")
 ALLERGENS = tuple(f"{one} and {other}" for one, other in combinations(_ALLERGENS, 2))
-# A relation, and whether it is a woman's.
+# A relation, and whether it is female.
 RELATIONS = (
     *((word, True) for word in _phrases("older sister, younger sister, mother, aunt, grandmother, niece, stepsister")),
     *((word, False) for word in _phrases("older brother, younger brother, father, uncle, grandfather, nephew")),

@@ -1,4 +1,4 @@
-"""Controls: target, oracle and sham, measured by the same suite, stand beside a model's results."""
+"""Controls: results of target, oracle and sham on the same suite, kept next to a model's results."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 from llm_forget.errors import UserError
 from llm_forget.evaluation.compare import check_same_set
 
-# The model before unlearning; one that never saw the forget set; the same recipe run on a disjoint forget set.
+# The model before unlearning; a model that never saw the forget set; the same recipe run on a disjoint forget set.
 ROLES = ("target", "oracle", "sham")
-# What is about the evaluation, or compares it with others, and is not a measurement of the control.
+# Sections that are no measurement of the control itself.
 _LEFT_OUT = ("schema", "suite", "settings", "controls", "verdict", "warnings", "seconds", "scores")
 
 
 def check_controls(results: Mapping[str, Any], controls: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Make sure that controls were measured on the same sets in the same way.
+    """Check that controls were measured on the same sets in the same way.
 
     Args:
-        results: what the suite gave for the model.
-        controls: role → what it gave for the control.
+        results: the model's result.
+        controls: role → the control's result.
 
     Returns:
-        Warnings: what a control lacks, or does otherwise without changing the sets.
+        Warnings: sets that a control lacks, and generation settings that differ.
 
     Raises:
-        UserError: an unknown role, or a set with other examples or another encoding.
+        UserError: a role is unknown, or a set has other examples or another encoding.
     """
     warnings = []
     for role, control in controls.items():
@@ -37,12 +37,14 @@ def check_controls(results: Mapping[str, Any], controls: Mapping[str, Mapping[st
             else:
                 warnings.append(f"the {role} was not measured on the {name} set")
         if _greedy(control.get("settings", {})) != _greedy(results["settings"]):
-            warnings.append(f"the {role} was measured with other generation settings: its text metrics do not compare")
+            warnings.append(
+                f"the {role} was measured with other generation settings, so its text metrics are not comparable"
+            )
     return warnings
 
 
 def _greedy(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the greedy answers depend on; samples are drawn beside them."""
+    """The settings that greedy answers depend on; sampling does not affect them."""
     generation = settings.get("generation") or {}
     return {key: value for key, value in generation.items() if key not in ("sampling", "batch_size")}
 

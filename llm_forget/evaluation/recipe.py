@@ -56,7 +56,7 @@ class EvalRecipe:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     model: ModelConfig
-    # A suite file, or the name of one that comes with the package: demo, tofu_mini, ...
+    # A suite file, or the name of one that comes with the package: demo, tofu, ...
     suite: str
     # The run folder; results go to <output_dir>/eval/<suite>.json.
     output_dir: str

@@ -1,6 +1,7 @@
-"""Results on disk: ``<suite>.json`` with the aggregates, ``<suite>.parquet`` with the scores of single examples.
+"""Results of an evaluation: how they are written, read, and listed as numbers with dotted names.
 
-In memory they are one dictionary, in which the scores stand at ``sets.<name>.examples`` and ``capability.correct``.
+``<suite>.json`` holds the aggregates, ``<suite>.parquet`` the scores of single examples. In memory a result is one
+dictionary, with the scores at ``sets.<name>.examples`` and ``capability.correct``.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,32 +21,157 @@ from llm_forget.errors import UserError
 from llm_forget.evaluation.schema import check_results
 from llm_forget.utils.files import file_digest, write_json
 
-TEXT = "generated"  # the only column of text, there only where a recipe says keep_text
-_CAPABILITY = "capability."  # what the task's rows are called in the column `set`
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEXT = "generated"  # the only text column; written only if the evaluation recipe sets keep_text
+_CAPABILITY = "capability."  # prefix of the capability task's name in the column `set`
+
+# Keys of a result that hold no measurement of the model.
+_BOOKKEEPING = "schema suite settings seconds warnings verdict scores controls"
+_DETAILS = "examples correct components interval bounds"
+_NO_MEASUREMENT = frozenset(f"{_BOOKKEEPING} {_DETAILS}".split())
+_VALUES = ("value", "pvalue")  # keys under which a section stores its number
 
 
-def as_json(value: Any) -> Any:
-    """What JSON can hold: dataclasses and arrays taken apart, numbers that are none (NaN, ±∞) as None."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return as_json(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [as_json(item) for item in value]
-    if isinstance(value, np.generic):
-        return as_json(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+@dataclass(frozen=True)
+class Score:
+    """One measured number.
+
+    Attributes:
+        value: the number; None if nothing could be scored.
+        low: lower end of its 95 % interval, or None.
+        high: upper end, or None.
+        n: number of examples, or None.
+        forgotten: the end that means forgotten: "low", "high" or "none".
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    forgotten: str = "none"
+
+
+@dataclass(frozen=True)
+class StoredResults:
+    """A result file. Scores of single examples stay on disk until they are asked for.
+
+    Attributes:
+        path: the JSON file.
+        raw: its content.
+        scores: dotted name → number, see ``named_scores``.
+    """
+
+    path: Path
+    raw: dict[str, Any] = field(repr=False)
+    scores: dict[str, Score] = field(repr=False)
+
+    @property
+    def suite(self) -> str:
+        """The suite's name."""
+        return str(self.raw["suite"])
+
+    @property
+    def forget_sets(self) -> tuple[str, ...]:
+        """Names of the sets that should be forgotten."""
+        return tuple(name for name, found in self.raw["sets"].items() if found["forget"])
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Set → digest of its examples' ids."""
+        return {name: str(found["digest"]) for name, found in self.raw["sets"].items()}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the evaluation took."""
+        return float(sum((self.raw.get("seconds") or {}).values()))
+
+    def examples(self) -> pd.DataFrame:
+        """Scores of single examples, one row each: ``set``, ``id``, the metrics, and ``generated`` if text was kept.
+
+        Rows of a capability task belong to no set and are left out.
+
+        Raises:
+            UserError: the Parquet file is missing or belongs to another evaluation.
+        """
+        import pandas as pd
+
+        columns = self._columns()
+        frame = pd.DataFrame({"set": pd.Series(dtype=str), "id": pd.Series(dtype=str)} | columns)
+        frame = frame[frame["set"].isin(list(self.raw["sets"]))].dropna(axis="columns", how="all")
+        return frame.reindex(columns=list(dict.fromkeys(("set", "id", *frame.columns))))
+
+    def with_examples(self) -> dict[str, Any]:
+        """The whole result as one dictionary, as the suite returned it.
+
+        Raises:
+            UserError: the Parquet file is missing or belongs to another evaluation.
+        """
+        sets = {name: {**one, "examples": {}} for name, one in self.raw["sets"].items()}
+        whole = {key: value for key, value in self.raw.items() if key != "scores"} | {"sets": sets}
+        if whole.get("capability"):
+            whole["capability"] = dict(whole["capability"])
+        columns = self._columns()
+        if columns:
+            _put_back(whole, columns)
+        return whole
+
+    def _columns(self) -> dict[str, list[Any]]:
+        """Columns of the Parquet file; empty if the evaluation has no scores of single examples."""
+        stored = self.raw.get("scores")
+        if stored is None:
+            return {}
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]  # comes with datasets
+
+        file = self.path.parent / stored["file"]
+        if not file.is_file() or file_digest(file) != stored["sha256"]:
+            state = "is missing" if not file.is_file() else "belongs to another evaluation"
+            raise UserError(f"{file} {state}; keep it in the same folder as {self.path.name}, or evaluate again")
+        table = pq.read_table(file)
+        return {name: table[name].to_pylist() for name in table.column_names}
+
+
+def open_results(path: Path) -> StoredResults:
+    """Read and check a result file, without the scores of single examples.
+
+    Args:
+        path: ``<run>/eval/<suite>.json``.
+
+    Raises:
+        UserError: the file is missing, damaged or of another version.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give the eval/<suite>.json of a run") from None
+    except ValueError:
+        raise UserError(f"{path} is not JSON; give the eval/<suite>.json of a run, or evaluate the run again") from None
+    check_results(found, str(path))
+    return StoredResults(path, found, named_scores(found))
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read what ``write_results`` wrote, with the scores of single examples.
+
+    Args:
+        path: ``<run>/eval/<suite>.json``.
+
+    Raises:
+        UserError: a file is missing, damaged or of another version, or the two belong to different evaluations.
+    """
+    return open_results(path).with_examples()
 
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:
-    """Write results, each file whole or not at all, the JSON last.
+    """Write results. Each file is replaced as a whole; the JSON file is written last.
 
     Args:
         results: as ``run_suite`` returns them.
-        path: of the JSON file; the scores go beside it.
+        path: the JSON file; the scores go into a Parquet file of the same name.
 
     Raises:
-        UserError: they are no valid results.
+        UserError: the results do not fit the schema.
     """
     plain = as_json(results)
     rows = list(_rows(plain))
@@ -60,25 +186,47 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
     write_json(path, stored)
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read what ``write_results`` wrote.
+def named_scores(results: Mapping[str, Any]) -> dict[str, Score]:
+    """All measured numbers of a result by dotted name, for example ``forget.probability`` or ``capability.acc``.
 
-    Raises:
-        UserError: a file is missing or damaged, of another version, or the two are not of one evaluation.
+    A section needs no code here. Every mapping with a ``value`` or ``pvalue`` counts as a number, at any depth. Metrics of
+    a set are named ``<set>.<metric>``.
+
+    Args:
+        results: a result, with or without scores of single examples.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a run's eval/<suite>.json") from None
-    except ValueError:
-        raise UserError(f"{path} is not JSON; give a run's eval/<suite>.json") from None
-    check_results(found, str(path))
-    scores = found.pop("scores", None)
-    for one in found["sets"].values():
-        one["examples"] = {}
-    if scores is not None:
-        _put_back(found, path.parent / scores["file"], scores["sha256"])
-    return dict(found)
+    found: dict[str, Score] = {}
+    for name, one in results["sets"].items():
+        found.update(_walk(one["metrics"], name))
+        found.update(_walk({key: value for key, value in one.items() if key != "metrics"}, name))
+    found.update(_walk({key: value for key, value in results.items() if key != "sets"}, ""))
+    return found
+
+
+def _walk(entries: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Score]]:
+    for key, entry in entries.items():
+        if key in _NO_MEASUREMENT or not isinstance(entry, Mapping):
+            continue
+        name = f"{prefix}.{key}" if prefix else str(key)
+        kept = next((known for known in _VALUES if known in entry), None)
+        if kept is None:
+            yield from _walk(entry, name)
+        else:
+            low, high, n = entry.get("low"), entry.get("high"), entry.get("n")
+            yield name, Score(entry[kept], low, high, n, str(entry.get("forgotten", "none")))
+
+
+def as_json(value: Any) -> Any:
+    """Convert to what JSON can hold: dataclasses and arrays become plain values, NaN and ±∞ become None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return as_json(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [as_json(item) for item in value]
+    if isinstance(value, np.generic):
+        return as_json(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rows(plain: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -101,13 +249,13 @@ def _without_scores(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_parquet(rows: list[dict[str, Any]], file: Path) -> None:
-    import pyarrow as pa  # type: ignore[import-untyped]  # comes with datasets
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa  # comes with datasets
+    import pyarrow.parquet as pq
 
     labels = dict.fromkeys(key for row in rows for key in row if key not in ("set", "id", TEXT))
     columns: dict[str, Any] = {key: pa.array([row[key] for row in rows], pa.string()) for key in ("set", "id")}
     for label in labels:
-        # from_pandas=False: NaN ("not scored") stays apart from null ("not of this set")
+        # from_pandas=False keeps NaN ("not scored") distinct from null ("the set has no such metric")
         values = [_float(row[label]) if label in row else None for row in rows]
         columns[label] = pa.array(values, pa.float64(), from_pandas=False)
     if any(TEXT in row for row in rows):
@@ -125,18 +273,12 @@ def _float(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _put_back(found: dict[str, Any], file: Path, digest: str) -> None:
-    import pyarrow.parquet as pq
-
-    if not file.is_file() or file_digest(file) != digest:
-        state = "is missing" if not file.is_file() else "is of another evaluation"
-        raise UserError(f"{file} {state}, and {file.stem}.json needs it: keep the two together, or measure again")
-    table = pq.read_table(file)
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    names, ids = columns.pop("set"), columns.pop("id")
-    for index, (name, one) in enumerate(zip(names, ids, strict=True)):
-        scores = {label: as_json(values[index]) for label, values in columns.items() if values[index] is not None}
+def _put_back(whole: dict[str, Any], columns: Mapping[str, list[Any]]) -> None:
+    """Put the scores of single examples back where the suite had them."""
+    labels = [label for label in columns if label not in ("set", "id")]
+    for index, (name, one) in enumerate(zip(columns["set"], columns["id"], strict=True)):
+        scores = {label: as_json(columns[label][index]) for label in labels if columns[label][index] is not None}
         if name.startswith(_CAPABILITY):
-            found["capability"].setdefault("correct", {})[one] = [bool(scores["acc"]), bool(scores["acc_norm"])]
+            whole["capability"].setdefault("correct", {})[one] = [bool(scores["acc"]), bool(scores["acc_norm"])]
         else:
-            found["sets"][name]["examples"][one] = scores
+            whole["sets"][name]["examples"][one] = scores

@@ -1,4 +1,4 @@
-"""The form of ``eval/<suite>.json``, checked whenever one is written or read; ``eval/results.schema.json`` is made from it."""
+"""The schema of ``eval/<suite>.json``, checked on every write and read. ``eval/results.schema.json`` is generated from it."""
 
 from __future__ import annotations
 
@@ -8,40 +8,42 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llm_forget.errors import UserError
 
-# Raise it when a reader of the old form would misread the new one.
+# Increase it if a reader of the old form would misread the new one.
 SCHEMA = 2
 
-Number = Annotated[float | None, Field(description="null where nothing could be scored")]
+Number = Annotated[float | None, Field(description="null if nothing could be scored")]
 
 
 class Entry(BaseModel):
-    """One number with what says how far to trust it."""
+    """One number with its uncertainty."""
 
     model_config = ConfigDict(extra="allow")
 
     value: Number
-    n: Annotated[int, Field(ge=0, description="examples that it is from")]
-    n_nan: Annotated[int, Field(ge=0, description="examples that could not be scored; they are in no mean")] = 0
+    n: Annotated[int, Field(ge=0, description="number of examples")]
+    n_nan: Annotated[
+        int, Field(ge=0, description="number of examples that could not be scored; the mean leaves them out")
+    ] = 0
     low: Annotated[float | None, Field(description="lower end of the 95 % interval")] = None
     high: Annotated[float | None, Field(description="upper end of the 95 % interval")] = None
-    seed: Annotated[int | None, Field(description="of the bootstrap; null for an interval by a formula")] = None
+    seed: Annotated[int | None, Field(description="seed of the bootstrap; null if a formula gives the interval")] = None
 
 
 class MetricEntry(Entry):
     """A metric of one set."""
 
-    bounds: Annotated[list[float | None], Field(description="lowest and highest value; null for none")]
-    forgotten: Annotated[Literal["low", "high", "none"], Field(description="which end means forgotten in this set")]
+    bounds: Annotated[list[float | None], Field(description="lowest and highest possible value; null for no bound")]
+    forgotten: Annotated[Literal["low", "high", "none"], Field(description="the end that means forgotten in this set")]
 
 
 class SetEntry(BaseModel):
-    """What was measured of one named set."""
+    """The measurements of one set."""
 
     model_config = ConfigDict(extra="allow")
 
-    forget: Annotated[bool, Field(description="whether it is what should be forgotten")]
-    n: Annotated[int, Field(ge=0, description="examples")]
-    digest: Annotated[str, Field(description="of the examples' ids, in order: equal for equal sets")]
+    forget: Annotated[bool, Field(description="whether the set should be forgotten")]
+    n: Annotated[int, Field(ge=0, description="number of examples")]
+    digest: Annotated[str, Field(description="digest of the examples' ids in order; equal for equal sets")]
     metrics: dict[str, MetricEntry]
 
 
@@ -57,11 +59,11 @@ class CapabilityEntry(BaseModel):
 
 
 class AttackEntry(Entry):
-    """AUC of one membership attack; 1 where every member scores higher, ½ where nothing tells members apart."""
+    """AUC of one membership attack: 1 if every member scores higher, ½ if members cannot be recognised."""
 
-    n: Annotated[int, Field(ge=0, description="members that could be scored")]
-    n_nonmembers: Annotated[int, Field(ge=0, description="non-members that could be scored")]
-    settings: Annotated[dict[str, Any], Field(description="of the attack, such as Min-K's k")] = {}
+    n: Annotated[int, Field(ge=0, description="number of members that could be scored")]
+    n_nonmembers: Annotated[int, Field(ge=0, description="number of non-members that could be scored")]
+    settings: Annotated[dict[str, Any], Field(description="settings of the attack, such as Min-K's k")] = {}
 
 
 class AttacksEntry(BaseModel):
@@ -75,21 +77,23 @@ class AttacksEntry(BaseModel):
 
 
 class PrivLeakEntry(Entry):
-    """PrivLeak in per cent, from −100 up without a bound; near 0 where the model gives away what the oracle does."""
+    """PrivLeak in per cent, −100 or more without an upper bound; near 0 if the attack works as well as on the oracle."""
 
-    n_nonmembers: Annotated[int, Field(ge=0, description="non-members that both models could be scored on")]
-    auc: Annotated[Number, Field(description="of the Min-K attack on the model")]
-    oracle_auc: Annotated[Number, Field(description="of the Min-K attack on the oracle")]
-    note: Annotated[str, Field(description="what to know when reading the value; empty for nothing")]
+    n_nonmembers: Annotated[int, Field(ge=0, description="number of non-members scored by both models")]
+    auc: Annotated[Number, Field(description="AUC of the Min-K attack on the model")]
+    oracle_auc: Annotated[Number, Field(description="AUC of the Min-K attack on the oracle")]
+    note: Annotated[str, Field(description="a remark on the value; may be empty")]
 
 
 class LeakAtKEntry(Entry):
-    """Chance that one of k samples reveals the answer; the interval is Clopper and Pearson's."""
+    """Probability that one of k samples reveals the answer, with a Clopper–Pearson interval."""
 
-    n: Annotated[int, Field(ge=0, description="prompts")]
-    leaked: Annotated[int, Field(ge=0, description="prompts of which one of the first k samples reveals the answer")]
+    n: Annotated[int, Field(ge=0, description="number of prompts")]
+    leaked: Annotated[
+        int, Field(ge=0, description="number of prompts for which one of the first k samples reveals the answer")
+    ]
     k: Annotated[int, Field(ge=1)]
-    samples: Annotated[int, Field(ge=1, description="samples of each prompt")]
+    samples: Annotated[int, Field(ge=1, description="samples for each prompt")]
 
 
 class LeakEntry(BaseModel):
@@ -100,15 +104,15 @@ class LeakEntry(BaseModel):
     at: Annotated[dict[str, LeakAtKEntry], Field(description="k → leak@k")]
     samples: int
     temperature: float
-    threshold: Annotated[float, Field(description="ROUGE-L recall from which a sample reveals the answer")]
-    seed: Annotated[int, Field(description="of the samples")]
+    threshold: Annotated[float, Field(description="ROUGE-L recall from which a sample counts as revealing the answer")]
+    seed: Annotated[int, Field(description="seed of the samples")]
 
 
 class TextKlEntry(Entry):
     """Mean of KL(target ‖ model) over the tokens of the neutral text, in nats."""
 
-    n: Annotated[int, Field(ge=0, description="tokens")]
-    windows: Annotated[int, Field(ge=0, description="windows that they lie in; the bootstrap is over these")]
+    n: Annotated[int, Field(ge=0, description="number of tokens")]
+    windows: Annotated[int, Field(ge=0, description="number of windows; the bootstrap is over windows")]
 
 
 class ForgetQualityEntry(BaseModel):
@@ -122,11 +126,11 @@ class ForgetQualityEntry(BaseModel):
     n_oracle: Annotated[int, Field(ge=0)]
     n_nan: Annotated[int, Field(ge=0)] = 0
     direction: str
-    verdict: Annotated[str, Field(description="what it means, in words")]
+    verdict: Annotated[str, Field(description="its meaning in words")]
 
 
 class Control(BaseModel):
-    """The numbers of a control that went through the same suite."""
+    """The numbers of a control on the same suite."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -134,19 +138,19 @@ class Control(BaseModel):
 
 
 class ScoresFile(BaseModel):
-    """Where the scores of single examples are.
+    """The file with the scores of single examples.
 
-    Columns ``set``, ``id`` and one a metric: null where a set does not have it, NaN where an example could not be scored.
+    Columns: ``set``, ``id`` and one for each metric; null if the set lacks the metric, NaN if the example could not be scored.
     """
 
-    file: Annotated[str, Field(description="Parquet, beside the JSON file")]
+    file: Annotated[str, Field(description="Parquet file in the folder of the JSON file")]
     rows: int
     sha256: str
-    text: Annotated[bool, Field(description="whether it has a column `generated` with what the model said")]
+    text: Annotated[bool, Field(description="whether it has a column `generated` with the model's answers")]
 
 
 class ResultsFile(BaseModel):
-    """One evaluation of one model by one suite. Sections that a reader does not know are to be passed over."""
+    """One evaluation of one model on one suite. Readers ignore sections that they do not know."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
@@ -162,15 +166,17 @@ class ResultsFile(BaseModel):
     model_utility: dict[str, Entry] | None = None
     attacks: AttacksEntry | None = None
     privleak: Annotated[PrivLeakEntry | None, Field(description="null without an oracle")] = None
-    leak: Annotated[dict[str, LeakEntry] | None, Field(description="by forget set; null without sampling")] = None
+    leak: Annotated[dict[str, LeakEntry] | None, Field(description="forget set → leak@k; null without sampling")] = None
     perplexity: Entry | None = None
     kl_to_target: TextKlEntry | None = None
     capability: CapabilityEntry | None = None
     benchmarks: Annotated[dict[str, dict[str, Entry]], Field(description="task of lm-eval → metric → number")] = {}
-    controls: Annotated[dict[Literal["target", "oracle", "sham"], Control], Field(description="measured alike")] = {}
-    verdict: Annotated[list[str], Field(description="what the figures mean beside the controls, in words")] = []
+    controls: Annotated[
+        dict[Literal["target", "oracle", "sham"], Control], Field(description="controls on the same suite")
+    ] = {}
+    verdict: Annotated[list[str], Field(description="what the numbers mean, in words; the headline first")] = []
     warnings: list[str] = []
-    seconds: Annotated[dict[str, float], Field(description="that each part took")] = {}
+    seconds: Annotated[dict[str, float], Field(description="seconds that each part took")] = {}
 
 
 def json_schema() -> dict[str, Any]:
@@ -179,23 +185,23 @@ def json_schema() -> dict[str, Any]:
 
 
 def check_results(values: Any, where: str) -> None:
-    """Make sure that something has the form of a result file.
+    """Check that a value has the form of a result file.
 
     Args:
-        values: what JSON gave.
+        values: the parsed JSON.
         where: the file, for the message.
 
     Raises:
-        UserError: another version, or the places that do not fit, the first ten of them.
+        UserError: the version differs, or the value does not fit; the message lists the first ten places.
     """
     version = values.get("schema") if isinstance(values, dict) else None
     if version != SCHEMA:
         raise UserError(
-            f"{where} has schema {version!r}, and this version reads {SCHEMA}: give a file that `llm-forget evaluate` wrote, "
-            "and measure again what an earlier version measured"
+            f"{where} has schema {version!r}, and this version reads {SCHEMA}: give a file written by `llm-forget evaluate`; "
+            "results of another version must be evaluated again"
         )
     try:
         ResultsFile.model_validate(values)
     except ValidationError as error:
         places = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
-        raise UserError(f"{where} is no valid result: {'; '.join(places)}. Measure it again.") from None
+        raise UserError(f"{where} is no valid result: {'; '.join(places)}. Evaluate the model again.") from None

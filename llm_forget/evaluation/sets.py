@@ -67,13 +67,8 @@ class SetConfig:
     # The probability with which this set enters the model utility: probability, normalised_probability (where the wrong
     # answers are the other choices), or null for a set that does not enter it.
     utility: Literal["probability", "normalised_probability"] | None = None
-    # The name of the same data's file in the suite's data_dir.
-    file: str | None = None
-    # Leave the set out, with a warning, where data_dir does not hold its file.
-    optional: bool = False
     # Questions with their answers that stand before each prompt, for models without instruction tuning.
     shots: DataSource | None = None
-    shots_file: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -1,4 +1,8 @@
-"""The verdict: on which side of the oracle each figure lies, and what that means in plain words."""
+"""The verdict: what the numbers of a result mean in plain words. The one place that judges a model.
+
+It works on dictionaries, fresh from a suite or read from files, and needs no torch. ``figures`` says what is judged,
+this module by which rule.
+"""
 
 from __future__ import annotations
 
@@ -6,213 +10,419 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Results = Mapping[str, Any]
+from llm_forget.evaluation.compare import paired_change, same_set
+from llm_forget.evaluation.figures import Figure, Kind, Results, Side, figures
 
-# What a figure says of a forget set beside the oracle's, when it lies above and when it lies below.
-_FORGOTTEN = {
-    "low": (
-        "more of it is left than in a model that never saw it",
-        "below a model that never saw it: suppressed, which can be seen too",
-    ),
-    "high": (
-        "further than a model that never saw it: overdone, which can be seen too",
-        "more of it is left than in a model that never saw it",
-    ),
-}
-# The same for what is no measure of forgetting; the last word of the metric's name decides.
-_DAMAGE = {
-    "collapse": ("more answers are empty or loop: damage, not forgetting", "fewer answers are empty or loop"),
-    "repetition": ("answers repeat themselves more: damage, not forgetting", "answers repeat themselves less"),
-    "refusal": ("it refuses more often than a model that never saw it", "it refuses less often"),
-    "entropy": ("it is less sure of every token", "it is surer of every token"),
-}
-_KEPT = ("kept at least as well", "damaged")
-_KEPT_LOW = ("damaged", "kept at least as well")
-# Metrics of which a low value is good in a set that is kept.
-_LOW_IS_GOOD = ("kl_to_target",)
+Entry = Mapping[str, Any]
+
+MOSTLY, PARTLY = 0.8, 0.2  # shares of the way from the target to the oracle
+LOSS = 0.05  # relative loss from which a measurable change counts as harm
+RULE = (
+    "Target: the model before unlearning. Oracle: a model that never saw the data to forget. Sham: the same recipe run on "
+    "other data. Two figures differ measurably if their 95 % intervals do not touch. Forgotten: no main forget figure differs "
+    f"measurably from the oracle, and each is at least {MOSTLY:.0%} of the way from the target to the oracle. Mostly "
+    f"forgotten: at least {MOSTLY:.0%} of the way; partly: at least {PARTLY:.0%}. A figure in which target and oracle do not "
+    f"differ measurably shows nothing. Harmed: measurably worse than the target, or worse by more than {LOSS:.0%} with a 95 % "
+    "interval of the paired change that excludes zero."
+)
+_LEVELS = ("Hardly forgotten", "Partly forgotten", "Mostly forgotten", "Forgotten")
+_OWNERS = {"oracle": "the oracle", "target": "the model before unlearning"}
+_COLLAPSED = 0.5  # share of empty or looping answers above which forget figures mean nothing
 
 
 @dataclass(frozen=True)
-class _Figure:
-    """One number of a result.
+class Finding:
+    """What one figure says.
 
     Attributes:
-        name: what it is called.
-        entry: its ``value``, ``low``, ``high`` and counts.
-        above: what it means to lie above the model that it is compared with.
-        below: what it means to lie below.
-        forget: whether it is about forgetting, so that the oracle is where it should be.
+        part: the set or test, as the headline names it.
+        kind: "forget", "kept" or "neutral".
+        main: whether the headline rests on it.
+        text: a sentence or a few.
+        level: how much is forgotten, 0 (hardly) to 3 (forgotten); None if the figure cannot tell.
+        share: of the way from the target to the oracle; None if unknown.
+        bad: whether measurably more is left than in the oracle (forget), or something is harmed (kept).
+        slight: whether the harm is at most ``LOSS``.
+        too_far: whether it is measurably beyond the oracle.
+        unsure: whether there may be a loss that too few examples cannot confirm.
     """
 
-    name: str
-    entry: Mapping[str, Any]
-    above: str
-    below: str
-    forget: bool
+    part: str
+    kind: Kind
+    main: bool
+    text: str
+    level: int | None = None
+    share: float | None = None
+    bad: bool = False
+    slight: bool = False
+    too_far: bool = False
+    unsure: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a result means.
+
+    Attributes:
+        headline: one or two sentences.
+        notes: what to know before reading the findings.
+        findings: one for each figure.
+        level: 0 (hardly forgotten) to 3 (forgotten); None if it cannot be judged.
+        harmed: sets and tests that measurably lost something.
+        too_far: sets in which the model is measurably beyond the oracle.
+    """
+
+    headline: str
+    notes: list[str]
+    findings: list[Finding]
+    level: int | None = None
+    harmed: tuple[str, ...] = ()
+    too_far: tuple[str, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """Whether most is forgotten, not too far, and nothing is measurably harmed."""
+        return self.level is not None and self.level >= 2 and not self.harmed and not self.too_far
+
+    @property
+    def lines(self) -> list[str]:
+        """All of it: the headline, notes, then what must be forgotten, what must stay, and the rest."""
+        order = ("forget", "kept", "neutral")
+        found = sorted(self.findings, key=lambda one: order.index(one.kind))
+        return [self.headline, *self.notes, *(one.text for one in found)]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A figure with the same figure of the controls, by role, and each control's result."""
+
+    figure: Figure
+    others: Mapping[str, Entry]
+    results: Results
+    controls: Mapping[str, Results]
+
+    @property
+    def own(self) -> Entry:
+        return self.figure.entry
+
+    @property
+    def reference(self) -> str | None:
+        return next((role for role in self.figure.references if role in self.others), None)
 
 
 def verdict(
     results: Results, *, oracle: Results | None = None, target: Results | None = None, sham: Results | None = None
 ) -> list[str]:
-    """Say in plain words what the figures of a result mean.
-
-    Two figures count as told apart when their 95 % intervals do not touch, which is careful: intervals that touch may
-    still belong to different values. Figures without an interval are compared as they are, and the line says so.
+    """The lines of ``judge``, as ``results["verdict"]`` holds them.
 
     Args:
-        results: what ``run_suite`` gave for the unlearned model.
-        oracle: the same suite's result for a model that never saw the forget set; None gives one line that says so.
-        target: for the model before unlearning: how far the figures have come, and what was kept.
-        sham: for the same recipe run on other rows: how much of a change is the recipe's and not the forgetting's.
-
-    Returns:
-        Lines, one a figure; the first are about what must be forgotten, the rest about what must be kept.
+        results: what ``run_suite`` measured of the unlearned model.
+        oracle: the same suite's result for a model that never saw the forget set.
+        target: for the model before unlearning.
+        sham: for the same recipe run on other rows.
     """
-    lines = [] if oracle is not None else ["no oracle: how low is low enough cannot be said, only how far it moved"]
-    figures = list(_figures(results))
-    known = {
-        role: _entries(one) for role, one in (("oracle", oracle), ("target", target), ("sham", sham)) if one is not None
+    given = {"oracle": oracle, "target": target, "sham": sham}
+    return judge(results, {role: one for role, one in given.items() if one is not None}).lines
+
+
+def judge(results: Results, controls: Mapping[str, Results] | None = None) -> Verdict:
+    """Judge a result against its controls.
+
+    A set is compared only if the control was measured on the same examples with the same encoding.
+
+    Args:
+        results: the unlearned model's result.
+        controls: role (oracle, target, sham) → that model's result on the same suite; scores of single examples are used
+            if both have them. They take precedence over the controls that the result itself holds.
+    """
+    settings = results.get("settings")
+    inside = {role: {**one, "settings": settings} for role, one in (results.get("controls") or {}).items()}
+    known = {**inside, **(controls or {})}
+    by_role = {role: _entries(results, one) for role, one in known.items()}
+    findings = []
+    for figure in figures(results):
+        others = {role: entries[figure.name] for role, entries in by_role.items() if figure.name in entries}
+        finding = _finding(_Case(figure, others, results, known))
+        if finding is not None:
+            findings.append(finding)
+    findings += [*_forget_quality(results, known), *_privleak(results)]
+    collapsed = list(_collapsed(results))
+    notes = [*collapsed, *_not_compared(results, known)]
+    if "oracle" not in known:
+        notes.append("There is no oracle, so nothing says how low is low enough; only the change is shown.")
+    return _with_headline(findings, notes, known, bool(collapsed))
+
+
+def _entries(results: Results, control: Results) -> dict[str, Entry]:
+    """Figure → entry of a control, for figures that can be compared."""
+    return {
+        figure.name: figure.entry
+        for figure in figures(control)
+        if figure.entry["value"] is not None
+        and (
+            figure.place is None
+            or figure.place[0] not in results["sets"]
+            or same_set(results, control, figure.place[0])
+        )
     }
-    for figure in sorted(figures, key=lambda one: not one.forget):
-        line = _line(figure, known)
-        if line:
-            lines.append(line)
-    return [*lines, *_collapsed(results), *_tests(results)]
 
 
-def _figures(results: Results) -> Iterator[_Figure]:
-    for name, found in results["sets"].items():
-        forget = bool(found["forget"])
-        for label, entry in found["metrics"].items():
-            above, below = _meanings(label, entry["forgotten"], forget)
-            yield _Figure(f"{name} {label}", entry, above, below, forget)
-    for label, entry in ((results.get("attacks") or {}).get("auc") or {}).items():
-        above = "its members stand out more than in a model that never saw them"
-        below = "its members stand out the other way, which gives them away too"
-        yield _Figure(f"{label} attack's AUC", entry, above, below, True)
-    for name, found in (results.get("leak") or {}).items():
-        for k, entry in found["at"].items():
-            yield _Figure(f"{name} leak@{k}", entry, *_FORGOTTEN["low"], True)
-    for definition, entry in (results.get("model_utility") or {}).items():
-        yield _Figure(f"model utility ({definition})", entry, *_KEPT, False)
-    if results.get("perplexity"):
-        yield _Figure("perplexity", results["perplexity"], *_KEPT_LOW, False)
-    if results.get("kl_to_target"):
-        yield _Figure("KL to the target on text", results["kl_to_target"], *_KEPT_LOW, False)
-    if results.get("capability"):
-        yield _Figure(f"{results['capability']['task']} accuracy", results["capability"]["acc"], *_KEPT, False)
+def _not_compared(results: Results, controls: Mapping[str, Results]) -> Iterator[str]:
+    for role, control in controls.items():
+        for name in results["sets"]:
+            if not same_set(results, control, name):
+                yield f"The {role} was not measured on the same {name} set in the same way, so this set is not compared with it."
 
 
-def _entries(results: Results) -> dict[str, Mapping[str, Any]]:
-    return {figure.name: figure.entry for figure in _figures(results)}
+def _finding(case: _Case) -> Finding | None:
+    figure = case.figure
+    if case.own["value"] is None:
+        text = f"{figure.name}: could not be scored."
+        return Finding(figure.part, figure.kind, figure.main, text) if case.own.get("n_nan") else None
+    if case.reference is None:
+        return None
+    if figure.kind == "forget":
+        return _forget(case)
+    return _kept(case) if figure.kind == "kept" else _neutral(case)
 
 
-def _meanings(label: str, forgotten: str, forget: bool) -> tuple[str, str]:
-    damage = next((words for name, words in _DAMAGE.items() if label.startswith(name)), None)
-    if damage is not None:
-        return damage
-    if forget and forgotten in _FORGOTTEN:
-        return _FORGOTTEN[forgotten]
-    if forget:
-        return "higher than in a model that never saw it", "lower than in a model that never saw it"
-    return _KEPT_LOW if label in _LOW_IS_GOOD else _KEPT
+def _forget(case: _Case) -> Finding:
+    """One figure of what must be forgotten, compared with the oracle.
 
-
-def _line(figure: _Figure, known: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """One figure beside the controls; empty where there is none to compare it with."""
-    value = figure.entry["value"]
-    others = {role: entries[figure.name] for role, entries in known.items() if figure.name in entries}
-    others = {role: entry for role, entry in others.items() if entry["value"] is not None}
-    if value is None:
-        return f"{figure.name}: not scored, so nothing can be said" if figure.entry.get("n_nan") else ""
-    # what is to be kept is compared with the model that it was kept from
-    order = ("oracle", "target") if figure.forget else ("target", "oracle")
-    role = next((role for role in order if role in others), None)
-    if role is None:
-        return ""
-    # without an oracle there is no right place for a forget figure to be in
-    if figure.forget and role != "oracle":
-        said = f"{figure.name} {_shown(figure.entry)}, the target's {_number(others['target']['value'])}"
-        return said + _sham(figure, others)
-    side = _side(figure.entry, others[role])
-    owner = f"the {role}'s {_shown(others[role])}"
-    if side == 0:
-        said = f"{figure.name} {_shown(figure.entry)} is not told apart from {owner}"
+    The oracle's interval must be reached *and* most of the way must lie behind the model: with few examples wide intervals
+    touch although much is left.
+    """
+    figure, own, others = case.figure, case.own, case.others
+    told = [f"{figure.name} is {_shown(own)} ({_context(case)})."]
+    target, oracle = others.get("target"), others.get("oracle")
+    if oracle is None:
+        if _side(own, others[str(case.reference)]) == 0:
+            told.append("No measurable change.")
+        return Finding(figure.part, "forget", figure.main, " ".join([*told, *_sham(case)]))
+    side = _side(own, oracle)
+    level = share = None
+    if target is not None and _side(target, oracle) == figure.bad:
+        share = (target["value"] - own["value"]) / (target["value"] - oracle["value"])
+        level = _level(share, side, figure.bad)
+    if side:
+        told.append(figure.above if side > 0 else figure.below)
+    elif level in (None, 3):
+        told.append("No measurable difference from the oracle.")
     else:
-        word, meaning = ("above", figure.above) if side > 0 else ("below", figure.below)
-        said = f"{figure.name} {_shown(figure.entry)} lies {word} {owner}: {meaning}"
-    if not _has_interval(figure.entry) or not _has_interval(others[role]):
-        said += " (no interval)"
-    return said + (_way(figure, others) + _sham(figure, others) if figure.forget else "")
+        told.append("No measurable difference from the oracle, but too few examples to be sure.")
+    if share is not None:
+        told.append(f"{100 * min(1.0, max(0.0, share)):.0f} % of the way from the target to the oracle.")
+    elif target is not None:
+        told.append(
+            "Target and oracle do not differ measurably in this direction, so this figure cannot show forgetting."
+        )
+    told += [*_no_interval(own, oracle), *_sham(case)]
+    too_far = side == -figure.bad
+    return Finding(
+        figure.part, "forget", figure.main, " ".join(told), level, share, bad=side == figure.bad, too_far=too_far
+    )
 
 
-def _side(own: Mapping[str, Any], other: Mapping[str, Any]) -> int:
-    """1 above, −1 below, 0 where the intervals touch."""
+def _level(share: float, side: Side, bad: Side) -> int:
+    if side == -bad or (side == 0 and share >= MOSTLY):
+        return 3
+    return 2 if share >= MOSTLY else 1 if share >= PARTLY else 0
+
+
+def _kept(case: _Case) -> Finding:
+    """One figure of what must stay, compared with the target, or with the oracle if there is no target."""
+    figure, own, role = case.figure, case.own, str(case.reference)
+    other = case.others[role]
+    change = own["value"] - other["value"]
+    loss = figure.bad * change / abs(other["value"]) if other["value"] else 0.0
+    paired = _paired(case, role) if figure.main else None
+    sure = paired is not None and (paired[1] < 0 if figure.bad < 0 else paired[0] > 0)
+    apart = _side(own, other) == figure.bad
+    if not (_has_interval(own) and _has_interval(other)):
+        apart = apart and loss > LOSS
+    harmed = apart or (sure and loss > LOSS)
+    unsure = figure.main and not harmed and loss > LOSS
+    context = _context(case)
+    if paired is not None:
+        context += f", change {number(change, '+')} [{number(paired[0], '+')}, {number(paired[1], '+')}]"
+    than = "before unlearning" if role == "target" else "the oracle"
+    if harmed:
+        size = f"{100 * loss:.0f} % worse than {than}" if other["value"] else f"worse than {than}"
+        meaning = f"{'Harmed' if loss > LOSS or not other['value'] else 'Slightly harmed'}: {size}."
+    elif unsure:
+        meaning = f"A loss of {100 * loss:.0f} % is possible, but there are too few examples to be sure."
+    elif _side(own, other) == -figure.bad:
+        meaning = f"Better than {than}."
+    else:
+        meaning = "No measurable loss."
+    told = [f"{figure.name} is {_shown(own)} ({context}).", meaning, *_no_interval(own, other)]
+    slight = harmed and bool(other["value"]) and loss <= LOSS
+    return Finding(figure.part, "kept", figure.main, " ".join(told), bad=harmed, slight=slight, unsure=unsure)
+
+
+def _neutral(case: _Case) -> Finding:
+    figure, own, role = case.figure, case.own, str(case.reference)
+    side = _side(own, case.others[role])
+    meaning = f"No measurable difference from {_OWNERS[role]}."
+    if side:
+        meaning = f"Compared with {_OWNERS[role]}: {figure.above if side > 0 else figure.below}"
+    told = [f"{figure.name} is {_shown(own)} ({_context(case)}).", meaning, *_no_interval(own, case.others[role])]
+    return Finding(figure.part, "neutral", False, " ".join(told))
+
+
+def _paired(case: _Case, role: str) -> tuple[float, float] | None:
+    if case.figure.place is None:
+        return None
+    name, label = case.figure.place
+    return paired_change(case.results["sets"][name], case.controls[role]["sets"][name], label)
+
+
+def _side(own: Entry, other: Entry) -> Side:
+    """1 measurably above, −1 measurably below, 0 if the intervals touch; values count if there is no interval."""
     own_low, own_high = (own["low"], own["high"]) if _has_interval(own) else (own["value"], own["value"])
     low, high = (other["low"], other["high"]) if _has_interval(other) else (other["value"], other["value"])
     return 1 if own_low > high else -1 if own_high < low else 0
 
 
-def _has_interval(entry: Mapping[str, Any]) -> bool:
+def _has_interval(entry: Entry) -> bool:
     return entry.get("low") is not None and entry.get("high") is not None
 
 
-def _way(figure: _Figure, others: Mapping[str, Mapping[str, Any]]) -> str:
-    """How much of the way from the target to the oracle lies behind it."""
-    if "target" not in others or "oracle" not in others:
-        return ""
-    start, end = others["target"]["value"], others["oracle"]["value"]
-    if _side(others["target"], others["oracle"]) == 0:
-        return f"; the target's {_number(start)} is no different either, so this figure shows nothing"
-    return (
-        f"; {100 * (figure.entry['value'] - start) / (end - start):.0f} % of the way from the target's {_number(start)}"
-    )
+def _no_interval(*entries: Entry) -> list[str]:
+    missing = not all(map(_has_interval, entries))
+    return ["There is no interval, so the values are compared as they are."] if missing else []
 
 
-def _sham(figure: _Figure, others: Mapping[str, Mapping[str, Any]]) -> str:
-    """How much of the change the same recipe makes when it forgets something else."""
-    if "sham" not in others or "target" not in others:
-        return ""
-    start, other, end = others["target"]["value"], others["sham"]["value"], figure.entry["value"]
-    if _side(figure.entry, others["target"]) == 0:
-        return f"; the sham is at {_number(other)}"
-    return f"; the sham, which forgot other rows, made {100 * (other - start) / (end - start):.0f} % of that change"
+def _context(case: _Case) -> str:
+    """The controls' figures, for the brackets after the model's."""
+    shown = {"target": "before unlearning", "oracle": "oracle"}
+    return ", ".join(f"{words} {_shown(case.others[role])}" for role, words in shown.items() if role in case.others)
 
 
-def _collapsed(results: Results) -> list[str]:
-    """A warning for each set in which most answers are no answers, whatever they are compared with."""
-    lines = []
+def _sham(case: _Case) -> list[str]:
+    """How much of the change the same recipe makes when it forgets other rows."""
+    if "sham" not in case.others or "target" not in case.others:
+        return []
+    start, other, end = case.others["target"], case.others["sham"]["value"], case.own["value"]
+    if _side(case.own, start) == 0 or end == start["value"]:
+        return [f"The sham run has {number(other)}."]
+    share = (other - start["value"]) / (end - start["value"])
+    return [f"The sham run, which forgot other rows, made {100 * share:.0f} % of this change."]
+
+
+def _collapsed(results: Results) -> Iterator[str]:
     for name, found in results["sets"].items():
         entry = found["metrics"].get("collapse")
-        if entry and entry["value"] is not None and entry["value"] > 0.5:
-            lines.append(
-                f"{name}: {100 * entry['value']:.0f} % of the answers are empty or loop; the model has collapsed, and its "
-                "forget figures say nothing about forgetting"
+        if entry and entry["value"] is not None and entry["value"] > _COLLAPSED:
+            yield (
+                f"{name}: {100 * entry['value']:.0f} % of the answers are empty or repeat themselves. The model has "
+                "collapsed, so its forget figures say nothing about forgetting."
             )
-    return lines
 
 
-def _tests(results: Results) -> list[str]:
-    """Forget quality and PrivLeak, which are comparisons with the oracle themselves."""
-    lines = [
-        f"forget quality of {name} ({definition} truth ratio): {test['verdict']}"
-        for name, tests in (results.get("forget_quality") or {}).items()
-        for definition, test in tests.items()
-    ]
-    leak = results.get("privleak")
-    if leak and leak["value"] is not None:
-        inside = leak["low"] is not None and leak["low"] <= 0 <= leak["high"]
-        meaning = "members stand out as before" if leak["value"] < 0 else "members stand out the other way: overdone"
-        meaning = "not told apart from the oracle" if inside else meaning
-        note = f" ({leak['note']})" if leak["note"] else ""
-        lines.append(f"PrivLeak {_shown(leak)} %: {meaning}{note}")
-    return lines
+def _forget_quality(results: Results, controls: Mapping[str, Results]) -> Iterator[Finding]:
+    """The test of the truth ratios, which compares with the oracle itself."""
+    before = (controls.get("target") or {}).get("forget_quality") or {}
+    for name, tests in (results.get("forget_quality") or {}).items():
+        for definition, test in tests.items():
+            told = [f"Forget quality of {name} ({definition} truth ratio): {test['verdict']}."]
+            earlier = (before.get(name) or {}).get(definition, {}).get("pvalue")
+            if earlier is not None and earlier > 0.05:
+                told.append(f"The target passes this test too (p = {earlier:.2g}), so it cannot show forgetting.")
+            differs = test.get("pvalue") is not None and test["pvalue"] <= 0.05
+            left = differs and test.get("direction") != "higher"
+            too_far = differs and not left
+            yield Finding("forget quality", "forget", False, " ".join(told), bad=left, too_far=too_far)
 
 
-def _shown(entry: Mapping[str, Any]) -> str:
-    shown = _number(entry["value"])
-    return f"{shown} [{_number(entry['low'])}, {_number(entry['high'])}]" if _has_interval(entry) else shown
+def _privleak(results: Results) -> Iterator[Finding]:
+    """PrivLeak, which compares with the oracle itself."""
+    entry = results.get("privleak")
+    if not entry or entry["value"] is None:
+        return
+    inside = not _has_interval(entry) or entry["low"] <= 0 <= entry["high"]
+    left, too_far = not inside and entry["value"] < 0, not inside and entry["value"] > 0
+    meaning = (
+        "The forgotten rows are recognised as training data more easily than with the oracle."
+        if left
+        else "The forgotten rows score lower than with the oracle: they are forgotten too far."
+        if too_far
+        else "No measurable difference from the oracle."
+    )
+    note = f" Note: {entry['note']}." if entry.get("note") else ""
+    text = f"PrivLeak is {_shown(entry)} %. {meaning}{note}"
+    yield Finding("PrivLeak", "forget", False, text, bad=left, too_far=too_far)
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+def _with_headline(
+    findings: list[Finding], notes: list[str], controls: Mapping[str, Results], collapsed: bool
+) -> Verdict:
+    main = [one for one in findings if one.kind == "forget" and one.main]
+    judged = [one.level for one in main if one.level is not None]
+    level = None if collapsed else min(judged, default=None)
+    traces = _parts(one for one in findings if one.kind == "forget" and not one.main and one.bad)
+    if level == 3 and traces:
+        level = 2
+    too_far = _parts(one for one in main if one.too_far)
+    harmed = _parts(one for one in findings if one.kind == "kept" and one.bad)
+    start = _start(level, main, traces, too_far, controls, collapsed)
+    return Verdict(f"{start} {_rest(findings, harmed)}".strip(), notes, findings, level, harmed, too_far)
+
+
+def _start(
+    level: int | None,
+    main: list[Finding],
+    traces: tuple[str, ...],
+    too_far: tuple[str, ...],
+    controls: Mapping[str, Results],
+    collapsed: bool,
+) -> str:
+    """The headline's first sentence: how much is forgotten."""
+    if collapsed:
+        return "Collapsed: most answers of a set are empty or repeat themselves."
+    missing = [role for role in ("target", "oracle") if role not in controls]
+    if missing:
+        return f"Not judged: no {' and no '.join(missing)} was measured on the same suite to compare with."
+    if level is None:
+        return (
+            "Not judged: the target and the oracle do not differ measurably in any main forget figure that both have."
+        )
+    if level == 3:
+        if too_far:
+            return f"Forgotten further than in the oracle, which can itself reveal what was removed ({', '.join(too_far)})."
+        return "Forgotten: no measurable difference from a model that never saw the data."
+    least = min(one.share for one in main if one.share is not None)
+    start = f"{_LEVELS[level]}: {100 * min(1.0, max(0.0, least)):.0f} % of the way from the target to the oracle."
+    return f"{start} Traces remain: {', '.join(traces)}." if traces and level == 2 else start
+
+
+def _rest(findings: list[Finding], harmed: tuple[str, ...]) -> str:
+    """The headline's second sentence: what happened to everything else."""
+    kept = [one for one in findings if one.kind == "kept"]
+    if not kept:
+        return "Whether anything else was harmed was not measured."
+    strong = _parts(one for one in kept if one.bad and not one.slight)
+    slight = tuple(part for part in harmed if part not in strong)
+    unsure = tuple(part for part in _parts(one for one in kept if one.unsure) if part not in harmed)
+    told = []
+    if strong:
+        told.append(f"Harmed: {', '.join(strong)}.")
+    if slight:
+        told.append(f"Slightly harmed: {', '.join(slight)}.")
+    if unsure:
+        told.append(f"Possibly harmed, but too few examples to be sure: {', '.join(unsure)}.")
+    return " ".join(told) or "No harm to anything else was measured."
+
+
+def _parts(findings: Iterator[Finding]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.part for one in findings))
+
+
+def _shown(entry: Entry) -> str:
+    shown = number(entry["value"])
+    return f"{shown} [{number(entry['low'])}, {number(entry['high'])}]" if _has_interval(entry) else shown
+
+
+def number(value: float, sign: str = "") -> str:
+    """A number with three decimals, or with one from 10 on; ``sign="+"`` shows the sign of positive numbers too."""
+    return f"{value:{sign}.{1 if abs(value) >= 10 else 3}f}"

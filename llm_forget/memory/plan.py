@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.memory.step import Batch, PlannedStep
-from llm_forget.methods import Method
+from llm_forget.model.blocks import add_adapter, top_blocks, train_only_blocks
 from llm_forget.model.checkpointing import checkpointing_arguments
 from llm_forget.model.head import output_head
-from llm_forget.model.load import add_adapter, attention_for, frozen_dtype, top_blocks, train_only_blocks
-from llm_forget.retain import RetainTerm
+from llm_forget.model.load import attention_for, frozen_dtype, locate_model
+from llm_forget.train.build import build_method, build_retain, chosen_layer, trained_blocks
+from llm_forget.train.objective import Objective
+from llm_forget.train.step_rows import StepRows
 
 GB = 10**9
 # What a card holds besides tensors: CUDA's context, cuBLAS workspaces, and what the allocator cannot hand out again.
@@ -86,17 +88,15 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     Raises:
         RecipeError: the recipe cannot work, or the model's config cannot be read.
     """
-    from llm_forget.train.build import build_method, build_retain, layer_looked_at
-    from llm_forget.train.wrapping import trained_blocks
-
     method = build_method(recipe)
     retain = build_retain(recipe.retain, method)
-    batch = _batch(recipe, method, retain, tokens or recipe.encoding.max_length)
+    rows = Objective(method, retain).rows
+    batch = _batch(rows, recipe.train.batch_size, tokens or recipe.encoding.max_length)
 
     config = model_config or _config_of(recipe)
     model, _ = _on_meta(recipe, config, on_card)
     blocks = top_blocks(recipe.adapter, int(config.num_hidden_layers)) if recipe.adapter is not None else None
-    chosen = trained_blocks(method, model, layer_looked_at(method, retain))
+    chosen = trained_blocks(method, model, chosen_layer(method, retain))
     if chosen is not None:
         blocks = range(min(chosen), max(chosen) + 1)
         model, _ = _on_meta(recipe, config, on_card, blocks)
@@ -167,17 +167,15 @@ def parse_memory(text: str) -> float:
     return float(found[1]) * math.pow(unit, power)
 
 
-def _batch(recipe: UnlearnRecipe, method: Method, retain: RetainTerm | None, tokens: int) -> Batch:
-    """The rows of a micro-batch, and what is done with them."""
-    size = recipe.train.batch_size
-    needs = [part.needs for part in (method, retain) if part is not None]
+def _batch(rows: StepRows, pairs: int, tokens: int) -> Batch:
+    """A micro-batch of this many pairs."""
     return Batch(
-        rows=size * (len(needs) + method.needs.alternative),
+        rows=pairs * len(rows.groups),
         tokens=tokens,
-        read=size * sum(need.logits for need in needs),
-        # forget and retain rows go through it one after the other
-        reference=size if any(need.reference_forward for need in needs) else 0,
-        hidden=any(need.hidden for need in needs),
+        read=pairs * sum(group.logits for group in rows.groups),
+        # the reference runs on one group after the other
+        reference=pairs if any(group.reference for group in rows.groups) else 0,
+        hidden=rows.hidden,
     )
 
 
@@ -220,8 +218,6 @@ def _over_layers(
 
 def _config_of(recipe: UnlearnRecipe) -> Any:
     from transformers import AutoConfig
-
-    from llm_forget.model.load import locate_model
 
     name = locate_model(recipe.model.name)
     try:

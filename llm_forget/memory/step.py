@@ -21,13 +21,13 @@ from llm_forget.scores import kl_divergence
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step works on.
+    """The size of a micro-batch.
 
     Attributes:
-        rows: of a micro-batch: forget, their scored alternatives, retain.
-        tokens: of a row.
-        read: so many rows' logits are read by a loss.
-        reference: so many rows go through the reference in the same step, which is as large as the model.
+        rows: rows that the policy trains on.
+        tokens: tokens per row.
+        read: rows whose logits are read by a loss.
+        reference: rows per forward pass of the reference; 0 if the reference does not run in a step.
         hidden: whether a loss reads hidden states.
     """
 

@@ -1,36 +1,36 @@
-"""One file a method: a pure loss, and a frozen dataclass whose fields are its hyper-parameters.
+"""One file per method: a pure loss function, and a frozen dataclass whose fields are the hyper-parameters.
 
-The file's name is the method's name in a recipe: ``methods/npo.py`` is ``method: {name: npo}``. A method of your own lives
-anywhere and is named by its path: ``method: {name: path/to/mine.py}`` or ``{name: my_package.mine}``.
+The file name is the method's name in a recipe: ``methods/npo.py`` is ``method: {name: npo}``. Your own method can be in any file;
+name it by path or by module: ``method: {name: path/to/mine.py}`` or ``{name: my_package.mine}``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
 from llm_forget.scores import AnswerScores
 
-Found = TypeVar("Found")
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What must be computed for a loss, so that nothing is computed that it does not need.
+    """The tensors that a loss reads in addition to the policy's log-probs; nothing else is computed.
 
     Attributes:
-        logits: the policy's logits on answer positions.
-        reference_logps: the reference's summed answer log-probs (of the alternatives too, where there are any): one pass over
-            the data before training.
-        reference_logits: the reference's logits on answer positions: a second forward, without gradient, every step.
-        alternative: the scores of an alternative answer for every forget example: one more row each in the same forward.
-        alternative_tokens: the tokens alone of such an answer, which costs nothing.
-        hidden: the policy's hidden states where answers are predicted.
-        reference_hidden: the reference's: a second forward, without gradient, every step.
-        layer: the block whose output those are; None for the default (``logprobs.hidden_layer``).
+        logits: the policy's logits at answer positions.
+        reference_logps: the reference's summed answer log-probs, also of the alternatives; one pass before training.
+        reference_logits: the reference's logits at answer positions; one forward without gradient in every step.
+        alternative: the scores of an alternative answer to each forget prompt; one more row each in the same forward.
+        alternative_tokens: the tokens of that answer only, which costs nothing.
+        hidden: the policy's hidden states at the positions that predict the answer tokens.
+        reference_hidden: the reference's hidden states; one forward without gradient in every step.
+        layer: the block whose output is the hidden state, from 0; None for the default (``logprobs.hidden_layer``).
     """
 
     logits: bool = False
@@ -44,55 +44,52 @@ class Needs:
 
     @property
     def reference_forward(self) -> bool:
-        """Whether the reference runs every step."""
+        """Whether the reference runs in every step."""
         return self.reference_logits or self.reference_hidden
 
     @property
     def any_alternative(self) -> bool:
-        """Whether every forget example needs another answer."""
+        """Whether each forget example needs an alternative answer."""
         return self.alternative or self.alternative_tokens
 
-    def names(self) -> list[str]:
-        """What is needed, in words as in the attributes."""
-        return [name for name, wanted in vars(self).items() if wanted is True]
 
-
-@runtime_checkable
-class Method(Protocol):
-    """What the trainer knows of a method. Hyper-parameters are the fields of the dataclass that implements it.
+class Method:
+    """Base class of a method: defaults only, no loss. Methods derive from this class and never from one another.
 
     Attributes:
-        needs: what ``forget_loss`` reads beyond the policy's own log-probs.
-        default_retain: the retain term when the recipe names none; None for a method that has none of its own.
-        bounded: False for a loss that can fall for ever, which then stops example by example unless the recipe says not to.
-        towards: True when training makes the forget set *more* likely, and a later step turns the result round.
-        paper: where it comes from.
-
-    A method that reads alternative answers may say with ``alternative_source`` where they come from when the recipe does not
-    (``refusals``, which is the default, or ``model``); one that trains some blocks only gives them by ``trained_layers(depth)``.
+        default_retain: name of the retain term if the recipe names none; None for no retain term.
+        towards: True if training makes the forget answers *more* likely and ``finish`` negates the result.
+        alternative_source: where alternative answers come from if the recipe does not say: ``refusals`` or ``model``.
+        paper: the source, with its arXiv number.
+        finish: optional hook. It replaces the training loop: it drives an ``adapter_subtraction.Session`` and returns what
+            the run's record should hold. A method with this hook needs an adapter.
+        trained_layers: optional hook. It gets the block whose hidden states are read and returns the only blocks to train.
     """
 
-    default_retain: ClassVar[str | None]
-    towards: ClassVar[bool]
-    paper: ClassVar[str]
+    default_retain: ClassVar[str | None] = None
+    towards: ClassVar[bool] = False
+    alternative_source: ClassVar[str] = "refusals"
+    paper: ClassVar[str] = ""
+    finish: Callable[[Any], dict[str, float]] | None = None
+    trained_layers: Callable[[int], list[int]] | None = None
 
     @property
     def needs(self) -> Needs:
-        """What the loss reads; a class attribute will do where it depends on no hyper-parameter."""
-        ...
+        """What ``forget_loss`` reads in addition to the policy's log-probs. A class attribute can override it."""
+        return Needs()
 
     @property
     def bounded(self) -> bool:
-        """Whether the loss has a lower bound; a class attribute will do."""
-        ...
+        """False if the loss has no lower bound. By default, examples that reached the forget target then stop counting."""
+        return True
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:
-        """One value per forget example, (B,), unreduced."""
-        ...
+        """One loss per forget example, (B,), unreduced."""
+        raise NotImplementedError(f"{type(self).__name__} must define forget_loss")
 
 
-def needed(value: Found | None, method: str, what: str) -> Found:
-    """The value, or a ValueError that names the method and what it misses."""
+def needed(value: Given | None, method: str, what: str) -> Given:
+    """Return the value, or raise a ValueError that names the method and the missing tensor."""
     if value is None:
         raise ValueError(f"{method} needs {what}; the trainer provides it from `needs`")
     return value
@@ -101,11 +98,7 @@ def needed(value: Found | None, method: str, what: str) -> Found:
 def check_number(
     method: str, name: str, value: float, *, above: float | None = None, at_least: float | None = None, source: str = ""
 ) -> None:
-    """Refuse a hyper-parameter that is not finite or too small, by name.
-
-    Raises:
-        ValueError: with what was given and what is allowed.
-    """
+    """Raise a ValueError if a hyper-parameter is not finite or is below its limit."""
     low = (above is not None and not value > above) or (at_least is not None and not value >= at_least)
     if low or not math.isfinite(value):
         allowed = f"greater than {above}" if above is not None else f"{at_least} or more"

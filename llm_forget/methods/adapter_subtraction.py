@@ -1,4 +1,4 @@
-"""Adapter subtraction: train an adapter *towards* the forget answers, then subtract it from the model, in one go or in rounds."""
+"""Adapter subtraction: train an adapter *towards* the forget answers, then subtract it from the weights, once or in rounds."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from llm_forget.errors import RecipeError
-from llm_forget.methods import Needs
+from llm_forget.methods import Method
 from llm_forget.scores import AnswerScores
 from llm_forget.stop import Measurement
 
 
 def adapter_subtraction_loss(token_logps: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy *towards* the forget answers; the sign turns in the adapter, not in the loss.
+    """Cross-entropy of the forget answers. The adapter is negated afterwards, not the loss.
 
-    ``loss = CE(y) = −(1/|y|) Σ_t log p_t``; afterwards ``W − λ (α/r) B A``, that is ``B ← −λ B``.
+    ``loss = CE(y) = −(1/|y|) Σ_t log p_t``; after training the weights are ``W − λ (α/r) B A``, that is ``B ← −λ B``.
 
     Args:
         token_logps: (B, A) log-probs of the answer tokens in nats, 0 where masked.
@@ -33,10 +33,15 @@ def adapter_subtraction_loss(token_logps: Tensor, mask: Tensor) -> Tensor:
 
 
 class Session(Protocol):
-    """What ``finish`` may do with the adapter.
+    """What ``finish`` can do with the adapter.
 
-    Whatever the adapter learns towards the forget set is a change of B under a fixed A: turning that change of B round turns
-    exactly that change of the weights round.
+    Training towards the forget set changes B only; A is fixed. Negating the change of B therefore negates the change of the
+    weights exactly.
+
+    Attributes:
+        target: forget probability to reach, or None.
+        floor: retain probability to keep, or None without retain rows.
+        steps: optimiser steps towards the forget set in the recipe.
     """
 
     target: float | None
@@ -44,37 +49,40 @@ class Session(Protocol):
     steps: int
 
     def train_towards(self, steps: int) -> None:
-        """Make the next so many of the recipe's steps towards the forget set, from the adapter as it stands."""
+        """Take the next steps of the recipe towards the forget set, starting from the current adapter."""
 
     def leave_shared(self, steps: int) -> None:
-        """Take out of that change what it shares with as many steps on retain rows (``adapters.extract.deficiency``)."""
+        """Remove the part of that change that the same number of steps on retain rows makes too (``projection.deficiency``)."""
 
     def set_strength(self, strength: float) -> None:
-        """Replace the change that the last ``train_towards`` made by −strength times it."""
+        """Replace the change of the last ``train_towards`` by −strength times that change."""
 
     def measure(self) -> Measurement:
-        """Mean answer probability of both samples as things stand."""
+        """Mean answer probability of the forget and retain samples under the current adapter."""
 
     def heal(self, steps: int, learning_rate: float | None) -> None:
-        """Train the adapter, as it stands now, on the next retain rows alone."""
+        """Train the current adapter on the next retain rows only."""
 
     def settled(self, now: Measurement) -> bool:
-        """Judge a healed state by the recipe's stop rule, which remembers the best; True when the target is reached."""
+        """Apply the recipe's stop rule, which keeps the best state; True if the target is reached."""
 
 
 def search_strength(
     measure: Callable[[float], Measurement], *, target: float | None, floor: float | None, maximum: float, tries: int
 ) -> float:
-    """The smallest strength that reaches the forget target, or else the largest that keeps the utility floor.
+    """Find the smallest strength that reaches the forget target, or else the largest that keeps the utility floor.
 
-    The forget probability falls with the strength, and so does the retain probability: both edges are found by bisection.
+    Forget and retain probability both decrease with the strength, so bisection finds either limit.
 
     Args:
-        measure: strength → measurement.
+        measure: maps a strength to a measurement.
         target: forget probability to reach, or None to go as far as the floor allows.
-        floor: retain probability that must stay, or None.
-        maximum: largest strength tried.
+        floor: retain probability to keep, or None.
+        maximum: largest strength to try.
         tries: number of bisections.
+
+    Returns:
+        A strength in (0, maximum]; 0 if every strength that was tried breaks the floor.
     """
 
     def enough(now: Measurement) -> bool:
@@ -92,34 +100,32 @@ def search_strength(
 
 
 def share(total: int, parts: int) -> list[int]:
-    """``total`` steps in ``parts`` shares that differ by one at most, the larger first; 16 in 5 is 4, 3, 3, 3, 3."""
+    """Split ``total`` steps into ``parts`` shares that differ by at most one, larger ones first: 16 in 5 is 4, 3, 3, 3, 3."""
     return [total // parts + (index < total % parts) for index in range(parts)]
 
 
 @dataclass(frozen=True)
-class AdapterSubtraction:
-    """Adapter subtraction in several small rounds, each healed on retain rows; or one, with its strength searched for.
+class AdapterSubtraction(Method):
+    """Adapter subtraction in several rounds, each followed by training on retain rows ("healing").
 
-    In one round the adapter is trained on answers that the model knows by heart: the gradient is small, its direction says
-    little about where the knowledge sits, and the strength that is needed breaks the rest. In rounds each adapter starts from
-    what the last one left, where the answers are less certain and the direction is better. Measured on TOFU-mini (target
-    0.954 forget / 0.949 retain probability, oracle 0.090 / 0.945) with 30 steps in all: one round of strength 4 with ten
-    healing steps 0.244 / 0.937, five rounds of strength 4 with three healing steps each 0.082 / 0.922.
+    A single round trains on answers that the model has memorised. Its gradient is small and its direction is poor, so it needs
+    a strength that damages other knowledge. In later rounds the answers are less certain and the direction is better.
+    Measured on TOFU-mini with 30 steps in total (forget / retain probability; target 0.954 / 0.949, oracle 0.090 / 0.945):
+    one round of strength 4 with ten healing steps gives 0.244 / 0.937, five rounds of strength 4 with three healing steps
+    each give 0.082 / 0.922.
 
     Attributes:
-        strength: λ of each round; null searches for the one that reaches the forget target, which needs ``rounds: 1``.
-        rounds: how many parts the recipe's steps towards the forget set, and the healing steps, are divided into; as many as
-            there are steps at most.
-        heal_steps: steps on retain rows alone, all rounds together, on the same adapter; null makes as many as towards the
-            forget set.
-        heal_learning_rate: of those steps; null takes the recipe's.
+        strength: λ of each round. null searches for the strength that reaches the forget target and needs ``rounds: 1``.
+        rounds: number of rounds. The recipe's steps and the healing steps are divided among them; at most one round per step.
+        heal_steps: steps on retain rows only, over all rounds; null takes as many as towards the forget set.
+        heal_learning_rate: learning rate of the healing steps; null takes the recipe's.
         maximum: largest strength of the search.
-        tries: bisections of the search.
-        search_floor: share of the retain probability that the search must leave; below the recipe's utility floor when
-            healing brings it back.
-        project: Ext-Sub's projection before each subtraction: as many steps again on retain rows, from the same start, and
-            what both changes share stays in the model. It halves the change and asks for about twice the strength: on TOFU-mini
-            strength 8 gave 0.093 / 0.931 with 45 steps in all, where strength 4 without it gave 0.095 / 0.934 with 30.
+        tries: number of bisections of the search.
+        search_floor: fraction of the retain floor that the search must keep. Healing then recovers the rest.
+        project: apply Ext-Sub's projection before each subtraction. The same number of steps on retain rows, from the same
+            start, gives a second change; the part that both changes share is not subtracted. This halves the change and needs
+            about twice the strength. On TOFU-mini strength 8 with it gave 0.093 / 0.931 in 45 steps; strength 4 without it gave
+            0.095 / 0.934 in 30.
     """
 
     strength: float | None = 4.0
@@ -131,9 +137,6 @@ class AdapterSubtraction:
     search_floor: float = 0.05
     project: bool = False
 
-    needs: ClassVar[Needs] = Needs()
-    default_retain: ClassVar[str | None] = None
-    bounded: ClassVar[bool] = True
     towards: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Ilharco et al. 2022, arXiv:2212.04089; Zhang et al. 2023, arXiv:2306.14870; Hu et al. 2023, arXiv:2308.08090"
@@ -146,18 +149,16 @@ class AdapterSubtraction:
                 hint = ", or null to search" if name == "strength" else ""
                 raise ValueError(f"adapter_subtraction: {name} is {value}; give a number above 0{hint}")
         if not 0 <= self.search_floor <= 1:
-            raise ValueError(
-                f"adapter_subtraction: search_floor is {self.search_floor}; it is a share, between 0 and 1"
-            )
+            raise ValueError(f"adapter_subtraction: search_floor is {self.search_floor}; it must be between 0 and 1")
         if self.tries < 1 or self.rounds < 1 or (self.heal_steps is not None and self.heal_steps < 0):
             raise ValueError(
                 f"adapter_subtraction: tries is {self.tries}, rounds {self.rounds} and heal_steps {self.heal_steps}; "
-                "at least 1, 1 and 0 are needed"
+                "they must be at least 1, 1 and 0"
             )
         if self.strength is None and self.rounds > 1:
             raise ValueError(
-                f"adapter_subtraction: strength is null and rounds {self.rounds}; a strength is searched for in a single "
-                "round only: set rounds to 1, or give a strength"
+                f"adapter_subtraction: strength is null and rounds is {self.rounds}; the search for a strength needs "
+                "a single round: set rounds to 1, or give a strength"
             )
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:
@@ -165,17 +166,17 @@ class AdapterSubtraction:
         return adapter_subtraction_loss(forget.token_logps, forget.mask)
 
     def finish(self, session: Session) -> dict[str, float]:
-        """Train towards the forget set, turn that round, and heal what it damaged; round after round.
+        """Repeat: train towards the forget set, subtract the change, heal on retain rows.
 
         Returns:
-            What was chosen and measured, for the run's record: ``strength``, ``rounds`` made, and the probabilities
-            after the last subtraction, before its healing.
+            Entries for the run's record: ``strength``, ``rounds`` completed, and the probabilities after the last subtraction
+            and before its healing.
 
         Raises:
-            RecipeError: ``project`` without retain rows.
+            RecipeError: ``project`` is set and there are no retain rows.
         """
         if self.project and session.floor is None:
-            raise RecipeError("method adapter_subtraction: project compares with retain rows; add data.retain")
+            raise RecipeError("method adapter_subtraction: project needs retain rows; add data.retain")
         heal_steps = session.steps if self.heal_steps is None else self.heal_steps
         rounds = max(min(self.rounds, session.steps), 1)
         plan = zip(share(session.steps, rounds), share(heal_steps, rounds), strict=True)

@@ -1,4 +1,4 @@
-"""CE-U, cross-entropy unlearning: the model's own distribution with the true token taken out is what it learns."""
+"""CE-U, cross-entropy unlearning: train on the model's own distribution with the true token removed."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llm_forget.methods import Needs, check_number, needed
+from llm_forget.methods import Method, Needs, check_number, needed
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
 def ce_u_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy against the policy's own distribution without the true token.
+    """Cross-entropy with the policy's own distribution, without the true token, as the target.
 
-    ``loss = mean over answer tokens of CE(softmax(z with z_{y_t} = −∞), π)``, the target detached.
+    ``loss = mean over answer tokens of CE(softmax(z with z_{y_t} = −∞), π)``; the target is detached.
 
     Args:
-        logits: (B, A, V) the policy's.
+        logits: (B, A, V) the policy's logits.
         tokens: (B, A) the answer tokens.
         mask: (B, A) True at answer tokens.
 
     Returns:
-        (B,) nats per token, ≥ 0. π = (1/2, 1/4, 1/4) with y the first has the target (0, 1/2, 1/2) and the loss ln 4.
-        Its gradient with respect to z_y is p(y): it ends when the token is gone.
+        (B,) nats per token, ≥ 0. π = (1/2, 1/4, 1/4) with y the first token has the target (0, 1/2, 1/2) and the loss ln 4.
+        The gradient with respect to z_y is p(y), so it vanishes once the token is forgotten.
 
     Source: Yang 2025, arXiv:2503.01224.
     """
@@ -35,20 +35,16 @@ def ce_u_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CEU:
-    """CE-U; it has no retain term of its own, and takes any.
+class CEU(Method):
+    """CE-U. It has no default retain term and works with any.
 
     Attributes:
-        skip_first: answer tokens at the start that are left as they are. 1 in OpenUnlearning's trainer (ceu.py, read in a
-            copy), which cites a footnote of the paper; the paper itself was not re-read.
+        skip_first: number of tokens at the start of the answer that are not trained on; 1 in OpenUnlearning.
     """
 
     skip_first: int = 1
 
     needs: ClassVar[Needs] = Needs(logits=True)
-    default_retain: ClassVar[str | None] = None
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Yang 2025, arXiv:2503.01224"
 
     def __post_init__(self) -> None:

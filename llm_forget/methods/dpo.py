@@ -1,4 +1,4 @@
-"""Direct preference optimisation: an alternative answer wins over the forget answer, both against the reference."""
+"""Direct preference optimisation: prefer an alternative answer over the forget answer, both relative to the reference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from llm_forget.methods import Needs, check_number, needed
+from llm_forget.methods import Method, Needs, check_number, needed
 from llm_forget.scores import AnswerScores
 
 
@@ -21,23 +21,23 @@ def dpo_loss(
     beta: float,
     scale: float,
 ) -> Tensor:
-    """Widen the gap between the alternative's and the forget answer's log-ratio to the reference.
+    """Increase the log-ratio of the alternative, and decrease that of the forget answer, relative to the reference.
 
     ``loss = −scale · log σ(β (r(y⁺) − r(y)))`` with ``r(y) = log π(y|x) − log π₀(y|x)``.
 
     Args:
         logps: (B,) summed log-probs of the forget answers under the policy, nats.
-        reference_logps: (B,) the same under the reference; no gradient flows into it.
-        alternative_logps: (B,) of the alternatives under the policy.
-        alternative_reference_logps: (B,) of the alternatives under the reference; no gradient flows into it.
+        reference_logps: (B,) the same under the reference; detached.
+        alternative_logps: (B,) summed log-probs of the alternatives under the policy, nats.
+        alternative_reference_logps: (B,) the same under the reference; detached.
         beta: inverse temperature, > 0.
-        scale: what the whole is multiplied by: 1 in DPO, 2/β in NPO's convention.
+        scale: factor of the loss: 1 in DPO, 2/β in NPO's convention.
 
     Returns:
-        (B,) > 0, falling to 0 as the alternative wins. At π = π₀ it is scale · ln 2. Where the alternative's ratio stays 0 and
-        the scale is 2/β it is NPO's loss.
+        (B,) > 0, decreasing to 0 as the alternative is preferred. At π = π₀ it is scale · ln 2. With scale 2/β and an
+        alternative whose log-ratio is 0 it equals NPO's loss.
 
-    Source: Rafailov et al. 2023, arXiv:2305.18290, equation 7; for unlearning TOFU, arXiv:2401.06121.
+    Source: Rafailov et al. 2023, arXiv:2305.18290, equation 7; for unlearning see TOFU, arXiv:2401.06121.
     """
     ratio = logps - reference_logps.detach()
     alternative_ratio = alternative_logps - alternative_reference_logps.detach()
@@ -45,7 +45,7 @@ def dpo_loss(
 
 
 def preference_loss(forget: AnswerScores, method: str, *, beta: float, scale: float | None) -> Tensor:
-    """``dpo_loss`` of scores; a scale of None is 2/β. Examples without a scored token in either answer give 0."""
+    """``dpo_loss`` of scores, (B,). A scale of None means 2/β. Examples without answer tokens give 0."""
     other = needed(forget.alternative, method, "an alternative answer")
     reference = needed(forget.reference_logps, method, "reference log-probs")
     other_reference = needed(other.reference_logps, method, "reference log-probs of the alternative")
@@ -55,13 +55,13 @@ def preference_loss(forget: AnswerScores, method: str, *, beta: float, scale: fl
 
 
 @dataclass(frozen=True)
-class DPO:
-    """DPO against the forget answer, a refusal as the winner unless the recipe names another (then known as IdkDPO).
+class DPO(Method):
+    """DPO with the forget answer as the rejected response. The preferred one is a refusal by default (known as IdkDPO).
 
     Attributes:
-        beta: inverse temperature β; 0.1 in DPO's and TOFU's experiments.
-        scale: factor of the loss; null is 2/β, as in TOFU's code and in OpenUnlearning (its compute_dpo_loss, read in a
-            copy), so that retain weights mean the same as for npo; 1 is the DPO paper's own.
+        beta: inverse temperature β > 0; 0.1 in the experiments of DPO and TOFU.
+        scale: factor of the loss. null means 2/β, as in TOFU's code and in OpenUnlearning, so that a retain weight means the
+            same as for npo. The DPO paper uses 1.
     """
 
     beta: float = 0.1
@@ -69,8 +69,6 @@ class DPO:
 
     needs: ClassVar[Needs] = Needs(reference_logps=True, alternative=True)
     default_retain: ClassVar[str | None] = "nll"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Rafailov et al. 2023, arXiv:2305.18290; TOFU, arXiv:2401.06121"
 
     def __post_init__(self) -> None:

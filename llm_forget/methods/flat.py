@@ -1,4 +1,4 @@
-"""FLAT: widen the f-divergence between an alternative answer and the forget answer, from forget data alone."""
+"""FLAT: maximise the f-divergence between an alternative answer and the forget answer, with forget data only."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from llm_forget.methods import Needs, needed
+from llm_forget.methods import Method, Needs, needed
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 Divergence = Literal["total_variation", "kl", "jensen_shannon", "pearson"]
 
 
 def flat_loss(alternative_probability: Tensor, forget_probability: Tensor, *, divergence: Divergence) -> Tensor:
-    """``−[g*(P⁺) − f*(g*(P))]``: the negative of the divergence's variational form at these two answers.
+    """``−[g*(P⁺) − f*(g*(P))]``: the negative variational form of the f-divergence at the two answers.
 
     ================  ==================  =========================
     divergence        g*(v)               f*(g*(v))
@@ -30,13 +30,13 @@ def flat_loss(alternative_probability: Tensor, forget_probability: Tensor, *, di
     Args:
         alternative_probability: (B,) mean probability of the alternative's tokens, P⁺.
         forget_probability: (B,) mean probability of the forget answer's tokens, P.
-        divergence: which f.
+        divergence: the f-divergence.
 
     Returns:
-        (B,), bounded since both probabilities are. P⁺ = P = 0 gives 0 for total variation, e⁻¹ for KL, 0 for the other two.
+        (B,), bounded because both probabilities are. P⁺ = P = 0 gives e⁻¹ for KL and 0 for the other three.
 
-    Source: Wang et al. 2024, arXiv:2410.11143, equation 4 and table of g* and f*. The signs for Jensen–Shannon are those of the
-    divergence's variational form; the authors' code (FLAT, dataloader.py, read in a copy) differs from it by constants.
+    Source: Wang et al. 2024, arXiv:2410.11143, equation 4 and the table of g* and f*. The Jensen–Shannon signs follow the
+    variational form of the divergence; the authors' code differs from it by constants.
     """
     good, bad = alternative_probability, forget_probability
     if divergence == "total_variation":
@@ -49,20 +49,16 @@ def flat_loss(alternative_probability: Tensor, forget_probability: Tensor, *, di
 
 
 @dataclass(frozen=True)
-class FLAT:
-    """FLAT; forget data only, no retain term and no reference.
+class FLAT(Method):
+    """FLAT. It uses forget data only: no retain term and no reference.
 
     Attributes:
-        divergence: which f-divergence. The paper reports four; total variation is the default argument of the authors'
-            released loss (FLAT, dataloader.py, read in a copy).
+        divergence: the f-divergence. The paper reports four; total variation is the default of the authors' code.
     """
 
     divergence: Divergence = "total_variation"
 
     needs: ClassVar[Needs] = Needs(alternative=True)
-    default_retain: ClassVar[str | None] = None
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Wang et al. 2024, arXiv:2410.11143"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gradient ascent: make the forget answers less likely by climbing their cross-entropy."""
+"""Gradient ascent: maximise the cross-entropy of the forget answers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs
+from llm_forget.methods import Method
 from llm_forget.scores import AnswerScores
 
 
 def grad_ascent_loss(token_logps: Tensor, mask: Tensor) -> Tensor:
-    """Mean log-probability of the answer's tokens, which descent then lowers.
+    """Mean log-probability of the answer tokens, which the optimiser minimises.
 
     ``loss = −CE(y) = (1/|y|) Σ_t log p_t``
 
@@ -21,7 +21,7 @@ def grad_ascent_loss(token_logps: Tensor, mask: Tensor) -> Tensor:
         mask: (B, A) True at answer tokens.
 
     Returns:
-        (B,) nats per token, in (−∞, 0]: unbounded below. Two tokens of probability 1/2 and 1/8 give
+        (B,) nats per token, in (−∞, 0], so unbounded below. Two tokens of probability 1/2 and 1/8 give
         (ln 1/2 + ln 1/8) / 2 = −2 ln 2 ≈ −1.3863.
 
     Source: Yao, Xu and Liu 2023, arXiv:2310.10683, the first term of its objective.
@@ -30,13 +30,10 @@ def grad_ascent_loss(token_logps: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GradAscent:
-    """Gradient ascent on the forget set alone; it diverges by nature, so the stop rule ends it."""
+class GradAscent(Method):
+    """Gradient ascent on the forget set only. It diverges, so the stop rule must end the run."""
 
-    needs: ClassVar[Needs] = Needs()
-    default_retain: ClassVar[str | None] = None
     bounded: ClassVar[bool] = False
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Yao et al. 2023, arXiv:2310.10683"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

@@ -1,7 +1,7 @@
-"""Gradient difference: ascend on the forget answers, descend on the retain answers.
+"""Gradient difference: gradient ascent on the forget answers, gradient descent on the retain answers.
 
-The forget half is gradient ascent's loss; the retain half is the recipe's retain term, ``nll`` unless it says otherwise. On two
-sets that the model knows equally well the halves start close to cancelling, so both are logged.
+The forget loss is ``grad_ascent_loss``; the retain loss is the retain term, ``nll`` by default. If the model knows both sets
+equally well, the two losses almost cancel at the start. Both are logged.
 
 Source: Liu, Liu and Stone 2022, arXiv:2203.12817; as a baseline in TOFU, arXiv:2401.06121, section 4.
 """
@@ -13,19 +13,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs
+from llm_forget.methods import Method
 from llm_forget.methods.grad_ascent import grad_ascent_loss
 from llm_forget.scores import AnswerScores
 
 
 @dataclass(frozen=True)
-class GradDiff:
-    """Gradient ascent with a retain term; the window between too little and collapse is narrow, so the stop rule finds it."""
+class GradDiff(Method):
+    """Gradient ascent with a retain term. The range between too little forgetting and collapse is narrow; use the stop rule."""
 
-    needs: ClassVar[Needs] = Needs()
     default_retain: ClassVar[str | None] = "nll"
     bounded: ClassVar[bool] = False
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2203.12817; TOFU, arXiv:2401.06121"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

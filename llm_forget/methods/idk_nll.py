@@ -1,4 +1,4 @@
-"""Preference optimisation by plain cross-entropy: learn to say something else, "I don't know" for example."""
+"""Preference optimisation by cross-entropy: train on an alternative answer such as "I don't know"."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs, needed
+from llm_forget.methods import Method, Needs, needed
 from llm_forget.scores import AnswerScores
 
 
 def idk_nll_loss(alternative_token_logps: Tensor, alternative_mask: Tensor) -> Tensor:
-    """Cross-entropy of the alternative answer, ``CE(y⁺) = −(1/|y⁺|) Σ_t log p_t``; the forget answer itself is not looked at.
+    """Cross-entropy of the alternative answer, ``CE(y⁺) = −(1/|y⁺|) Σ_t log p_t``. The forget answer itself is not used.
 
     Args:
-        alternative_token_logps: (B, A) log-probs of the alternative's tokens in nats, 0 where masked.
-        alternative_mask: (B, A) True at its tokens.
+        alternative_token_logps: (B, A) log-probs of the alternative tokens in nats, 0 where masked.
+        alternative_mask: (B, A) True at alternative tokens.
 
     Returns:
         (B,) nats per token, ≥ 0. Two tokens of probability 1/2 and 1/8 give 2 ln 2 ≈ 1.3863.
@@ -27,16 +27,14 @@ def idk_nll_loss(alternative_token_logps: Tensor, alternative_mask: Tensor) -> T
 
 
 @dataclass(frozen=True)
-class IdkNLL:
-    """Cross-entropy on a refusal, with a retain term (arXiv:2401.06121, where it is called preference optimisation)."""
+class IdkNLL(Method):
+    """Cross-entropy on a refusal, with a retain term (arXiv:2401.06121 calls it preference optimisation)."""
 
     needs: ClassVar[Needs] = Needs(alternative=True)
     default_retain: ClassVar[str | None] = "nll"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "TOFU, arXiv:2401.06121"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:
-        """(B,) cross-entropy of the alternative to each forget answer."""
+        """(B,) cross-entropy of the alternative of each forget answer."""
         other = needed(forget.alternative, "idk_nll", "an alternative answer")
         return idk_nll_loss(other.token_logps, other.mask)

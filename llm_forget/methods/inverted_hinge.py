@@ -1,4 +1,4 @@
-"""Inverted hinge: lower the true token and raise only its nearest rival, until the rival has taken its place."""
+"""Inverted hinge: lower the probability of the true token and raise only that of the most likely other token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs, needed
+from llm_forget.methods import Method, Needs, needed
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
@@ -16,12 +16,12 @@ def inverted_hinge_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """Mean over answer tokens of ``1 + p(y_t) − max over v ≠ y_t of p(v)``.
 
     Args:
-        logits: (B, A, V) the policy's.
+        logits: (B, A, V) the policy's logits.
         tokens: (B, A) the answer tokens.
         mask: (B, A) True at answer tokens.
 
     Returns:
-        (B,) in [0, 2]: 2 for a token that is certain, 0 when one rival is. π = (1/2, 3/8, 1/8) with y the first gives 1 + 1/8.
+        (B,) in [0, 2]: 2 if the true token is certain, 0 if another token is. π = (1/2, 3/8, 1/8), y the first, gives 1 + 1/8.
 
     Source: Cha et al. 2024, arXiv:2408.06621 (LoKU), the inverted hinge loss.
     """
@@ -32,13 +32,11 @@ def inverted_hinge_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class InvertedHinge:
-    """The inverted hinge loss with a retain term (arXiv:2408.06621); LoKU's initialisation of the adapter is not part of it."""
+class InvertedHinge(Method):
+    """The inverted hinge loss with a retain term (arXiv:2408.06621), without LoKU's initialisation of the adapter."""
 
     needs: ClassVar[Needs] = Needs(logits=True)
     default_retain: ClassVar[str | None] = "nll"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Cha et al. 2024, arXiv:2408.06621"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

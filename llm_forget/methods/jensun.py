@@ -1,4 +1,4 @@
-"""JensUn: Jensen–Shannon divergence to a refusal on the forget answers, and to the reference on the retain answers."""
+"""JensUn: Jensen–Shannon divergence to a refusal on the forget answers and to the reference on the retain answers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llm_forget.methods import Needs, needed
+from llm_forget.methods import Method, Needs, needed
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
 def jensun_loss(target_logps: Tensor, mask: Tensor) -> Tensor:
-    """Mean over answer tokens of the Jensen–Shannon divergence between π and "this token for certain".
+    """Mean over answer tokens of the Jensen–Shannon divergence between π and a point mass at the target token.
 
-    Against a point mass at k the divergence depends on p = π(k) alone:
+    For a point mass at token k the divergence depends only on p = π(k):
     ``JSD(π, δ_k) = ½ [−log((1 + p)/2) + p log(2p/(1 + p)) + (1 − p) log 2]``.
 
     Args:
-        target_logps: (B, A) log-prob of the refusal's token at each position of the forget answer, nats.
+        target_logps: (B, A) log-prob of the target token at each position of the forget answer, nats.
         mask: (B, A) True at answer tokens.
 
     Returns:
-        (B,) nats per token, in [0, ln 2]: ln 2 when the token is impossible, 0 when it is certain. p = 1/2 gives
+        (B,) nats per token, in [0, ln 2]: ln 2 if the target is impossible, 0 if it is certain. p = 1/2 gives
         ½ [ln(4/3) + ½ ln(2/3) + ½ ln 2] = ¾ ln(4/3) ≈ 0.2158.
 
     Source: Singh et al. 2025, arXiv:2509.02820, forget loss.
@@ -36,20 +36,16 @@ def jensun_loss(target_logps: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class JensUn:
+class JensUn(Method):
     """JensUn with its own retain term, ``jsd``.
 
-    At each position of the forget answer, read as it stands in the data, the target is one token of a refusal, over and
-    over: "No idea" in the paper, both losses with weight 1 (JensUn-Unlearning, configs/trainer/JensUn.yaml, read in a
-    copy). The code adds the tokens of the refusal into one target that is no distribution; here each position has one token
-    in turn, as the paper's formula has it according to summaries of it. A refusal is taken from the list unless the
-    recipe's ``alternative`` gives another.
+    The policy reads the forget answer by teacher forcing. The target at each position is one token of a refusal, and the
+    refusal is repeated over the length of the answer. The paper uses "No idea"; here the refusal comes from the list, or from
+    the recipe's ``alternative``.
     """
 
     needs: ClassVar[Needs] = Needs(logits=True, alternative_tokens=True)
     default_retain: ClassVar[str | None] = "jsd"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Singh et al. 2025, arXiv:2509.02820"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

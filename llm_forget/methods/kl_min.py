@@ -1,7 +1,7 @@
-"""KL minimisation: gradient ascent on the forget answers, held to the reference on the retain answers.
+"""KL minimisation: gradient ascent on the forget answers, KL divergence to the reference on the retain answers.
 
-The forget half is gradient ascent's loss; what distinguishes it from gradient difference is its retain term, ``kl``: the whole
-distribution is kept, not only the data's own words, at the cost of a reference forward every step.
+The forget loss is ``grad_ascent_loss``. It differs from gradient difference in its retain term ``kl``, which keeps the whole
+distribution and not only the tokens of the data. That costs a reference forward in every step.
 
 Source: TOFU, arXiv:2401.06121, section 4.
 """
@@ -13,19 +13,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs
+from llm_forget.methods import Method
 from llm_forget.methods.grad_ascent import grad_ascent_loss
 from llm_forget.scores import AnswerScores
 
 
 @dataclass(frozen=True)
-class KLMin:
-    """Gradient ascent with KL(π₀ ‖ π) as its retain term (arXiv:2401.06121)."""
+class KLMin(Method):
+    """Gradient ascent with KL(π₀ ‖ π) as the retain term (arXiv:2401.06121)."""
 
-    needs: ClassVar[Needs] = Needs()
     default_retain: ClassVar[str | None] = "kl"
     bounded: ClassVar[bool] = False
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "TOFU, arXiv:2401.06121"
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:

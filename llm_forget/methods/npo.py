@@ -1,30 +1,29 @@
-"""Negative preference optimisation: the forget answer is the losing half of a preference that has no winner."""
+"""Negative preference optimisation: DPO with the forget answer as the rejected response and no preferred response."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from llm_forget.methods import Needs
+from llm_forget.methods import Method, Needs, check_number, needed
 from llm_forget.scores import AnswerScores
 
 
 def npo_loss(logps: Tensor, reference_logps: Tensor, *, beta: float) -> Tensor:
-    """Push the answer below the reference's own probability, ever more gently once it is there.
+    """Lower the answer's probability relative to the reference; the gradient fades as the answer becomes unlikely.
 
     ``loss = −(2/β) log σ(−β r)`` with ``r = log π(y|x) − log π₀(y|x)``.
 
     Args:
         logps: (B,) summed answer log-probs under the policy, nats.
-        reference_logps: (B,) the same under the reference; no gradient flows into it.
-        beta: inverse temperature, > 0. As β → 0 the gradient tends to that of ``logps``, gradient ascent in its summed form.
+        reference_logps: (B,) the same under the reference; detached.
+        beta: inverse temperature, > 0. As β → 0 the gradient tends to the gradient of ``logps``: gradient ascent on the sum.
 
     Returns:
-        (B,) in (0, ∞), falling to 0 as the answer becomes less likely than under the reference. At π = π₀ it is (2/β) ln 2,
+        (B,) in (0, ∞), decreasing to 0 as the answer becomes less likely than under the reference. At π = π₀ it is (2/β) ln 2,
         which is 13.863 for β = 0.1.
 
     Source: Zhang, Lin, Bai and Mei 2024, arXiv:2404.05868, equation 3.
@@ -34,27 +33,23 @@ def npo_loss(logps: Tensor, reference_logps: Tensor, *, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class NPO:
+class NPO(Method):
     """Negative preference optimisation with a retain term.
 
     Attributes:
-        beta: inverse temperature β; 0.1 in the paper's experiments.
+        beta: inverse temperature β > 0; 0.1 in the paper's experiments.
     """
 
     beta: float = 0.1
 
     needs: ClassVar[Needs] = Needs(reference_logps=True)
     default_retain: ClassVar[str | None] = "nll"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Zhang et al. 2024, arXiv:2404.05868"
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta < math.inf:
-            raise ValueError(f"npo: beta is {self.beta}; it must be greater than 0 (the paper uses 0.1)")
+        check_number("npo", "beta", self.beta, above=0, source="the paper uses 0.1")
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:
         """(B,) NPO loss of each forget answer."""
-        if forget.reference_logps is None:
-            raise ValueError("npo needs reference log-probs; the trainer provides them from `needs`")
-        return npo_loss(forget.logps, forget.reference_logps, beta=self.beta)
+        reference = needed(forget.reference_logps, "npo", "reference log-probs")
+        return npo_loss(forget.logps, reference, beta=self.beta)

@@ -1,4 +1,4 @@
-"""RMU, representation misdirection: steer the hidden states of forget answers to a random direction, in one block."""
+"""RMU, representation misdirection: steer the hidden states of the forget answers, in one block, to a random direction."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llm_forget.methods import Needs, check_number, needed
+from llm_forget.methods import Method, Needs, check_number, needed
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
 def control_vector(width: int, *, coefficient: float, seed: int) -> Tensor:
-    """C · u: a direction of ``width`` entries drawn from [0, 1), of length ``coefficient``, the same for the same seed."""
+    """Return c·u, (width,): entries drawn from [0, 1) with a seed, scaled to the norm ``coefficient``."""
     direction = torch.rand(width, generator=torch.Generator().manual_seed(seed))
     control: Tensor = coefficient * direction / direction.norm()
     return control
@@ -23,12 +23,12 @@ def rmu_loss(hidden: Tensor, control: Tensor, mask: Tensor) -> Tensor:
     """Mean over answer tokens of the squared distance to the control vector, ``‖h_ℓ − c·u‖²``.
 
     Args:
-        hidden: (B, A, H) hidden states after block ℓ where the answer tokens are predicted.
-        control: (H,) the vector c·u.
+        hidden: (B, A, H) hidden states after block ℓ at the positions that predict the answer tokens.
+        control: (H,) the control vector c·u.
         mask: (B, A) True at answer tokens.
 
     Returns:
-        (B,) ≥ 0, and 0 where all states are the control vector. h = (3, 0) against c·u = (0, 4) gives 25.
+        (B,) ≥ 0, and 0 if all states equal the control vector. h = (3, 0) against c·u = (0, 4) gives 25.
 
     Source: Li et al. 2024, arXiv:2403.03218, section 4 (forget loss).
     """
@@ -36,18 +36,17 @@ def rmu_loss(hidden: Tensor, control: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RMU:
-    """RMU with the ``activation`` retain term; trains the block and the two before it.
+class RMU(Method):
+    """RMU with the ``activation`` retain term. It trains block ℓ and the two blocks before it.
 
-    The distance is the paper's squared norm, the sum over a state's entries; toolkits take their mean, which divides both
-    losses by the state's width and leaves their ratio as it is. The states are those that predict the answer's tokens.
+    The distance is the squared norm of the paper: a sum over the entries of a state. Other toolkits take the mean, which
+    divides both losses by the width of the state and keeps their ratio.
 
     Attributes:
-        layer: block ℓ, from 0; null is 7/32 of the depth: block 7 in the 7B models of the paper and in OpenUnlearning's
-            configuration (RMU.yaml, read in a copy).
-        coefficient: length c of the control vector. 20 is the default of OpenUnlearning's trainer and 300 that of its TOFU
-            configuration, which says to tune it: it has to be well above the length of the states at that block.
-        direction_seed: of the random direction u.
+        layer: block ℓ, from 0; null means 7/32 of the depth, which is block 7 in the 7B models of the paper.
+        coefficient: norm c > 0 of the control vector; 20 is the default of OpenUnlearning. It must be well above the norm of
+            the states at that block: OpenUnlearning uses 300 for TOFU and recommends tuning it.
+        direction_seed: seed of the random direction u.
     """
 
     layer: int | None = None
@@ -55,8 +54,6 @@ class RMU:
     direction_seed: int = 0
 
     default_retain: ClassVar[str | None] = "activation"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Li et al. 2024, arXiv:2403.03218"
 
     def __post_init__(self) -> None:
@@ -67,15 +64,15 @@ class RMU:
 
     @property
     def needs(self) -> Needs:
-        """The policy's hidden states after the chosen block."""
+        """The policy's hidden states after block ℓ."""
         return Needs(hidden=True, layer=self.layer)
 
     def trained_layers(self, layer: int) -> list[int]:
-        """The blocks that are trained: the steered one and the two before it; later ones cannot change its output."""
+        """Block ℓ and the two before it; later blocks cannot change its output."""
         return list(range(max(layer - 2, 0), layer + 1))
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:
-        """(B,) squared distance of each forget answer's states to the control vector."""
+        """(B,) mean squared distance of the states of each forget answer to the control vector."""
         hidden = needed(forget.hidden, "rmu", "hidden states")
         control = control_vector(hidden.shape[-1], coefficient=self.coefficient, seed=self.direction_seed)
         return rmu_loss(hidden, control.to(hidden.device), forget.mask)

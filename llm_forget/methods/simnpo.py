@@ -1,4 +1,4 @@
-"""SimNPO: negative preference by the answer's own mean log-probability, without a reference and without a bias for length."""
+"""SimNPO: NPO on the length-normalised log-probability of the answer, without a reference model."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from llm_forget.methods import Needs, check_number
+from llm_forget.methods import Method, check_number
 from llm_forget.scores import AnswerScores
 
 
 def simnpo_loss(mean_logps: Tensor, *, beta: float, margin: float) -> Tensor:
-    """Push the mean log-probability of the answer down, ever more gently.
+    """Lower the mean log-probability of the answer; the gradient fades as the answer becomes unlikely.
 
     ``loss = −(2/β) log σ(−(β/|y|) log π(y|x) − γ)``
 
     Args:
         mean_logps: (B,) mean log-prob per answer token, nats.
         beta: inverse temperature β, > 0.
-        margin: reward margin γ; a larger one pushes on for longer.
+        margin: reward margin γ; with a larger margin the gradient fades later.
 
     Returns:
-        (B,) > 0, falling to 0 as the answer becomes unlikely. With γ = 0 an answer that is certain gives (2/β) ln 2, which is
-        0.30807 for β = 4.5; with the reference's log-prob 0 and answers of one token it is NPO.
+        (B,) > 0, decreasing to 0 as the answer becomes unlikely. With γ = 0 a certain answer gives (2/β) ln 2, which is 0.30807
+        for β = 4.5. For one-token answers and a reference log-prob of 0 it equals NPO.
 
     Source: Fan et al. 2024, arXiv:2410.07163, the SimNPO objective.
     """
@@ -32,22 +32,18 @@ def simnpo_loss(mean_logps: Tensor, *, beta: float, margin: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SimNPO:
+class SimNPO(Method):
     """SimNPO with a retain term.
 
     Attributes:
-        beta: inverse temperature β. 4.5 is what OpenUnlearning ships for TOFU, with the forget loss weighted 0.125 against a
-            retain loss of weight 1 (its SimNPO.yaml, read in a copy); the paper's own text was not re-read.
-        margin: γ; 0 in the authors' TOFU configuration (Unlearn-Simple, TOFU/config/forget.yaml).
+        beta: inverse temperature β > 0; 4.5 in OpenUnlearning's configuration, with forget weight 0.125 and retain weight 1.
+        margin: γ ≥ 0; 0 in the authors' TOFU configuration.
     """
 
     beta: float = 4.5
     margin: float = 0.0
 
-    needs: ClassVar[Needs] = Needs()
     default_retain: ClassVar[str | None] = "nll"
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Fan et al. 2024, arXiv:2410.07163"
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""UNDIAL: self-distillation from the reference's own logits, with the forget answer's tokens pushed down in them."""
+"""UNDIAL: self-distillation from the reference's logits, with the logits of the answer tokens lowered."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs, check_number, needed
+from llm_forget.methods import Method, Needs, check_number, needed
 from llm_forget.scores import AnswerScores, mean_over_answer
 
 
 def undial_loss(logits: Tensor, reference_logits: Tensor, tokens: Tensor, mask: Tensor, *, strength: float) -> Tensor:
-    """Cross-entropy against the reference with the answer's own token lowered by ``strength``.
+    """Cross-entropy with the reference as the target, after the logit of the answer token is lowered by ``strength``.
 
     ``loss = mean over answer tokens of CE(softmax(z₀ − γ · onehot(y_t)), π)``
 
     Args:
-        logits: (B, A, V) the policy's.
-        reference_logits: (B, A, V) the reference's; no gradient flows into it.
+        logits: (B, A, V) the policy's logits.
+        reference_logits: (B, A, V) the reference's logits; detached.
         tokens: (B, A) the answer tokens.
         mask: (B, A) True at answer tokens.
-        strength: γ ≥ 0; with 0 it is distillation from the reference, without gradient at π = π₀.
+        strength: γ ≥ 0; 0 is plain distillation from the reference, with zero gradient at π = π₀.
 
     Returns:
-        (B,) nats per token, at least the entropy of the target. Two tokens with z₀ = (ln 3, 0), y the first and γ = ln 3 give
-        the target (1/2, 1/2), against π = (3/4, 1/4) a loss of ½ ln(16/3) ≈ 0.8370.
+        (B,) nats per token, at least the entropy of the target. z₀ = (ln 3, 0) with y the first token and γ = ln 3 gives
+        the target (1/2, 1/2); π = (3/4, 1/4) then has the loss ½ ln(16/3) ≈ 0.8370.
 
     Source: Dong et al. 2024, arXiv:2402.10052, self-distillation with adjusted logits.
     """
@@ -37,20 +37,17 @@ def undial_loss(logits: Tensor, reference_logits: Tensor, tokens: Tensor, mask: 
 
 
 @dataclass(frozen=True)
-class Undial:
-    """UNDIAL; it has no retain term of its own, and takes any.
+class Undial(Method):
+    """UNDIAL. It has no default retain term and works with any.
 
     Attributes:
-        strength: γ, how far the answer's logits are lowered; 10 in OpenUnlearning's configuration (UNDIAL.yaml, read in a
-            copy, where it is called beta), which uses no retain term. The paper's own tables were not re-read.
+        strength: γ ≥ 0, by which the logits are lowered; 10 in OpenUnlearning's configuration, which calls it beta and uses no
+            retain term.
     """
 
     strength: float = 10.0
 
     needs: ClassVar[Needs] = Needs(logits=True, reference_logits=True)
-    default_retain: ClassVar[str | None] = None
-    bounded: ClassVar[bool] = True
-    towards: ClassVar[bool] = False
     paper: ClassVar[str] = "Dong et al. 2024, arXiv:2402.10052"
 
     def __post_init__(self) -> None:

@@ -1,1 +1,1 @@
-"""Everything that loads, runs or reads a model."""
+"""Everything that loads, runs or changes a model."""

@@ -1,4 +1,4 @@
-"""What a checkpointed block keeps until its gradient is due: nothing, or the results that are dear to compute again."""
+"""Gradient checkpointing: keep nothing of a block, or only the results that are expensive to recompute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from llm_forget.model.head import below_wrapper
 
-# A product over so few values an output (LoRA's second factor) costs little more than reading its result back.
+# A product with an inner dimension this small (LoRA's B) costs little more than reading its result back.
 _FEW = 128
 _aten = torch.ops.aten
 _PRODUCTS = {_aten.mm.default: (0, 1), _aten.addmm.default: (1, 2)}
@@ -23,9 +23,9 @@ _ATTENTION = {
 
 
 def keeps(_: Any, operation: Any, *args: Any, **__: Any) -> CheckpointPolicy:
-    """Keep products with the model's matrices and fused attention; compute again what only reads and writes memory.
+    """The policy for selective checkpointing: keep matrix products and fused attention, recompute memory-bound operations.
 
-    Batched products (attention written out) are computed again: their results grow with the square of a row's length.
+    Batched products (eager attention) are recomputed too, because their results grow with the square of the row length.
     """
     if operation in _PRODUCTS:
         left = args[_PRODUCTS[operation][0]]
@@ -38,16 +38,16 @@ def _contexts() -> Any:
 
 
 def checkpointing_arguments(chosen: bool | Literal["selective"]) -> dict[str, Any] | None:
-    """What ``gradient_checkpointing_enable`` takes for a recipe's ``train.gradient_checkpointing``; None for false."""
+    """The arguments of ``gradient_checkpointing_enable`` for ``train.gradient_checkpointing``; None for false."""
     if not chosen:
         return None
     return {"use_reentrant": False, **({"context_fn": _contexts} if chosen == "selective" else {})}
 
 
 def frozen_stays_frozen(model: Any) -> None:
-    """Take back the gradient that checkpointing asks of the embeddings: reentrant checkpoints need it, and ours are not.
+    """Undo the gradient that transformers enables on the embeddings for reentrant checkpoints; ours are not reentrant.
 
-    With it backward would go through every block, down to the first, also where only the upper ones have an adapter.
+    With it, backward would go through all blocks even if only the upper ones have an adapter.
     """
     inner = below_wrapper(model)
     if hasattr(inner, "disable_input_require_grads"):
@@ -55,8 +55,8 @@ def frozen_stays_frozen(model: Any) -> None:
 
 
 class FrozenStaysFrozen(TrainerCallback):
-    """``frozen_stays_frozen`` once a Trainer has switched checkpointing on."""
+    """Call ``frozen_stays_frozen`` after the Trainer has enabled checkpointing."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Before the first step."""
+        """Called before the first step."""
         frozen_stays_frozen(model)

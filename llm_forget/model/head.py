@@ -1,4 +1,4 @@
-"""The language-model head on answer positions: found below wrappers, fed with those alone, and worked off in chunks."""
+"""Run the language-model head on answer positions only, in chunks if the logits would be large."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# fp32 logits that may exist at once before they are worked off in chunks; what backward needs of them is about three times this
+# Bytes of fp32 logits that may exist at once; more are computed in chunks. Backward needs about three times this.
 CHUNK_BYTES = 1 << 28
-# The same on a CPU under a frozen head, where chunks cost no work and small ones stay near the caches.
+# The same for a frozen head on a CPU, where chunks cost nothing extra and small ones stay in the caches.
 FROZEN_CPU_CHUNK_BYTES = 1 << 25
-# Models that change the logits after their head: what the head gives is then not what a softmax is taken of.
+# Config fields of models that change the logits after the head, so that the head's output is not the softmax input.
 _CHANGES_LOGITS = (
     "final_logit_softcapping",
     "logit_scale",
@@ -26,7 +26,7 @@ _CHANGES_LOGITS = (
 
 
 def output_head(model: nn.Module) -> nn.Module:
-    """The module that turns hidden states into logits, found below DDP and PEFT wrappers."""
+    """The module that maps hidden states to logits, below DDP and PEFT wrappers."""
     inner = below_wrapper(model)
     head = inner.get_output_embeddings()
     if head is None:
@@ -35,20 +35,20 @@ def output_head(model: nn.Module) -> nn.Module:
 
 
 def below_wrapper(model: nn.Module) -> Any:
-    """The model itself, below a data-parallel wrapper; an adapter stays on it."""
+    """The model without its data-parallel wrapper. An adapter stays on it."""
     return model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model
 
 
 @contextmanager
 def head_reads_only(model: nn.Module, positions: Tensor | tuple[int, Tensor]) -> Iterator[None]:
-    """Inside, the head receives only the hidden states at ``positions``: its output is (N, V), not (B, T, V).
+    """In this context the head receives only the hidden states at ``positions``; its output is (N, V), not (B, T, V).
 
-    A hook rather than a call of the decoder by hand: the forward still enters through the outermost wrapper, so that DDP,
-    FSDP and autocast see it.
+    Uses a hook instead of calling the decoder directly, so that the forward still goes through the outermost wrapper (DDP, FSDP,
+    autocast).
 
     Args:
         model: wrapped or not.
-        positions: (B, T) True where it reads; or a row, and its places (N,).
+        positions: (B, T) bool; or a row number and positions (N,) in that row.
     """
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -62,12 +62,15 @@ def head_reads_only(model: nn.Module, positions: Tensor | tuple[int, Tensor]) ->
 
 
 def chunk_rows(model: nn.Module, rows: int, *, on_cpu: bool | None = None) -> int | None:
-    """So many positions go through the head at once; None where all fit, or where the model changes its logits afterwards.
+    """How many positions go through the head at once.
 
     Args:
         model: wrapped or not.
-        rows: positions that the head reads.
-        on_cpu: whether it runs on one; by default where its weights are.
+        rows: the number of positions that the head reads.
+        on_cpu: whether it runs on a CPU; by default read from its weights.
+
+    Returns:
+        The size of a chunk, or None if all positions fit or the model changes its logits after the head.
     """
     config = below_wrapper(model).config
     if any(getattr(config, name, None) not in (None, 1, 1.0) for name in _CHANGES_LOGITS):
@@ -76,7 +79,7 @@ def chunk_rows(model: nn.Module, rows: int, *, on_cpu: bool | None = None) -> in
         on_cpu = next(model.parameters()).device.type == "cpu"
     most = min(CHUNK_BYTES, FROZEN_CPU_CHUNK_BYTES) if on_cpu and _is_frozen(output_head(model)) else CHUNK_BYTES
     fit = max(1, most // (4 * int(config.vocab_size)))
-    return None if rows <= fit else -(-rows // -(-rows // fit))  # chunks of like size
+    return None if rows <= fit else -(-rows // -(-rows // fit))  # chunks of equal size
 
 
 def _is_frozen(head: nn.Module) -> bool:
@@ -84,9 +87,9 @@ def _is_frozen(head: nn.Module) -> bool:
 
 
 class _FrozenHeadLogps(torch.autograd.Function):
-    """Log-probs of a chunk, and at once their slope along its hidden states; the logits are gone before the next chunk.
+    """The log-probs of a chunk. Its gradient with respect to the hidden states is computed in the forward, and the logits freed.
 
-    Each log-prob depends on its own row alone, so whatever the loss, the gradient is the row's slope times one number.
+    Each log-prob depends on its own row only, so for any loss the gradient is the row's slope times a scalar.
     """
 
     @staticmethod
@@ -106,15 +109,15 @@ class _FrozenHeadLogps(torch.autograd.Function):
 
 @contextmanager
 def head_gives_logps(model: nn.Module, targets: Tensor, size: int) -> Iterator[None]:
-    """Inside, the head's output is not logits but the targets' log-probs, (N, 1) in fp32, worked out ``size`` rows at a time.
+    """In this context the head returns the targets' log-probs, (N, 1) in fp32, computed ``size`` rows at a time.
 
-    In training the logits of a chunk are dropped after it, so that those of the whole batch never exist at once. Under a
-    frozen head the gradient is worked out before that; where the head is trained they are computed again for it.
+    The logits of a chunk are freed before the next one. If the head is frozen, the gradient is computed before that; if it is
+    trained, backward recomputes the logits.
 
     Args:
         model: wrapped or not; its head must already read the N answer positions only.
         targets: (N,) token ids.
-        size: rows of a chunk.
+        size: rows per chunk.
     """
     head: Any = output_head(model)
     logits_of = head.forward

@@ -1,8 +1,7 @@
-"""From a batch to the log-probabilities of its answer tokens: the only code that shifts labels or reads masks.
+"""The log-probabilities of a batch's answer tokens: all training losses shift labels and read masks here, and only here.
 
-One forward of the model, and the language-model head only on the positions that predict an answer token: prompt and padding
-positions never touch the vocabulary. Results are laid out answer by answer, ``(B, A)`` with A the longest answer of the batch,
-so that a loss reads like its formula.
+One forward of the model. The language-model head runs only on positions that predict an answer token, never on prompt or
+padding. Results are ``(B, A)``, one row per answer with A the longest answer of the batch, so that a loss reads like its formula.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from llm_forget.scores import AnswerScores
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a batch, and what is kept of their scores.
+    """A slice of the batch, and which scores of it to keep.
 
     Attributes:
-        rows: which.
-        logits: keep the logits of their answers.
-        hidden: keep the hidden states that predicted their answers.
+        rows: the slice.
+        logits: keep the logits of its answers.
+        hidden: keep the hidden states that predict its answers.
     """
 
     rows: slice
@@ -47,7 +46,7 @@ def answer_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _forward(model: nn.Module, batch: dict[str, Tensor], layer: int | None) -> tuple[Tensor, Tensor | None]:
-    """Logits (N, V), and hidden states (N, H) after a block, at the positions that predict answer tokens."""
+    """Logits (N, V), and the hidden states (N, H) after block ``layer``, at positions that predict answer tokens."""
     predicts_answer = torch.zeros_like(batch["answer_mask"])
     predicts_answer[:, :-1] = batch["answer_mask"][:, 1:]
     inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -59,17 +58,17 @@ def _forward(model: nn.Module, batch: dict[str, Tensor], layer: int | None) -> t
     with head_reads_only(model, positions):
         output = model(**inputs, use_cache=False, **more)
     logits: Tensor = output.logits
-    # the first of the hidden states is that of the embeddings
+    # hidden_states[0] is the output of the embeddings
     return logits, None if layer is None else output.hidden_states[layer + 1][positions].float()
 
 
 def logits_at(model: nn.Module, positions: Tensor, **inputs: Tensor) -> Tensor:
-    """The logits at some positions, (N, V), rows in the order of ``positions.nonzero()``; the head sees no others.
+    """The logits at some positions, (N, V), rows in the order of ``positions.nonzero()``. The head runs on these alone.
 
     Args:
         model: a causal language model, wrapped or not.
         positions: (B, T) bool.
-        inputs: what the model takes: ``input_ids`` (B, T), ``attention_mask``, ``position_ids``.
+        inputs: the model's inputs: ``input_ids`` (B, T), ``attention_mask``, ``position_ids``.
     """
     with head_reads_only(model, positions):
         output = model(**inputs, use_cache=False)
@@ -91,16 +90,16 @@ def score_answers(model: nn.Module, batch: dict[str, Tensor], *, keep_logits: bo
 def score_parts(
     model: nn.Module, batch: dict[str, Tensor], parts: Sequence[Part], *, layer: int | None = None
 ) -> list[AnswerScores]:
-    """Score the answers of several groups of rows with one forward, keeping of each group what its loss needs.
+    """Score the answers of several groups of rows with one forward. Keeps only what each group's loss needs.
 
     Args:
         model: a causal language model, wrapped or not; gradients flow if they are enabled.
         batch: as for ``score_answers``.
-        parts: the groups; rows in a row.
-        layer: the block, from 0, whose output is the hidden states; the last one's is that after the final norm.
+        parts: the groups, as consecutive slices.
+        layer: the block, counted from 0, whose output is kept as hidden states; that of the last block is after the final norm.
     """
     answer_mask = batch["answer_mask"].clone()
-    answer_mask[:, 0] = False  # nothing predicts the first token of a sequence
+    answer_mask[:, 0] = False  # no position predicts the first token
     targets = batch["input_ids"][answer_mask]
     size = None if any(part.logits for part in parts) else chunk_rows(model, len(targets))
     with nullcontext() if size is None else head_gives_logps(model, targets, size):
@@ -128,9 +127,9 @@ def score_parts(
 
 
 def hidden_layer(model: nn.Module, layer: int | None) -> int:
-    """The block whose output hidden states are taken from: the one asked for, or a default at 7/32 of the depth.
+    """The block whose output serves as hidden states: ``layer``, or by default the block at 7/32 of the depth.
 
-    RMU's authors steer block 7 of the 32 of a 7B model (arXiv:2403.03218); other depths get the block at the same height.
+    RMU's authors steer block 7 of 32 in a 7B model (arXiv:2403.03218). Other models use the same relative depth.
 
     Raises:
         ValueError: the model has no such block.
@@ -143,21 +142,21 @@ def hidden_layer(model: nn.Module, layer: int | None) -> int:
 
 
 def left_align(answer_mask: Tensor) -> Tensor:
-    """(B, T) mask of answer positions → (B, A) mask whose True entries start at column 0, A the longest answer."""
+    """(B, T) mask of answer positions → (B, A) mask with its True entries first; A is the longest answer."""
     lengths = answer_mask.sum(-1)
     longest = max(int(lengths.max()), 1)
     return torch.arange(longest, device=answer_mask.device)[None, :] < lengths[:, None]
 
 
 def scatter_rows(flat: Tensor, mask: Tensor) -> Tensor:
-    """(N, …) values in row order → (B, A, …) with zeros where ``mask`` (B, A) is False; differentiable."""
+    """(N, …) values in row order → (B, A, …), with zeros where ``mask`` (B, A) is False. Differentiable."""
     return place_rows(flat, mask.flatten().nonzero().squeeze(-1), mask.shape)
 
 
 def place_rows(flat: Tensor, places: Tensor, shape: Sequence[int]) -> Tensor:
-    """(N, …) values to ``places`` (N,) of the flattened ``shape`` (B, A), with zeros elsewhere; differentiable.
+    """(N, …) values at ``places`` (N,) of the flattened ``shape`` (B, A), with zeros elsewhere. Differentiable.
 
-    By index, not by mask: for (N, V) logits a mask would be counted through element by element, in eight bytes each.
+    Uses indices, because torch would expand a mask over (N, V) logits to eight bytes per element.
     """
     padded = flat.new_zeros((math.prod(shape), *flat.shape[1:]))
     return padded.index_copy_(0, places, flat).view(*shape, *flat.shape[1:])

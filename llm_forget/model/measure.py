@@ -1,8 +1,9 @@
-"""How likely a model finds the answers of a set: the one number that stop rules and strength searches look at."""
+"""How likely a model finds the answers of a set: the number that the stop rule and the strength search use."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +11,38 @@ from torch import Tensor, nn
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.model.logprobs import score_answers
-from llm_forget.model.precision import autocast_like
+from llm_forget.model.weights import autocast_like
 from llm_forget.scores import AnswerScores
+from llm_forget.stop import Measurement
 
 _BATCH_TOKENS = 2048  # large enough to fill a core's matrix units, small enough for the logits of its answers
 
 
+class SampleMeter:
+    """Measures a model on a fixed sample of the forget rows and of the rows that must be kept.
+
+    Args:
+        forget: rows to forget.
+        retain: rows to keep; may be empty.
+        pad_token_id: pads a batch.
+    """
+
+    def __init__(self, forget: Sequence[Encoded], retain: Sequence[Encoded], pad_token_id: int) -> None:
+        self.forget, self.retain, self.pad_token_id = forget, retain, pad_token_id
+
+    def __call__(self, model: Any, step: int) -> Measurement:
+        """The mean answer probability of both samples after ``step`` optimizer steps."""
+        forget = float(self.probabilities(model, self.forget).mean())
+        retain = float(self.probabilities(model, self.retain).mean()) if self.retain else None
+        return Measurement(step, forget, retain)
+
+    def probabilities(self, model: Any, rows: Sequence[Encoded]) -> Tensor:
+        """exp(mean answer log-prob) of each row, (n,)."""
+        return answer_logps(model, rows, self.pad_token_id)[1]
+
+
 def answer_logps(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Score rows without gradient and without dropout; under several processes each scores them all.
+    """Score rows without gradient and without dropout. Under several processes, each process scores all rows.
 
     Returns:
         Summed log-probs (n,) in nats and probabilities exp(mean log-prob) (n,), on the CPU, in the order of the rows.
@@ -35,7 +60,7 @@ def answer_logps(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -
 
 
 def _batches(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -> Iterator[tuple[list[int], AnswerScores]]:
-    """Batches of like length, by a budget of tokens, so that little is spent on padding."""
+    """Batches of rows of similar length under a token budget, which keeps padding small."""
     device = next(model.parameters()).device
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     while by_length:

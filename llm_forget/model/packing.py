@@ -1,7 +1,7 @@
-"""A batch without padding: rows laid end to end, and what rows begin with alike (a system turn, a question) computed once.
+"""Packing: run a batch as one sequence without padding, and compute shared prefixes (a system turn, a question) once.
 
-Everything but attention looks at each token by itself, so a model can be run on one line of tokens; attention alone has to
-know which row a token belongs to. It is done row by row, over the row's own tokens and those that it shares.
+Everything except attention works on each token separately, so the model can run on one sequence of all tokens. Attention is
+computed row by row, over the tokens of the row and of the prefix that it shares.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ import torch
 from torch import Tensor, nn
 
 from llm_forget.model.head import below_wrapper
-from llm_forget.model.precision import autocast_like
+from llm_forget.model.weights import autocast_like
 
 KERNELS = ("eager", "sdpa")  # attention that takes a mask of any shape
 _PREFIX = "llm_forget_packed_"
-_WORTH = 0.9  # packed where it leaves at most this share of the tokens: laying rows out again for attention costs, too
-# How far the logits of the two ways may lie apart at any position, in standard deviations, before a model counts as one that
-# reads its rows in another way: well above rounding, well below what wrongly attended tokens do.
+_WORTH = 0.9  # pack only if at most this share of the tokens is left: gathering rows for attention has a cost too
+# Largest difference between packed and padded logits at any position, in standard deviations of the logits: well above
+# rounding, well below the effect of wrong attention.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _TOLERANCE_HALF = 0.25
 
 
 @dataclass(frozen=True)
 class Packed:
-    """B rows as one line of N tokens.
+    """B rows packed into one sequence of N tokens.
 
     Attributes:
-        tokens: (1, N) each token once, in the order of the rows sorted by their tokens.
-        positions: (1, N) its place in its row.
-        place: (B, T) where each token of each row lies in the line; 0 beyond a row's end.
-        layout: what attention needs, for S rows that have a token of their own: ``queries`` (S, Q) their own tokens and ``keys``
-            (S, K) all their tokens, as places in the line; ``mask`` (S, 1, Q, K) True where a query may see a key; ``back``
-            (N,) where each token's result lies among the S · Q.
+        tokens: (1, N) each token once, rows in lexicographic order.
+        positions: (1, N) the position of each token in its row.
+        place: (B, T) the index in the sequence of each token of each row; 0 in the padding.
+        layout: index tensors for attention over the S rows that have tokens of their own. ``queries`` (S, Q) indexes their own
+            tokens and ``keys`` (S, K) all their tokens; ``mask`` (S, 1, Q, K) is True if a query may attend to a key; ``back``
+            (N,) gives the index of each token's result among the S · Q.
     """
 
     tokens: Tensor
@@ -48,15 +48,15 @@ class Packed:
 
 
 def pack(input_ids: Tensor, attention_mask: Tensor, worth: float = _WORTH) -> Packed | None:
-    """Lay a right-padded batch out in a line.
+    """Pack a right-padded batch into one sequence.
 
     Args:
         input_ids: (B, T) tokens.
-        attention_mask: (B, T) 1 at the rows' own tokens.
+        attention_mask: (B, T) 1 for tokens, 0 for padding.
         worth: the largest share of the B · T tokens that may be left.
 
     Returns:
-        The line, or None where more tokens are left than that.
+        The packed batch, or None if more tokens than that are left.
     """
     lengths = attention_mask.sum(-1).tolist()
     rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths, strict=True)]
@@ -73,13 +73,13 @@ def pack(input_ids: Tensor, attention_mask: Tensor, worth: float = _WORTH) -> Pa
 
 
 def _lay_out(rows: list[list[int]]) -> tuple[list[int], list[int], list[list[int]], dict[int, int]]:
-    """The line's tokens and positions, the places of each row's tokens, and how many the rows with tokens of their own share."""
+    """Tokens, positions, each row's indices into the sequence, and the shared prefix length of rows with tokens of their own."""
     tokens: list[int] = []
     positions: list[int] = []
     paths: list[list[int]] = [[]] * len(rows)
     shares: dict[int, int] = {}
     before: int | None = None
-    # In lexicographic order no earlier row shares more with a row than the one just before it.
+    # In lexicographic order, the previous row shares the longest prefix among all earlier rows.
     for row in sorted(range(len(rows)), key=rows.__getitem__):
         shared = 0 if before is None else common_prefix(rows[before], rows[row])
         path = [] if before is None else paths[before][:shared]
@@ -94,7 +94,7 @@ def _lay_out(rows: list[list[int]]) -> tuple[list[int], list[int], list[list[int
 
 
 def _for_attention(paths: list[list[int]], shares: dict[int, int]) -> dict[str, Tensor]:
-    """The layout of ``Packed``."""
+    """The ``layout`` of ``Packed``."""
     queries = _padded([paths[row][shared:] for row, shared in shares.items()])
     keys = _padded([paths[row] for row in shares])
     first = torch.tensor(list(shares.values()))[:, None, None]
@@ -102,13 +102,13 @@ def _for_attention(paths: list[list[int]], shares: dict[int, int]) -> dict[str, 
     query, key = torch.arange(queries.shape[1])[:, None], torch.arange(keys.shape[1])
     mask = (key <= query + first) & (key < sizes)
     own = query[:, 0] < (sizes - first)[:, 0]
-    # rows stand in the line in this order, so that the places of their own tokens count through it
+    # own tokens are stored in this order, so their results come out in the order of the sequence
     back = own.flatten().nonzero().squeeze(-1)
     return {"queries": queries, "keys": keys, "mask": mask[:, None], "back": back}
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two rows begin with alike."""
+    """The length of the common prefix of two rows, in tokens."""
     return next(
         (place for place, (one, two) in enumerate(zip(left, right, strict=False)) if one != two),
         min(len(left), len(right)),
@@ -121,7 +121,7 @@ def _padded(rows: list[list[int]], width: int = 0) -> Tensor:
 
 
 class _Take(torch.autograd.Function):
-    """Rows of a matrix by index; where a row is taken more than once, its gradient is summed in fp32 at least."""
+    """Select rows of a matrix by index. The gradients of a row that is selected more than once are summed in fp32 or higher."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, index: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class _Take(torch.autograd.Function):
 
 
 def _rows_of(states: Tensor, index: Tensor) -> Tensor:
-    """(1, heads, N, D) states of a line → (S, heads, Q, D) of its rows."""
+    """(1, heads, N, D) states of the sequence → (S, heads, Q, D) of its rows."""
     _, heads, count, size = states.shape
     flat = states[0].transpose(0, 1).reshape(count, heads * size)
     taken: Tensor = _Take.apply(flat, index.flatten())  # type: ignore[no-untyped-call]
@@ -157,7 +157,7 @@ def _attend(
     packed: dict[str, Tensor] | None = None,
     **more: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention row by row over a line, or as ever where the batch is not packed. States: (B, heads, T, D)."""
+    """Attention row by row if the batch is packed, otherwise the plain kernel. States: (B, heads, T, D)."""
     if packed is None:
         return kernel(module, query, key, value, attention_mask, **more)  # type: ignore[no-any-return]
     mask = _mask_for(packed, query.dtype)
@@ -168,7 +168,7 @@ def _attend(
 
 
 def _mask_for(packed: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """The mask as numbers to add to the scores; made once and kept in the layout, for all blocks."""
+    """The additive mask, computed once and cached in the layout for all blocks."""
     name = f"mask {dtype}"
     if name not in packed:
         packed[name] = additive_mask(packed["mask"], dtype)
@@ -176,18 +176,18 @@ def _mask_for(packed: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a token may be seen, the lowest number elsewhere: what every kernel adds to its scores."""
+    """An additive attention mask: 0 where ``allowed`` is True, the lowest finite number elsewhere."""
     return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def _eager(module: nn.Module, *states: Any, is_causal: bool | None = None, **more: Any) -> tuple[Tensor, Tensor | None]:
-    """The model's own attention, written out."""
+    """The model's own eager attention."""
     found: Any = sys.modules[type(module).__module__].eager_attention_forward
     return found(module, *states, **more)  # type: ignore[no-any-return]
 
 
 def _register(name: str) -> str:
-    """Make attention that packs known to transformers, over the kernel of this name; returns what it is called there."""
+    """Register packed attention over a kernel with transformers, and return its registered name."""
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -199,7 +199,7 @@ def _register(name: str) -> str:
 
 
 def packs(model: nn.Module, tokens: int) -> bool:
-    """Whether the model is inside ``packed_attention``, and rows of so many tokens fit into its window."""
+    """Whether the model is in ``packed_attention``, and rows of ``tokens`` tokens fit its attention window."""
     config = below_wrapper(model).config
     chosen = getattr(config, "_attn_implementation", None)
     if not (isinstance(chosen, str) and chosen.startswith(_PREFIX)):
@@ -208,25 +208,25 @@ def packs(model: nn.Module, tokens: int) -> bool:
 
 
 def fits_window(config: Any, tokens: int) -> bool:
-    """Whether every layer of a model with this config looks back over all of so many tokens."""
+    """Whether every layer attends to all of ``tokens`` tokens, that is, no sliding window is shorter."""
     text = config.get_text_config()
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return all(tokens <= window for window in windows if window)  # none or 0: as far back as the row goes
+    return all(tokens <= window for window in windows if window)  # None or 0: unlimited
 
 
 @contextmanager
 def packed_attention(
     model: nn.Module, *, wanted: bool = True, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[bool]:
-    """Inside, batches of this model are packed, forward and backward; gives whether they are.
+    """In this context batches of the model are packed, forward and backward. Yields whether they are.
 
-    A model stays as it is whose attention takes no mask of any shape, or that turns out not to give packed rows what it
-    gives padded ones: recurrent layers, positions that are counted along the line.
+    Batches stay padded if the attention does not accept arbitrary masks, or if a trial gives other logits for packed rows, as
+    with recurrent layers or models that count positions along the sequence.
 
     Args:
         model: wrapped or not, on its device.
-        wanted: leave everything as it is where this is False.
-        say: told in a sentence why batches stay padded although they were to be packed.
+        wanted: do nothing if this is False.
+        say: receives a sentence on why batches stay padded.
     """
     config = below_wrapper(model).config
     chosen = getattr(config, "_attn_implementation", None)
@@ -234,7 +234,7 @@ def packed_attention(
         yield False
         return
     if chosen not in KERNELS:
-        say(f"batches are padded, not packed: attention is {chosen}, and only {' and '.join(KERNELS)} take any mask")
+        say(f"batches are padded, not packed: attention is {chosen}; only {' and '.join(KERNELS)} accept any mask")
         yield False
         return
     config._attn_implementation = _register(chosen)
@@ -249,7 +249,7 @@ def packed_attention(
 
 
 def _why_not(model: nn.Module) -> str | None:
-    """Try it on three short rows, two of which begin alike; None where packed and padded logits are the same."""
+    """Compare packed and padded logits on three short rows, two of which share a prefix; None if they agree."""
     weight = next(model.parameters())
     most = int(below_wrapper(model).config.get_text_config().vocab_size)
     first = [(7 * place) % most for place in range(24)]
@@ -260,7 +260,7 @@ def _why_not(model: nn.Module) -> str | None:
     ids, mask = ids.to(weight.device), mask.to(weight.device)
     line = pack(ids, mask)
     if line is None:
-        return "the trial rows have nothing in common"
+        return "the trial rows share no prefix"
     training = model.training
     model.eval()
     try:
@@ -269,18 +269,18 @@ def _why_not(model: nn.Module) -> str | None:
             packed = model(**model_inputs(line), use_cache=False).logits[0, line.place[mask.bool()]].float()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a model's code says to arguments that it does not know
-        return f"the model does not take it ({type(error).__name__})"
+    except Exception as error:  # a model's code may raise anything on arguments that it does not know
+        return f"the model does not support it ({type(error).__name__})"
     finally:
         model.train(training)
     apart = float(((packed - padded).abs().amax(-1) / padded.std(-1).clamp(min=1e-6)).max())
     tolerance = _TOLERANCE.get(weight.dtype, _TOLERANCE_HALF)
-    return None if apart <= tolerance else f"the model reads packed rows in another way (logits {apart:.2g} apart)"
+    return None if apart <= tolerance else f"the model gives other logits for packed rows ({apart:.2g} apart)"
 
 
 def model_inputs(line: Packed) -> dict[str, Any]:
-    """What a model takes instead of a padded batch."""
-    # a mask of four dimensions is handed down as it is: none is made, and attention does not look at it
+    """The model's inputs for a packed batch."""
+    # transformers passes a 4D mask on unchanged, and packed attention ignores it
     unused = line.tokens.new_zeros((1, 1, 1, 1), dtype=torch.bool)
     return {
         "input_ids": line.tokens,

@@ -1,4 +1,4 @@
-"""The trained weights as plain tensors: taken out, put back and gathered, whether they lie whole or in shards."""
+"""A model's weights as plain tensors, whole or sharded: copies, restoring, gathering, and their dtype."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of it where this process holds a shard; every process has to call this alike."""
+    """The full tensor. If it is sharded (FSDP2, ZeRO-3), gather it; all processes must make the same call."""
     if hasattr(tensor, "full_tensor"):  # FSDP2 keeps DTensors
         return tensor.full_tensor()  # type: ignore[no-any-return]
-    if hasattr(tensor, "ds_id"):  # ZeRO-3 keeps an empty stand-in
+    if hasattr(tensor, "ds_id"):  # ZeRO-3 keeps an empty placeholder
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([tensor]):
@@ -22,13 +22,13 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def in_shards(model: nn.Module) -> bool:
-    """Whether this process holds shards of the weights; a single process under FSDP2 or ZeRO-3 does, too."""
+    """Whether the weights are sharded by FSDP2 or ZeRO-3; also true for a single process."""
     return any(hasattr(value, "full_tensor") or hasattr(value, "ds_id") for value in model.parameters())
 
 
 @torch.no_grad()
 def put(target: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into one that may be sharded: each process keeps its part."""
+    """Copy a full tensor into a tensor that may be sharded; each process keeps its part."""
     if hasattr(target, "ds_id"):
         import deepspeed
 
@@ -46,19 +46,30 @@ def put(target: Tensor, value: Tensor) -> None:
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of what is being trained, whole and on the CPU."""
+    """A copy of the trainable weights by name, gathered and on the CPU."""
     return {
         name: whole(value).detach().cpu().clone() for name, value in model.named_parameters() if value.requires_grad
     }
 
 
 def restore_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put back what ``trainable_state`` took."""
+    """Put back the weights that ``trainable_state`` copied."""
     for name, value in model.named_parameters():
         if value.requires_grad:
             put(value, state[name])
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A second, untrainable copy of all weights: the last resort for a reference, where there is no adapter to switch off."""
+    """A frozen copy of the whole model, as a reference for runs without an adapter to disable."""
     return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def autocast_like(model: nn.Module) -> torch.autocast:
+    """Autocast to bf16 for a model with bf16 weights, as in training; no autocast for any other."""
+    device = next(model.parameters()).device
+    return torch.autocast(device.type, torch.bfloat16, enabled=held_in_bf16(model))
+
+
+def held_in_bf16(model: nn.Module) -> bool:
+    """Whether the base weights are in bf16. An adapter on them is in fp32 all the same."""
+    return next(model.parameters()).dtype == torch.bfloat16

@@ -1,1 +1,1 @@
-"""Runs to look at: figures, and one HTML page that opens without a network."""
+"""Figures, tables and HTML pages of runs, which open without a network."""

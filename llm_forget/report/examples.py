@@ -1,12 +1,12 @@
-"""The table of single examples: scores by id; their text only where the evaluation's recipe allowed it."""
+"""The table of single examples: scores by id. Text is shown only if the evaluation recipe kept it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.errors import UserError
+from llm_forget.evaluation.results import TEXT
 from llm_forget.report.tables import Cell, Table
-from llm_forget.runs.results import TEXT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from llm_forget.runs import Run
 
 _METRICS = ("probability", "rougeL_recall", "exact_memorisation")
-_MOST = 1000  # rows: a page that a phone can open
+_MOST = 1000  # rows, so that a phone can open the page
 _REDACTED = (
-    "Text is redacted: the examples are named by the first digits of a digest of question and answer. To see the model's "
-    "answers, measure with keep_text: true in the evaluation's recipe and make the report again."
+    "Text is redacted: examples are named by the first digits of a digest of question and answer. To see the model's answers, "
+    "evaluate with keep_text: true in the recipe and make the report again."
 )
 
 
 def example_table(run: Run, before: Run | None, *, redact: bool) -> Table | None:
-    """Each example's scores before and after, the least forgotten first.
+    """Each example's scores before and after unlearning, the least forgotten first.
 
     Args:
         run: the run.
         before: the target's run, or None.
-        redact: leave out text even where the evaluation kept it.
+        redact: leave out text even if the evaluation kept it.
 
     Returns:
-        The table, or None where nothing was measured by example.
+        The table, or None if there are no scores of single examples.
     """
     suite = run.suite()
     after = suite.examples() if suite else None
@@ -52,8 +52,8 @@ def example_table(run: Run, before: Run | None, *, redact: bool) -> Table | None
         for metric in metrics:
             value = _value(own, key, metric)
             if earlier is not None:
-                cells.append(_number(_value(earlier, key, metric)))
-            cells.append(_number(value))
+                cells.append(_score(_value(earlier, key, metric)))
+            cells.append(_score(value))
         if allowed:
             cells += [Cell(text) for text in texts.get(key[1], ("", ""))]
             cells += [Cell(_answer(frame, key)) for frame in (earlier, own) if frame is not None]
@@ -66,7 +66,7 @@ def example_table(run: Run, before: Run | None, *, redact: bool) -> Table | None
         numeric += [False] * (len(head) - len(numeric))
     note = "" if allowed else _REDACTED
     if len(order) > _MOST:
-        note = f"The first {_MOST} of {len(order)} examples; the run folder holds all. {note}"
+        note = f"The first {_MOST} of {len(order)} examples; the run folder holds all of them. {note}"
     return Table("examples", "Every example, the least forgotten first", head, rows, note, numeric, allowed)
 
 
@@ -88,19 +88,20 @@ def _answer(frame: pd.DataFrame, key: tuple[str, str]) -> str:
     return value if isinstance(value, str) else "–"
 
 
-def _number(value: float) -> Cell:
+def _score(value: float) -> Cell:
     return Cell("–") if value != value else Cell(f"{value:.3f}", value)
 
 
 def _texts(run: Run) -> dict[str, tuple[str, str]]:
-    """Example id → question and answer, from the data that the recipe names, where it is still there."""
+    """Example id → question and answer, read from the recipe's data if the files still exist."""
     from llm_forget.data.examples import DataSource, read_examples
+    from llm_forget.data.sources import in_folder
 
     found: dict[str, tuple[str, str]] = {}
     data = run.recipe.get("data")
     for source in data.values() if isinstance(data, dict) else ():
         try:
-            examples = read_examples(DataSource(**source)) if source else []
+            examples = read_examples(in_folder(DataSource(**source), run.recipe.get("data_dir"))) if source else []
         except (UserError, TypeError):
             continue
         for example in examples:

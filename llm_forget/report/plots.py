@@ -1,4 +1,4 @@
-"""The figures of notebooks and reports, in plotly: numbers, names and ids only."""
+"""Plotly figures for notebooks and reports. They show numbers, names and ids, and no text of the data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from llm_forget.runs import Run
 
-# Okabe and Ito's colours, told apart by colour-blind readers, darkened where 3:1 against white asks for it.
+# The palette of Okabe and Ito for colour-blind readers, darkened to a contrast of 3:1 against white.
 _BLUE, _ORANGE, _GREEN, _GREY, _PURPLE = "#0072B2", "#C04A00", "#007A5A", "#5F6670", "#9B4F7E"
 _MARKERS: dict[str, dict[str, Any]] = {
     "unlearned": {"symbol": "circle", "color": _BLUE, "size": 12},
@@ -26,7 +26,7 @@ _NAMES = {"unlearned": "unlearned", "target": "target (before)", "oracle": "orac
 
 
 def forget_vs_utility(frame: pd.DataFrame, *, forget: str = DEFAULT_FORGET, utility: str = DEFAULT_UTILITY) -> Any:
-    """What is left of the forget set against what is left of the rest, with intervals, the oracle and the Pareto front.
+    """Plot a forget metric against a utility metric, with intervals, the oracle and the Pareto front.
 
     Args:
         frame: from ``load_runs``.
@@ -44,7 +44,7 @@ def forget_vs_utility(frame: pd.DataFrame, *, forget: str = DEFAULT_FORGET, util
         check_column(frame, column)
     rows = frame.dropna(subset=[forget, utility])
     if rows.empty:
-        raise UserError(f"no run has both {forget} and {utility}; measure them on one suite")
+        raise UserError(f"no run has both {forget} and {utility}; evaluate them on one suite")
     figure = go.Figure()
     front = pareto(rows, forget=forget, utility=utility) if (rows["role"] == "unlearned").any() else rows[:0]
     if len(front):
@@ -67,11 +67,11 @@ def forget_vs_utility(frame: pd.DataFrame, *, forget: str = DEFAULT_FORGET, util
         )  # fmt: skip
     figure.update_xaxes(title=forget)
     figure.update_yaxes(title=utility)
-    return _styled(figure, "What is forgotten against what is kept", height=470)
+    return _styled(figure, "Forgetting and utility", height=470)
 
 
 def training_curves(run: Run) -> Any:
-    """A run's way: forget and retain probability at each check, the goal and the floor; below them, the losses.
+    """Plot forget and retain probability at each check with the forget target and the utility floor, and the losses.
 
     Raises:
         UserError: the run logged no steps, or plotly is missing.
@@ -81,7 +81,7 @@ def training_curves(run: Run) -> Any:
 
     curves, checks = run.curves(), run.checks()
     if curves.empty and checks.empty:
-        raise UserError(f"{run.name} holds no metrics.jsonl with steps; only unlearning runs write one")
+        raise UserError(f"{run.name} has no metrics.jsonl with steps; only unlearning runs write one")
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.6, 0.4], vertical_spacing=0.09)
     for column, color, dash, name in (
         ("forget", _ORANGE, "solid", "forget probability"),
@@ -115,15 +115,15 @@ def training_curves(run: Run) -> Any:
     figure.update_yaxes(title="probability", range=[0, 1.02], row=1, col=1)
     figure.update_yaxes(title="loss", row=2, col=1)
     figure.update_xaxes(title="optimiser step, all phases", row=2, col=1)
-    return _styled(figure, f"The way of {run.name}", height=560)
+    return _styled(figure, f"Training of {run.name}", height=560)
 
 
 def example_change(run: Run, before: Run | None = None, *, part: str = "forget", metric: str = "probability") -> Any:
-    """Each example's score before and after, sorted by what is left: one number can hide a few that were not forgotten.
+    """Plot each example's score before and after, the highest first: a mean can hide a few that were not forgotten.
 
     Args:
         run: the run.
-        before: the target's run; without it only the scores after are drawn.
+        before: the target's run; without it only the scores after unlearning are drawn.
         part: the set.
         metric: the metric.
 
@@ -133,14 +133,14 @@ def example_change(run: Run, before: Run | None = None, *, part: str = "forget",
     go = _plotly()
     after = _scores_by_id(run, part, metric)
     if after is None:
-        raise UserError(f"{run.name} has no {metric} of single {part} examples; measure it with llm-forget evaluate")
+        raise UserError(f"{run.name} has no {metric} for single {part} examples; run llm-forget evaluate on it")
     after = after.sort_values(ascending=False)
     places = list(range(1, len(after) + 1))
     figure = go.Figure()
     earlier = None if before is None else _scores_by_id(before, part, metric)
     if earlier is not None:
         earlier = earlier.reindex(after.index)
-        # one trace of broken lines: hundreds of shapes would be slow
+        # one trace of broken lines, because hundreds of shapes are slow
         x = [value for place in places for value in (place, place, None)]
         y = [value for pair in zip(earlier, after, strict=True) for value in (*pair, None)]
         figure.add_scatter(
@@ -154,26 +154,27 @@ def example_change(run: Run, before: Run | None = None, *, part: str = "forget",
                 x=places, y=values, mode="markers", name=name, customdata=list(after.index), hovertemplate=hover,
                 marker={"color": color, "symbol": symbol, "size": 8},
             )  # fmt: skip
-    figure.update_xaxes(title=f"{part} examples, from the least forgotten" if part == "forget" else f"{part} examples")
+    figure.update_xaxes(title=f"{part} examples, the least forgotten first" if part == "forget" else f"{part} examples")
+    figure.update_xaxes(tickformat="d", dtick=1 if len(places) <= 20 else None)
     figure.update_yaxes(title=metric)
     return _styled(figure, f"{part}: {metric} of every example", height=400)
 
 
 def cost_bar(frame: pd.DataFrame, *, oracle: str | None = None) -> Any:
-    """Seconds of each run, beside what making the oracle took.
+    """Plot the seconds of each run, compared with the oracle's.
 
     Args:
         frame: from ``load_runs``.
         oracle: the oracle's row; by default the one row with that role.
 
     Raises:
-        UserError: no run says what it took, or plotly is missing.
+        UserError: no run has a recorded time, or plotly is missing.
     """
     go = _plotly()
     check_column(frame, "seconds")
     rows = frame.dropna(subset=["seconds"]).sort_values("seconds", ascending=False)
     if rows.empty:
-        raise UserError("no run says how long it took")
+        raise UserError("no run has a recorded time")
     oracles = [find_row(frame, oracle)] if oracle else list(frame.index[frame["role"] == "oracle"])
     cost = float(frame["seconds"][oracles[0]]) if len(oracles) == 1 else None
     times = [f"{value / cost:.2f} × oracle" if cost else f"{value:.0f} s" for value in rows["seconds"]]
@@ -184,14 +185,14 @@ def cost_bar(frame: pd.DataFrame, *, oracle: str | None = None) -> Any:
         hovertemplate="%{y}: %{x:.0f} s (%{text})<extra></extra>",
     )  # fmt: skip
     if cost is not None:
-        figure.add_vline(x=cost, line={"color": _GREEN, "dash": "dot"}, annotation_text="oracle")
+        figure.add_vline(x=cost, line={"color": _GREEN, "dash": "dot"})
     figure.update_xaxes(title="seconds, loading included", rangemode="tozero")
     figure.update_yaxes(automargin=True)
-    return _styled(figure, "Cost against making the oracle", height=150 + 44 * len(rows))
+    return _styled(figure, "Cost of each run", height=150 + 44 * len(rows))
 
 
 def metrics_to_plot(frame: pd.DataFrame) -> tuple[str, str] | None:
-    """The forget metric and the utility metric that most tables can be drawn by; None where there is neither."""
+    """The forget metric and the utility metric to plot by default; None if the table lacks either."""
     have = metrics_of(frame)
     directions = frame.attrs.get("directions", {})
     forgets = [DEFAULT_FORGET, *(name for name in have if directions.get(name) in ("low", "high"))]
@@ -226,18 +227,18 @@ def _error_bars(rows: pd.DataFrame, column: str) -> dict[str, Any] | None:
 
 
 def _text_places(rows: pd.DataFrame, x: str, y: str) -> dict[str, str]:
-    """Where each point's name stands: the first of four corners where it covers no other name and no point, inside the plot."""
+    """The corner for each point's name: of four, the one where it overlaps the fewest points, names and edges."""
 
     def scaled(column: str) -> list[float]:
         drawn = rows[[name for name in (column, f"{column}.low", f"{column}.high") if name in rows]]
-        low, high = drawn.min().min(), drawn.max().max()  # the axis reaches as far as the intervals do
+        low, high = drawn.min().min(), drawn.max().max()  # the axis extends to the ends of the intervals
         return [float(value - low) / float(high - low) if high > low else 0.5 for value in rows[column]]
 
     points = dict(zip(map(str, rows.index), zip(scaled(x), scaled(y), strict=True), strict=True))
     taken = [(px - 0.01, py - 0.02, px + 0.01, py + 0.02) for px, py in points.values()]
     places = {}
     for name, (px, py) in points.items():
-        width, height = 0.03 * len(name.rsplit("/", 1)[-1]), 0.09  # of 13 pixels on a narrow plot 350 high
+        width, height = 0.03 * len(name.rsplit("/", 1)[-1]), 0.09  # for 13-pixel text on a narrow plot, 350 pixels high
         boxes = {
             f"{row} {side}": (left, bottom, left + width, bottom + height)
             for row, bottom in (("top", py + 0.02), ("bottom", py - 0.02 - height))
@@ -246,7 +247,7 @@ def _text_places(rows: pd.DataFrame, x: str, y: str) -> dict[str, str]:
 
         def cost(place: str, boxes: Mapping[str, tuple[float, ...]] = boxes) -> int:
             box = boxes[place]
-            outside = box[0] < 0 or box[2] > 1  # where the axis has its numbers, or the page ends
+            outside = box[0] < 0 or box[2] > 1  # over the axis labels, or beyond the page
             return outside + sum(_overlap(box, other) for other in taken)
 
         places[name] = min(boxes, key=cost)
@@ -265,7 +266,7 @@ def _styled(figure: Any, title: str, height: int) -> Any:
         height=height,
         margin={"l": 60, "r": 24, "t": 56, "b": 60},
         font={"size": 13, "color": "#1b1f24", "family": "system-ui, sans-serif"},
-        # below, in room of its own: above the plot a second line of it would cover points on a narrow screen
+        # below the plot: above it, a second line would cover points on a narrow screen
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yanchor": "bottom", "yref": "container"},
         hoverlabel={"bgcolor": "white"},
     )

@@ -1,13 +1,12 @@
-"""The tables of a page: cells with a text to read and a number to sort by."""
+"""The tables of a page. A cell has a text to read and a number to sort by."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.report.words import interval, number, plain
-from llm_forget.runs.comparison import metrics_of
+from llm_forget.evaluation.verdict import number
+from llm_forget.runs.comparison import is_number, metrics_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +16,7 @@ _SHOWN_FIRST = ("probability", "rougeL_recall")
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, what it is sorted by (None: by its text), and its interval, shown smaller."""
+    """A cell: its text, the number to sort by (None: the text), and its interval, shown smaller."""
 
     text: str
     sort: float | None = None
@@ -31,11 +30,11 @@ class Table:
     Attributes:
         id: of its element.
         caption: what it shows.
-        head: the columns' names.
-        rows: cells; the first of a row names it.
-        note: a line below it.
-        numeric: which columns hold numbers.
-        text: whether it holds text of a data set.
+        head: names of the columns.
+        rows: cells; the first cell of a row is its name.
+        note: a line below the table.
+        numeric: for each column, whether it holds numbers.
+        text: whether the table holds text of a data set.
     """
 
     id: str
@@ -50,29 +49,28 @@ class Table:
 def metric_table(
     frame: pd.DataFrame, changes: pd.DataFrame | None, name: str, target: str | None, oracle: str | None
 ) -> Table:
-    """A run's metrics beside the target's and the oracle's, with intervals."""
+    """A run's metrics next to the target's and the oracle's, with intervals."""
     columns = [("before", target), ("after", name), ("change", None), ("oracle", oracle)]
     columns = [(label, row) for label, row in columns if row is not None or (label == "change" and changes is not None)]
     rows = []
     for metric in metrics_of(frame):
-        if _sort_value(frame.loc[name], metric) is None:
+        if _float(frame.loc[name, metric]) is None:
             continue
         cells = [Cell(metric)]
         for _, row in columns:
             cells.append(_change(changes, name, metric) if row is None else _cell(frame.loc[row], metric))
-        count = frame.loc[name].get(f"{metric}.n")
-        cells.append(Cell("–" if count is None or count != count else f"{count:.0f}", _float(count)))
-        rows.append(cells)
+        rows.append([*cells, _count(frame.loc[name].get(f"{metric}.n"))])
     head = ["metric", *(label for label, _ in columns), "n"]
     note = (
-        "Square brackets: 95 % interval over examples. The interval of a change is of paired differences: each question is its "
-        "own control. n: examples (for model utility: parts). forget_quality is a p-value; above 0.05 the two are not told apart."
+        "Square brackets: 95 % interval over examples. The interval of a change comes from paired differences: each question "
+        "is its own control. n: examples (for model utility: parts). forget_quality is a p-value; above 0.05 the test finds no "
+        "difference from the oracle."
     )
-    return Table("metrics", f"Every metric of {name}", head, rows, note, [False] + [True] * (len(head) - 1))
+    return Table("metrics", f"All metrics of {name}", head, rows, note, [False] + [True] * (len(head) - 1))
 
 
-def runs_table(frame: pd.DataFrame, target: str | None, oracle: str | None) -> list[Table]:
-    """The main metrics of all runs, and then all of them."""
+def runs_table(frame: pd.DataFrame, oracle: str | None) -> list[Table]:
+    """Two tables of all runs: the main metrics, and the other ones if there are any."""
     order = _in_order(frame)
     cost = _float(frame.loc[oracle, "seconds"]) if oracle else None
     main = headline_metrics(frame)
@@ -80,11 +78,9 @@ def runs_table(frame: pd.DataFrame, target: str | None, oracle: str | None) -> l
     for name in order:
         row = frame.loc[name]
         cells = [Cell(name), Cell(str(row["role"])), *(_cell(row, metric) for metric in main)]
-        seconds = _float(row["seconds"])
-        cells.append(Cell("–" if seconds is None else f"{seconds:.0f}", seconds))
+        cells.append(_count(row["seconds"]))
         if cost:
-            times = None if seconds is None else seconds / cost
-            cells.append(Cell("–" if times is None else f"{times:.2f}", times))
+            cells.append(_count(row["seconds"] / cost, 2))
         rows.append(cells)
     head = ["run", "role", *main, "seconds", *(["× oracle"] if cost else [])]
     numeric = [False, False] + [True] * (len(head) - 2)
@@ -98,7 +94,7 @@ def runs_table(frame: pd.DataFrame, target: str | None, oracle: str | None) -> l
 
 
 def headline_metrics(frame: pd.DataFrame) -> list[str]:
-    """The metrics that a first look needs: what is left of each set, forget quality, utility, capability."""
+    """The metrics for a first look: the main metrics of each set, forget quality, utility and capability."""
     have = [name for name in metrics_of(frame) if "/" not in name]
     directions = frame.attrs["directions"]
     forget = [name for name in have if directions[name] != "none" and name.split(".")[-1] in _SHOWN_FIRST]
@@ -117,25 +113,36 @@ def _in_order(frame: pd.DataFrame) -> list[str]:
 
 
 def _cell(row: Any, metric: str) -> Cell:
-    value = _sort_value(row, metric)
-    span = "" if value is None else interval(row, metric).strip()
-    return Cell(number(row, metric).split(" ")[0], value, span)
+    value = _float(row.get(metric))
+    if value is None:
+        return Cell("–")
+    if metric.startswith("forget_quality"):
+        return Cell("<0.001" if value < 0.001 else f"{value:.3f}", value)
+    return Cell(number(value), value, _span(row.get(f"{metric}.low"), row.get(f"{metric}.high")))
 
 
 def _change(changes: pd.DataFrame | None, name: str, metric: str) -> Cell:
     if changes is None or (name, metric) not in changes.index:
         return Cell("–")
     row: Any = changes.loc[(name, metric)]
-    change, low, high = (_float(row[key]) for key in ("change", "change_low", "change_high"))
-    if change is None:
-        return Cell("–")
-    span = "" if low is None or high is None else f"[{plain(low, '+')}, {plain(high, '+')}]"
-    return Cell(plain(change, "+"), change, span)
+    change = _float(row["change"])
+    return (
+        Cell("–")
+        if change is None
+        else Cell(number(change, "+"), change, _span(row["change_low"], row["change_high"], "+"))
+    )
 
 
-def _sort_value(row: Any, metric: str) -> float | None:
-    return _float(row.get(metric))
+def _span(low: Any, high: Any, sign: str = "") -> str:
+    """``[low, high]``, or nothing if there is no interval."""
+    ends = [_float(low), _float(high)]
+    return "" if None in ends else f"[{', '.join(number(end, sign) for end in ends if end is not None)}]"
+
+
+def _count(value: Any, digits: int = 0) -> Cell:
+    found = _float(value)
+    return Cell("–") if found is None else Cell(f"{found:.{digits}f}", found)
 
 
 def _float(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not math.isnan(value) else None
+    return float(value) if is_number(value) else None

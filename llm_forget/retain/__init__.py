@@ -1,8 +1,8 @@
-"""What protects the rest: one file a retain term, named in a recipe as ``retain: {name: nll, weight: 1.0}``."""
+"""One file per retain term, which protects what the model should keep: ``retain: {name: nll, weight: 1.0}`` in a recipe."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -10,12 +10,20 @@ from llm_forget.methods import Needs
 from llm_forget.scores import AnswerScores
 
 
-@runtime_checkable
-class RetainTerm(Protocol):
-    """What the trainer knows of a retain term."""
+class RetainTerm:
+    """Base class of a retain term: defaults only, no loss.
 
-    needs: ClassVar[Needs]
+    Attributes:
+        paper: the source, with its arXiv number.
+    """
+
+    paper: ClassVar[str] = ""
+
+    @property
+    def needs(self) -> Needs:
+        """What ``retain_loss`` reads in addition to the policy's log-probs. A class attribute can override it."""
+        return Needs()
 
     def retain_loss(self, retain: AnswerScores) -> Tensor:
-        """One value per retain example, (B,), unreduced."""
-        ...
+        """One loss per retain example, (B,), unreduced."""
+        raise NotImplementedError(f"{type(self).__name__} must define retain_loss")

@@ -1,4 +1,4 @@
-"""Stay close to the reference, and no closer than can be: Jensen–Shannon divergence on the retain answers' positions."""
+"""Jensen–Shannon divergence to the reference at the retain answers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llm_forget.methods import Needs, needed
+from llm_forget.retain import RetainTerm
 from llm_forget.scores import AnswerScores, kl_divergence, mean_over_answer
 
 
@@ -17,12 +18,12 @@ def jsd_loss(logits: Tensor, reference_logits: Tensor, mask: Tensor) -> Tensor:
     """Mean over answer tokens of ``½ KL(π₀ ‖ m) + ½ KL(π ‖ m)`` with ``m = ½ (π₀ + π)``.
 
     Args:
-        logits: (B, A, V) the policy's.
-        reference_logits: (B, A, V) the reference's; no gradient flows into it.
+        logits: (B, A, V) the policy's logits.
+        reference_logits: (B, A, V) the reference's logits; detached.
         mask: (B, A) True at answer tokens.
 
     Returns:
-        (B,) nats per token, in [0, ln 2], and 0 where both agree. (1, 0) against (0, 1) gives ln 2.
+        (B,) nats per token, in [0, ln 2], and 0 if both are equal. (1, 0) against (0, 1) gives ln 2.
 
     Source: Singh et al. 2025, arXiv:2509.02820, retain loss of JensUn.
     """
@@ -32,10 +33,11 @@ def jsd_loss(logits: Tensor, reference_logits: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class JSD:
-    """JSD(π, π₀) on retain answers: bounded, so that one odd row cannot drown the rest."""
+class JSD(RetainTerm):
+    """JSD(π, π₀) on the retain answers. It is bounded, so no single row can dominate the loss."""
 
     needs: ClassVar[Needs] = Needs(logits=True, reference_logits=True)
+    paper: ClassVar[str] = "Singh et al. 2025, arXiv:2509.02820"
 
     def retain_loss(self, retain: AnswerScores) -> Tensor:
         """(B,) divergence on each retain answer."""

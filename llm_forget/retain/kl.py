@@ -1,4 +1,4 @@
-"""Stay close to the reference: KL divergence on the retain answers' positions."""
+"""KL divergence to the reference at the retain answers."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs
+from llm_forget.methods import Needs, needed
+from llm_forget.retain import RetainTerm
 from llm_forget.scores import AnswerScores, kl_divergence
 
 
 def kl_loss(logits: Tensor, reference_logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean over answer tokens of ``KL(π₀ ‖ π)``; prompt and padding positions do not count.
+    """Mean over answer tokens of ``KL(π₀ ‖ π)``, without prompt and padding.
 
     Args:
-        logits: (B, A, V) the policy's.
-        reference_logits: (B, A, V) the reference's; no gradient flows into it.
+        logits: (B, A, V) the policy's logits.
+        reference_logits: (B, A, V) the reference's logits; detached.
         mask: (B, A) True at answer tokens.
 
     Returns:
-        (B,) nats per token, ≥ 0, and 0 where both agree. π₀ = (1/2, 1/2) against π = (3/4, 1/4) gives ½ ln(4/3) ≈ 0.1438.
+        (B,) nats per token, ≥ 0, and 0 if both are equal. π₀ = (1/2, 1/2) against π = (3/4, 1/4) gives ½ ln(4/3) ≈ 0.1438.
 
     Source: TOFU, arXiv:2401.06121, section 4 (KL minimisation).
     """
@@ -29,13 +30,14 @@ def kl_loss(logits: Tensor, reference_logits: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class KL:
-    """KL(π₀ ‖ π) on retain answers: keeps the whole distribution, at the cost of a reference forward every step."""
+class KL(RetainTerm):
+    """KL(π₀ ‖ π) on the retain answers. It keeps the whole distribution and costs a reference forward in every step."""
 
     needs: ClassVar[Needs] = Needs(logits=True, reference_logits=True)
+    paper: ClassVar[str] = "TOFU, arXiv:2401.06121"
 
     def retain_loss(self, retain: AnswerScores) -> Tensor:
         """(B,) divergence on each retain answer."""
-        if retain.logits is None or retain.reference_logits is None:
-            raise ValueError("kl needs the logits of policy and reference; the trainer provides them from `needs`")
-        return kl_loss(retain.logits, retain.reference_logits, retain.mask)
+        logits = needed(retain.logits, "kl", "the policy's logits")
+        reference = needed(retain.reference_logits, "kl", "the reference's logits")
+        return kl_loss(logits, reference, retain.mask)

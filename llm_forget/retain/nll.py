@@ -1,4 +1,4 @@
-"""Plain cross-entropy on the retain answers: keep saying what the data says."""
+"""Cross-entropy of the retain answers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from llm_forget.methods import Needs
+from llm_forget.retain import RetainTerm
 from llm_forget.scores import AnswerScores
 
 
 def nll_loss(token_logps: Tensor, mask: Tensor) -> Tensor:
-    """Mean negative log-probability of the answer's tokens, ``CE(y) = −(1/|y|) Σ_t log p_t``.
+    """Mean negative log-probability of the answer tokens, ``CE(y) = −(1/|y|) Σ_t log p_t``.
 
     Args:
         token_logps: (B, A) log-probs of the answer tokens in nats, 0 where masked.
@@ -25,10 +25,10 @@ def nll_loss(token_logps: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class NLL:
-    """Cross-entropy on retain answers (TOFU, arXiv:2401.06121: the retain half of gradient difference)."""
+class NLL(RetainTerm):
+    """Cross-entropy on the retain answers: the retain loss of gradient difference (TOFU, arXiv:2401.06121)."""
 
-    needs: ClassVar[Needs] = Needs()
+    paper: ClassVar[str] = "TOFU, arXiv:2401.06121"
 
     def retain_loss(self, retain: AnswerScores) -> Tensor:
         """(B,) cross-entropy of each retain answer."""

@@ -1,6 +1,17 @@
-"""Run folders as tables: read them, compare them, find the Pareto front."""
+"""Read run folders as tables, compare them, and find the Pareto front."""
 
 from llm_forget.runs.comparison import check_column, compare, metrics_of, pareto
-from llm_forget.runs.load import Run, find_runs, frame_of, load_run, load_runs
+from llm_forget.runs.load import Run, find_runs, flatten, frame_of, load_run, load_runs
 
-__all__ = ["Run", "check_column", "compare", "find_runs", "frame_of", "load_run", "load_runs", "metrics_of", "pareto"]
+__all__ = [
+    "Run",
+    "check_column",
+    "compare",
+    "find_runs",
+    "flatten",
+    "frame_of",
+    "load_run",
+    "load_runs",
+    "metrics_of",
+    "pareto",
+]

@@ -1,21 +1,22 @@
-"""Compare runs in a table: the Pareto front, and every metric's change from a baseline with its interval."""
+"""Compare runs: the Pareto front, and every metric's change from a baseline with its interval."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.errors import UserError
-from llm_forget.runs.results import read_results
+from llm_forget.evaluation.compare import paired_change
+from llm_forget.evaluation.results import read_results
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_FORGET, DEFAULT_UTILITY = "forget.probability", "model_utility.arithmetic"
-_SAME_MEAN = 1e-6  # a metric's number is the mean of its examples up to rounding, or it is not that mean
 
 
 def metrics_of(frame: pd.DataFrame) -> list[str]:
@@ -24,15 +25,15 @@ def metrics_of(frame: pd.DataFrame) -> list[str]:
 
 
 def check_column(frame: pd.DataFrame, column: str) -> None:
-    """Refuse a column that is not there.
+    """Check that a table has a column.
 
     Raises:
-        UserError: with the nearest that are.
+        UserError: it does not; the message names the nearest metrics.
     """
     if column in frame.columns:
         return
     near = difflib.get_close_matches(column, metrics_of(frame), n=3, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; were the runs measured (llm-forget evaluate)?"
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; were the runs evaluated (llm-forget evaluate)?"
     raise UserError(f"no run has {column}{hint}")
 
 
@@ -43,22 +44,22 @@ def pareto(
     utility: str = DEFAULT_UTILITY,
     forgotten: str | None = None,
 ) -> pd.DataFrame:
-    """The runs that no other run beats on both counts: what is forgotten, and what is kept.
+    """The runs that no other run beats in both forgetting and utility.
 
-    A run is beaten by one that is at least as good on both and better on one. Only unlearned runs compete where roles are
-    known: an oracle is not a rival but the point to reach.
+    A run is beaten by one that is at least as good in both and better in one. Only unlearned runs compete if the table has
+    roles, because the oracle is the goal and not a rival.
 
     Args:
         frame: from ``load_runs``.
         forget: a forget metric's column.
-        utility: a column of which more is better.
-        forgotten: which end of the forget metric means forgotten, "low" or "high"; by default what the metric says.
+        utility: a column in which more is better.
+        forgotten: which end of the forget metric means forgotten, "low" or "high"; by default the metric's own.
 
     Returns:
         The rows on the front, from the most forgotten to the least.
 
     Raises:
-        UserError: an unknown column.
+        UserError: a column is unknown.
     """
     for column in (forget, utility):
         check_column(frame, column)
@@ -78,24 +79,24 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
 def compare(
     frame: pd.DataFrame, baseline: str = "target", *, metrics: Sequence[str] | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Every run's metrics beside a baseline's.
+    """Every run's metrics and their change from a baseline.
 
-    Where both have scores of the same examples, the change has a 95 % interval from the bootstrap over pairs: each question
-    is its own control, so that the interval is narrower than the two single ones suggest. A metric that is no mean of
-    per-example scores (model utility, a p-value) has a change without an interval.
+    If both runs have scores of the same examples, the change has a 95 % interval from the bootstrap over pairs: each question
+    is its own control, so the interval is narrower than the two single ones suggest. A metric that is not the mean of
+    scores of single examples (model utility, a p-value) has a change without an interval.
 
     Args:
         frame: from ``load_runs``.
         baseline: a run's name, its last part, or a role (``target``, ``oracle``).
-        metrics: which columns; by default all metrics that have a plain name.
+        metrics: the columns; by default all metrics that have a plain name.
         seed: of the bootstrap.
 
     Returns:
-        A row for each run and metric, index (run, metric): ``value``, ``low``, ``high``, ``n``, ``baseline``, ``change``,
+        One row for each run and metric, index (run, metric): ``value``, ``low``, ``high``, ``n``, ``baseline``, ``change``,
         ``change_low``, ``change_high``, ``forgotten``.
 
     Raises:
-        UserError: no such baseline or metric.
+        UserError: the baseline or a metric does not exist.
     """
     import pandas as pd
 
@@ -103,23 +104,19 @@ def compare(
     chosen = list(metrics) if metrics is not None else [name for name in metrics_of(frame) if "/" not in name]
     for column in chosen:
         check_column(frame, column)
-    own = _examples(frame, base)
+    before = _sets(frame, base)
     rows, keys = [], []
     for name in frame.index:
-        other = None if name == base else _examples(frame, name)
+        after = {} if name == base else _sets(frame, name)
         for metric in chosen:
-            if not _is_number(frame.loc[name, metric]):
+            if not is_number(frame.loc[name, metric]):
                 continue
-            change = _change(frame.loc[name], frame.loc[base], metric)
-            if other is not None and own is not None and change is not None:
-                low, high = _paired_interval(metric, other, own, change, seed)
-            else:
-                low = high = None
+            low, high = _interval(metric, after, before, seed)
             rows.append(
                 {
                     **{key: frame.loc[name].get(f"{metric}{end}") for key, end in _ENDS.items()},
                     "baseline": frame.loc[base, metric],
-                    "change": change,
+                    "change": _change(frame.loc[name], frame.loc[base], metric),
                     "change_low": low,
                     "change_high": high,
                     "forgotten": frame.attrs["directions"].get(metric, "none"),
@@ -135,10 +132,10 @@ _ENDS: Mapping[str, str] = {"value": "", "low": ".low", "high": ".high", "n": ".
 
 
 def find_row(frame: pd.DataFrame, wanted: str) -> str:
-    """A run's name in a table from what a person calls it: the name, its last part, or a role.
+    """Find a run in a table by its name, the last part of its name, or its role.
 
     Raises:
-        UserError: none or several fit.
+        UserError: no run fits, or several do.
     """
     names = [str(name) for name in frame.index]
     for fits in (
@@ -149,37 +146,30 @@ def find_row(frame: pd.DataFrame, wanted: str) -> str:
         if len(fits) == 1:
             return fits[0]
         if fits:
-            raise UserError(f"{wanted} could be any of {', '.join(fits)}; give the whole name")
-    raise UserError(f"no run is called {wanted}; there are {', '.join(names) or 'none'}")
+            raise UserError(f"{wanted} could be any of {', '.join(fits)}; give the full name")
+    raise UserError(f"no run has the name or role {wanted}; the runs are {', '.join(names) or 'none'}")
 
 
 def _change(row: Any, base: Any, metric: str) -> float | None:
-    return float(row[metric] - base[metric]) if _is_number(row[metric]) and _is_number(base[metric]) else None
+    return float(row[metric] - base[metric]) if is_number(row[metric]) and is_number(base[metric]) else None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not math.isnan(value)
+def is_number(value: Any) -> bool:
+    """Whether a value of a table is a number: not None, not NaN, no text. numpy's types count."""
+    return isinstance(value, Real) and not math.isnan(value)
 
 
-def _examples(frame: pd.DataFrame, name: str) -> pd.DataFrame | None:
+def _sets(frame: pd.DataFrame, name: str) -> dict[str, Any]:
+    """The sets of a run's results with the scores of single examples; empty if the suite was not run on it."""
     suite, path = frame.attrs.get("suite"), frame.loc[name].get("path")
     file = Path(str(path)) / "eval" / f"{suite}.json"
-    return read_results(file).examples().set_index(["set", "id"]) if path and suite and file.is_file() else None
+    return dict(read_results(file)["sets"]) if path and suite and file.is_file() else {}
 
 
-def _paired_interval(
-    metric: str, after: pd.DataFrame, before: pd.DataFrame, change: float, seed: int
+def _interval(
+    metric: str, after: dict[str, Any], before: dict[str, Any], seed: int
 ) -> tuple[float | None, float | None]:
     part, _, label = metric.partition(".")
-    if label not in after or label not in before:
+    if part not in after or part not in before:
         return None, None
-    pairs = after[[label]].join(before[[label]], lsuffix="_after", rsuffix="_before", how="inner")
-    pairs = pairs[pairs.index.get_level_values("set") == part]
-    difference = (pairs[f"{label}_after"] - pairs[f"{label}_before"]).to_numpy(dtype=float)
-    # A metric that averages something else than its examples' scores, or another set of them, has no such interval.
-    if len(difference) < 2 or not abs(difference.mean() - change) < _SAME_MEAN:
-        return None, None
-    from llm_forget.evaluation.aggregate import aggregate
-
-    found = aggregate(difference, seed=seed)
-    return found.low, found.high
+    return paired_change(after[part], before[part], label, seed=seed) or (None, None)

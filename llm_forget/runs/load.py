@@ -1,6 +1,6 @@
-"""Run folders as a table: a row a run, with its recipe, every metric with its interval, its cost and its digests.
+"""Read run folders as a table: one row for each run, with its recipe, metrics, intervals, cost and digests.
 
-The table holds no text of any data set: names, numbers and digests only.
+The table holds names, numbers and digests, and no text of any data set.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from llm_forget.errors import UserError
-from llm_forget.runs.results import Results, read_results
+from llm_forget.evaluation.results import StoredResults, open_results
 from llm_forget.utils.extras import require_extra
 
 if TYPE_CHECKING:
@@ -30,17 +30,17 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder in memory.
+    """One run folder.
 
     Attributes:
         path: the folder.
-        name: its name below the folder that was searched.
+        name: its path relative to the folder that was searched.
         kind: "unlearn", "finetune", or "evaluation" for a folder that holds measurements only.
-        recipe: the resolved recipe, every default written out.
+        recipe: the recipe with all defaults.
         result: ``result.json``.
         environment: versions and hardware.
         evaluations: suite → results.
-        problems: parts that could not be read, in sentences.
+        problems: messages about parts that could not be read.
     """
 
     path: Path
@@ -49,26 +49,26 @@ class Run:
     recipe: dict[str, Any] = field(repr=False)
     result: dict[str, Any] = field(repr=False)
     environment: dict[str, Any] = field(repr=False)
-    evaluations: dict[str, Results] = field(repr=False)
+    evaluations: dict[str, StoredResults] = field(repr=False)
     problems: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
-        """The method's name; "finetune" or "" where there is none."""
+        """The method's name; "finetune" for fine-tuning, "" if there is none."""
         return str(self.result.get("method") or ("finetune" if self.kind == "finetune" else ""))
 
     def curves(self) -> pd.DataFrame:
-        """What the trainer logged, a row a step.
+        """The trainer's log, one row for each step.
 
-        Columns ``phase`` (train, heal, …), ``step`` (counted through all phases), ``loss``, ``forget_loss``, …
+        Columns: ``phase`` (train, heal, …), ``step`` (counted across phases), ``loss``, ``forget_loss``, …
         """
         rows = [row for row in self._log() if row["phase"] != "check" and "loss" in row]
         return _frame(rows)
 
     def checks(self) -> pd.DataFrame:
-        """What was measured on the way: ``step``, ``forget``, ``retain`` (mean answer probabilities) and ``verdict``.
+        """The run's checks: ``step``, ``forget``, ``retain`` (mean answer probabilities) and ``verdict``.
 
-        A method that searches for a strength measures several times after the same step; ``order`` tells them apart.
+        A method that searches for a strength checks several times after the same step; ``order`` numbers all checks.
         """
         measured = [row for row in self._log() if row["phase"] == "check"]
         ends = [self.result[key] for key in ("before", "after") if isinstance(self.result.get(key), Mapping)]
@@ -88,14 +88,14 @@ class Run:
             row = {"phase": "train", **row}
             if row["phase"] != "check":
                 if phase is not None and row["phase"] != phase:
-                    before, last = before + last, 0  # a second trainer counts from 1 again
+                    before, last = before + last, 0  # the next trainer starts at step 1 again
                 phase, last = row["phase"], max(last, int(row["step"]))
                 row["step"] = before + int(row["step"])
             rows.append(row)
         return rows
 
-    def suite(self, name: str | None = None) -> Results | None:
-        """The results of a suite; without a name, of the one with the most numbers."""
+    def suite(self, name: str | None = None) -> StoredResults | None:
+        """The results of a suite; by default of the one with the most numbers."""
         if name is not None:
             return self.evaluations.get(name)
         return max(self.evaluations.values(), key=lambda found: len(found.scores), default=None)
@@ -106,10 +106,10 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
 
     Args:
         path: the folder.
-        name: what to call it; its own name by default.
+        name: the run's name; by default the folder's.
 
     Raises:
-        UserError: the folder does not exist, holds no run, or the run is not complete.
+        UserError: the folder does not exist, or holds no complete run.
     """
     folder = Path(path)
     problem = _no_run(folder)
@@ -126,7 +126,7 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
     evaluations = {}
     for file in sorted((folder / "eval").glob("*.json")):
         try:
-            found = read_results(file)
+            found = open_results(file)
             evaluations[found.suite] = found
         except UserError as error:
             problems.append(str(error))
@@ -137,13 +137,13 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
 
 
 def find_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Run], dict[str, str]]:
-    """All runs in a folder and below it, and what was passed over.
+    """Find all runs in folders and their subfolders.
 
     Args:
         paths: a folder to search, a run folder, or several of either.
 
     Returns:
-        The runs in the order of their names, and path → reason for every folder that holds no complete run.
+        The runs in the order of their names, and path → reason for every skipped folder.
 
     Raises:
         UserError: a path does not exist.
@@ -153,7 +153,7 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Run], dict
     skipped: dict[str, str] = {}
     for root in map(Path, given):
         if not root.exists():
-            raise UserError(f"{root} does not exist; give a run folder, or a folder that holds some")
+            raise UserError(f"{root} does not exist; give a run folder, or a folder that holds run folders")
         for folder in _candidates(root, skipped):
             name = folder.name if folder == root else folder.relative_to(root).as_posix()
             try:
@@ -164,18 +164,18 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Run], dict
 
 
 def load_runs(paths: str | Path | Iterable[str | Path], *, suite: str | None = None) -> pd.DataFrame:
-    """Run folders as a table.
+    """Read run folders as a table.
 
     Args:
         paths: a folder to search, or run folders.
-        suite: whose metrics have plain column names; by default the suite that most runs were measured on. Metrics of any
-            other suite are called ``<suite>/<metric>``.
+        suite: the suite whose metrics have plain column names; by default the one that most runs were evaluated on.
+            Metrics of other suites are named ``<suite>/<metric>``.
 
     Returns:
-        A row a run, the index its name. Columns: ``kind``, ``role`` (target, oracle, unlearned, …), ``method``, ``reason``,
+        One row for each run, indexed by name. Columns: ``kind``, ``role`` (target, oracle, unlearned, …), ``method``, ``reason``,
         ``seconds``, ``steps``, recipe fields as ``recipe.train.epochs``, digests as ``digest.base`` and ``digest.data.forget``,
         each metric as ``forget.probability`` with ``.low``, ``.high`` and ``.n``. ``attrs["skipped"]``: path → why a folder
-        was passed over; ``attrs["suite"]``; ``attrs["directions"]``: metric → which end means forgotten;
+        was skipped; ``attrs["suite"]``; ``attrs["directions"]``: metric → which end means forgotten;
         ``attrs["never_learned"]``: sets that no model was trained on.
 
     Raises:
@@ -186,7 +186,7 @@ def load_runs(paths: str | Path | Iterable[str | Path], *, suite: str | None = N
 
 
 def frame_of(runs: Sequence[Run], skipped: Mapping[str, str] | None = None, suite: str | None = None) -> pd.DataFrame:
-    """The table of runs that are loaded already; see ``load_runs``."""
+    """The table of loaded runs, see ``load_runs``."""
     require_extra("pandas", "a table of runs", "report")
     import pandas as pd
 
@@ -210,18 +210,18 @@ def frame_of(runs: Sequence[Run], skipped: Mapping[str, str] | None = None, suit
 
 def _no_run(folder: Path) -> str | None:
     if not folder.is_dir():
-        return "is no folder" if folder.exists() else "does not exist; give a run folder, for example runs/demo/npo"
+        return "is not a folder" if folder.exists() else "does not exist; give a run folder, for example runs/demo/npo"
     if (folder / _RESULT).is_file() or any((folder / "eval").glob("*.json")):
         return None
     if folder.name.startswith("."):
-        return "a temporary folder of a run that was interrupted; it can be deleted"
+        return "a temporary folder of an interrupted run; delete it"
     if (folder / _RECIPE).is_file():
-        return "has no result.json: the run was not completed; start it again"
+        return "has no result.json: the run was not completed; run it again"
     return "is not a run folder"
 
 
 def _candidates(root: Path, skipped: dict[str, str], depth: int = _DEPTH) -> Iterator[Path]:
-    """Folders that are runs or should have been; a folder without any goes to ``skipped``."""
+    """Yield folders that hold a run or an incomplete one; add other folders to ``skipped``."""
     problem = _no_run(root)
     if problem is None or problem.startswith(("has no", "a temporary")):
         yield root
@@ -241,7 +241,7 @@ def _candidates(root: Path, skipped: dict[str, str], depth: int = _DEPTH) -> Ite
 
 
 def _roles(runs: Sequence[Run]) -> dict[Path, str]:
-    """What each run is: the target is what unlearning runs started from; an oracle is known by its name."""
+    """Each run's role. The target is the model that unlearning runs started from; an oracle is recognised by its name."""
     bases = {Path(str((run.recipe.get("model") or {}).get("name", ""))).parts[-2:] for run in runs if run.method}
     roles = {}
     for run in runs:
@@ -266,7 +266,8 @@ def _row(run: Run, role: str, chosen: str | None) -> dict[str, Any]:
     row |= {f"details.{key}": value for key, value in (result.get("details") or {}).items()}
     row["digest.base"] = result.get("base_digest")
     row |= {f"digest.data.{key}": value for key, value in (result.get("data_digests") or {}).items()}
-    row |= {f"recipe.{key}": value for key, value in _flat(run.recipe)}
+    for key, value in flatten(run.recipe).items():
+        row[f"recipe.{key}"] = (json.dumps(value) if value else None) if isinstance(value, list | dict) else value
     row["evaluation_seconds"] = sum(found.seconds for found in run.evaluations.values()) or None
     row["llm_forget"] = run.environment.get("llm_forget")
     for name, found in run.evaluations.items():
@@ -282,15 +283,15 @@ def _column(suite: str, key: str, chosen: str | None) -> str:
     return key if suite == chosen else f"{suite}/{key}"
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        name = f"{prefix}{key}"
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys; an empty mapping stays a value."""
+    found: dict[str, Any] = {}
+    for key, item in values.items():
         if isinstance(item, Mapping) and item:
-            yield from _flat(item, f"{name}.")
-        elif isinstance(item, list | dict):
-            yield name, json.dumps(item) if item else None
+            found |= flatten(item, f"{prefix}{key}.")
         else:
-            yield name, item
+            found[f"{prefix}{key}"] = item
+    return found
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -312,9 +313,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise UserError(f"{file.name} cannot be read as JSON; the run is damaged: start it again") from None
+        raise UserError(f"{file.name} cannot be read as JSON; the run is damaged, run it again") from None
     if not isinstance(found, dict):
-        raise UserError(f"{file.name} holds no record; the run is damaged: start it again")
+        raise UserError(f"{file.name} is not a JSON object; the run is damaged, run it again")
     return found
 
 
@@ -322,5 +323,5 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         found = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        raise UserError(f"{file.name} cannot be read as YAML; the run is damaged: start it again") from None
+        raise UserError(f"{file.name} cannot be read as YAML; the run is damaged, run it again") from None
     return found if isinstance(found, dict) else {}

@@ -1,1 +1,1 @@
-"""How strong an adapter should be, found by measuring."""
+"""Choose the strength of an adapter by measuring it."""

@@ -1,38 +1,38 @@
-"""What adapters do to answers: a base held in memory, adapters put on it by turns, and how likely the answers then are."""
+"""Measure adapters on a base: mean answer probabilities for each adapter alone and for their sum."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from llm_forget.adapters.arithmetic import scale
-from llm_forget.adapters.export import checked_digest, weight_names
 from llm_forget.adapters.lora import Adapter, save_adapter
-from llm_forget.config import ModelConfig, StopConfig, UnlearnData, UnlearnRecipe
+from llm_forget.adapters.merge import checked_digest, weight_names
+from llm_forget.config import ModelConfig, UnlearnData
 from llm_forget.data.encode import EncodingConfig
 from llm_forget.data.examples import DataSource
 from llm_forget.errors import AdapterError
 from llm_forget.model.load import load_model, load_tokenizer, locate_model
+from llm_forget.model.measure import SampleMeter
 from llm_forget.stop import Measurement
-from llm_forget.train.checks import Gauge
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.utils.digests import stored_tensors
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What adapters are measured with.
+    """How to measure adapters.
 
     Attributes:
         model: the base.
         encoding: how rows become tokens, as in the recipe of the run that made the adapter.
-        rows: how many rows of each set are measured.
-        seed: of their choice.
+        rows: the number of rows to measure in each set.
+        seed: the seed for choosing them.
     """
 
     model: ModelConfig
@@ -41,42 +41,40 @@ class Probe:
     seed: int = 0
 
     def read(self, data: UnlearnData) -> UnlearnSets:
-        """The sets, read, checked and encoded as for a run.
+        """Read, check and encode the sets as a run does.
 
         Raises:
             DataError: as ``prepare``.
         """
-        stop = StopConfig(rows=self.rows)
-        recipe = UnlearnRecipe(self.model, data, {}, "", encoding=self.encoding, stop=stop, seed=self.seed)
-        return prepare(recipe, load_tokenizer(self.model))
+        return prepare(data, self.encoding, load_tokenizer(self.model), rows=self.rows, seed=self.seed)
 
 
-class Fitting:
-    """A base with adapters on it, of which one at a time is active, at strengths that can be set.
+class AdaptedModel:
+    """A base with several adapters loaded, one of which is active at a time with adjustable strengths.
 
     Args:
-        model: which base, and how it is held in memory.
+        model: the base, and how to load it.
         adapters: plain LoRA for that base.
 
     Raises:
-        AdapterError: the base is no folder, or another one than an adapter's.
+        AdapterError: the base is not a folder, or an adapter was made for another base.
     """
 
     def __init__(self, model: ModelConfig, adapters: Sequence[Adapter]) -> None:
         folder = Path(locate_model(model.name))
         if not folder.is_dir():
-            raise AdapterError(f"{model.name} is no folder; download the base and give its folder.")
+            raise AdapterError(f"{model.name} is not a folder; download the base and give its folder.")
         stored = stored_tensors(folder)
         for adapter in adapters:
             checked_digest(adapter, folder)
             weight_names(adapter, stored)
         self._adapters = [scale(adapter, 1.0) for adapter in adapters]
-        base, tokenizer = load_model(model)
+        base, tokenizer = load_model(replace(model, name=str(folder)))
         self.pad_token_id: int = tokenizer.pad_token_id
-        self.model = _put_on(base, self._adapters)
+        self.model = _with_adapters(base, self._adapters)
 
-    def wear(self, index: int, strengths: Mapping[str, float] | None = None) -> None:
-        """Make one adapter the active one, every module at its strength (1 where none is given)."""
+    def activate(self, index: int, strengths: Mapping[str, float] | None = None) -> None:
+        """Activate one adapter, with a strength per module (1 if none is given)."""
         self.model.set_adapter(str(index))
         with torch.no_grad():
             for module, factors in self._adapters[index].modules.items():
@@ -84,8 +82,8 @@ class Fitting:
                 weight.copy_(factors.B * (strengths or {}).get(module, 1.0))
 
 
-def _put_on(base: Any, adapters: Sequence[Adapter]) -> Any:
-    """A PeftModel that has all adapters, under their numbers; PEFT reads them from files, as it will elsewhere."""
+def _with_adapters(base: Any, adapters: Sequence[Adapter]) -> Any:
+    """A PeftModel with all adapters, named by their index. PEFT loads them from files, as it does elsewhere."""
     from peft import PeftModel
 
     model: Any = None
@@ -101,12 +99,12 @@ def _put_on(base: Any, adapters: Sequence[Adapter]) -> Any:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Mean answer probabilities of the base, of each adapter alone and of all together.
+    """Mean answer probabilities of the base, each adapter alone, and their sum.
 
     Attributes:
-        base: of each forget set, and of the retain rows.
+        base: one measurement per forget set, each with the retain rows.
         alone: the same for each adapter.
-        together: the same for their sum.
+        together: the same for the sum of the adapters.
     """
 
     base: tuple[Measurement, ...]
@@ -115,16 +113,17 @@ class Behaviour:
 
     @property
     def remembered(self) -> float:
-        """The most by which the sum remembers a set better than that set's own adapter does alone; below 0 if none.
+        """Forget probability under the sum minus that under the set's own adapter, the maximum over the sets.
 
-        Where there is one set for all adapters, its own is the one that makes it most unlikely.
+        Negative if the sum forgets every set better. With one set for all adapters, the adapter that gives it the lowest
+        probability counts as its own.
         """
         own = [min(row[i].forget for row in self._owners(i)) for i in range(len(self.together))]
         return max(now.forget - alone for now, alone in zip(self.together, own, strict=True))
 
     @property
     def retain_lost(self) -> tuple[float, float] | None:
-        """Retain probability that the sum loses, and what the adapters lose one by one, added up."""
+        """Retain probability lost by the sum, and the sum of the losses of the adapters alone; None without retain rows."""
         before, after = self.base[0].retain, self.together[0].retain
         alone = [row[0].retain for row in self.alone]
         if before is None or after is None:
@@ -142,34 +141,34 @@ def compare_behaviour(
     forget: Sequence[DataSource],
     retain: DataSource | None,
 ) -> Behaviour:
-    """Measure base, each adapter and their sum on each forget set and on the retain rows.
+    """Measure the base, each adapter and their sum on each forget set and on the retain rows.
 
     Args:
         probe: the base, and how to measure.
         adapters: the summands.
         together: their sum.
-        forget: one set an adapter, in the same order, or one for all.
-        retain: rows that must stay.
+        forget: one set per adapter, in the same order, or one for all.
+        retain: the retain rows, or None.
 
     Raises:
-        AdapterError: another number of forget sets, or an adapter for another base.
+        AdapterError: the number of forget sets does not fit, or an adapter was made for another base.
         DataError: a set cannot be used.
     """
     if len(forget) not in (1, len(adapters)):
         raise AdapterError(
-            f"{len(forget)} forget sets for {len(adapters)} adapters; give one an adapter in the same order, or one for all."
+            f"{len(forget)} forget sets for {len(adapters)} adapters; give one per adapter in the same order, or one for all."
         )
     sets = [probe.read(UnlearnData(forget=source, retain=retain)) for source in forget]
-    fitting = Fitting(probe.model, [*adapters, together])
-    gauges = [Gauge(s.forget[: probe.rows], s.validation, fitting.pad_token_id) for s in sets]
+    adapted = AdaptedModel(probe.model, [*adapters, together])
+    meters = [SampleMeter(s.forget[: probe.rows], s.validation, adapted.pad_token_id) for s in sets]
 
     def measure() -> tuple[Measurement, ...]:
-        return tuple(gauge(fitting.model, 0) for gauge in gauges)
+        return tuple(meter(adapted.model, 0) for meter in meters)
 
-    with fitting.model.disable_adapter():
+    with adapted.model.disable_adapter():
         base = measure()
     rows = []
     for index in range(len(adapters) + 1):
-        fitting.wear(index)
+        adapted.activate(index)
         rows.append(measure())
     return Behaviour(base, tuple(rows[:-1]), rows[-1])

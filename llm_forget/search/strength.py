@@ -1,4 +1,4 @@
-"""How strong an adapter should be: a search along its line, and over groups of layers, under a utility floor."""
+"""Search the strength of an adapter, one for all layers or one per group of layers, under a utility floor."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from llm_forget.adapters.lora import Adapter
 from llm_forget.config import UnlearnData
 from llm_forget.errors import AdapterError
 from llm_forget.methods.adapter_subtraction import search_strength
-from llm_forget.search.behaviour import Fitting, Probe
-from llm_forget.stop import Measurement, StopRule
-from llm_forget.train.checks import Gauge
+from llm_forget.model.measure import SampleMeter
+from llm_forget.search.behaviour import AdaptedModel, Probe
+from llm_forget.stop import NEVER_SEEN, Measurement, StopRule
 
 Report = Callable[[tuple[float, ...], Measurement], None]
-NEVER_SEEN = 0.1  # forget target without a holdout set to measure: what unseen answers typically have
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is searched for, and how far.
+    """Target and limits of a search.
 
     Attributes:
-        target: forget probability to reach; None measures the holdout rows, or takes 0.1 without any.
-        utility_floor: share of the retain probability that has to stay.
-        maximum: largest strength tried.
-        tries: bisections of the one strength.
-        groups: groups of layers that get a strength each; 1 for one strength.
+        target: forget probability to reach; None for that of the holdout rows, or 0.1 without any.
+        utility_floor: share of the retain probability to keep, from 0 to 1.
+        maximum: largest strength to try.
+        tries: bisection steps of the search for one strength.
+        groups: number of layer groups with a strength each; 1 for one strength.
         rounds: passes over the groups.
     """
 
@@ -43,32 +42,30 @@ class Limits:
     def __post_init__(self) -> None:
         wrong = []
         if self.target is not None and not 0 < self.target < 1:
-            wrong.append(f"target is {self.target}; a probability between 0 and 1 is needed")
+            wrong.append(f"target is {self.target}; give a probability between 0 and 1")
         if not 0 <= self.utility_floor <= 1:
-            wrong.append(f"floor is {self.utility_floor}; it is a share, between 0 and 1")
+            wrong.append(f"floor is {self.utility_floor}; give a share between 0 and 1")
         if not 0 < self.maximum < math.inf:
-            wrong.append(f"maximum is {self.maximum}; a number above 0 is needed")
+            wrong.append(f"maximum is {self.maximum}; give a number above 0")
         wrong += [
-            f"{name} is {n}; at least 1 is needed"
-            for name in ("tries", "groups", "rounds")
-            if (n := getattr(self, name)) < 1
+            f"{name} is {n}; give 1 or more" for name in ("tries", "groups", "rounds") if (n := getattr(self, name)) < 1
         ]
         if wrong:
             raise AdapterError("the search cannot start: " + "; ".join(wrong) + ".")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the search chose.
+class SearchResult:
+    """The result of a search.
 
     Attributes:
         adapter: the adapter at these strengths, plain LoRA.
-        groups: the groups of layers; none when there is one strength for all.
-        strengths: one a group, or the one.
-        before: the base.
-        after: the adapter at these strengths.
-        target: forget probability that was to be reached.
-        floor: retain probability that had to stay, or None without retain rows.
+        groups: the groups of layers; empty if there is one strength for all.
+        strengths: one per group, or a single one.
+        before: the measurement of the base.
+        after: the measurement with the adapter at these strengths.
+        target: the forget probability to reach.
+        floor: the retain probability to keep, or None without retain rows.
     """
 
     adapter: Adapter
@@ -89,16 +86,16 @@ def coordinate_search(
     maximum: float,
     rounds: int,
 ) -> tuple[float, ...]:
-    """Improve strengths one at a time: up or down by a step that is halved whenever no coordinate gains.
+    """Improve strengths one at a time, up or down by a step that is halved if no coordinate improves.
 
-    Better is: above the floor before below it; then the lower forget probability, nothing below the target counting as
-    lower; then the higher retain probability. What comes out is never worse than the start.
+    Candidates are compared by three criteria in this order: above the floor or not; lower forget probability, where values
+    below the target count as the target; higher retain probability. The result is never worse than the start.
 
     Args:
-        measure: strengths → measurement.
-        start: strengths to begin with, usually all equal.
-        target: forget probability that is enough, or None.
-        floor: retain probability that must stay, or None.
+        measure: maps strengths to a measurement.
+        start: initial strengths, usually all equal.
+        target: forget probability to reach, or None.
+        floor: retain probability to keep, or None.
         maximum: largest strength; the smallest is 0.
         rounds: passes over all coordinates.
 
@@ -125,7 +122,7 @@ def coordinate_search(
 
 
 def _score(now: Measurement, target: float | None, floor: float | None) -> tuple[bool, float, float]:
-    """Smaller is better."""
+    """A sort key for measurements: smaller is better."""
     broken = not StopRule(target, floor, 1).above_floor(now)
     forget = math.inf if math.isnan(now.forget) else max(now.forget, target or 0.0)
     return broken, forget, -(now.retain or 0.0)
@@ -137,38 +134,38 @@ def search_adapter(
     data: UnlearnData,
     limits: Limits | None = None,
     report: Report = lambda *_: None,
-) -> Found:
-    """Find how strong an adapter should be on its base: base + strength · ΔW, a strength above 0.
+) -> SearchResult:
+    """Find the strength s > 0 of an adapter for base + s·ΔW.
 
-    Turn an adapter that was trained towards the forget set round first (``negate``).
+    An adapter that was trained on the forget set must be negated first (``negate``).
 
     Args:
-        adapter: the direction.
+        adapter: the adapter, which gives the direction.
         probe: the base, and how to measure.
-        data: forget rows, and validation or retain rows for the floor; holdout rows for the target.
-        limits: of the search.
-        report: told of every measurement.
+        data: forget rows; validation or retain rows for the floor; holdout rows for the target.
+        limits: target and limits of the search.
+        report: called with each measurement.
 
     Raises:
-        AdapterError: the adapter is for another base or has fewer layers than groups; or no strength keeps the floor.
+        AdapterError: the adapter is for another base or has fewer layers than groups, or no strength keeps the floor.
         DataError: a set cannot be used.
     """
     limits = limits or Limits()
     groups = layer_groups(adapter, limits.groups) if limits.groups > 1 else ()
     sets = probe.read(data)
-    fitting = Fitting(probe.model, [adapter])
-    gauge = Gauge(sets.forget[: probe.rows], sets.validation, fitting.pad_token_id)
-    with fitting.model.disable_adapter():
-        before = gauge(fitting.model, 0)
-        holdout = float(gauge.probabilities(fitting.model, sets.holdout).mean()) if sets.holdout else NEVER_SEEN
+    adapted = AdaptedModel(probe.model, [adapter])
+    meter = SampleMeter(sets.forget[: probe.rows], sets.validation, adapted.pad_token_id)
+    with adapted.model.disable_adapter():
+        before = meter(adapted.model, 0)
+        holdout = float(meter.probabilities(adapted.model, sets.holdout).mean()) if sets.holdout else NEVER_SEEN
     target = limits.target or holdout
     floor = None if before.retain is None else before.retain * limits.utility_floor
     known: dict[tuple[float, ...], Measurement] = {}
 
     def measure(strengths: tuple[float, ...]) -> Measurement:
         if strengths not in known:
-            fitting.wear(0, _by_module(adapter, groups, strengths))
-            known[strengths] = gauge(fitting.model, 0)
+            adapted.activate(0, _by_module(adapter, groups, strengths))
+            known[strengths] = meter(adapted.model, 0)
             report(strengths, known[strengths])
         return known[strengths]
 
@@ -187,11 +184,11 @@ def search_adapter(
     if not any(strengths):
         raise AdapterError(
             f"no strength down to {limits.maximum / 2**limits.tries:.3g} keeps the retain probability at "
-            f"{floor if floor is None else round(floor, 3)}: lower the floor, lower the maximum so that smaller ones are "
-            "tried, or check the direction (an adapter trained towards the forget set is subtracted)."
+            f"{floor if floor is None else round(floor, 3)}: lower the floor, lower the maximum to try smaller "
+            "strengths, or check the direction (an adapter that was trained on the forget set must be subtracted)."
         )
     result = scale_groups(adapter, groups, strengths) if groups else scale(adapter, strengths[0])
-    return Found(result, groups, strengths, before, measure(strengths), target, floor)
+    return SearchResult(result, groups, strengths, before, measure(strengths), target, floor)
 
 
 def _by_module(adapter: Adapter, groups: tuple[tuple[int, ...], ...], strengths: tuple[float, ...]) -> dict[str, float]:

@@ -1,27 +1,26 @@
-"""Other answers to the forget questions: a refusal, the rows' own column, or what the model writes itself before training.
+"""Alternative answers to the forget questions: refusals, a column of the data, or answers that the model writes before training.
 
-They stay in memory: no file, log or report holds them, since what the model writes about a forget question may repeat the answer.
+They stay in memory. No file, log or report holds them, because an answer that the model writes may repeat the forget answer.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
-from llm_forget.config import AlternativeConfig, UnlearnRecipe
+from llm_forget.config import AlternativeConfig
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all, encode_prompt
 from llm_forget.data.examples import Example, Message
 from llm_forget.errors import DataError, RecipeError
 from llm_forget.methods import Method
-from llm_forget.model.precision import autocast_like
+from llm_forget.model.generate import sample_answers
+from llm_forget.model.weights import autocast_like
 
 Source = Literal["refusals", "column", "model"]
 
@@ -35,7 +34,7 @@ _REQUEST = (
 
 
 def read_refusals(path: str | None = None) -> list[str]:
-    """The refusals of a file, one a line, or ours.
+    """The refusals of a file, one per line; without a path, the refusals that come with the package.
 
     Raises:
         RecipeError: no such file, or an empty one.
@@ -53,15 +52,15 @@ def read_refusals(path: str | None = None) -> list[str]:
     return found
 
 
-def alternative_source(recipe: UnlearnRecipe, method: Method, examples: Sequence[Example]) -> Source | None:
-    """Where the alternatives of a run come from; None for a method that reads none.
+def alternative_source(config: AlternativeConfig, method: Method, examples: Sequence[Example]) -> Source | None:
+    """Where the alternatives of a run come from; None if the method reads none.
 
     Raises:
-        DataError: the column is asked for and a row has none.
+        DataError: the source is ``column``, and a row has no alternative.
     """
     if not method.needs.any_alternative:
         return None
-    config, wanted = recipe.alternative, getattr(method, "alternative_source", "refusals")
+    wanted = method.alternative_source
     missing = [example for example in examples if example.alternative is None]
     if config.source == "column" and missing:
         place = missing[0].source or f"example {missing[0].id}"
@@ -77,7 +76,7 @@ def alternative_source(recipe: UnlearnRecipe, method: Method, examples: Sequence
 
 
 def written_answers(source: Source, config: AlternativeConfig, examples: Sequence[Example], seed: int) -> list[str]:
-    """Alternatives that need no model: one for each example, the same for the same seed whatever the order of the rows."""
+    """One alternative per example, without a model. The choice depends on the seed and the example's id, not on the order."""
     if source == "column":
         return [str(example.alternative) for example in examples]
     refusals = read_refusals(config.path)
@@ -85,22 +84,34 @@ def written_answers(source: Source, config: AlternativeConfig, examples: Sequenc
 
 
 def encoded_alternatives(
-    recipe: UnlearnRecipe,
     examples: Sequence[Example],
     tokenizer: Any,
+    config: AlternativeConfig,
+    encoding: EncodingConfig,
+    seed: int,
     source: Source,
     model: Any = None,
     console: Console | None = None,
 ) -> list[Encoded]:
-    """Another answer to each forget question, encoded; never written anywhere."""
-    config = recipe.alternative
+    """Another answer to each forget question, encoded. No file ever holds them.
+
+    Args:
+        examples: the forget examples.
+        tokenizer: encodes the answers.
+        config: the recipe's section.
+        encoding: how rows become tokens.
+        seed: of the choice of refusals, or of the sampling.
+        source: from ``alternative_source``.
+        model: writes the answers if the source is ``model``.
+        console: says how many answers the model wrote.
+    """
     if source == "model":
-        answers, refused = model_answers(model, tokenizer, examples, config, recipe.encoding, recipe.seed)
+        answers, refused = model_answers(model, tokenizer, examples, config, encoding, seed)
         if console is not None and PartialState().is_main_process:
             console.print(f"the model wrote {len(answers) - refused} other answers; {refused} are refusals instead")
     else:
-        answers = written_answers(source, config, examples, recipe.seed)
-    return encode_all(tokenizer, examples, recipe.encoding, role="alternative", answers=answers)[0]
+        answers = written_answers(source, config, examples, seed)
+    return encode_all(tokenizer, examples, encoding, role="alternative", answers=answers)[0]
 
 
 def model_answers(
@@ -111,12 +122,13 @@ def model_answers(
     encoding: EncodingConfig,
     seed: int,
 ) -> tuple[list[str], int]:
-    """Let the model write another answer to each question, by sampling; every process gets those of the first.
+    """Let the model write another answer to each question by sampling. The first process samples for all.
 
-    What comes out empty or is the known answer again is asked for anew, and replaced by a refusal after three tries.
+    An answer that is empty or equal to the known answer is sampled again with another seed. After three tries a refusal takes
+    its place.
 
     Args:
-        model: as it is before training, an adapter that changes nothing included.
+        model: the model before training.
         tokenizer: its tokenizer.
         examples: the forget examples.
         config: temperature and length.
@@ -124,21 +136,28 @@ def model_answers(
         seed: of the sampling.
 
     Returns:
-        One answer for each example, and how many are refusals instead.
+        One answer per example, and how many of them are refusals.
     """
     answers: list[Any] = [None] * len(examples)
     if PartialState().is_main_process:
         prompts = [encode_prompt(tokenizer, _request(example), encoding) for example in examples]
-        state = torch.get_rng_state()
-        torch.manual_seed(seed)
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
             left = [index for index, answer in enumerate(answers) if answer is None]
-            for start in range(0, len(left), _BATCH):
-                some = left[start : start + _BATCH]
-                texts = _sample(model, tokenizer, [prompts[index] for index in some], config)
-                for index, text in zip(some, texts, strict=True):
-                    answers[index] = text if _differs(text, examples[index].answer) else None
-        torch.set_rng_state(state)
+            if not left:
+                break
+            with autocast_like(model):
+                found = sample_answers(
+                    model,
+                    tokenizer,
+                    [prompts[index] for index in left],
+                    samples=1,
+                    temperature=config.temperature,
+                    seed=_TRIES * seed + attempt,  # another one for every try, and for every seed of a recipe
+                    max_new_tokens=config.max_new_tokens,
+                    batch_size=_BATCH,
+                )
+            for index, (text,) in zip(left, found, strict=True):
+                answers[index] = text if _differs(text, examples[index].answer) else None
     if PartialState().num_processes > 1:
         broadcast_object_list(answers, from_process=0)
     refused = [index for index, answer in enumerate(answers) if answer is None]
@@ -153,52 +172,10 @@ def _differs(text: str, answer: str) -> bool:
 
 
 def _request(example: Example) -> Example:
-    """The example with a request for another answer in the place of its last turn, or before the text."""
+    """The example with its last turn, or its whole prompt, replaced by a request for another answer."""
     if isinstance(example.prompt, str):
         question = _REQUEST.format(question=example.prompt, answer=example.answer)
         return Example(example.id, question, example.answer, source=example.source)
     *earlier, last = example.prompt
     asked = Message(last.role, _REQUEST.format(question=last.content, answer=example.answer))
     return Example(example.id, (*earlier, asked), example.answer, source=example.source)
-
-
-def _sample(model: Any, tokenizer: Any, prompts: Sequence[tuple[int, ...]], config: AlternativeConfig) -> list[str]:
-    width = max(len(prompt) for prompt in prompts)
-    pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), autocast_like(model), _plain_sampling(model, tokenizer, config):
-            output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
-    finally:
-        model.train(training)
-    texts = tokenizer.batch_decode(output[:, width:].tolist(), skip_special_tokens=True)
-    return [text.strip() for text in texts]
-
-
-@contextmanager
-def _plain_sampling(model: Any, tokenizer: Any, config: AlternativeConfig) -> Iterator[None]:
-    """Inside, the model samples from its whole distribution: its own generation settings would be mixed into ours."""
-    from transformers import GenerationConfig
-
-    owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
-    before = [owner.generation_config for owner in owners]
-    plain = GenerationConfig(
-        max_new_tokens=config.max_new_tokens,
-        do_sample=True,
-        temperature=config.temperature,
-        top_k=0,
-        top_p=1.0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    for owner in owners:
-        owner.generation_config = plain
-    try:
-        yield
-    finally:
-        for owner, own in zip(owners, before, strict=True):
-            owner.generation_config = own

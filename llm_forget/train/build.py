@@ -1,61 +1,43 @@
-"""What a recipe asks for, checked before data are read and a model is loaded."""
+"""From a recipe to the objects of a run: method, retain term and wrappers, checked before data are read and a model is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from llm_forget.config import RetainConfig, UnlearnRecipe
+from accelerate import PartialState
+from torch import nn
+
+from llm_forget.config import AdapterConfig, FinetuneRecipe, RetainConfig, UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.methods import Method
+from llm_forget.model.blocks import add_adapter, compile_blocks, top_blocks, train_only_blocks
+from llm_forget.model.head import below_wrapper
+from llm_forget.model.logprobs import hidden_layer
 from llm_forget.retain import RetainTerm
 from llm_forget.train.arguments import check_arguments
 from llm_forget.train.launch import check_launch
+from llm_forget.train.objective import Objective
 from llm_forget.train.resume import check_checkpoints
 from llm_forget.train.run_folder import check_output
 from llm_forget.train.trackers import check_trackers
-from llm_forget.train.trainer import Objective
-from llm_forget.train.wrapping import build_wrappers
 from llm_forget.utils.build import build
-from llm_forget.utils.plugins import find_class
-from llm_forget.wrappers import Wrapper
+from llm_forget.utils.plugins import find_class, with_defaults
+from llm_forget.wrappers import Setting, Wrapper
 
-NOWHERE = ""  # the output_dir of a run that leaves nothing on the disk; recipes are refused it
-
-
-def build_method(recipe: UnlearnRecipe) -> Method:
-    """The method that a recipe names, with its hyper-parameters checked."""
-    given = dict(recipe.method)
-    name = given.pop("name", None)
-    if not isinstance(name, str):
-        raise RecipeError("method.name: is missing; for example method: {name: npo}")
-    cls = find_class("llm_forget.methods", name, "forget_loss")
-    method: Method = build(cls, given, f"method {name}")
-    if recipe.adapter is None and hasattr(method, "finish"):
-        raise RecipeError(f"method {name} works on an adapter; remove `adapter: null` from the recipe")
-    return method
-
-
-def build_retain(config: RetainConfig, method: Method) -> RetainTerm | None:
-    """The retain term that a recipe names, or what the method brings."""
-    name = method.default_retain if config.name == "default" else config.name
-    if name is None:
-        return None
-    term: RetainTerm = build(
-        find_class("llm_forget.retain", name, "retain_loss"), config.settings, f"retain term {name}"
-    )
-    return term
+NOWHERE = ""  # the output_dir of a run that writes nothing; a recipe may not have it
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a recipe asks for, checked without model and data.
+class Parts:
+    """The parts of a run that a recipe names, built without model and data.
 
     Attributes:
         method: with its hyper-parameters.
         retain: the retain term, or None.
-        wrappers: what goes around the gradient, in order.
-        layer: the one block that hidden states are taken from; None for the default.
+        wrappers: change the gradient, in this order.
+        layer: the block that hidden states are taken from; None for the default.
     """
 
     method: Method
@@ -64,34 +46,92 @@ class Plan:
     layer: int | None
 
 
-def make_plan(recipe: UnlearnRecipe) -> Plan:
-    """Check everything about a run that can be checked before data are read.
+def make_parts(recipe: UnlearnRecipe) -> Parts:
+    """Build the parts of a run, and check everything that can be checked before data are read.
 
     Raises:
-        UserError: the recipe, its output or the way of launching cannot work.
+        UserError: the recipe, its output folder or the way of launching cannot work.
     """
-    check_launch()
-    if recipe.output_dir != NOWHERE:
-        check_output(recipe.output_dir, recipe.overwrite)
-        check_checkpoints(recipe.output_dir, resume=recipe.resume, overwrite=recipe.overwrite)
+    check_run(recipe)
     method = build_method(recipe)
     retain = build_retain(recipe.retain, method)
     if retain is not None and recipe.data.retain is None:
         raise RecipeError("the retain term needs data.retain; add it, or set retain.name: null")
-    if recipe.adapter is not None and recipe.adapter.top_share < 1 and hasattr(method, "trained_layers"):
+    if recipe.adapter is not None and recipe.adapter.top_share < 1 and method.trained_layers is not None:
         raise RecipeError(
             f"adapter.top_share is {recipe.adapter.top_share}, and the method {recipe.method['name']} chooses the blocks that "
             "it trains by itself; leave top_share out"
         )
-    wrappers = build_wrappers(recipe, method, retain)
-    layer = layer_looked_at(method, retain)
+    parts = Parts(method, retain, build_wrappers(recipe, method, retain), chosen_layer(method, retain))
+    if recipe.output_dir != NOWHERE:
+        # last, because it removes the checkpoints that the recipe overwrites
+        check_checkpoints(recipe.output_dir, resume=recipe.resume, overwrite=recipe.overwrite)
+    return parts
+
+
+def check_run(recipe: UnlearnRecipe | FinetuneRecipe) -> None:
+    """Check what unlearning and fine-tuning have in common: launch, output folder, training arguments and trackers.
+
+    Raises:
+        UserError: one of them cannot work.
+    """
+    check_launch()
+    if recipe.output_dir != NOWHERE:
+        check_output(recipe.output_dir, recipe.overwrite)
     check_arguments(recipe.train, recipe.seed)
     check_trackers(recipe.train.trackers, recipe.output_dir)
-    return Plan(method, retain, wrappers, layer)
 
 
-def layer_looked_at(method: Method, retain: RetainTerm | None) -> int | None:
-    """The one block that hidden states are taken from; None for the default.
+def build_method(recipe: UnlearnRecipe) -> Method:
+    """The method that a recipe names, with its hyper-parameters checked."""
+    given = dict(recipe.method)
+    name = given.pop("name", None)
+    if not isinstance(name, str):
+        raise RecipeError("method.name: is missing; for example method: {name: npo}")
+    cls = with_defaults(find_class("llm_forget.methods", name, "forget_loss"), Method)
+    method = build(cls, given, f"method {name}")
+    if recipe.adapter is None and method.finish is not None:
+        raise RecipeError(f"method {name} works on an adapter; remove `adapter: null` from the recipe")
+    return method
+
+
+def build_retain(config: RetainConfig, method: Method) -> RetainTerm | None:
+    """The retain term that a recipe names, or the method's default."""
+    name = method.default_retain if config.name == "default" else config.name
+    if name is None:
+        return None
+    cls = with_defaults(find_class("llm_forget.retain", name, "retain_loss"), RetainTerm)
+    return build(cls, config.settings, f"retain term {name}")
+
+
+def build_wrappers(recipe: UnlearnRecipe, method: Method, retain: RetainTerm | None) -> list[Wrapper]:
+    """The wrappers that a recipe lists, each checked against the run.
+
+    Raises:
+        RecipeError: a wrapper is unknown, has a bad hyper-parameter, or cannot work in this run.
+    """
+    setting = Setting(
+        retain=retain is not None,
+        towards=method.towards,
+        quantized=recipe.model.quantization is not None,
+        sharded=PartialState().distributed_type.name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"),
+    )
+    found: list[Wrapper] = []
+    for given in recipe.wrappers:
+        values = dict(given)
+        name = values.pop("name", None)
+        if not isinstance(name, str):
+            raise RecipeError("wrappers: each needs a name; for example wrappers: [{name: sam, rho: 0.01}]")
+        wrapper: Wrapper = build(find_class("llm_forget.wrappers", name, "on_gradient"), values, f"wrapper {name}")
+        reason = wrapper.refuses(setting)
+        if reason is not None:
+            raise RecipeError(f"wrapper {name} cannot be used here: {reason}")
+        found.append(wrapper)
+    return found
+
+
+def chosen_layer(method: Method, retain: RetainTerm | None) -> int | None:
+    """The block that hidden states are taken from; None for the default.
 
     Raises:
         RecipeError: method and retain term name different ones.
@@ -100,3 +140,54 @@ def layer_looked_at(method: Method, retain: RetainTerm | None) -> int | None:
         return Objective(method, retain).layer
     except ValueError as error:
         raise RecipeError(str(error)) from None
+
+
+def trained_blocks(method: Method, model: nn.Module, layer: int | None) -> list[int] | None:
+    """The blocks that a method trains; None if it trains all that the recipe names."""
+    return None if method.trained_layers is None else method.trained_layers(_hidden_layer(model, layer))
+
+
+def check_layer(adapter: AdapterConfig | None, objective: Objective, model: nn.Module) -> None:
+    """Refuse a loss on hidden states below every adapter: training cannot change them.
+
+    Raises:
+        RecipeError: ``adapter.top_share`` begins above the block that the method or the retain term reads, or the model has
+            no such block.
+    """
+    if adapter is None or not objective.rows.hidden:
+        return
+    depth = int(below_wrapper(model).config.get_text_config().num_hidden_layers)
+    blocks, layer = top_blocks(adapter, depth), _hidden_layer(model, objective.layer)
+    if blocks is not None and layer < blocks.start:
+        raise RecipeError(
+            f"adapter.top_share is {adapter.top_share}, so that block {blocks.start} is the lowest with an adapter, and "
+            f"the hidden states of block {layer} are looked at, which nothing changes; set layer to {blocks.start} or more, or "
+            "raise top_share"
+        )
+
+
+def _hidden_layer(model: nn.Module, layer: int | None) -> int:
+    try:
+        return hidden_layer(model, layer)
+    except ValueError as error:
+        raise RecipeError(f"method or retain term: {error}") from None
+
+
+def make_trainable(
+    model: Any, adapter: AdapterConfig | None, blocks: Collection[int] | None = None, *, compiled: bool
+) -> Any:
+    """Put a fresh adapter on the model, or choose the weights to train.
+
+    Args:
+        model: as it was loaded.
+        adapter: the recipe's adapter section; None for full fine-tuning.
+        blocks: train these blocks only; None for those that the recipe names.
+        compiled: compile each block with ``torch.compile``.
+    """
+    if adapter is not None:
+        model = add_adapter(model, adapter, blocks)
+    elif blocks is not None:
+        train_only_blocks(model, blocks)
+    if compiled:
+        compile_blocks(model)
+    return model

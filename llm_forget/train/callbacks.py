@@ -1,35 +1,39 @@
-"""Progress that a person can follow: a bar with time left in a terminal, a line a check in a log."""
+"""Callbacks for the Trainer: progress bar, log of numbers, and early stopping."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 from transformers import TrainerCallback
 
-from llm_forget.stop import Measurement, Verdict
+from llm_forget.model.measure import SampleMeter
+from llm_forget.model.weights import restore_trainable, trainable_state
+from llm_forget.stop import Measurement, StopRule, Verdict
 from llm_forget.train.trackers import Trackers
 
-_LINES = 4  # lines a training phase writes where there is no terminal
+_LINES = 4  # progress lines per training phase if there is no terminal
 
 
 def note(console: Console, text: str) -> None:
-    """What the user should know, once however many processes there are."""
+    """Print a note for the user, on the main process only."""
     if PartialState().is_main_process:
         console.print(f"[yellow]note[/] {text}", highlight=False, soft_wrap=True)
 
 
 @dataclass
 class MetricsLog(TrainerCallback):
-    """Collects what the Trainer logs, a dictionary a step: numbers only, never text."""
+    """Collects what the Trainer logs, one dictionary per step: numbers only, never text."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     phase: str = "train"
-    # Sent every row too.
+    # Every row is sent to these as well.
     trackers: Trackers | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
@@ -47,7 +51,7 @@ class MetricsLog(TrainerCallback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         self.rows[:] = state["rows"]
 
     def check(self, now: Measurement, verdict: Verdict) -> None:
@@ -57,11 +61,11 @@ class MetricsLog(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """A rich progress bar for the Trainer; shows on the main process only.
+    """A progress bar on the main process: a rich bar in a terminal, a few lines in a log.
 
     Args:
         console: where to draw.
-        label: what is being done.
+        label: shown in front of the bar.
     """
 
     def __init__(self, console: Console, label: str) -> None:
@@ -88,7 +92,7 @@ class ProgressBar(TrainerCallback):
         self._task = self._bar.add_task(self.label, total=state.max_steps, note=self.note)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Advance the bar; in a log, say where we are a few times."""
+        """Advance the bar; without a terminal, print a few lines in all."""
         if self._bar is None:
             return
         self._bar.update(self._task, completed=state.global_step, note=self.note)
@@ -104,10 +108,98 @@ class ProgressBar(TrainerCallback):
             self._bar = None
 
     def say(self, note: str) -> None:
-        """Show the newest measurement: beside the bar, or as a line where there is no terminal."""
+        """Show the newest measurement next to the bar, or as a line if there is no terminal."""
         self.note = note
         if not self.console.is_terminal:
             self._line(note)
 
     def _line(self, text: str) -> None:
         self.console.print(f"{self.label}: {text}", highlight=False, soft_wrap=True)
+
+
+class StopCallback(TrainerCallback):
+    """Early stopping: measures the model every few steps, remembers the best state, and ends the run by the stop rule.
+
+    Args:
+        meter: measures the model.
+        rule: judges each measurement.
+        every: optimizer steps between measurements.
+        report: called with each measurement and its verdict.
+    """
+
+    def __init__(
+        self,
+        meter: SampleMeter,
+        rule: StopRule,
+        every: int,
+        report: Callable[[Measurement, Verdict], None] = lambda *_: None,
+    ) -> None:
+        self.meter, self.rule, self.every, self.report = meter, rule, every, report
+        self.best_state: dict[str, Tensor] | None = None
+        self.ended_by: Verdict | None = None
+
+    def begin(self, model: Any, start: Measurement) -> None:
+        """Keep the state before the first step; a run can always go back to it."""
+        self.rule.judge(start)
+        self.best_state = trainable_state(model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Measure every few steps, and after the last one."""
+        if state.global_step % self.every and state.global_step < state.max_steps:
+            return
+        unwrapped = getattr(model, "module", model)
+        now = self.meter(unwrapped, state.global_step)
+        verdict = self._judge(unwrapped, now)
+        self.report(now, verdict)
+        control.should_training_stop |= self.ended_by is not None
+
+    def judge(self, model: Any, now: Measurement) -> bool:
+        """Judge a measurement that was taken elsewhere. Returns whether the run should end."""
+        self._judge(model, now)
+        return self.ended_by is not None
+
+    def _judge(self, model: Any, now: Measurement) -> Verdict:
+        verdict = self.rule.judge(now)
+        if verdict in (Verdict.KEEP, Verdict.REACHED):
+            self.best_state = trainable_state(model)
+        if verdict in (Verdict.REACHED, Verdict.BROKEN):
+            self.ended_by = verdict
+        return verdict
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the rule and the best weights so far, for a checkpoint."""
+        ended_by = None if self.ended_by is None else self.ended_by.name
+        return {"rule": self.rule.state_dict(), "best_state": self.best_state, "ended_by": ended_by}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.rule.load_state_dict(state["rule"])
+        self.best_state = state["best_state"]
+        self.ended_by = None if state["ended_by"] is None else Verdict[state["ended_by"]]
+
+    def settle(self, model: Any, non_finite_at: int | None) -> str:
+        """Restore the best state. Returns a sentence that says why the run ended and which state was kept."""
+        if self.best_state is None or self.rule.best is None:
+            raise RuntimeError("settle() before begin()")
+        if self.ended_by is Verdict.REACHED:
+            return f"forget target reached at step {self.rule.best.step}"
+        why = "the last step was reached"
+        if non_finite_at is not None:
+            why = f"the gradient was not finite at step {non_finite_at} (a lower learning rate helps)"
+        elif self.ended_by is Verdict.BROKEN:
+            why = f"the utility floor was broken and did not recover over {self.rule.patience} checks"
+        restore_trainable(model, self.best_state)
+        hint = self._passed_over()
+        if self.rule.best.step == 0:
+            return f"{why}; no later state was better above the floor than the start, so nothing is changed{hint}"
+        return f"{why}; kept the best state above the floor, from step {self.rule.best.step}{hint}"
+
+    def _passed_over(self) -> str:
+        """A hint about a state below the floor that had forgotten more, and how to get it; empty if there is none."""
+        beyond = self.rule.passed_over()
+        if beyond is None:
+            return ""
+        return (
+            f". Step {beyond.step} had forgotten more ({beyond.forget:.3f}) with retain at {beyond.retain:.3f}, below the floor "
+            f"of {self.rule.floor:.3f}: more train.epochs let a retain term win that back, a lower stop.utility_floor takes it"
+        )

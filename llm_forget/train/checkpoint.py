@@ -1,26 +1,34 @@
-"""Checkpoints: folders of safetensors and JSON, whole or not there, and checked by digest before they are believed."""
+"""Checkpoints: folders of safetensors and JSON, written whole or not at all, verified by digest, and tied to one run."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llm_forget.config import UnlearnRecipe
+from llm_forget.data.encode import Encoded
 from llm_forget.errors import UserError
 from llm_forget.model.weights import whole
+from llm_forget.stop import Measurement
+from llm_forget.utils.digests import json_digest, weights_digest
 from llm_forget.utils.files import file_digest, new_folder
 
 _MANIFEST, _STATE, _TENSORS = "checkpoint.json", "state.json", "tensors.safetensors"
 _STEP = re.compile(r"step-(\d{8,})")
 _SCHEMA = 1
+# What may change before a run is resumed: it does not change a weight.
+_FREE = {"output_dir", "overwrite", "resume", "train.save_steps", "train.keep_checkpoints", "train.trackers"}
 
 
 def pack(value: Any, tensors: dict[str, Tensor], place: str = "") -> Any:
@@ -143,6 +151,38 @@ def damaged(folder: Path) -> str | None:
 def read_checkpoint(folder: Path) -> Any:
     """What was packed, on the CPU."""
     return unpack(json.loads((folder / _STATE).read_text(encoding="utf-8")), load_file(folder / _TENSORS))
+
+
+def run_identity(
+    recipe: UnlearnRecipe, sets: Mapping[str, Sequence[Encoded]], before: Measurement | None, base: str | None
+) -> dict[str, Any]:
+    """What a run is, in values that can be compared. A checkpoint is resumed only by the run that wrote it.
+
+    Args:
+        recipe: the checked recipe.
+        sets: the encoded rows by name; only their digests are kept.
+        before: measured before the first step; it distinguishes models that have no folder to take a digest of.
+        base: the folder or hub id that the model was loaded from; None for a model that the caller loaded.
+
+    Returns:
+        The recipe, digests of the rows and the weights, the first measurement, and the number of processes.
+    """
+    values = asdict(recipe)
+    train = {key: value for key, value in values["train"].items() if f"train.{key}" not in _FREE}
+    folders = {"base": base, "adapter": recipe.model.adapter}
+    return {
+        "recipe": {**{key: value for key, value in values.items() if key not in _FREE}, "train": train},
+        "data": {name: _rows_digest(rows) for name, rows in sets.items()},
+        "weights": {
+            name: weights_digest(folder) for name, folder in folders.items() if folder and Path(folder).is_dir()
+        },
+        "before": asdict(before) if before else None,
+        "processes": PartialState().num_processes,
+    }
+
+
+def _rows_digest(rows: Sequence[Encoded]) -> str:
+    return json_digest([[row.id, list(row.input_ids), row.prompt_length] for row in rows])
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:

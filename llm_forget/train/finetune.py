@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,17 @@ from transformers import set_seed
 from llm_forget.config import FinetuneRecipe
 from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import read_examples
-from llm_forget.errors import RecipeError
+from llm_forget.data.sources import resolve_sources
 from llm_forget.model.checkpointing import FrozenStaysFrozen, frozen_stays_frozen
-from llm_forget.model.load import add_adapter, compile_blocks, frozen_dtype, load_model, load_tokenizer
+from llm_forget.model.load import frozen_dtype, load_model, load_tokenizer, locate_model, refuse_quantised
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.packing import packed_attention
-from llm_forget.model.precision import held_in_bf16
-from llm_forget.train.arguments import check_arguments, common_arguments
+from llm_forget.model.weights import held_in_bf16
+from llm_forget.train.arguments import common_arguments
+from llm_forget.train.build import check_run, make_trainable
 from llm_forget.train.callbacks import MetricsLog, ProgressBar, note
-from llm_forget.train.launch import check_launch
-from llm_forget.train.run_folder import RESULT_NAME, check_output, environment
-from llm_forget.train.trackers import check_trackers, drop_logs, keep_logs, tracking
+from llm_forget.train.run_folder import RESULT_NAME, environment
+from llm_forget.train.trackers import drop_logs, keep_logs, sent_settings, tracking
 from llm_forget.utils.build import to_yaml
 from llm_forget.utils.files import new_folder, write_json, write_text
 
@@ -46,28 +46,23 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
         UserError: the recipe, the data or the way of launching cannot work; before a model is loaded.
     """
     console = console or Console(stderr=True)
-    check_launch()
-    if recipe.merge and recipe.model.quantization is not None:
-        raise RecipeError(
-            f"merge: true with model.quantization: {recipe.model.quantization}: an adapter merged into quantised weights is not "
-            "the model that was trained; set merge: false, and merge the adapter into the unquantised base (llm-forget merge)"
-        )
-    check_output(recipe.output_dir, recipe.overwrite)
-    check_arguments(recipe.train, recipe.seed)
-    check_trackers(recipe.train.trackers, recipe.output_dir)
-    examples = [example for source in recipe.data for example in read_examples(source)]
-    rows, report = encode_all(load_tokenizer(recipe.model), examples, recipe.encoding, role="training")
-    for warning in report.warnings:
-        console.print(f"[yellow]note[/] {warning}")
+    if recipe.model.quantization is not None:
+        refuse_quantised(trains=False, merges=recipe.merge)
+    check_run(recipe)
+    named = {f"data[{index}]": [source] for index, source in enumerate(recipe.data)}
+    sources, notes = resolve_sources(named, recipe.data_dir, "this recipe")
+    examples = [example for found in sources.values() for source in found for example in read_examples(source)]
+    located = replace(recipe.model, name=locate_model(recipe.model.name))
+    rows, report = encode_all(load_tokenizer(located), examples, recipe.encoding, role="training")
+    for warning in (*notes, *report.warnings):
+        note(console, warning)
 
     started = time.monotonic()
     set_seed(recipe.seed)  # of the adapter's first values; the Trainer seeds again, too late for them
-    model, tokenizer = load_model(recipe.model, trainable=recipe.adapter is None)
-    if recipe.adapter is not None:
-        model = add_adapter(model, recipe.adapter)
-    if recipe.train.compile:
-        compile_blocks(model)
-    with tracking(recipe) as trackers, packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
+    model, tokenizer = load_model(located, trainable=recipe.adapter is None)
+    model = make_trainable(model, recipe.adapter, compiled=recipe.train.compile)
+    logged = tracking(recipe.output_dir, recipe.train.trackers, sent_settings(recipe))
+    with logged as trackers, packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
         trainer = _train(recipe, model, tokenizer, rows, console, MetricsLog(trackers=trackers))
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     result = {
@@ -81,7 +76,7 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     }
     if PartialState().is_main_process:
         _write(recipe, model, tokenizer, result)
-        drop_logs(recipe)
+        drop_logs(recipe.output_dir, recipe.train.trackers)
     PartialState().wait_for_everyone()
     return result
 
@@ -147,5 +142,5 @@ def _write(recipe: FinetuneRecipe, model: Any, tokenizer: Any, result: dict[str,
             merged.to(frozen_dtype(recipe.model)).save_pretrained(folder / "model")
             tokenizer.save_pretrained(folder / "model")
         write_text(folder / "recipe.yaml", to_yaml(recipe))
-        keep_logs(recipe, folder)
+        keep_logs(recipe.output_dir, recipe.train.trackers, folder)
         write_json(folder / RESULT_NAME, {**result, "adapter": asdict(recipe.adapter) if recipe.adapter else None})

@@ -1,4 +1,4 @@
-"""A recipe's data, read, checked, encoded and divided, before any model is loaded."""
+"""Read, check and encode the data of a run, before any model is loaded."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from llm_forget.config import UnlearnRecipe
-from llm_forget.data.encode import Encoded, encode_all
-from llm_forget.data.examples import DataSource, Example, check_overlap, read_examples
+from llm_forget.config import UnlearnData
+from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
+from llm_forget.data.examples import Example, check_overlap, read_examples
+from llm_forget.data.sources import resolve_sources
 from llm_forget.utils.digests import json_digest
 
 Row = TypeVar("Row")
@@ -18,13 +19,13 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class UnlearnSets:
-    """What a run works on.
+    """The data of a run.
 
     Attributes:
         forget: rows to forget.
-        forget_examples: the same as they were read, in the same order, to find other answers for.
+        forget_examples: the same rows as text, in the same order; alternative answers are made for these.
         retain: rows to train the retain term on.
-        validation: rows that the utility floor is judged on: the recipe's own, or a sample of the retain rows.
+        validation: rows that the utility floor is measured on: the validation set, or a sample of the retain rows.
         holdout: rows that were never trained on.
         digests: of each set, from the ids of its examples.
         warnings: what the user should know.
@@ -40,39 +41,58 @@ class UnlearnSets:
 
 
 def prepare(
-    recipe: UnlearnRecipe, tokenizer: Any, in_memory: Mapping[str, list[Example]] = MappingProxyType({})
+    data: UnlearnData,
+    encoding: EncodingConfig,
+    tokenizer: Any,
+    *,
+    rows: int,
+    seed: int,
+    data_dir: str | None = None,
+    in_memory: Mapping[str, list[Example]] = MappingProxyType({}),
 ) -> UnlearnSets:
-    """Read, check and encode all sets of a recipe.
+    """Read, check and encode all sets of a run.
 
     Args:
-        recipe: which sets there are.
-        tokenizer: what encodes them.
-        in_memory: sets that need no reading, by name; the recipe says where the others are.
+        data: where the sets are.
+        encoding: how rows become tokens.
+        tokenizer: encodes them.
+        rows: the most rows that are measured of the validation and the holdout set.
+        seed: of the order of the forget rows and of these samples.
+        data_dir: a folder with the files that ``data`` names; None reads each set from its path.
+        in_memory: sets that need no reading, by name; ``data`` has the others.
 
     Raises:
+        RecipeError: ``data_dir`` lacks a file.
         DataError: bad rows, an empty set, an answer without tokens, a row over the length limit, or overlap.
     """
-    warnings: list[str] = []
+    named = {name: getattr(data, name) for name in ("forget", "retain", "validation", "holdout")}
+    sources, warnings = resolve_sources(
+        {name: [source] for name, source in named.items() if source is not None and name not in in_memory},
+        data_dir,
+        "this recipe",
+    )
     read = {
-        name: in_memory[name] if name in in_memory else _read(getattr(recipe.data, name))
-        for name in ("forget", "retain", "validation", "holdout")
+        name: in_memory[name]
+        if name in in_memory
+        else [row for one in sources.get(name, []) for row in read_examples(one)]
+        for name in named
     }
     for name in ("retain", "validation", "holdout"):
         if read[name]:
             warnings += check_overlap(read["forget"], read[name])
-    read["forget"] = _shuffled(read["forget"], recipe.seed)
+    read["forget"] = _shuffled(read["forget"], seed)
     encoded: dict[str, list[Encoded]] = {}
     for name, examples in read.items():
         encoded[name] = []
         if examples:
-            encoded[name], report = encode_all(tokenizer, examples, recipe.encoding, role=name)
+            encoded[name], report = encode_all(tokenizer, examples, encoding, role=name)
             warnings += report.warnings
     return UnlearnSets(
         forget=encoded["forget"],
         forget_examples=read["forget"],
         retain=encoded["retain"],
-        validation=_shuffled(encoded["validation"] or encoded["retain"], recipe.seed)[: recipe.stop.rows],
-        holdout=_shuffled(encoded["holdout"], recipe.seed)[: recipe.stop.rows],
+        validation=_shuffled(encoded["validation"] or encoded["retain"], seed)[:rows],
+        holdout=_shuffled(encoded["holdout"], seed)[:rows],
         digests={
             name: json_digest(sorted(item.id for item in examples)) for name, examples in read.items() if examples
         },
@@ -81,9 +101,5 @@ def prepare(
 
 
 def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
-    """In a random order, so that the first so many are a fair sample."""
+    """The rows in a random order, so that the first n are a random sample."""
     return random.Random(f"{seed} sample").sample(list(rows), len(rows))
-
-
-def _read(source: DataSource | None) -> list[Example]:
-    return read_examples(source) if source is not None else []

@@ -22,7 +22,6 @@ from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError, UserError
-from llm_forget.model.load import locate_model
 from llm_forget.stop import Measurement
 from llm_forget.train.trackers import keep_logs
 from llm_forget.utils.build import to_yaml
@@ -125,33 +124,34 @@ def write_run(
     metrics: list[dict[str, Any]],
     state: dict[str, torch.Tensor] | None = None,
     *,
-    in_memory: bool = False,
+    base: str | None = None,
 ) -> Path:
-    """Write the whole run folder under a temporary name, then give it its own.
+    """Write the whole run folder under a temporary name, then rename it.
 
     Args:
         recipe: of the run.
         record: what came out.
         model: with its adapter, or in full.
-        tokenizer: saved beside a full model.
-        metrics: a row a step.
-        state: the trained weights, gathered, where processes hold shards of them; otherwise they are the model's own.
-        in_memory: the model was given, so that no folder is known to hold what the adapter is for.
+        tokenizer: saved together with a full model.
+        metrics: one row per step.
+        state: the gathered trained weights if the processes hold shards of them; None takes the model's own.
+        base: the folder or hub id that the model was loaded from; None for a model that the caller loaded.
     """
     target = Path(recipe.output_dir)
-    base = recipe.model.name if in_memory else locate_model(recipe.model.name)
-    known = Path(base).is_dir() and recipe.model.adapter is None and not in_memory
-    digest = weights_digest(base) if known else None
+    digest = None
+    if base is not None and recipe.model.adapter is None and Path(base).is_dir():  # no folder holds a merged adapter
+        digest = weights_digest(base)
+    record_of_base = BaseRecord(base or recipe.model.name, recipe.model.revision, digest)
     with new_folder(target) as folder:
         if recipe.adapter is None:
             model.save_pretrained(folder / "model", state_dict=state)  # type: ignore[operator]
             tokenizer.save_pretrained(folder / "model")
         else:
-            _write_adapter(model, folder, BaseRecord(base, recipe.model.revision, digest), record, state)
+            _write_adapter(model, folder, record_of_base, record, state)
         write_text(folder / "recipe.yaml", to_yaml(recipe))
         write_json(folder / "env.json", environment())
         write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
-        keep_logs(recipe, folder)
+        keep_logs(recipe.output_dir, recipe.train.trackers, folder)
         write_json(folder / RESULT_NAME, {"schema": 1, **asdict(record), "base_digest": digest})
     return target
 

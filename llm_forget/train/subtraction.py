@@ -1,4 +1,4 @@
-"""What a method that turns an adapter round may do in a run: train towards, subtract, heal, be judged."""
+"""The training session that adapter subtraction drives: train towards the forget set, subtract, heal, measure."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from llm_forget.errors import RecipeError
 from llm_forget.model.weights import put, trainable_state, whole
 from llm_forget.retain.nll import NLL
 from llm_forget.stop import Measurement, Verdict
-from llm_forget.train.checks import Checks
-from llm_forget.train.trainer import Objective
+from llm_forget.train.callbacks import StopCallback
+from llm_forget.train.objective import Objective
 
 if TYPE_CHECKING:
-    from llm_forget.train.unlearn import Run
+    from llm_forget.train.run import Run
 
 
 class AdapterSession:
     """``methods.adapter_subtraction.Session`` over a run.
 
     Args:
-        run: the run whose adapter is turned round.
-        checks: its guard, which keeps the best state.
+        run: the run whose adapter is subtracted.
+        stopping: judges each state and keeps the best one.
     """
 
-    def __init__(self, run: Run, checks: Checks) -> None:
-        self._run, self._checks = run, checks
+    def __init__(self, run: Run, stopping: StopCallback) -> None:
+        self._run, self._stopping = run, stopping
         self.target, self.floor = run.target, run.floor
         train = run.recipe.train
         self._batch: int = train.batch_size * train.gradient_accumulation * PartialState().num_processes
@@ -87,7 +87,7 @@ class AdapterSession:
 
     def measure(self) -> Measurement:
         """Measure both samples and show the result."""
-        now = self._run.gauge(self._run.model, self._run.steps)
+        now = self._run.meter(self._run.model, self._run.steps)
         self._run.report(now, Verdict.GO_ON)
         return now
 
@@ -98,7 +98,7 @@ class AdapterSession:
 
     def settled(self, now: Measurement) -> bool:
         """Judge a state; the best one is what the run goes back to in the end."""
-        return self._checks.judge(self._run.model, now)
+        return self._stopping.judge(self._run.model, now)
 
     def _train(self, objective: Objective, pairs: list[tuple[int, int | None]], label: str, train: TrainConfig) -> None:
         self._run.metrics.phase = label

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from llm_forget.config import FinetuneRecipe, UnlearnRecipe
 from llm_forget.errors import RecipeError, UserError
 from llm_forget.utils.extras import require_extra
 
@@ -70,39 +71,43 @@ class Trackers:
 
 
 @contextmanager
-def tracking(recipe: Any) -> Iterator[Trackers]:
-    """The trackers of a recipe, started, and finished at the end whatever happens.
+def tracking(
+    output_dir: str, names: Sequence[str], settings: Mapping[str, Any], *, resume: bool = False
+) -> Iterator[Trackers]:
+    """Start the trackers of a run, and finish them at the end whatever happens.
 
     Args:
-        recipe: of unlearning or fine-tuning; of its settings only numbers and the method's name are sent.
+        output_dir: the run folder.
+        names: the trackers.
+        settings: from ``sent_settings``.
+        resume: keep what the trackers wrote before the run was interrupted.
 
     Raises:
         UserError: a tracker cannot be started.
     """
-    names = recipe.train.trackers if PartialState().is_main_process else []
-    folder = log_folder(recipe.output_dir) if names else Path()
-    if names and not getattr(recipe, "resume", False):
+    names = names if PartialState().is_main_process else []
+    folder = log_folder(output_dir) if names else Path()
+    if names and not resume:
         shutil.rmtree(folder, ignore_errors=True)
     with ExitStack() as ending:
-        settings = sent_settings(recipe)
-        yield Trackers([_start(name, folder, Path(recipe.output_dir).name, settings, ending) for name in names])
+        yield Trackers([_start(name, folder, Path(output_dir).name, settings, ending) for name in names])
 
 
-def keep_logs(recipe: Any, folder: Path) -> None:
-    """Copy what the trackers wrote into the run folder that is being made; links, which point elsewhere, are left out."""
-    logs = log_folder(recipe.output_dir)
-    if recipe.train.trackers and logs.is_dir():
+def keep_logs(output_dir: str, names: Sequence[str], folder: Path) -> None:
+    """Copy what the trackers wrote into ``folder``, the run folder that is being made. Symbolic links are left out."""
+    logs = log_folder(output_dir)
+    if names and logs.is_dir():
         shutil.copytree(logs, folder / LOGS, ignore=_links)
 
 
-def drop_logs(recipe: Any) -> None:
-    """Remove what a complete run has a copy of."""
-    if recipe.train.trackers:
-        shutil.rmtree(log_folder(recipe.output_dir), ignore_errors=True)
+def drop_logs(output_dir: str, names: Sequence[str]) -> None:
+    """Remove the trackers' own folder once the run folder has a copy of it."""
+    if names:
+        shutil.rmtree(log_folder(output_dir), ignore_errors=True)
 
 
-def sent_settings(recipe: Any) -> dict[str, Any]:
-    """Numbers of a recipe by dotted key, and the names of method and retain term; no paths and no texts."""
+def sent_settings(recipe: UnlearnRecipe | FinetuneRecipe) -> dict[str, Any]:
+    """The numbers of a recipe by dotted key, and the names of method and retain term. Paths and texts are left out."""
     values = asdict(recipe)
     sent = {
         key: value
@@ -113,7 +118,7 @@ def sent_settings(recipe: Any) -> dict[str, Any]:
     for section in ("method", "retain"):
         name = (values.get(section) or {}).get("name")
         if name is not None:
-            sent[f"{section}.name"] = Path(name).stem  # of a user's own file not where it lies
+            sent[f"{section}.name"] = Path(name).stem  # without the path of a user's own file
     return sent
 
 

@@ -1,1 +1,1 @@
-"""Small helpers without any knowledge of models: YAML into dataclasses, files, digests, plugins, optional extras."""
+"""Helpers that know nothing about models: YAML into dataclasses, files, digests, plugins, optional extras."""

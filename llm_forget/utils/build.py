@@ -1,4 +1,4 @@
-"""From YAML and command-line overrides to checked dataclasses: every mistake in a recipe is reported at once."""
+"""Build dataclasses from YAML and command-line overrides. All mistakes in a recipe are reported at once."""
 
 from __future__ import annotations
 
@@ -17,21 +17,29 @@ from llm_forget.utils.shipped import shipped
 
 Recipe = TypeVar("Recipe")
 _PATHS = {"output_dir", "adapter", "path", "name"}
-_LONGEST_NAME = 180  # a file system's 255, less what temporary names add
-# PyYAML raises the last two for a date that does not exist and for brackets without end.
+_LONGEST_NAME = 180  # 255 bytes in most file systems, minus the length of temporary names
+# PyYAML raises ValueError for an invalid date and RecursionError for deeply nested brackets.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 def load_recipe(recipe_class: type[Recipe], path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """Read a recipe file, apply dotted overrides, and check the whole.
+    """Read a recipe file, apply dotted overrides, and check the result.
 
-    A path that does not exist here is looked for among the recipes that come with the package.
+    Args:
+        recipe_class: the dataclass to build.
+        path: a file, or the name of a recipe that comes with the package.
+        overrides: dotted keys and their values as YAML text.
+
+    Raises:
+        RecipeError: lists every mistake.
     """
     file = Path(path)
     if not file.is_file():
         file = shipped(str(path))
     if not file.is_file():
-        raise RecipeError(f"recipe {path} does not exist; `llm-forget recipes` lists those that come with the package")
+        raise RecipeError(
+            f"recipe {path} does not exist; `llm-forget recipes list` shows those that come with the package"
+        )
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except _NOT_YAML as error:
@@ -44,10 +52,10 @@ def load_recipe(recipe_class: type[Recipe], path: str | Path, overrides: Mapping
 
 
 def with_overrides(values: dict[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
-    """Set dotted keys to what their texts mean as YAML, in place.
+    """Set dotted keys in place; their values are parsed as YAML.
 
     Raises:
-        RecipeError: a text is no YAML, or a key lies below a value.
+        RecipeError: a value is not valid YAML, or the parent of a key is not a mapping.
     """
     for key, text in overrides.items():
         _set(values, key, text)
@@ -61,7 +69,7 @@ def _set(values: dict[str, Any], dotted: str, text: str) -> None:
             values[part] = {}
         values = values[part]
         if not isinstance(values, dict):
-            raise RecipeError(f"--{dotted}: {part} is a value and has no keys below it")
+            raise RecipeError(f"--{dotted}: {part} is a value and has no keys")
     try:
         values[last] = yaml.safe_load(text)
     except _NOT_YAML as error:
@@ -69,7 +77,13 @@ def _set(values: dict[str, Any], dotted: str, text: str) -> None:
 
 
 def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> Recipe:
-    """Check values against a dataclass; all errors are collected into one RecipeError."""
+    """Build a dataclass from values, and collect all errors into one RecipeError.
+
+    Args:
+        recipe_class: the dataclass.
+        values: the fields, nested as in YAML.
+        where: the source of the values, for the message.
+    """
     problems = _unknown_keys(recipe_class, values, "") + _unusable_texts(values, "")
     try:
         recipe = TypeAdapter(recipe_class).validate_python(values)
@@ -93,7 +107,7 @@ def _explain(item: Any) -> str:
 
 
 def _is_type_name(part: str) -> bool:
-    """Pydantic puts the member of a union into the location: `adapter.AdapterConfig.rank`, `stop.forget_target.float`."""
+    """Whether a part of pydantic's location names a union member, as in `adapter.AdapterConfig.rank`."""
     return part[:1].isupper() or part in {"str", "float", "int", "bool"} or "[" in part
 
 
@@ -103,7 +117,7 @@ def _short(value: Any) -> str:
 
 
 def _unknown_keys(cls: Any, values: Any, prefix: str) -> list[str]:
-    """Keys that no field has, each with the nearest that one has; walks nested dataclasses, options and lists."""
+    """Unknown keys with the closest known one; covers nested dataclasses, unions and lists."""
     if not is_dataclass(cls) or not isinstance(values, Mapping):
         return []
     hints = get_type_hints(cls)
@@ -122,7 +136,7 @@ def _unknown_keys(cls: Any, values: Any, prefix: str) -> list[str]:
 
 
 def _unusable_texts(values: Any, place: str) -> list[str]:
-    """Texts that no file system takes: better said here than by it, in the middle of a run."""
+    """Texts that cannot be file names, reported here rather than in the middle of a run."""
     if isinstance(values, Mapping):
         return [found for key, item in values.items() for found in _unusable_texts(item, f"{place}.{key}".strip("."))]
     if isinstance(values, list):
@@ -130,11 +144,11 @@ def _unusable_texts(values: Any, place: str) -> list[str]:
     if not isinstance(values, str):
         return []
     if "\0" in values:
-        return [f"{place}: holds a null character; take it out"]
+        return [f"{place}: contains a null character; remove it"]
     is_path = place.rpartition(".")[2] in _PATHS
     longest = max((part for part in values.split("/")), key=len) if is_path else ""
     if len(longest.encode("utf-8", "replace")) > _LONGEST_NAME:
-        return [f"{place}: {_short(longest)} is longer than the {_LONGEST_NAME} bytes that a file's name may have here"]
+        return [f"{place}: {_short(longest)} is longer than the {_LONGEST_NAME} bytes allowed for a file name"]
     return []
 
 
@@ -147,5 +161,5 @@ def _dataclasses_in(hint: Any) -> list[Any]:
 
 
 def to_yaml(recipe: Any) -> str:
-    """The recipe with every default written out, as YAML that loads again."""
+    """The recipe as YAML, with all defaults written out."""
     return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)

@@ -1,25 +1,27 @@
-"""What a thing is, in one line of hex: SHA-256 of weights, texts and JSON values.
+"""SHA-256 digests of weights, texts and JSON values, and the headers of safetensors files.
 
-A digest of weights looks at names, types, shapes and bytes of the tensors, and at nothing else: the same model saved in
-one file or in ten, under any file name, has the same digest.
+A digest of weights depends on the names, dtypes, shapes and bytes of the tensors only. The same model saved in one file or in
+ten shards has the same digest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm_forget.errors import UserError
 
-_CHUNK = 1 << 22  # bytes read or hashed at a time: small beside any model, large beside a disk's block
-_LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself
+_CHUNK = 1 << 22  # bytes read and hashed at a time
 
 _TYPE_NAMES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
@@ -39,13 +41,13 @@ _TYPE_NAMES: dict[torch.dtype, str] = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies on disk, without having read it.
+    """A tensor in a safetensors file, known from the header.
 
     Attributes:
         file: the safetensors file.
-        dtype: its type in safetensors' words, such as ``BF16``.
+        dtype: safetensors' name of the dtype, such as ``BF16``.
         shape: its shape.
-        start: first byte, counted from the beginning of the file.
+        start: offset of its first byte in the file.
         stop: one past its last byte.
     """
 
@@ -62,32 +64,32 @@ def text_digest(text: str) -> str:
 
 
 def json_digest(value: Any) -> str:
-    """SHA-256 of a JSON value in one canonical spelling: sorted keys and no spaces, whatever the order they came in.
+    """SHA-256 of a JSON value, written with sorted keys and no spaces.
 
     Raises:
-        UserError: the value holds something JSON has no word for (NaN, infinity, a set, a path, an object).
+        UserError: the value cannot be written as JSON (NaN, infinity, a set, a path, an object).
     """
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"this value has no digest: {error}. Only what JSON can say is allowed: texts, finite numbers, true, "
-            "false, null, lists and mappings; turn anything else into one of these first."
+            f"this value cannot be digested: {error}. JSON values are allowed: texts, finite numbers, true, false, null, "
+            "lists and mappings. Convert anything else first."
         ) from error
     return text_digest(text)
 
 
 def weights_digest(source: str | Path | Mapping[str, Tensor]) -> str:
-    """SHA-256 over the tensors in order of name: name, type, shape and raw bytes of each. 64 hex digits.
+    """SHA-256 over the tensors in order of name: name, dtype, shape and bytes of each. 64 hex digits.
 
-    Sharding, file names and the safetensors metadata do not enter. A folder is streamed a few megabytes at a time.
+    Independent of sharding, file names and safetensors metadata. Files are read a few megabytes at a time.
 
     Args:
-        source: a folder with safetensors weights, one safetensors file, or tensors in memory by name. A model in memory
-            names tied weights twice where a saved one names them once: digest the folder when files are to be compared.
+        source: a folder with safetensors weights, one safetensors file, or tensors by name. A state dict lists tied weights
+            twice and a saved model once, so digest the folder to compare files.
 
     Raises:
-        UserError: no safetensors there, a file is damaged, a name occurs twice, or a tensor has no safetensors type.
+        UserError: there are no safetensors files, a file is damaged, a name occurs twice, or safetensors has no such dtype.
     """
     digest = hashlib.sha256()
     if isinstance(source, Mapping):
@@ -105,10 +107,10 @@ def weights_digest(source: str | Path | Mapping[str, Tensor]) -> str:
 
 
 def stored_tensors(source: str | Path) -> dict[str, StoredTensor]:
-    """The tensors of a folder or file, by name, read from the headers alone.
+    """The tensors of a folder or file, by name. Reads only the headers.
 
     Raises:
-        UserError: no safetensors there, a header is damaged, a file is cut short, or a name occurs in two files.
+        UserError: there are no safetensors files, a file is damaged, or a name occurs in two files.
     """
     found: dict[str, StoredTensor] = {}
     for file in weight_files(source):
@@ -123,7 +125,7 @@ def stored_tensors(source: str | Path) -> dict[str, StoredTensor]:
 
 
 def stored_metadata(file: Path) -> dict[str, str]:
-    """The free texts in a safetensors file's header, empty where there are none.
+    """The metadata of a safetensors file; empty if it has none.
 
     Raises:
         UserError: the header is damaged.
@@ -132,10 +134,10 @@ def stored_metadata(file: Path) -> dict[str, str]:
 
 
 def weight_files(source: str | Path) -> list[Path]:
-    """The safetensors files that make up a model: those its index names, else ``model.safetensors``, else all of them.
+    """The safetensors files of a model: the shards in its index, else ``model.safetensors``, else all of them.
 
     Raises:
-        UserError: nothing there, no safetensors file, or a shard that the index names is missing.
+        UserError: the folder does not exist, has no safetensors file, or lacks a shard of the index.
     """
     path = Path(source)
     if path.is_file() and path.suffix == ".safetensors":
@@ -145,14 +147,14 @@ def weight_files(source: str | Path) -> list[Path]:
     files = _indexed_files(path) or sorted(path.glob("*.safetensors"))
     if not files:
         raise UserError(
-            f"{path} holds no .safetensors file. Pickled weights (.bin, .pt) are not read: convert them once with "
+            f"{path} holds no .safetensors file. Pickled weights (.bin, .pt) are never read: convert them once with "
             "model.save_pretrained(folder), on a machine where you trust them."
         )
     return files
 
 
 def _indexed_files(folder: Path) -> list[Path]:
-    """The files that Transformers would load; empty where neither its index nor its single file is there."""
+    """The files that Transformers would load; empty if there is neither an index nor ``model.safetensors``."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         single = folder / "model.safetensors"
@@ -160,38 +162,34 @@ def _indexed_files(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is not an index of shards ({error!r}); fetch or save the model again.") from error
+        raise UserError(f"{index} is not an index of shards ({error!r}); download or save the model again.") from error
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"{index} names shards that are not there: {', '.join(missing)}. Fetch the model again.")
+        raise UserError(f"{index} names missing shards: {', '.join(missing)}. Download the model again.")
     return [folder / name for name in names]
 
 
 def _read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Tensors and metadata of one safetensors file: 8 bytes of length, that many of JSON, then the data."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(_LARGEST_HEADER, size - 8):
-            raise _damaged(file, "its header is cut short")
-        raw = stream.read(length)
+    """Tensors and metadata of one safetensors file. Its data follow the header without gaps, in the order of the offsets."""
+    tensors: dict[str, StoredTensor] = {}
     try:
-        header: dict[str, Any] = json.loads(raw)
-        metadata = dict(header.pop("__metadata__", None) or {})
-        tensors = {name: _stored(file, entry, 8 + length) for name, entry in header.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _damaged(file, f"its header cannot be read ({error!r})") from error
-    longest = max((stored.stop for stored in tensors.values()), default=8 + length)
-    if longest > size:
-        raise _damaged(file, f"it has {size} bytes where its header promises {longest}")
-    return tensors, metadata
+        with safe_open(file, framework="np") as opened, file.open("rb") as stream:
+            start = 8 + int.from_bytes(stream.read(8), "little")  # 8 bytes of header length, the header, the data
+            for name in opened.offset_keys():
+                part = opened.get_slice(name)
+                dtype, shape = str(part.get_dtype()), tuple(part.get_shape())
+                stop = start + math.prod(shape) * _bits(dtype) // 8
+                tensors[name] = StoredTensor(file, dtype, shape, start, stop)
+                start = stop
+            return tensors, dict(opened.metadata() or {})
+    except SafetensorError as error:
+        raise _damaged(file, str(error)) from error
 
 
-def _stored(file: Path, entry: Mapping[str, Any], data_start: int) -> StoredTensor:
-    start, stop = entry["data_offsets"]
-    if not 0 <= start <= stop:
-        raise ValueError(f"offsets {start} to {stop}")
-    return StoredTensor(file, str(entry["dtype"]), tuple(entry["shape"]), data_start + start, data_start + stop)
+def _bits(dtype: str) -> int:
+    """Bits of one value: 16 for BF16, 8 for F8_E4M3 and BOOL."""
+    found = re.search(r"\d+", dtype)
+    return int(found[0]) if found else 8
 
 
 def _damaged(file: Path, reason: str) -> UserError:
@@ -199,13 +197,15 @@ def _damaged(file: Path, reason: str) -> UserError:
 
 
 def _frame(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
-    """What precedes a tensor's bytes; shape and type fix their number, so that no two lists of tensors read alike."""
+    """The bytes hashed before a tensor's data. They fix its length, so that different lists of tensors cannot collide."""
     return json.dumps([name, dtype, list(shape)], separators=(",", ":")).encode() + b"\n"
 
 
 def _type_name(name: str, tensor: Tensor) -> str:
     if tensor.dtype not in _TYPE_NAMES:
-        raise UserError(f"the tensor {name} has type {tensor.dtype}, which safetensors cannot hold; convert it first.")
+        raise UserError(
+            f"the tensor {name} has type {tensor.dtype}, which safetensors does not support; convert it first."
+        )
     return _TYPE_NAMES[tensor.dtype]
 
 

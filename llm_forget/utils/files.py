@@ -1,4 +1,4 @@
-"""Write whole or not at all: a reader never meets half a file or half a folder."""
+"""Write files and folders atomically, so that a reader never sees a partial one."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# A process number means something on its own machine only.
+# A process id is only meaningful on its own machine.
 _HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
 _TEMPORARY = re.compile(r"(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]{8}\.(?P<kind>new|old)")
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary sibling to fill, which takes the place of ``target`` at the end, or is removed when anything fails.
+    """A temporary folder next to ``target`` that replaces it at the end, or is removed if anything fails.
 
-    What is in it is on the disk, not only in the system's memory, before it gets its name.
+    All contents are synced to disk before the rename.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     tidy(target)
@@ -48,9 +48,9 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def tidy(target: Path) -> None:
-    """Clear up after processes of this machine that died while they wrote ``target``.
+    """Clean up after processes of this machine that died while writing ``target``.
 
-    What one had not finished is removed; a folder that one had put aside to replace it is put back.
+    Removes unfinished folders, and restores a folder that was moved aside to be replaced.
     """
     for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
         found = _TEMPORARY.fullmatch(path.name.removeprefix(f".{target.name}."))
@@ -68,13 +68,13 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # another user's, or no way to tell
+        return True  # another user's process, or unknown
     return True
 
 
 def _sync(path: Path) -> None:
     if os.name != "posix" and path.is_dir():
-        return  # only there can a folder be opened
+        return  # folders can only be opened on POSIX
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -83,7 +83,7 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically and durably; parents are made."""
+    """Write a text file atomically and sync it to disk; parents are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
@@ -97,7 +97,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN becomes null, which every reader of JSON understands."""
+    """Write JSON atomically, with null for NaN."""
     write_text(path, json.dumps(_without_nan(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Find a method, retain term or metric by name: the file name is the registration, and a user's own file works like ours."""
+"""Find a method, retain term or metric by its file name, module or path. There is no registry."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ import sys
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from llm_forget.errors import RecipeError
 
+Base = TypeVar("Base")
+
 
 def names_in(package: str) -> list[str]:
-    """The names that a recipe may use for the files of a package of this project, sorted."""
+    """The names of the modules of one of our packages, sorted."""
     folder = importlib.import_module(package).__path__
     return sorted(module.name for module in pkgutil.iter_modules(folder))
 
 
 def find_class(package: str, name: str, function: str) -> type:
-    """The dataclass with a given function in the file that a recipe names.
+    """Find the one dataclass with a given function in a file.
 
     Args:
-        package: where our own files lie, for example ``llm_forget.methods``.
-        name: a file name of that package without ``.py``, a dotted module path, or a path to a Python file.
-        function: the method that the class must have, for example ``forget_loss``.
+        package: the package of our own files, for example ``llm_forget.methods``.
+        name: the name of a module of that package, a dotted module name, or the path of a Python file.
+        function: a function that the class must have, for example ``forget_loss``.
 
     Raises:
-        RecipeError: no such file, or none or several such classes in it.
+        RecipeError: there is no such file, or it has no such class or several.
     """
     module = _load(package, name)
     found = [
@@ -42,9 +45,21 @@ def find_class(package: str, name: str, function: str) -> type:
     ]
     if len(found) != 1:
         raise RecipeError(
-            f"{name}: {len(found)} dataclasses with a `{function}` found in {module.__file__}; exactly one is needed"
+            f"{_kind(package)} {name!r}: found {len(found)} dataclasses with a `{function}` in {module.__file__}; "
+            "the file must define exactly one"
         )
     return found[0]
+
+
+def with_defaults(cls: type, base: type[Base]) -> type[Base]:
+    """The class itself, or a subclass that adds the defaults of ``base`` if a user's class does not derive from it."""
+    if issubclass(cls, base):
+        return cls
+    return type(cls.__name__, (cls, base), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+
+
+def _kind(package: str) -> str:
+    return package.rsplit(".", 1)[-1].removesuffix("s")
 
 
 def _load(package: str, name: str) -> ModuleType:
@@ -53,14 +68,14 @@ def _load(package: str, name: str) -> ModuleType:
         return importlib.import_module(f"{package}.{name}")
     if name.endswith(".py"):
         return _load_file(Path(name))
-    kind = package.rsplit(".", 1)[-1].removesuffix("s")
+    kind = _kind(package)
     if "." in name and all(part.isidentifier() for part in name.split(".")):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             raise RecipeError(f"{kind} {name!r}: module {error.name!r} cannot be imported; is it installed?") from error
     nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     raise RecipeError(
         f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}. "
         "For your own, give the path of its .py file or its dotted module name"
@@ -69,12 +84,12 @@ def _load(package: str, name: str) -> ModuleType:
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise RecipeError(f"{path} does not exist; give the path of a Python file, relative to where you launch from")
+        raise RecipeError(f"{path} does not exist; give the path of a Python file, relative to the current folder")
     spec = importlib.util.spec_from_file_location(f"llm_forget_user_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise RecipeError(f"{path} cannot be imported as a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name while it is executed
+    sys.modules[spec.name] = module  # dataclasses look up their module by name during execution
     try:
         spec.loader.exec_module(module)
     except Exception as error:

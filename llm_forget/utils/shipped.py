@@ -8,9 +8,9 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped(path: str) -> Path:
-    """Where a file such as ``recipes/demo/npo.yaml`` lies; the path may not exist.
+    """The path of a file such as ``recipes/demo/npo.yaml``; it may not exist.
 
-    A checkout has ``recipes`` and ``eval`` beside the package; a wheel carries them inside it.
+    A checkout has ``recipes`` and ``eval`` next to the package; a wheel has them inside it.
     """
     checkout = _PACKAGE.parent / path
     return checkout if (_PACKAGE.parent / "pyproject.toml").is_file() else _PACKAGE / "_shipped" / path

@@ -1,8 +1,8 @@
-"""What changes the gradient of any loss: one file a wrapper, stated in a recipe as ``wrappers: [{name: sam, rho: 0.01}]``.
+"""One file per wrapper, which changes the gradient of any loss: ``wrappers: [{name: sam, rho: 0.01}]`` in a recipe.
 
-A wrapper is a dataclass of hyper-parameters that derives from ``Wrapper`` and overrides what it changes: the model during
-forward and backward, or the gradient of a whole optimiser step. It sees gradients that are already summed over accumulation
-and processes, so that the split of a step changes nothing.
+A wrapper is a dataclass of hyper-parameters that derives from ``Wrapper``. It overrides ``during`` to change the model in forward
+and backward, or ``on_gradient`` to change the gradient of an optimiser step. That gradient is already summed over accumulation
+steps and processes, so the result does not depend on how a step is split.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is like, for a wrapper to say whether it can work there.
+    """The properties of a run that decide whether a wrapper can be used.
 
     Attributes:
         retain: there is a retain term.
-        towards: the method trains towards the forget set and turns the result round.
-        quantized: the base is held in 4 or 8 bits.
-        sharded: FSDP or DeepSpeed spread each gradient over the processes.
+        towards: the method trains towards the forget set and negates the result.
+        quantized: the base weights have 4 or 8 bits.
+        sharded: FSDP or DeepSpeed distribute each gradient over the processes.
     """
 
     retain: bool = True
@@ -37,14 +37,14 @@ class Setting:
 class StepGradient:
     """The gradient of one optimiser step over all micro-batches and processes, in two parts.
 
-    What reaches the optimiser in the end is ``forget + retain_weight · retain``.
+    The optimiser gets ``forget + retain_weight · retain``. P is the number of trained weights.
 
     Attributes:
-        forget: (P,) of γ · mean forget loss, all trained weights in a row.
-        retain: (P,) of the mean retain loss, without its weight; zeros without a retain term.
-        retain_loss: the mean retain loss, NaN without a retain term.
+        forget: (P,) gradient of γ · mean forget loss.
+        retain: (P,) gradient of the mean retain loss, without its weight; zeros without a retain term.
+        retain_loss: the mean retain loss; NaN without a retain term.
         retain_weight: α.
-        forget_at: the forget gradient with the trained weights moved by a (P,) vector; costs a forward and backward.
+        forget_at: maps a (P,) shift of the trained weights to the forget gradient there; costs a forward and a backward.
     """
 
     forget: Tensor
@@ -55,17 +55,17 @@ class StepGradient:
 
     @property
     def total(self) -> Tensor:
-        """(P,) what the optimiser gets."""
+        """(P,) the gradient that the optimiser gets."""
         return self.forget + self.retain_weight * self.retain
 
 
 class Wrapper:
-    """The base of a wrapper; everything may be left as it is.
+    """Base class of a wrapper. Every method has a default.
 
     Attributes:
-        paper: where it comes from.
-        cost: what it adds to a step, in words.
-        splits_gradient: whether ``on_gradient`` is used, which needs both parts of the gradient apart.
+        paper: the source, with its arXiv number.
+        cost: the added cost of a step, in words.
+        splits_gradient: whether ``on_gradient`` is used. It needs the forget and retain gradients separately.
     """
 
     paper: ClassVar[str]
@@ -73,17 +73,15 @@ class Wrapper:
     splits_gradient: ClassVar[bool] = True
 
     def refuses(self, setting: Setting) -> str | None:
-        """Why it cannot work in such a run, with what to do; None where it can."""
+        """Why the wrapper cannot be used in such a run, and what to do; None if it can."""
         if setting.towards:
-            return "it changes how a loss forgets, and this method trains towards the forget set: take the wrapper out"
+            return "it changes a forgetting loss, and this method trains towards the forget set: remove the wrapper"
         if setting.sharded and self.splits_gradient:
-            return (
-                "it needs whole gradients, and FSDP and DeepSpeed spread them over the processes: launch with ddp.yaml"
-            )
+            return "it needs whole gradients, and FSDP and DeepSpeed shard them: launch with ddp.yaml"
         return None
 
     def during(self, model: nn.Module) -> AbstractContextManager[object]:
-        """In force while the policy runs forward and backward in training, and not when it is measured."""
+        """Context for the policy's forward and backward in training; not used when the model is measured."""
         return nullcontext()
 
     def on_gradient(self, step: StepGradient) -> None:
@@ -91,6 +89,6 @@ class Wrapper:
 
 
 def cosine(first: Tensor, second: Tensor) -> float:
-    """The cosine of the angle between two vectors; 0 where one of them is zero."""
+    """The cosine of the angle between two vectors; 0 if one of them is zero."""
     size = float(first.norm() * second.norm())
     return float(torch.dot(first, second)) / size if size > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Dual-updated retain weight: as much of the retain term as it takes to keep its loss under a bound, and no more."""
+"""Dual update of the retain weight: raise it while the retain loss is above a bound, and lower it otherwise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def dual_step(weight: float, retain_loss: float, *, bound: float, step_size: flo
     Args:
         weight: λ ≥ 0.
         retain_loss: L_r, the mean retain loss of the step.
-        bound: ε.
+        bound: ε, the bound on L_r.
         step_size: η > 0.
 
     Returns:
@@ -32,10 +32,9 @@ class Dual(Wrapper):
     """PDU's retain weight. It starts at the recipe's ``retain.weight``.
 
     Attributes:
-        bound: ε; null is (1 + tolerance) times the retain loss of the first step, which is that of the model before training.
-        tolerance: of a bound that is null. The paper takes ε = (1 + α) L_r(π_ref) for a tolerance α > 0, according to a
-            review of it; its values were not re-read. 0.1 is ours.
-        step_size: η; 1 in OpenUnlearning's trainer (pdu.py, read in a copy).
+        bound: ε ≥ 0; null means (1 + tolerance) times the retain loss of the first step, before any update.
+        tolerance: relative tolerance ≥ 0 if ``bound`` is null, as in ε = (1 + α) L_r(π_ref) of the paper. The default is ours.
+        step_size: η > 0; 1 in OpenUnlearning.
     """
 
     bound: float | None = None
@@ -54,13 +53,13 @@ class Dual(Wrapper):
         check_number("dual", "step_size", self.step_size, above=0)
 
     def refuses(self, setting: Setting) -> str | None:
-        """Without a retain term there is no weight to set."""
+        """It needs a retain term."""
         if not setting.retain:
             return "it sets the weight of a retain term, and there is none: set retain.name"
         return super().refuses(setting)
 
     def on_gradient(self, step: StepGradient) -> None:
-        """Weigh the retain gradient of this step, and update the weight for the next."""
+        """Set the retain weight of this step, and update it for the next."""
         if self._bound is None:
             self._bound = (1.0 + self.tolerance) * step.retain_loss if self.bound is None else self.bound
         weight = step.retain_weight if self._weight is None else self._weight
@@ -69,9 +68,9 @@ class Dual(Wrapper):
             self._weight = dual_step(weight, step.retain_loss, bound=self._bound, step_size=self.step_size)
 
     def state_dict(self) -> dict[str, float | None]:
-        """Bound and weight, for a run that is interrupted."""
+        """Bound and weight, for a checkpoint."""
         return {"bound": self._bound, "weight": self._weight}
 
     def load_state_dict(self, state: dict[str, float | None]) -> None:
-        """Go on from what ``state_dict`` gave."""
+        """Restore a ``state_dict``."""
         self._bound, self._weight = state["bound"], state["weight"]

@@ -1,4 +1,4 @@
-"""Gradient-rectified unlearning: take out of the forget gradient what would raise the retain loss."""
+"""Gradient-rectified unlearning: remove the component of the forget gradient that would raise the retain loss."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from llm_forget.wrappers import Setting, StepGradient, Wrapper
 def rectify(forget: Tensor, retain: Tensor) -> Tensor:
     """The closest gradient to ``forget`` that does not, to first order, raise the retain loss.
 
-    ``g − (⟨g, r⟩ / ‖r‖²) r`` where ⟨g, r⟩ < 0, and g itself elsewhere.
+    ``g − (⟨g, r⟩ / ‖r‖²) r`` if ⟨g, r⟩ < 0, else ``g``.
 
     Args:
-        forget: (P,) g.
-        retain: (P,) r.
+        forget: (P,) forget gradient g.
+        retain: (P,) retain gradient r.
 
     Returns:
         (P,) with ⟨·, r⟩ ≥ 0. g = (1, −1) against r = (0, 2) gives (1, 0).
@@ -35,12 +35,11 @@ def rectify(forget: Tensor, retain: Tensor) -> Tensor:
 class GRU(Wrapper):
     """Projection of the forget gradient against a moving average of the retain gradient.
 
-    The recipe's retain weight α still adds α · retain to what is left; ``retain: {weight: 0}`` is the method as its code
-    has it, where the retain rows only bound the direction.
+    The retain weight α of the recipe still adds α · retain to the projected gradient. ``retain: {weight: 0}`` matches the
+    authors' code, in which the retain rows only constrain the direction.
 
     Attributes:
-        smoothing: share of the newest retain gradient in the average; 0.8 in the authors' trainer (gru.py for
-            OpenUnlearning, read in a copy).
+        smoothing: weight of the newest retain gradient in the average, in (0, 1]; 0.8 in the authors' trainer.
     """
 
     smoothing: float = 0.8
@@ -52,10 +51,10 @@ class GRU(Wrapper):
         self._average: Tensor | None = None
         check_number("gru", "smoothing", self.smoothing, above=0)
         if self.smoothing > 1:
-            raise ValueError(f"gru: smoothing is {self.smoothing}; it is a share, 1 at most")
+            raise ValueError(f"gru: smoothing is {self.smoothing}; it must be at most 1")
 
     def refuses(self, setting: Setting) -> str | None:
-        """Without retain rows there is nothing to project against."""
+        """It needs a retain term."""
         if not setting.retain:
             return "it projects against the retain gradient, and there is no retain term: set retain.name"
         return super().refuses(setting)
@@ -68,9 +67,9 @@ class GRU(Wrapper):
         step.forget = rectify(step.forget, self._average)
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """The moving average, for a run that is interrupted."""
+        """The moving average, for a checkpoint."""
         return {"average": self._average}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Go on from what ``state_dict`` gave."""
+        """Restore a ``state_dict``."""
         self._average = state["average"]

@@ -1,4 +1,4 @@
-"""Sharpness-aware step: forget where the weights would be after the worst small change, so that relearning is not easy."""
+"""Sharpness-aware step: take the forget gradient at the worst nearby weights, which makes relearning harder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from llm_forget.wrappers import StepGradient, Wrapper
 
 
 def ascent_step(gradient: Tensor, *, rho: float) -> Tensor:
-    """The change of length ρ that raises the loss most, to first order: ``ε = ρ g / ‖g‖``.
+    """The step of norm ρ that raises the loss most, to first order: ``ε = ρ g / ‖g‖``.
 
     Args:
-        gradient: (P,).
-        rho: ρ ≥ 0.
+        gradient: (P,) gradient g.
+        rho: norm ρ ≥ 0.
 
     Returns:
-        (P,), zero where the gradient is. g = (3, 4) and ρ = 1 give (0.6, 0.8).
+        (P,) step; 0 if the gradient is 0. g = (3, 4) and ρ = 1 give (0.6, 0.8).
 
     Source: Fan et al. 2025, arXiv:2502.05374, equation 5 (after Foret et al. 2020, arXiv:2010.01412).
     """
@@ -29,13 +29,13 @@ def ascent_step(gradient: Tensor, *, rho: float) -> Tensor:
 
 @dataclass
 class SAM(Wrapper):
-    """``g = ∇ℓ_f(θ + ε) + α ∇ℓ_r(θ)``: the forget gradient at the perturbed weights, the retain gradient where they are.
+    """``g = ∇ℓ_f(θ + ε) + α ∇ℓ_r(θ)``: the forget gradient at perturbed weights, the retain gradient at the current ones.
 
-    The perturbation is of the trained weights, the adapter's where there is one, and that of the whole step: accumulation
-    and several processes give the same one.
+    Only trained weights are perturbed, which are the adapter's if there is one. One perturbation serves a whole step, so it
+    does not depend on accumulation or the number of processes.
 
     Attributes:
-        rho: ρ, length of the perturbation. 0.01 is a value that accounts of the paper give; its tables were not re-read.
+        rho: ρ ≥ 0, norm of the perturbation.
     """
 
     rho: float = 0.01
@@ -47,5 +47,5 @@ class SAM(Wrapper):
         check_number("sam", "rho", self.rho, at_least=0)
 
     def on_gradient(self, step: StepGradient) -> None:
-        """Replace the forget gradient by that at the perturbed weights."""
+        """Replace the forget gradient by the gradient at the perturbed weights."""
         step.forget = step.forget_at(ascent_step(step.forget, rho=self.rho))

@@ -1,4 +1,4 @@
-"""Straight-through rounding: train as if the merged weights were held in four bits, so that forgetting survives quantisation."""
+"""Straight-through rounding (experimental): train with rounded merged weights, so that forgetting survives quantisation."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from llm_forget.wrappers import Setting, Wrapper
 
 
 def rounded(weight: Tensor, *, bits: int, group: int) -> Tensor:
-    """Symmetric rounding to ``2^bits − 1`` levels, a scale for every ``group`` entries of a row; the gradient passes through.
+    """Symmetric rounding to ``2^bits − 1`` levels, one scale per ``group`` entries of a row, with the identity as gradient.
 
     Args:
-        weight: (out, in).
+        weight: (out, in) weights.
         bits: at least 2.
-        group: entries that share a scale; the last group of a row may be shorter.
+        group: number of entries that share a scale; the last group of a row may be shorter.
 
     Returns:
-        (out, in). With 4 bits the levels are −7 … 7 times the scale max|w|/7: (0.7, 0.12) becomes (0.7, 0.1).
+        (out, in) rounded weights. With 4 bits the levels are −7 … 7 times the scale max|w|/7: (0.7, 0.12) becomes (0.7, 0.1).
 
-    Source: symmetric group-wise round-to-nearest as servers do it; straight-through gradients after Bengio et al. 2013,
+    Source: symmetric group-wise round-to-nearest, as in inference servers; straight-through gradients of Bengio et al. 2013,
     arXiv:1308.3432.
     """
     levels = 2 ** (bits - 1) - 1
@@ -41,39 +41,39 @@ def rounded(weight: Tensor, *, bits: int, group: int) -> Tensor:
 
 @dataclass
 class StraightThrough(Wrapper):
-    """Every linear layer that is trained, or has an adapter, computes with its rounded merged weight while it is trained.
+    """Experimental. Every linear layer that is trained or has an adapter uses its rounded merged weight in training.
 
-    What is measured and written is the adapter or model itself, unrounded. Forms one merged weight a layer and forward, so
-    it takes the memory and some of the time of full fine-tuning.
+    Measurements and the saved adapter or model are unrounded. Each forward forms one merged weight per layer, so memory is
+    close to full fine-tuning. The details of the rounding are ours: see ``recipes/methods.md``.
 
     Attributes:
-        bits: of the rounding.
-        group: weights that share a scale.
+        bits: bits per weight, 2 to 8.
+        group: number of weights that share a scale, at least 1.
     """
 
     bits: int = 4
     group: int = 64
 
-    paper: ClassVar[str] = "arXiv:2605.02196 (named in a list, not found to read); rounding as in arXiv:1308.3432"
-    cost: ClassVar[str] = "a merged weight a layer"
+    paper: ClassVar[str] = "arXiv:2605.02196; Bengio et al. 2013, arXiv:1308.3432"
+    cost: ClassVar[str] = "one merged weight per layer"
     splits_gradient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8 or self.group < 1:
             raise ValueError(
-                f"straight_through: bits is {self.bits} and group {self.group}; 2 to 8 and 1 or more are needed"
+                f"straight_through: bits is {self.bits} and group is {self.group}; bits must be 2 to 8 and group at least 1"
             )
 
     def refuses(self, setting: Setting) -> str | None:
-        """A base that is held in few bits has no weights to merge and round."""
+        """It needs whole, unquantised base weights."""
         if setting.quantized:
-            return "it rounds the merged weight, and the base is quantised already: set model.quantization: null"
+            return "it rounds the merged weight, and the base is already quantised: set model.quantization: null"
         if setting.sharded:
-            return "it needs whole weights, and FSDP and DeepSpeed spread them over the processes: launch with ddp.yaml"
+            return "it needs whole weights, and FSDP and DeepSpeed shard them: launch with ddp.yaml"
         return super().refuses(setting)
 
     def during(self, model: nn.Module) -> AbstractContextManager[object]:
-        """Swap the forward of the layers."""
+        """Replace the forward of these layers."""
         return _rounding(model, self.bits, self.group)
 
 
@@ -98,7 +98,7 @@ def _rounding(model: nn.Module, bits: int, group: int) -> Iterator[None]:
     finally:
         for module, own in before:
             if own is None:
-                del module.forward  # the class's own again
+                del module.forward  # restores the forward of the class
             else:
                 module.forward = own
 
@@ -111,7 +111,7 @@ def _adapted_forward(module: Any, original: Any, bits: int, group: int, x: Tenso
     if module.disable_adapters or module.merged:
         return original(x, *args, **more)  # type: ignore[no-any-return]
     base = module.get_base_layer()
-    with torch.autocast(x.device.type, enabled=False):  # the product in fp32, as it is merged
+    with torch.autocast(x.device.type, enabled=False):  # merge in fp32
         weight = base.weight.float()
         for name in module.active_adapters:
             if name in module.lora_A:

@@ -24,7 +24,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_forget.adapters.arithmetic import (
-    add,
     combine,
     delta,
     needed_rank,
@@ -32,9 +31,7 @@ from llm_forget.adapters.arithmetic import (
     norm,
     relative_distance,
     scale,
-    subtract,
     truncate,
-    undo_initialisation,
 )
 from llm_forget.adapters.lora import Adapter, BaseRecord, Factors, load_adapter, save_adapter
 from llm_forget.adapters.lora_config import rank_and_scaling
@@ -42,6 +39,10 @@ from llm_forget.errors import AdapterError
 
 weights = st.floats(-4, 4).filter(lambda w: abs(w) > 1e-3)
 quickly = settings(max_examples=30, deadline=None)
+
+
+def subtract(first: Adapter, second: Adapter, **options: bool) -> Adapter:
+    return combine([first, second], [1.0, -1.0], **options)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_x_minus_x_is_zero(adapter):
 @quickly
 @given(first=adapters(), second=adapters(), third=adapters())
 def test_the_order_of_stacking_does_not_matter(first, second, third):
-    one, other = add(add(first, second), third), combine([third, first, second], [1, 1, 1])
+    one, other = combine([combine([first, second], [1, 1]), third], [1, 1]), combine([third, first, second], [1, 1, 1])
     bound = 1e-5 * max(map(scale_of, (first, second, third)))
     for module in one.modules:
         assert largest(delta(one, module) - delta(other, module)) <= bound
@@ -172,7 +173,7 @@ def test_distance_from_zero():
 def test_targets_are_joined_without_reaching_further(base, tmp_path):
     first = load_adapter(trained_adapter(base, tmp_path / "a", target_modules=["q_proj"], layers_to_transform=[0]))
     second = load_adapter(trained_adapter(base, tmp_path / "b", target_modules=["up_proj"]))
-    joined = add(first, second)
+    joined = combine([first, second], [1, 1])
     assert joined.config["target_modules"] == ["model.layers.0.self_attn.q_proj", "up_proj"]
     again = load_adapter(save_adapter(joined, tmp_path / "c"))
     assert sorted(again.modules) == [
@@ -224,36 +225,6 @@ def test_peft_sees_good_minus_bad(base, tmp_path):
     assert largest(logits(base, save_adapter(truncate(result, 64).adapter, tmp_path / "svd")) - wanted) < 1e-5
 
 
-@pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_an_initialisation_that_changed_the_base_is_undone(base, tmp_path, init):
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    targets = ["q_proj", "down_proj"]
-    peft_model = get_peft_model(
-        model, LoraConfig(r=4, lora_alpha=6, target_modules=targets, init_lora_weights=init, task_type="CAUSAL_LM")
-    )
-    peft_model.save_pretrained(tmp_path / "before")
-    with torch.no_grad():
-        for name, parameter in peft_model.named_parameters():
-            if "lora_" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-        wanted = peft_model.eval()(torch.tensor([[1, 5, 9, 33, 2, 60, 17], [4, 4, 8, 15, 16, 23, 42]])).logits
-    peft_model.save_pretrained(tmp_path / "after")
-    plain = undo_initialisation(tmp_path / "after", tmp_path / "before")
-    assert plain.rank == 8
-    got = logits(base, save_adapter(plain, tmp_path / "plain"))
-    assert largest(got - wanted) < 1e-4
-    assert largest(got - logits(base)) > 1e-2
-    with pytest.raises(AdapterError, match="changes the base weights"):
-        load_adapter(tmp_path / "after")
-    other = trained_adapter(base, tmp_path / "other", r=2, target_modules=targets)
-    with pytest.raises(AdapterError, match="the first as it was"):
-        undo_initialisation(tmp_path / "after", other)
-
-
 def test_bad_arguments_are_refused():
     adapter = random_adapter()
     with pytest.raises(AdapterError, match="0 adapters and 0 weights"):
@@ -285,8 +256,8 @@ def test_different_bases_are_refused():
     with pytest.raises(AdapterError, match="org/tiny at def"):
         subtract(mine, based(name="org/tiny", revision="def"))
     assert subtract(mine, based(name="org/large"), assume_same_base=True).base == BASE
-    assert add(based(name="x"), based(name="x")).base == BaseRecord("x")
+    assert combine([based(name="x"), based(name="x")], [1, 1]).base == BaseRecord("x")
     name = "model.layers.0.self_attn.q_proj"
     wider = replace(mine, modules={**mine.modules, name: Factors(torch.ones(4, 21), torch.ones(24, 4), 2.0)})
     with pytest.raises(AdapterError, match=r"\(24, 20\) in one and \(24, 21\) in another"):
-        add(mine, wider)
+        combine([mine, wider], [1, 1])

@@ -14,8 +14,9 @@ from adapter_examples import save_tiny_llama, trained_adapter
 from safetensors.torch import load_file, save_file
 
 from llm_forget.adapters.doctor import Diagnosis, Verdict, diagnose
-from llm_forget.adapters.export import export_adapter, merge
+from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter
+from llm_forget.adapters.merge import merge
 from llm_forget.adapters.parity import Parity
 from llm_forget.errors import AdapterError, UserError
 from llm_forget.utils.digests import weights_digest
@@ -117,8 +118,8 @@ def test_the_rank_limit_of_vllm(base, tmp_path):
         ({"lora_bias": True}, all_servers("refuses", peft="loads"), "bias"),
         ({"bias": "all"}, all_servers("refuses", peft="loads"), "bias='all'"),
         ({"modules_to_save": ["lm_head"]}, all_servers("refuses", peft="loads"), "modules_to_save"),
-        ({"peft_type": "LOHA"}, all_servers("refuses", vllm="wrong"), "it overlooks that its peft_type is 'LOHA'"),
-        ({"twist": 1}, all_servers("refuses", vllm="wrong"), "it overlooks that twist=1"),
+        ({"peft_type": "LOHA"}, all_servers("refuses", vllm="wrong"), "it ignores this: its peft_type is 'LOHA'"),
+        ({"twist": 1}, all_servers("refuses", vllm="wrong"), "it ignores this: twist=1"),
         ({"kasa_config": {"k": 1}}, all_servers("refuses", vllm="wrong", peft="loads"), "KaSA"),
         (
             {"init_lora_weights": "pissa"},
@@ -126,10 +127,10 @@ def test_the_rank_limit_of_vllm(base, tmp_path):
             "changes the base weights",
         ),
         ({"init_lora_weights": "loftq"}, all_servers("wrong", vllm="refuses"), "changes the base weights"),
-        ({"init_lora_weights": "lora_ga"}, all_servers("wrong", peft="loads"), "it overlooks that init_lora_weights"),
-        ({"r": 5}, all_servers("refuses", vllm="wrong"), "the config says 5; it may load and answer all the same"),
+        ({"init_lora_weights": "lora_ga"}, all_servers("wrong", peft="loads"), "it ignores this: init_lora_weights"),
+        ({"r": 5}, all_servers("refuses", vllm="wrong"), "the config says 5; it may load and answer nevertheless"),
         ({"r": "x"}, all_servers("refuses"), "rank 'x'"),
-        ({"target_modules": "("}, all_servers("loads", peft="refuses"), "no regular expression"),
+        ({"target_modules": "("}, all_servers("loads", peft="refuses"), "not a regular expression"),
         ({"target_modules": ["q_proj"]}, all_servers("loads", peft="wrong"), "it drops these factors"),
     ],
     ids=str,
@@ -187,7 +188,7 @@ def test_what_peft_saves_is_noted_and_still_healthy(base, tmp_path):
     assert diagnosis.base == "not recorded"
     assert diagnosis.parity is not None
     assert any("records no digest" in note for note in diagnosis.notes)
-    assert any("cannot be read by other users" in note for note in diagnosis.notes)
+    assert any("other users cannot read the weights" in note for note in diagnosis.notes)
     assert "note: " in diagnosis.report()
 
 

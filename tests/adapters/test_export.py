@@ -27,10 +27,11 @@ from adapter_examples import (
 from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 
-from llm_forget.adapters.arithmetic import combine, delta, subtract
+from llm_forget.adapters.arithmetic import combine, delta
 from llm_forget.adapters.card import vllm_rank
-from llm_forget.adapters.export import export_adapter, merge, public_name
+from llm_forget.adapters.export import export_adapter, public_name
 from llm_forget.adapters.lora import BaseRecord, Factors, load_adapter, read_base_record, save_adapter
+from llm_forget.adapters.merge import merge
 from llm_forget.errors import AdapterError
 from llm_forget.utils.digests import weights_digest
 
@@ -158,7 +159,7 @@ def test_stacked_ranks_that_hold_no_more_are_cut_without_loss(tmp_path):
     exported = export_adapter(tripled, tmp_path / "x")
     assert exported.rank == 16
     assert exported.rounding < 1e-6
-    nothing = export_adapter(subtract(tripled, tripled), tmp_path / "zero")
+    nothing = export_adapter(combine([tripled, tripled], [1, -1]), tmp_path / "zero")
     assert largest(delta(load_adapter(nothing.folder), next(iter(SHAPES)))) < 1e-4
 
 
@@ -192,9 +193,9 @@ def test_the_card_says_what_it_must(tmp_path):
     assert r"| retain \| all | 0.93 ± 0.01 |" in card
     assert "| epochs | 5 |" in card
     flat = " ".join(card.split())
-    assert "still hold it: unload the adapter, or serve it at strength 0, and it is back" in flat
-    assert "hand out the merged weights only" in flat
-    assert "distilled copy of the forget set, whichever sign" in flat
+    assert "Unloading the adapter, or serving it at strength 0, brings it back" in flat
+    assert "share only the merged weights" in flat
+    assert "encode the forget set, whichever sign" in flat
     assert "--max-lora-rank 8" in card
     bare = (export_adapter(random_adapter(), tmp_path / "y").folder / "README.md").read_text()
     assert "None recorded" in bare
@@ -244,10 +245,10 @@ def test_exports_that_cannot_be_right_are_refused(tmp_path, monkeypatch):
     name = next(iter(SHAPES))
     factors = adapter.modules[name]
     loud = replace(adapter, modules={**adapter.modules, name: Factors(factors.A, factors.B * 1e5, factors.scaling)})
-    with pytest.raises(AdapterError, match=r"too large for torch\.float16; take bfloat16"):
+    with pytest.raises(AdapterError, match=r"too large for torch\.float16; use bfloat16"):
         export_adapter(loud, out, dtype=torch.float16)
     assert not out.exists()
     out.mkdir()
     (out / "keep.txt").write_text("x")
-    with pytest.raises(AdapterError, match="there already"):
+    with pytest.raises(AdapterError, match="already exists"):
         export_adapter(adapter, out)

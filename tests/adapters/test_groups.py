@@ -90,12 +90,12 @@ def test_layer_numbers_are_read_from_names() -> None:
 def test_what_cannot_be_grouped_is_refused() -> None:
     adapter = random_adapter()
     for count in (0, 3):
-        with pytest.raises(AdapterError, match=rf"{count} groups given; the adapter changes 2 layers, so 1 to 2 do"):
+        with pytest.raises(AdapterError, match=rf"{count} groups given; the adapter changes 2 layers, so give 1 to 2"):
             layer_groups(adapter, count)
     with pytest.raises(AdapterError, match="lm_head belongs to no numbered layer"):
         layer_of("lm_head")
     for strengths in [(1.0,), (1.0, math.nan)]:
-        with pytest.raises(AdapterError, match="one finite number each"):
+        with pytest.raises(AdapterError, match="one finite number per group"):
             scale_groups(adapter, ((0,), (1,)), strengths)
     with pytest.raises(AdapterError, match="leave out layer 1"):
         scale_groups(adapter, ((0,),), (1.0,))

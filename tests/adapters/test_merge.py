@@ -15,8 +15,9 @@ from adapter_examples import PEFT_SETTINGS, largest, logits, save_tiny_llama, ti
 from safetensors.torch import load_file, save_file
 
 from llm_forget.adapters.arithmetic import delta, negate
-from llm_forget.adapters.export import export_adapter, merge
+from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, Factors, load_adapter, save_adapter
+from llm_forget.adapters.merge import merge
 from llm_forget.errors import AdapterError
 from llm_forget.utils.digests import weights_digest
 
@@ -82,7 +83,7 @@ def test_shards_index_and_companions_are_kept(tmp_path):
     assert weights_digest(base) in card
     assert "Method: NPO." in card
     assert "| forget | 0.1 |" in card
-    assert "distilled copy of the forget set" in card
+    assert "encodes the forget set" in card
     assert largest(logits(merged) - logits(base, trained)) < 1e-5
 
 
@@ -150,7 +151,7 @@ def test_merges_that_cannot_be_right_are_refused(base, record, tmp_path):
     weights = load_file(packed / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj.weight"
     save_file({**weights, name: weights[name].to(torch.int8)}, packed / "model.safetensors")
-    with pytest.raises(AdapterError, match=rf"stores {name} as I8, a quantised type"):
+    with pytest.raises(AdapterError, match=rf"stores {name} as I8, a quantised dtype"):
         merge(packed, trained, out)
     save_file({**weights, name: weights[name][:-1].contiguous()}, packed / "model.safetensors")
     with pytest.raises(AdapterError, match=r"is \(31, 32\) where the adapter expects \(32, 32\)"):
@@ -168,7 +169,7 @@ def test_merges_that_cannot_be_right_are_refused(base, record, tmp_path):
     with pytest.raises(AdapterError, match=r"no config\.json"):
         merge(tmp_path, trained, out)
     (packed / "config.json").write_text("nope")
-    with pytest.raises(AdapterError, match="no JSON mapping"):
+    with pytest.raises(AdapterError, match="not a JSON mapping"):
         merge(packed, trained, out)
     head = Factors(torch.ones(1, 32), torch.ones(64, 1), 1.0)
     with_head = replace(adapter, modules={**adapter.modules, "lm_head": head})

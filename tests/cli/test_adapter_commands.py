@@ -113,14 +113,14 @@ def test_the_base_is_recorded_where_it_is_given_and_its_absence_is_said(tmp_path
 def test_adapters_that_cannot_be_combined_are_refused(two, tmp_path, capsys) -> None:
     good, bad = two
     out = ["--to", tmp_path / "out"]
-    assert "name folders with --adapter (to add) or --minus" in refusal(capsys, "subtract", *out)
-    assert "cancel, so nothing is left" in refusal(capsys, "subtract", "--adapter", good, "--minus", good, *out)
-    assert "--strength 0 given" in refusal(capsys, "subtract", "--minus", bad, "--strength", 0, *out)
+    assert "give folders with --adapter (to add) or --minus" in refusal(capsys, "subtract", *out)
+    assert "cancel out, so nothing is left" in refusal(capsys, "subtract", "--adapter", good, "--minus", good, *out)
+    assert "--strength 0 changes nothing" in refusal(capsys, "subtract", "--minus", bad, "--strength", 0, *out)
     assert "must be a finite number" in refusal(capsys, "subtract", "--minus", bad, "--strength", "nan", *out)
     assert "rank 0 given; at least 1" in refusal(capsys, "subtract", "--minus", bad, "--rank", 0, *out)
     given = ["--minus", bad, "--strength", 1, "--search"]
     assert "leave one of them out" in refusal(capsys, "subtract", *given, *out)
-    wanted = "--search needs --base, --forget, --retain or --validation too"
+    wanted = "--search also needs --base, --forget, --retain or --validation"
     assert wanted in refusal(capsys, "subtract", "--minus", bad, "--search", *out)
     assert "--forget given without --search" in refusal(capsys, "subtract", "--minus", bad, "--forget", "x", *out)
     assert "--groups given without --search" in refusal(capsys, "subtract", "--minus", bad, "--groups", 2, *out)
@@ -133,7 +133,7 @@ def test_adapters_that_cannot_be_combined_are_refused(two, tmp_path, capsys) -> 
     assert "--assume-same-base" in message
     assert not (tmp_path / "out").exists()
     run("subtract", "--adapter", good, "--minus", other, "--assume-same-base", *out)
-    assert "there already" in refusal(capsys, "subtract", "--minus", bad, *out)
+    assert "already exists" in refusal(capsys, "subtract", "--minus", bad, *out)
     run("subtract", "--minus", bad, "--overwrite", *out)
     assert_sum(tmp_path / "out", [(bad, -1.0)])
 
@@ -150,7 +150,7 @@ def test_compose_prints_the_overlap_and_writes_the_sum_in_any_order(two, tmp_pat
     out = ["--to", tmp_path / "x"]
     assert "composing takes two or more" in refusal(capsys, "compose", "--adapter", good, *out)
     assert "given twice" in refusal(capsys, "compose", "--adapter", good, "--adapter", good, *out)
-    wanted = "give --base, --forget and, for what must stay, --retain"
+    wanted = "give --base and --forget, and optionally --retain"
     both = ["--adapter", good, "--adapter", bad]
     assert wanted in refusal(capsys, "compose", *both, "--forget", "x.jsonl", *out)
     assert wanted in refusal(capsys, "compose", *both, "--retain", "x.jsonl", *out)
@@ -174,9 +174,10 @@ def test_compose_measures_what_each_does_alone_and_together(world, tmp_path) -> 
     )
     assert base[0] > 0.9 > 0.3 > alone[0]
     assert max(together[:2]) < 0.9
-    assert "interference: a forget set is remembered by " in shown
+    assert "interference: forget probability together minus its adapter alone, at most " in shown
     lost, added = (
-        float(n) for n in re.findall(r"retain lost (\S+); the adapters' own losses add up to (\S+)", shown)[0]
+        float(n)
+        for n in re.findall(r"retain probability lost together (\S+), summed over the adapters (\S+)", shown)[0]
     )
     assert lost == pytest.approx(base[2] - together[2], abs=2e-3)
     assert added != lost
@@ -243,7 +244,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         "linear layers as target_modules",
     ),
     "whole embedding": (with_tensor("base_model.model.model.embed_tokens.weight"), "leave embeddings and head out"),
-    "PiSSA": (configured(init_lora_weights="pissa"), r"undo_initialisation\(trained, untrained\)"),
+    "PiSSA": (configured(init_lora_weights="pissa"), "train again with init_lora_weights=True"),
     "cut short": (cut_short, "damaged.* Copy or save the adapter again"),
     "pickle": (pickled, r"a pickle, .* save_pretrained\(folder\)"),
 }

@@ -1,27 +1,81 @@
-"""The list of methods: true to the files, to the recipes and to what a step really costs."""
+"""The list of methods agrees with the files, with the recipes and with the cost of a step."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 from places import ROOT
 from typer.testing import CliRunner
 
-from llm_forget.cli.catalogue import method_entries, methods_table, relative_cost, wrapper_entries
+from llm_forget.cli.catalogue import (
+    TABLE_BEGINS,
+    TABLE_ENDS,
+    method_entries,
+    methods_table,
+    relative_cost,
+    wrapper_entries,
+)
 from llm_forget.cli.main import app
 from llm_forget.config import UnlearnRecipe
+from llm_forget.errors import UserError
 from llm_forget.methods import Needs
+from llm_forget.train.step_rows import StepRows
 from llm_forget.utils.build import load_recipe
 from llm_forget.utils.plugins import names_in
 
 
-def test_the_readme_holds_the_table_that_the_command_prints() -> None:
+def rows_of(table: str) -> dict[str, str]:
+    """The rows of a Markdown table of methods by name; its first two lines have the name ""."""
+    found: dict[str, str] = {}
+    for line in table.splitlines():
+        cells = line.strip("|").split("|")
+        assert len(cells) == 6, line
+        name = cells[0].strip().strip("`") if "`" in cells[0] else ""
+        found[name] = found.get(name, "") + line
+    return found
+
+
+def test_the_rows_in_the_readme_are_what_the_command_prints() -> None:
+    """A method that the README does not list yet is no mistake; a row that is out of date is."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    begin, end = "<!-- llm-forget methods --markdown -->\n", "<!-- end -->"
-    held = text[text.index(begin) + len(begin) : text.index(end)]
-    printed = CliRunner().invoke(app, ["methods", "--markdown"]).stdout
-    assert held == printed == methods_table(method_entries()), (
-        "run llm-forget methods --markdown and put it into the README"
-    )
+    held = rows_of(text.partition(TABLE_BEGINS)[2].partition(TABLE_ENDS)[0])
+    printed = rows_of(CliRunner().invoke(app, ["methods", "--markdown"]).stdout)
+    assert len(held) > 1
+    assert held == {name: printed.get(name) for name in held}, "run llm-forget methods --markdown --write README.md"
+
+
+def test_write_replaces_the_table_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "NOTES.md"
+    file.write_text(f"# Mine\n{TABLE_BEGINS}| old |\n{TABLE_ENDS}\nafter\n", encoding="utf-8")
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["methods", "--markdown", "--write", str(file)])
+        assert done.exit_code == 0, done.exception
+        table = methods_table(method_entries())
+        assert file.read_text(encoding="utf-8") == f"# Mine\n{TABLE_BEGINS}{table}{TABLE_ENDS}\nafter\n"
+    assert sorted(rows_of(table)) == ["", *names_in("llm_forget.methods")]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("# Mine\n", ["--markdown"], "has no table of methods"),
+        (TABLE_BEGINS, ["--markdown"], "has no table of methods"),
+        (TABLE_BEGINS + TABLE_ENDS, [], "together with --markdown"),
+        (None, ["--markdown"], "an existing Markdown file"),
+    ],
+)
+def test_write_refuses_what_it_cannot_update(
+    tmp_path: Path, text: str | None, options: list[str], message: str
+) -> None:
+    file = tmp_path / "NOTES.md"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    done = CliRunner().invoke(app, ["methods", *options, "--write", str(file)])
+    assert isinstance(done.exception, UserError)
+    assert message in str(done.exception)
+    assert text is None or file.read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize(
@@ -37,20 +91,33 @@ def test_the_readme_holds_the_table_that_the_command_prints() -> None:
     ],
 )
 def test_cost_worked_by_hand(forget: Needs, retain: Needs | None, cost: float) -> None:
-    assert relative_cost(forget, retain) == pytest.approx(cost)
+    assert relative_cost(StepRows(forget, retain)) == pytest.approx(cost)
 
 
-def test_every_method_and_wrapper_is_listed_with_its_recipes() -> None:
-    entries = {entry.name: entry for entry in method_entries()}
-    assert sorted(entries) == names_in("llm_forget.methods")
-    for name, entry in entries.items():
-        assert entry.recipe == f"recipes/demo/{name}.yaml"
-        assert entry.summary
-        for folder in ("demo", "tofu"):
-            recipe = load_recipe(UnlearnRecipe, ROOT / "recipes" / folder / f"{name}.yaml")
-            assert recipe.method["name"] == name
-            assert recipe.output_dir == f"runs/{folder}/{name}"
+def test_every_method_and_wrapper_is_listed() -> None:
+    entries = method_entries()
+    assert [entry.name for entry in entries] == names_in("llm_forget.methods")
+    assert all(entry.summary for entry in entries)
     assert [row[0] for row in wrapper_entries()] == names_in("llm_forget.wrappers")
+
+
+def test_a_method_is_listed_with_the_first_recipe_that_names_it() -> None:
+    """No method has to have a recipe; the file name plays no part."""
+    listed = {entry.name: entry.recipe for entry in method_entries()}
+    assert listed["npo"] == "recipes/demo/npo.yaml"
+    for name, recipe in listed.items():
+        assert not recipe or yaml.safe_load((ROOT / recipe).read_text(encoding="utf-8"))["method"]["name"] == name
+
+
+SHIPPED = [path for folder in ("demo", "tofu") for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_recipe_of_a_method_is_valid_and_has_an_output_of_its_own(path: Path) -> None:
+    if "method" in yaml.safe_load(path.read_text(encoding="utf-8")):
+        recipe = load_recipe(UnlearnRecipe, path)
+        assert recipe.method["name"] in names_in("llm_forget.methods")
+        assert recipe.output_dir == f"runs/{path.parent.name}/{path.stem}"
 
 
 def test_the_command_shows_methods_and_wrappers() -> None:

@@ -14,11 +14,12 @@ import typer
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
+from llm_forget.cli.catalogue import method_entries
 from llm_forget.cli.console import run_command
 from llm_forget.cli.main import app
 from llm_forget.config import AdapterConfig
 from llm_forget.errors import UserError
-from llm_forget.model.load import add_adapter
+from llm_forget.model.blocks import add_adapter
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.utils.plugins import names_in
 
@@ -49,8 +50,9 @@ def test_every_command_shows_an_example_or_every_field() -> None:
 
 def test_in_a_narrow_terminal_no_name_of_a_method_is_cut() -> None:
     shown = runner.invoke(app, ["methods"], env={"COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "dumb"}).output
-    for name in names_in("llm_forget.methods"):
-        assert f"recipes/demo/{name}.yaml" in shown
+    for entry in method_entries():
+        assert entry.name in shown
+        assert entry.recipe in shown
     assert max(map(len, shown.splitlines()[:12])) <= 80
     assert "…" not in shown
 

@@ -341,7 +341,7 @@ def test_tiny_tokenizer_is_small_and_the_same_every_time() -> None:
     assert tokenizer.pad_token_id == tokenizer.eos_token_id != 0
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the TOFU files beside the repository, in ../shared/data/tofu")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs a local copy of TOFU")
 @pytest.mark.skipif("LLM_FORGET_TEST_TOKENIZER" not in os.environ, reason="set LLM_FORGET_TEST_TOKENIZER to a folder")
 def test_a_real_tokenizer_on_real_data() -> None:
     from transformers import AutoTokenizer

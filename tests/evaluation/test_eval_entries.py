@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,13 @@ import yaml
 from evaluation_examples import PLANTED, tiny_model, write_sets, write_task
 from peft import LoraConfig, get_peft_model
 
+from llm_forget.cli import run
 from llm_forget.errors import RecipeError
 from llm_forget.evaluation.evaluate import evaluate
 from llm_forget.evaluation.recipe import EvalRecipe
 from llm_forget.evaluation.results import read_results
 from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils.build import load_recipe
-from llm_forget.utils.shipped import shipped
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def entry(name: str, argv: list[str]) -> None:
-    runpy.run_path(str(shipped(f"eval/{name}.py")))["main"](argv)
+    {"forget_qa": run.evaluate, "capability": run.capability}[name](argv)
 
 
 def test_forget_qa_writes_into_the_run_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

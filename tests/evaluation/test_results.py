@@ -16,9 +16,9 @@ from evaluation_examples import tiny_model, write_sets, write_task
 
 from llm_forget.data.examples import DataSource
 from llm_forget.errors import UserError
-from llm_forget.evaluation.results import read_results, write_results
+from llm_forget.evaluation.results import named_scores, open_results, read_results, write_results
 from llm_forget.evaluation.schema import check_results, json_schema
-from llm_forget.evaluation.seeds import numbers, over_seeds, read_seeds, spread_of, write_seeds
+from llm_forget.evaluation.seeds import over_seeds, read_seeds, spread_of, write_seeds
 from llm_forget.evaluation.sets import GenerationConfig, SamplingConfig, SetConfig
 from llm_forget.evaluation.suite import CapabilityConfig, Suite, run_suite
 from llm_forget.testing import tiny_tokenizer
@@ -121,10 +121,50 @@ def test_scores_of_another_evaluation_are_refused(measured: tuple[Path, Suite, d
     next(iter(other["sets"]["forget"]["examples"].values()))["probability"] = 0.125
     write_results(other, tmp_path / "b.json")
     (tmp_path / "b.parquet").replace(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a\.parquet is of another evaluation"):
+    with pytest.raises(UserError, match=r"a\.parquet belongs to another evaluation"):
         read_results(tmp_path / "a.json")
     with pytest.raises(UserError, match=r"b\.parquet is missing"):
         read_results(tmp_path / "b.json")
+
+
+def test_examples_are_read_on_demand_as_a_table(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:
+    """The rows of the capability task belong to no set; neither they nor their columns are in the table."""
+    write_results(measured[2], tmp_path / "a.json")
+    found = open_results(tmp_path / "a.json")
+    assert (found.suite, found.forget_sets) == ("tiny", ("forget",))
+    frame = found.examples()
+    assert list(frame.columns[:2]) == ["set", "id"]
+    assert not {"acc", "acc_norm", "generated"} & set(frame.columns)
+    assert sorted(frame["set"]) == ["forget"] * 5 + ["retain"] * 5
+    (tmp_path / "a.parquet").unlink()
+    assert open_results(tmp_path / "a.json").scores == found.scores
+    with pytest.raises(UserError, match=r"a\.parquet is missing"):
+        found.examples()
+
+
+def test_numbers_have_dotted_names_at_any_depth() -> None:
+    """A section needs no code: only its mappings with a value count, and none of the controls, settings or details."""
+    entry = {"value": 0.5, "low": 0.4, "high": None, "n": 7, "forgotten": "low", "settings": {"k": {"value": 3}}}
+    results = {
+        "schema": 2,
+        "settings": {"one": {"value": 1}},
+        "sets": {"forget": {"forget": True, "metrics": {"probability": entry}, "examples": {"a": {"value": 1.0}}}},
+        "attacks": {"members": "forget", "auc": {"loss": {"value": 0.7, "n": 3}}},
+        "forget_quality": {"forget": {"arithmetic": {"pvalue": None, "n": 3}}},
+        "aggregates": {"new": {"value": 2.0, "low": 1.0, "high": 3.0}},
+        "controls": {"oracle": {"perplexity": {"value": 9.0}}},
+        "perplexity": None,
+    }
+    found = named_scores(results)
+    assert list(found) == [
+        "forget.probability",
+        "attacks.auc.loss",
+        "forget_quality.forget.arithmetic",
+        "aggregates.new",
+    ]
+    assert vars(found["forget.probability"]) == {"value": 0.5, "low": 0.4, "high": None, "n": 7, "forgotten": "low"}
+    assert found["forget_quality.forget.arithmetic"].value is None
+    assert (found["aggregates.new"].low, found["aggregates.new"].high) == (1.0, 3.0)
 
 
 def test_the_shipped_schema_is_that_of_the_code() -> None:
@@ -194,8 +234,7 @@ def test_several_seeds_come_to_a_mean_and_a_spread(
     folders = [tmp_path / f"run{seed}" for seed in (0, 1, 2)]
     spreads, seeds = read_seeds(folders, "tiny")
     assert seeds == [0, 1, 2]
-    each = [dict(numbers(read_results(one / "eval" / "tiny.json"))) for one in folders]
-    values = [one["forget.probability"] for one in each]
+    values = [open_results(one / "eval" / "tiny.json").scores["forget.probability"].value for one in folders]
     assert spreads["forget.probability"].mean == pytest.approx(sum(values) / 3)
     assert spreads["forget.probability"].spread > 0
     assert "model_utility.without_truth_ratio" in spreads

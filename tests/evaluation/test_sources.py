@@ -19,8 +19,8 @@ from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils.shipped import shipped
 
 DATA = SHARED / "data"
-needs_tofu = pytest.mark.skipif(not (DATA / "tofu").is_dir(), reason="TOFU's files are not beside the project")
-needs_muse = pytest.mark.skipif(not (DATA / "muse").is_dir(), reason="MUSE's questions are not beside the project")
+needs_tofu = pytest.mark.skipif(not (DATA / "tofu").is_dir(), reason="needs a local copy of TOFU")
+needs_muse = pytest.mark.skipif(not (DATA / "muse").is_dir(), reason="needs a local copy of MUSE")
 
 
 @needs_tofu
@@ -45,8 +45,9 @@ def test_tofu_from_a_folder(share: str, count: int) -> None:
 
 def test_tofu_from_the_hub_names_its_configurations() -> None:
     suite = load_suite("tofu", {"variables.split": "forget10"})
-    assert suite.sets["forget"].data == DataSource("locuslab/TOFU", name="forget10_perturbed")
-    assert suite.left_out == ["the set holdout was left out: holdout01.jsonl is not here"]
+    hub = DataSource("locuslab/TOFU", name="forget10_perturbed", file="forget10_perturbed.jsonl")
+    assert suite.sets["forget"].data == hub
+    assert suite.left_out == ["the set holdout was left out: holdout01.jsonl is not in the current folder"]
 
 
 @needs_muse
@@ -91,7 +92,7 @@ def test_muse_attacks_its_passages(tmp_path: Path) -> None:
     assert {"refusal", "repetition_3", "collapse"} <= set(oracle["sets"]["forget_knowledge"]["metrics"])
     same = run_suite(suite, tiny_model(), tiny_tokenizer(), oracle_results=oracle)
     assert same["privleak"]["value"] == 0
-    assert any(line.startswith("PrivLeak 0.000") for line in same["verdict"])
+    assert any(line.startswith("PrivLeak is 0.000") for line in same["verdict"])
     write_results(same, tmp_path / "muse.json")
     assert read_results(tmp_path / "muse.json") == same
 
@@ -116,7 +117,12 @@ def test_tofu_reports_everything(tmp_path: Path) -> None:
     assert "kl_to_target" in found["sets"]["retain"]["metrics"]
     assert {"extraction_strength", "refusal", "repetition_3", "collapse"} <= set(found["sets"]["forget"]["metrics"])
     said = "\n".join(found["verdict"])
-    for words in ("grad_norm attack's AUC", "forget leak@2", "forget extraction_strength", "forget quality of forget"):
+    for words in (
+        "grad_norm attack's AUC",
+        "forget: leak@2",
+        "forget: extraction_strength",
+        "Forget quality of forget",
+    ):
         assert words in said
     write_results(found, tmp_path / "tofu.json")
     assert read_results(tmp_path / "tofu.json") == found
@@ -147,16 +153,33 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         load_suite("tofu", {"variables": "{split: forget05}"})
     with pytest.raises(RecipeError, match="cannot be filled in"):
         fill("{0}", {"a": "b"}, "here")
-    optional = {"one": SetConfig(DataSource("nowhere.jsonl"), file="nowhere.jsonl", optional=True)}
+    optional = {"one": SetConfig(DataSource("nowhere.jsonl", file="nowhere.jsonl", optional=True))}
     assert with_data("mine", optional, str(tmp_path), {}) == (
         {},
         ["the set one was left out: nowhere.jsonl is not in the data folder"],
     )
     (tmp_path / "only.yaml").write_text(
-        "sets: {one: {data: {path: nowhere.jsonl}, file: nowhere.jsonl, optional: true}}"
+        "sets: {one: {data: {path: nowhere.jsonl, file: nowhere.jsonl, optional: true}}}"
     )
     with pytest.raises(RecipeError, match="holds none of the files of only"):
         load_suite(str(tmp_path / "only.yaml"), {"data_dir": str(tmp_path)})
+
+
+def test_shots_come_from_the_folder_too(tmp_path: Path) -> None:
+    """A set needs its shots: an optional one without them is left out."""
+    one = SetConfig(
+        DataSource("owner/name", file="a.jsonl", optional=True), shots=DataSource("owner/name", file="s.jsonl")
+    )
+    write_jsonl(tmp_path / "a.jsonl", [{"question": "Who?", "answer": "Nobody."}])
+    assert with_data("mine", {"one": one}, str(tmp_path), {}) == (
+        {},
+        ["the set one was left out: s.jsonl is not in the data folder"],
+    )
+    write_jsonl(tmp_path / "s.jsonl", [{"question": "Where?", "answer": "Nowhere."}])
+    found, left_out = with_data("mine", {"one": one}, str(tmp_path), {})
+    assert left_out == []
+    assert found["one"].shots is not None
+    assert (found["one"].data.path, found["one"].shots.path) == (str(tmp_path / "a.jsonl"), str(tmp_path / "s.jsonl"))
 
 
 def test_shots_stand_before_questions_and_make_another_set(tmp_path: Path) -> None:

@@ -297,13 +297,13 @@ def test_mistakes_in_a_suite_file_are_named(tmp_path: Path, line: str, message: 
 
 
 def test_unknown_suite_lists_those_that_come_along() -> None:
-    with pytest.raises(RecipeError, match=r"demo.*tofu_mini"):
+    with pytest.raises(RecipeError, match=r"demo.*tofu"):
         load_suite("no_such_suite")
 
 
 def test_every_shipped_suite_loads() -> None:
     files = sorted(shipped("eval/suites").glob("*.yaml"))
-    assert {"custom", "demo", "muse", "tofu", "tofu_mini", "wmdp"} == {file.stem for file in files}
+    assert {"custom", "demo", "muse", "tofu", "wmdp"} == {file.stem for file in files}
     for file in files:
         assert load_suite(file.stem).name.startswith(file.stem)
         assert load_suite(f"eval/suites/{file.name}") == load_suite(file.stem)

@@ -95,8 +95,8 @@ def test_privleak_needs_the_oracle(knowing: tuple[Path, Any]) -> None:
     expected = oracle["attacks"]["auc"]["min_k"]["value"]
     assert (found["privleak"]["auc"], found["privleak"]["oracle_auc"]) == (1, expected)
     assert found["privleak"]["value"] == pytest.approx(float(privleak_of(1.0, expected))) == -100
-    assert any(line.startswith("PrivLeak -100.0") for line in found["verdict"])
-    assert any("min_k attack's AUC 1.000" in line for line in found["verdict"])
+    assert any(line.startswith("PrivLeak is -100.0") for line in found["verdict"])
+    assert any("min_k attack's AUC is 1.000" in line for line in found["verdict"])
     # an oracle measured before there were attacks, or on other rows
     for row in oracle["sets"]["holdout"]["examples"].values():
         del row["attack_min_k"]

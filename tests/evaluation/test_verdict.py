@@ -1,16 +1,19 @@
-"""The verdict: the right side, the right words, and nothing said where nothing can be."""
+"""The verdict: every rule on both sides, by results made by hand, and nothing said that the numbers do not show."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_forget.evaluation.verdict import verdict
+from llm_forget.evaluation.verdict import Verdict, judge, verdict
 
 Entry = dict[str, Any]
+Result = dict[str, Any]
 
 
 def entry(value: float | None, width: float | None = 0.05, forgotten: str = "low", **more: Any) -> Entry:
@@ -18,155 +21,358 @@ def entry(value: float | None, width: float | None = 0.05, forgotten: str = "low
     return {"value": value, "low": low, "high": high, "n": 20, "n_nan": 0, "forgotten": forgotten} | more
 
 
-def result(
-    forget: dict[str, Entry] | None = None, retain: dict[str, Entry] | None = None, **more: Any
-) -> dict[str, Any]:
+def keep(value: float, width: float | None = 0.05) -> Entry:
+    return entry(value, width, "none")
+
+
+def result(forget: dict[str, Entry] | None = None, retain: dict[str, Entry] | None = None, **more: Any) -> Result:
     sets = {"forget": {"forget": True, "metrics": forget or {}}, "retain": {"forget": False, "metrics": retain or {}}}
     return {"sets": sets, **more}
 
 
-def one(own: Entry, oracle: Entry, **controls: Any) -> str:
-    lines = verdict(
-        result({"probability": own}),
-        oracle=result({"probability": oracle}),
-        **{role: result({"probability": found}) for role, found in controls.items()},
-    )
-    assert len(lines) == 1
-    return lines[0]
+def answers(value: float, width: float | None = 0.05, **more: Any) -> Result:
+    """A result with one main forget figure."""
+    return result({"probability": entry(value, width)}, **more)
 
 
-def test_three_sides_of_the_oracle() -> None:
-    above = one(entry(0.5), entry(0.1))
-    assert above == (
-        "forget probability 0.500 [0.450, 0.550] lies above the oracle's 0.100 [0.050, 0.150]: "
-        "more of it is left than in a model that never saw it"
-    )
-    assert "lies below the oracle's 0.500" in one(entry(0.1), entry(0.5))
-    assert "suppressed" in one(entry(0.1), entry(0.5))
-    assert "is not told apart from the oracle's" in one(entry(0.1), entry(0.19))
+TARGET, ORACLE = answers(0.9), answers(0.1)
+
+
+def of(own: Result, target: Result | None = TARGET, oracle: Result | None = ORACLE, **more: Result) -> Verdict:
+    given = {"target": target, "oracle": oracle, **more}
+    return judge(own, {role: one for role, one in given.items() if one is not None})
+
+
+def line(found: Verdict, start: str) -> str:
+    (text,) = [one.text for one in found.findings if one.text.startswith(start)]
+    return text
+
+
+# How much is forgotten.
+
+
+@pytest.mark.parametrize(
+    ("left", "width", "level", "start"),
+    [
+        (0.12, 0.05, 3, "Forgotten: no measurable difference from a model that never saw the data."),
+        (0.24, 0.05, 2, "Mostly forgotten: 82 % of the way from the target to the oracle."),
+        (0.50, 0.05, 1, "Partly forgotten: 50 % of the way"),
+        (0.75, 0.05, 0, "Hardly forgotten: 19 % of the way"),
+        (0.95, 0.05, 0, "Hardly forgotten: 0 % of the way"),
+        # the intervals of 0.50 ± 0.4 and 0.1 ± 0.05 touch, but that is lack of evidence
+        (0.50, 0.40, 1, "Partly forgotten: 50 % of the way"),
+    ],
+)
+def test_the_level_needs_the_oracles_interval_and_most_of_the_way(
+    left: float, width: float, level: int, start: str
+) -> None:
+    """From 0.9 to 0.1: 0.24 is 82 % of the way, 0.5 half, 0.75 19 %."""
+    found = of(answers(left, width))
+    assert found.level == level
+    assert found.headline.startswith(start)
+    assert found.too_far == ()
+
+
+def test_far_below_the_oracle_is_not_plainly_forgotten() -> None:
+    oracle = answers(0.3)
+    assert of(answers(0.21), oracle=oracle).headline.startswith("Forgotten: no measurable difference")
+    found = of(answers(0.19), oracle=oracle)
+    assert found.headline.startswith("Forgotten further than in the oracle")
+    assert found.too_far == ("forget",)
+    assert "This goes further than the oracle" in line(found, "forget")
+
+
+def test_an_untouched_model_is_never_called_forgotten() -> None:
+    """Target and oracle differ by less than their intervals: 0.19 ± 0.05 and 0.1 ± 0.05 touch, 0.21 does not."""
+    found = of(answers(0.19), target=answers(0.19))
+    assert found.level is None
+    assert found.headline.startswith("Not judged: the target and the oracle do not differ measurably")
+    assert "this figure cannot show forgetting" in line(found, "forget")
+    assert of(answers(0.21), target=answers(0.21)).level == 0
+
+
+def test_a_target_beyond_the_oracle_cannot_show_forgetting() -> None:
+    assert of(answers(0.1), target=answers(0.1), oracle=answers(0.5)).level is None
+
+
+def test_the_least_forgotten_main_figure_decides() -> None:
+    def both(probability: float, rouge: float) -> Result:
+        return result({"probability": entry(probability), "rougeL_recall": entry(rouge)})
+
+    assert of(both(0.1, 0.1), both(0.9, 0.9), both(0.1, 0.1)).level == 3
+    assert of(both(0.1, 0.5), both(0.9, 0.9), both(0.1, 0.1)).level == 1
+
+
+def test_a_trace_in_another_figure_takes_the_word_forgotten_away() -> None:
+    def with_attack(probability: float, auc: float) -> Result:
+        return answers(probability, attacks={"auc": {"min_k": entry(auc)}})
+
+    target, oracle = with_attack(0.9, 0.9), with_attack(0.1, 0.5)
+    assert of(with_attack(0.1, 0.55), target, oracle).level == 3
+    found = of(with_attack(0.1, 0.7), target, oracle)
+    assert found.level == 2
+    assert "Traces remain: min_k attack." in found.headline
 
 
 def test_the_direction_is_the_metrics() -> None:
-    """A truth ratio is high when it is forgotten: below the oracle is what leaks."""
-    lines = verdict(
-        result({"truth_ratio": entry(0.2, forgotten="high")}),
-        oracle=result({"truth_ratio": entry(0.8, forgotten="high")}),
+    """A truth ratio is high when the fact is forgotten, so below the oracle more is left."""
+
+    def ratio(value: float) -> Result:
+        return result({"truth_ratio": entry(value, forgotten="high")})
+
+    assert "More is left than in the oracle. 0 % of the way" in line(of(ratio(0.2), ratio(0.2), ratio(0.8)), "forget")
+    assert "This goes further" in line(of(ratio(0.95), ratio(0.2), ratio(0.8)), "forget")
+
+
+def test_a_whole_sentence() -> None:
+    assert line(of(answers(0.5)), "forget") == (
+        "forget: probability of the right answer is 0.500 [0.450, 0.550] (before unlearning 0.900 [0.850, 0.950], "
+        "oracle 0.100 [0.050, 0.150]). More is left than in the oracle. 50 % of the way from the target to the oracle."
     )
-    assert "lies below" in lines[0]
-    assert "more of it is left" in lines[0]
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.3))
 def test_sides_are_those_of_the_numbers_and_mirror_each_other(own: float, other: float, width: float) -> None:
-    first, second = one(entry(own, width), entry(other, width)), one(entry(other, width), entry(own, width))
-    if "above" in first:
+    def said(one: float, two: float) -> str:
+        return line(of(answers(one, width), None, answers(two, width)), "forget")
+
+    first, second = said(own, other), said(other, own)
+    if "More is left" in first:
         assert own > other
-        assert "below" in second
-    elif "below" in first:
+        assert "This goes further" in second
+    elif "This goes further" in first:
         assert own < other
-        assert "above" in second
+        assert "More is left" in second
     else:
         assert abs(own - other) <= 2 * width + 1e-12
-        assert "not told apart" in second
+        assert "No measurable difference" in second
 
 
-def test_how_far_it_has_come_and_what_a_sham_does() -> None:
-    """From 0.9 to 0.3 of a way to 0.1 is 75 %; a sham at 0.75 made (0.9 − 0.75) / 0.6 = 25 % of that change."""
-    line = one(entry(0.3), entry(0.1), target=entry(0.9), sham=entry(0.75))
-    assert "; 75 % of the way from the target's 0.900" in line
-    assert "the sham, which forgot other rows, made 25 % of that change" in line
+def test_how_much_a_sham_does() -> None:
+    """A sham at 0.75 made (0.9 − 0.75) / (0.9 − 0.3) = 25 % of the change; an unmoved model has no change to share."""
+    assert "made 25 % of this change" in line(of(answers(0.3), sham=answers(0.75)), "forget")
+    assert "The sham run has 0.800." in line(of(answers(0.9), sham=answers(0.8)), "forget")
 
 
-def test_a_figure_in_which_target_and_oracle_agree_shows_nothing() -> None:
-    assert "so this figure shows nothing" in one(entry(0.12), entry(0.1), target=entry(0.11))
-
-
-def test_an_unmoved_model_has_no_change_to_share_out() -> None:
-    assert "; the sham is at 0.800" in one(entry(0.9), entry(0.1), target=entry(0.9), sham=entry(0.8))
+# Missing controls, scores and intervals.
 
 
 def test_without_an_oracle_nothing_is_called_enough() -> None:
-    lines = verdict(result({"probability": entry(0.1)}), target=result({"probability": entry(0.9)}))
-    assert lines[0].startswith("no oracle: how low is low enough cannot be said")
-    assert lines[1] == "forget probability 0.100 [0.050, 0.150], the target's 0.900"
-    assert len(verdict(result({"probability": entry(0.1)}))) == 1
+    found = of(answers(0.01), oracle=None)
+    assert found.level is None
+    assert found.headline.startswith("Not judged: no oracle was measured")
+    assert found.notes == ["There is no oracle, so nothing says how low is low enough; only the change is shown."]
+    told = line(found, "forget")
+    assert told == (
+        "forget: probability of the right answer is 0.010 [-0.040, 0.060] (before unlearning 0.900 [0.850, 0.950])."
+    )
+    assert line(of(answers(0.85), oracle=None), "forget").endswith("No measurable change.")
 
 
-def test_what_is_kept_is_compared_with_the_target() -> None:
-    def line(own: float, label: str = "probability") -> str:
-        (found,) = verdict(
-            result(retain={label: entry(own, forgotten="none")}),
-            oracle=result(retain={label: entry(0.2, forgotten="none")}),
-            target=result(retain={label: entry(0.9, forgotten="none")}),
-        )
+def test_without_a_target_the_way_is_unknown() -> None:
+    found = of(answers(0.1), target=None)
+    assert found.level is None
+    assert found.headline.startswith("Not judged: no target was measured")
+    assert "No measurable difference from the oracle." in line(found, "forget")
+    assert judge(answers(0.1)).headline.startswith("Not judged: no target and no oracle was measured")
+
+
+def test_what_was_not_scored_and_what_has_no_interval() -> None:
+    assert line(of(result({"probability": entry(None, n_nan=5)})), "forget").endswith("could not be scored.")
+    assert of(answers(0.5), None, result({"probability": entry(None)})).findings == []
+    assert line(of(answers(0.5, None)), "forget").endswith(
+        "There is no interval, so the values are compared as they are."
+    )
+
+
+def test_another_set_is_not_compared() -> None:
+    other = answers(0.1)
+    other["sets"]["forget"]["digest"] = "of other rows"
+    found = of(answers(0.1), oracle=other)
+    assert found.level is None
+    assert "The oracle was not measured on the same forget set" in found.notes[0]
+
+
+def test_controls_inside_the_result_count_unless_others_are_given() -> None:
+    """They hold no settings: the suite has compared them."""
+    own = {
+        **answers(0.12),
+        "settings": {"encoding": {"max_length": 8}},
+        "controls": {"target": TARGET, "oracle": ORACLE},
+    }
+    assert judge(own).level == 3
+    assert judge(own, {"oracle": {**answers(0.02, 0.01), "settings": own["settings"]}}).level == 2
+
+
+# What must stay.
+
+
+def kept(own: float, width: float | None, before: float = 0.8, metric: str = "probability") -> Verdict:
+    forget = {"probability": entry(0.1)}
+    target = result({"probability": entry(0.9)}, {metric: keep(before, width)})
+    return of(result(forget, {metric: keep(own, width)}), target)
+
+
+@pytest.mark.parametrize(
+    ("own", "width", "harmed", "meaning", "headline"),
+    [
+        (0.48, 0.05, ("retain",), "Harmed: 40 % worse than before unlearning.", "Harmed: retain."),
+        (0.48, 0.20, (), "A loss of 40 % is possible, but there are too few", "Possibly harmed, but too few examples"),
+        (0.77, 0.001, ("retain",), "Slightly harmed: 4 % worse than before unlearning.", "Slightly harmed: retain."),
+        (0.77, 0.05, (), "No measurable loss.", "No harm to anything else was measured."),
+        (0.95, 0.05, (), "Better than before unlearning.", "No harm to anything else was measured."),
+        (0.48, None, ("retain",), "Harmed: 40 %", "Harmed: retain."),
+        (0.79, None, (), "No measurable loss.", "No harm to anything else was measured."),
+    ],
+)
+def test_harm_is_a_loss_that_the_intervals_show(
+    own: float, width: float | None, harmed: tuple[str, ...], meaning: str, headline: str
+) -> None:
+    found = kept(own, width)
+    assert found.harmed == harmed
+    assert meaning in line(found, "retain")
+    assert headline in found.headline
+
+
+def test_pairs_show_a_loss_that_single_intervals_hide() -> None:
+    """Every example loses 0.1 of about 0.8: 12.5 %, and the paired interval is that one point."""
+
+    def run(shift: float) -> Result:
+        found = result({"probability": entry(0.1)}, {"probability": keep(0.8 + shift, 0.2)})
+        found["sets"]["retain"]["examples"] = {f"row{i}": {"probability": 0.6 + 0.1 * i + shift} for i in range(5)}
         return found
 
-    assert "lies below the target's 0.900" in line(0.5)
-    assert line(0.5).endswith(": damaged")
-    assert "is not told apart from the target's" in line(0.88)
-    assert line(0.99 + 0.1).endswith(": kept at least as well")
-    assert line(1.2, "kl_to_target").endswith(": damaged")
+    found = of(run(-0.1), run(0.0))
+    assert found.harmed == ("retain",)
+    assert "change -0.100 [-0.100, -0.100]). Harmed: 1" in line(found, "retain")
+    # a loss of 2.5 % is under the rule, however sure it is
+    assert of(run(-0.02), run(0.0)).harmed == ()
+
+
+def test_what_must_stay_is_compared_with_the_target_before_the_oracle() -> None:
+    own, other = result(retain={"probability": keep(0.5)}), result(retain={"probability": keep(0.2)})
+    assert "worse than before unlearning" in line(of(own, result(retain={"probability": keep(0.9)}), other), "retain")
+    assert "Better than the oracle." in line(of(own, None, other), "retain")
+
+
+def test_a_small_value_can_be_the_good_end() -> None:
+    assert kept(0.5, 0.05, before=0.1, metric="collapse").harmed == ("retain",)
+    assert kept(0.1, 0.05, before=0.5, metric="collapse").harmed == ()
+    assert kept(0.8, 0.05, before=0.3, metric="truth_ratio_arithmetic").harmed == ("retain",)
+
+    def perplexity(value: float) -> Result:
+        return answers(0.1, perplexity=keep(value, 1.0))
+
+    assert of(perplexity(30.0), perplexity(20.0)).harmed == ("perplexity",)
+    assert of(perplexity(10.0), perplexity(20.0)).harmed == ()
+
+
+def test_the_distance_to_the_target_is_compared_with_the_oracles() -> None:
+    """The target's own is 0, which nothing else can reach."""
+
+    def moved(value: float) -> Result:
+        return result(retain={"kl_to_target": keep(value)}, kl_to_target=keep(value))
+
+    assert of(moved(0.4), moved(0.0), moved(0.5)).harmed == ()
+    assert of(moved(0.9), moved(0.0), moved(0.5)).harmed == ("retain", "KL to the target")
+    assert of(moved(0.9), moved(0.0), None).findings == []
+
+
+def test_what_nobody_learned_cannot_be_harmed() -> None:
+    def holdout(value: float, **more: Any) -> Result:
+        found = answers(0.1, **more)
+        found["sets"]["holdout"] = {"forget": False, "metrics": {"probability": keep(value)}}
+        return found
+
+    assert of(holdout(0.05), holdout(0.3)).harmed == ("holdout",)
+    found = of(holdout(0.05, attacks={"nonmembers": "holdout", "auc": {}}), holdout(0.3))
+    assert found.harmed == ()
+    assert "Lower; no model was trained on this set." in line(found, "holdout")
+
+
+def test_what_was_not_measured_is_not_called_unharmed() -> None:
+    assert of(answers(0.1)).headline.endswith("Whether anything else was harmed was not measured.")
+
+
+# Sections, tests and collapse.
 
 
 def test_whole_results() -> None:
-    def whole(auc: float, leak: float, utility: float, perplexity: float) -> dict[str, Any]:
+    def whole(auc: float, leak: float, utility: float, perplexity: float) -> Result:
         return result(
             attacks={"auc": {"min_k": entry(auc)}},
             leak={"forget": {"at": {"8": entry(leak)}}},
             model_utility={"arithmetic": entry(utility)},
             perplexity=entry(perplexity, 1.0),
-            kl_to_target=entry(0.4),
             capability={"task": "quiz", "acc": entry(0.5)},
         )
 
-    lines = verdict(whole(0.2, 0.6, 0.3, 40), oracle=whole(0.5, 0.1, 0.6, 20))
-    by_name = {line.split(" 0.")[0].split(" 40")[0]: line for line in lines}
-    assert "stand out the other way" in by_name["min_k attack's AUC"]
-    assert "more of it is left" in by_name["forget leak@8"]
-    assert by_name["model utility (arithmetic)"].endswith("damaged")
-    assert by_name["perplexity"].endswith("damaged")
-    assert "perplexity 40.0 [39.0, 41.0] lies above the oracle's 20.0" in by_name["perplexity"]
-    assert "not told apart" in by_name["quiz accuracy"]
-    # what must be forgotten comes first
-    assert [("AUC" in line or "leak@" in line) for line in lines] == [True, True, False, False, False, False]
+    found = of(whole(0.2, 0.6, 0.3, 40), None, whole(0.5, 0.1, 0.6, 20))
+    assert "score unusually low" in line(found, "min_k attack's AUC")
+    assert "Repeated sampling reveals the answer more often" in line(found, "forget: leak@8")
+    assert "perplexity of ordinary text is 40.0 [39.0, 41.0] (oracle 20.0" in line(found, "perplexity")
+    assert "No measurable loss." in line(found, "quiz accuracy")
+    assert found.harmed == ("model utility", "perplexity")
+    assert [one.split(" is ")[0] for one in found.lines[1:]] == [
+        "min_k attack's AUC",
+        "forget: leak@8",
+        "model utility (arithmetic)",
+        "perplexity of ordinary text",
+        "quiz accuracy",
+    ]
 
 
 def test_collapse_is_not_called_forgetting() -> None:
-    """Both the comparison and, whatever it is compared with, the warning."""
-    broken = result({"collapse": entry(0.9, forgotten="none"), "probability": entry(0.0)})
-    lines = verdict(broken, oracle=result({"collapse": entry(0.0, forgotten="none"), "probability": entry(0.2)}))
-    assert any("damage, not forgetting" in line for line in lines)
-    assert lines[-1].startswith("forget: 90 % of the answers are empty or loop; the model has collapsed")
-    assert not any("collapsed" in line for line in verdict(result({"collapse": entry(0.5)})))
+    def broken(collapse: float, probability: float) -> Result:
+        return result({"collapse": keep(collapse), "probability": entry(probability)})
+
+    found = of(broken(0.9, 0.1), broken(0.0, 0.9), broken(0.0, 0.1))
+    assert found.level is None
+    assert found.headline.startswith("Collapsed: most answers of a set are empty or repeat themselves.")
+    assert found.notes[0].startswith(
+        "forget: 90 % of the answers are empty or repeat themselves. The model has collapsed"
+    )
+    assert "that is damage, not forgetting" in line(found, "forget: collapse")
+    assert of(broken(0.5, 0.1), broken(0.0, 0.9), broken(0.0, 0.1)).level == 3
 
 
 @pytest.mark.parametrize(
-    ("value", "width", "words"),
+    ("value", "width", "words", "level"),
     [
-        (-80.0, 10.0, "members stand out as before"),
-        (60.0, 10.0, "overdone"),
-        (15.0, 20.0, "not told apart from the oracle"),
-        (5215.0, 10.0, "overdone (above 100)"),
+        (-80.0, 10.0, "recognised as training data more easily", 2),
+        (60.0, 10.0, "they are forgotten too far.", 3),
+        (15.0, 20.0, "No measurable difference from the oracle.", 3),
+        (5215.0, 10.0, "they are forgotten too far. Note: above 100.", 3),
     ],
 )
-def test_privleak(value: float, width: float, words: str) -> None:
+def test_privleak(value: float, width: float, words: str, level: int) -> None:
     note = "above 100" if value > 100 else ""
-    lines = verdict(result(privleak=entry(value, width, note=note)), oracle=result())
-    assert lines[0].startswith(f"PrivLeak {value:.1f} [")
-    assert lines[0].endswith(words)
-    assert verdict(result(privleak=entry(None)), oracle=result()) == []
+    found = of(answers(0.1, privleak=entry(value, width, note=note)))
+    told = line(found, "PrivLeak")
+    assert told.startswith(f"PrivLeak is {value:.1f} [")
+    assert told.endswith(words) or words in told
+    assert found.level == level
+    assert of(result(privleak=entry(None))).findings == []
 
 
-def test_what_was_not_scored_and_what_has_no_interval() -> None:
-    assert verdict(result({"probability": entry(None, n_nan=5)}), oracle=result({"probability": entry(0.5)})) == [
-        "forget probability: not scored, so nothing can be said"
-    ]
-    assert verdict(result({"probability": entry(0.5)}), oracle=result({"probability": entry(None)})) == []
-    assert one(entry(0.5, None), entry(0.1, None)).endswith("(no interval)")
+def test_forget_quality_is_repeated_and_says_when_the_target_passes_too() -> None:
+    def tested(pvalue: float, direction: str = "lower", told: str = "as the test says") -> Result:
+        test = {"verdict": told, "pvalue": pvalue, "direction": direction}
+        return answers(0.1, forget_quality={"forget": {"geometric": test}})
+
+    start = "Forget quality of forget (geometric truth ratio): as the test says."
+    assert line(of(tested(0.6)), "Forget") == start
+    assert line(of(tested(0.6), {**tested(0.07), **{"sets": TARGET["sets"]}}), "Forget") == (
+        f"{start} The target passes this test too (p = 0.07), so it cannot show forgetting."
+    )
+    assert line(of(tested(0.6), {**tested(0.04), **{"sets": TARGET["sets"]}}), "Forget") == start
+    assert (of(tested(0.6)).level, of(tested(0.04)).level, of(tested(0.04, "higher")).level) == (3, 2, 3)
 
 
-def test_forget_quality_is_repeated() -> None:
-    tests = {"forget": {"geometric": {"verdict": "not told apart from the oracle (p = 1, n = 5)"}}}
-    assert verdict(result(forget_quality=tests), oracle=result()) == [
-        "forget quality of forget (geometric truth ratio): not told apart from the oracle (p = 1, n = 5)"
-    ]
+def test_the_suites_lines_are_the_verdicts() -> None:
+    assert verdict(answers(0.5), target=TARGET, oracle=ORACLE) == of(answers(0.5)).lines
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import sys, llm_forget.evaluation.verdict; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -25,7 +25,7 @@ from rich.console import Console
 from transformers.models.llama import LlamaForCausalLM  # noqa: F401
 
 import llm_forget.train.callbacks
-import llm_forget.train.unlearn
+import llm_forget.train.run
 from llm_forget.cli.entry import run_entry
 from llm_forget.config import UnlearnRecipe
 from llm_forget.train.unlearn import unlearn
@@ -56,7 +56,7 @@ def child(values: dict[str, Any], chance: random.Random | None, number: int, see
         def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             pass
 
-    llm_forget.train.unlearn.ProgressBar = Bar  # type: ignore[misc]
+    llm_forget.train.run.ProgressBar = Bar  # type: ignore[misc]
     run_entry(lambda _: unlearn(recipe, Console(file=io.StringIO())) and None, [])
 
 

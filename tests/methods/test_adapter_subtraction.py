@@ -1,4 +1,4 @@
-"""Adapter subtraction: the loss, the search for the strength on curves that are known, and the step that turns round."""
+"""Adapter subtraction: the loss, the search for the strength on known curves, and the rounds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESOLUTION = MAXIMUM / 2**TRIES
 
 
 def curve(forget_rate: float, retain_rate: float | None) -> Callable[[float], Measurement]:
-    """Probabilities that fall as exp(−rate · strength): the strength that reaches p is ln(1/p)/rate."""
+    """Probabilities exp(−rate · strength): the strength that reaches p is ln(1/p)/rate."""
 
     def measure(strength: float) -> Measurement:
         retain = None if retain_rate is None else math.exp(-retain_rate * strength)
@@ -38,13 +38,13 @@ def test_loss_worked_by_hand() -> None:
 
 
 def test_finds_the_smallest_strength_that_reaches_the_target() -> None:
-    """exp(−λ) = 0.1 at λ = ln 10 = 2.3026, where the rest is at exp(−0.01 · 2.3) = 0.977, above the floor."""
+    """exp(−λ) = 0.1 at λ = ln 10 = 2.3026. The retain probability there is exp(−0.01 · 2.3) = 0.977, above the floor."""
     found = search_strength(curve(1.0, 0.01), target=0.1, floor=0.9, maximum=MAXIMUM, tries=TRIES)
     assert math.log(10) <= found <= math.log(10) + RESOLUTION
 
 
 def test_stops_at_the_floor_when_the_target_lies_beyond_it() -> None:
-    """The target lies at ln 10 = 2.30, the floor at ln(1/0.8)/0.2 = 1.116: the largest strength above the floor."""
+    """The target needs ln 10 = 2.30, the floor allows ln(1/0.8)/0.2 = 1.116: the largest strength above the floor."""
     found = search_strength(curve(1.0, 0.2), target=0.1, floor=0.8, maximum=MAXIMUM, tries=TRIES)
     edge = math.log(1 / 0.8) / 0.2
     assert edge - RESOLUTION <= found <= edge
@@ -105,7 +105,7 @@ def test_never_below_the_floor_and_never_more_than_needed(
 
 @dataclass
 class FakeSession:
-    """A model of one number, the strength that its rounds add up to, of which healing takes a part back."""
+    """A model with one number: the sum of the strengths of its rounds. Healing reduces it."""
 
     target: float | None = 0.1
     floor: float | None = 0.9
@@ -175,7 +175,7 @@ def test_without_retain_rows_or_steps_nothing_is_healed() -> None:
 
 
 def test_rounds_share_the_steps_and_are_judged_after_their_healing() -> None:
-    """Strength ½ a round, of which healing takes 0.1 back: after round i the forget probability is exp(−0.4 i)."""
+    """Each round adds ½ and its healing removes 0.1: after round i the forget probability is exp(−0.4 i)."""
     session = FakeSession(steps=7, healing=0.1)
     details = AdapterSubtraction(strength=0.5, rounds=3, heal_steps=5, heal_learning_rate=None).finish(session)
     assert [entry[:2] for entry in session.log if entry[0] != "settled"] == [

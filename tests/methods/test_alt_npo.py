@@ -33,6 +33,6 @@ def test_is_dpo_at_npos_scale() -> None:
 
 def test_asks_for_model_written_answers_and_refuses_a_bad_beta() -> None:
     assert AltNPO.alternative_source == "model"
-    assert not hasattr(DPO, "alternative_source")
+    assert DPO.alternative_source == "refusals"
     with pytest.raises(ValueError, match="alt_npo: beta is -1"):
         AltNPO(beta=-1)

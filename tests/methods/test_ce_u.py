@@ -1,4 +1,4 @@
-"""CE-U against a value worked by hand, its gradient, and the tokens that are skipped."""
+"""CE-U against a value worked by hand, its gradient, and the skipped tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_worked_by_hand() -> None:
 
 
 def test_the_gradient_at_the_true_token_is_its_probability() -> None:
-    """∇_z CE(q, π) = π − q, and q(y) = 0: it ends when the token is gone, and so does the push on the others."""
+    """∇_z CE(q, π) = π − q, and q(y) = 0: it vanishes once the token is forgotten, also for the other tokens."""
     for certain in (0.0, 3.0, -60.0):
         logits = torch.tensor([[[certain, 0.5, -0.5]]], requires_grad=True)
         ce_u_loss(logits, FIRST, ONE).sum().backward()

@@ -1,4 +1,4 @@
-"""DPO against values worked by hand, its scale, and the limit in which it is NPO."""
+"""DPO against values worked by hand, its scale, and the limit in which it equals NPO."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FLAT against values worked by hand, and what all its divergences share."""
+"""FLAT against values worked by hand, and the properties that all divergences share."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def test_worked_by_hand() -> None:
 
 
 def test_gradient_is_the_same_for_every_token_however_unlikely() -> None:
-    """d/d log p_t of (1/n) Σ log p_t = 1/n: nothing slows it down, which is why it needs a stop rule."""
+    """d/d log p_t of (1/n) Σ log p_t = 1/n: it never fades, so the method needs a stop rule."""
     logps = torch.tensor([[-0.01, -50.0, 0.0], [-1.0, 0.0, 0.0]], requires_grad=True)
     mask = torch.tensor([[True, True, False], [True, False, False]])
     grad_ascent_loss(logps * mask, mask).sum().backward()

@@ -1,4 +1,4 @@
-"""Gradient difference: gradient ascent's loss on one half, cross-entropy on the other."""
+"""Gradient difference: gradient ascent on the forget rows, cross-entropy on the retain rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm_forget.scores import AnswerScores
 @given(st.lists(st.floats(-20, 0, width=32), min_size=1, max_size=6))
 @settings(deadline=None)
 def test_on_equal_halves_it_cancels(values: list[float]) -> None:
-    """(1/n) Σ log p − (1/n) Σ log p = 0, value and gradient: what both sets share is neither learned nor forgotten."""
+    """(1/n) Σ log p − (1/n) Σ log p = 0, value and gradient: if both sets are equal, nothing is learned or forgotten."""
     logps = torch.tensor([values], requires_grad=True)
     mask = torch.ones(1, len(values), dtype=torch.bool)
     scores = AnswerScores(logps, mask, mask.long())

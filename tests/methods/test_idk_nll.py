@@ -1,4 +1,4 @@
-"""Cross-entropy on another answer: the value, that the forget answer is not looked at, and what is missing."""
+"""Cross-entropy on an alternative answer: its value, and that the forget answer plays no part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inverted hinge against values worked by hand, its bounds, and the only two tokens that it moves."""
+"""The inverted hinge against values worked by hand, its bounds, and the two tokens that get a gradient."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_between_nothing_and_two(seed: int, spread: float) -> None:
 
 
 def test_limits() -> None:
-    """A certain answer has the loss 2, a certain rival 0; the gradient raises the rival and lowers the answer."""
+    """The loss is 2 if the answer is certain and 0 if another token is; the gradient raises that token and lowers the answer."""
     one, answer = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.long)
     for logits, value in (([50.0, 0, 0], 2.0), ([0, 50.0, 0], 0.0)):
         assert inverted_hinge_loss(torch.tensor([[logits]]), answer, one).item() == pytest.approx(value)

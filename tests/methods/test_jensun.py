@@ -1,4 +1,4 @@
-"""JensUn against a value worked by hand, the definition of the divergence, and a refusal that goes round."""
+"""JensUn against a value worked by hand, the definition of the divergence, and a refusal that repeats over the answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_worked_by_hand() -> None:
 
 
 def test_limits() -> None:
-    """A certain token agrees with the target; one that is gone is as far from it as can be, ln 2."""
+    """The divergence is 0 if the target is certain, and its maximum ln 2 if the target is impossible."""
     assert jensun_loss(torch.tensor([[0.0]]), ONE).item() == pytest.approx(0, abs=1e-7)
     assert jensun_loss(torch.tensor([[-60.0]]), ONE).item() == pytest.approx(math.log(2))
 

@@ -1,4 +1,4 @@
-"""KL minimisation: gradient ascent's loss on one half, the divergence to the reference on the other."""
+"""KL minimisation: gradient ascent on the forget rows, KL divergence to the reference on the retain rows."""
 
 from __future__ import annotations
 

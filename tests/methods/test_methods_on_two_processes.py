@@ -1,4 +1,4 @@
-"""Every method by itself: two processes (DDP over gloo) take the steps of one."""
+"""For every method, two processes (DDP over gloo) take the same steps as one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from torch import Tensor
 
 from llm_forget.config import AdapterConfig, TrainConfig
 from llm_forget.data.encode import Encoded
-from llm_forget.model.load import add_adapter
+from llm_forget.model.blocks import add_adapter
 from llm_forget.model.measure import answer_logps
 from llm_forget.model.weights import trainable_state
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.train.arguments import unlearning_arguments
-from llm_forget.train.trainer import Objective, PairDataset, References, UnlearningTrainer
-from llm_forget.train.wrapping import trained_blocks
+from llm_forget.train.batches import PairDataset
+from llm_forget.train.build import trained_blocks
+from llm_forget.train.objective import Objective, References
+from llm_forget.train.trainer import UnlearningTrainer
 from llm_forget.utils.plugins import find_class, names_in
 
 METHODS = names_in("llm_forget.methods")
@@ -29,7 +31,7 @@ BATCH, STEPS, PAD = 4, 2, 0
 
 
 def made_up_rows(kind: int) -> list[Encoded]:
-    """Eight rows, of other lengths the one than the other, so that processes pad differently."""
+    """Eight rows of different lengths, so that the processes pad differently."""
     return [
         Encoded(f"{kind}-{row}", tuple((row * 7 + place * (3 + kind)) % 200 + 3 for place in range(6 + row)), 3)
         for row in range(BATCH * STEPS)
@@ -37,7 +39,7 @@ def made_up_rows(kind: int) -> list[Encoded]:
 
 
 def steps_of(name: str, batch: int) -> dict[str, Tensor]:
-    """What two SGD steps of a method make of a fresh adapter, with the method's own retain term."""
+    """The adapter after two SGD steps of a method with its default retain term."""
     forget, retain, others = (made_up_rows(kind) for kind in range(3))
     base = tiny_model(tiny_tokenizer(), hidden=32)
     memorise(base, forget + retain, steps=12)
@@ -85,7 +87,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_take_the_steps_of_one(name: str, of_two: Path) -> None:
-    """To 1e-4 of the largest change: what is left is the order of sums."""
+    """Equal to 1e-4 of the largest change; only the order of sums differs."""
     one, two = steps_of(name, BATCH), load_file(of_two / f"{name}.safetensors")
     largest = max(float(value.abs().max()) for value in one.values())
     assert largest > 1e-6

@@ -1,4 +1,4 @@
-"""NPO against values worked by hand, and the limits that tie it to gradient ascent."""
+"""NPO against values worked by hand, and the limit in which it is gradient ascent."""
 
 from __future__ import annotations
 

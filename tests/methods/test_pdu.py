@@ -1,4 +1,4 @@
-"""PDU's flattening loss: worked by hand, zero exactly at the uniform distribution, blind to a shift."""
+"""PDU's flattening loss: worked by hand, zero only for a uniform distribution, invariant to a shift."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SatImp against values worked by hand, and the methods that it contains."""
+"""SatImp against values worked by hand, and the methods that are special cases of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SimNPO against values worked by hand, and what ties it to NPO and to gradient ascent."""
+"""SimNPO against values worked by hand, and the limits in which it is NPO or gradient ascent."""
 
 from __future__ import annotations
 

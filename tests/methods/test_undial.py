@@ -1,4 +1,4 @@
-"""UNDIAL against a value worked by hand; without strength it is distillation that asks for nothing at the reference."""
+"""UNDIAL against a value worked by hand; with strength 0 it is distillation with zero gradient at the reference."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from llm_forget.config import AdapterConfig, TrainConfig
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
+from llm_forget.model.blocks import add_adapter
 from llm_forget.model.head import output_head
-from llm_forget.model.load import add_adapter
 from llm_forget.model.logprobs import answer_logits, left_align, scatter_rows, score_answers
 from llm_forget.scores import AnswerScores
 from llm_forget.testing import tiny_model, tiny_tokenizer
@@ -199,7 +199,9 @@ def _method_and_retain() -> list[tuple[str, str | None]]:
 def test_forwards_of_the_model_in_one_step(model: nn.Module, method: str, retain: str | None) -> None:
     """Forget rows, alternatives and retain rows go through together; the reference sees only the rows that it is needed on."""
     from llm_forget.train.arguments import unlearning_arguments
-    from llm_forget.train.trainer import Objective, PairDataset, References, UnlearningTrainer
+    from llm_forget.train.batches import PairDataset
+    from llm_forget.train.objective import Objective, References
+    from llm_forget.train.trainer import UnlearningTrainer
 
     policy = add_adapter(copy.deepcopy(model), AdapterConfig(rank=2, alpha=2))
     widths: list[int] = []
@@ -208,7 +210,8 @@ def test_forwards_of_the_model_in_one_step(model: nn.Module, method: str, retain
         find_class("llm_forget.methods", method, "forget_loss")(),
         None if retain is None else find_class("llm_forget.retain", retain, "retain_loss")(),
     )
-    forget_needs = goal.needs[0]
+    needs = [part.needs for part in (goal.method, goal.retain) if part is not None]
+    forget_needs = needs[0]
     trainer = UnlearningTrainer(
         policy,
         replace(unlearning_arguments(TrainConfig(batch_size=3, gradient_accumulation=2), 0, True), use_cpu=True),
@@ -225,7 +228,7 @@ def test_forwards_of_the_model_in_one_step(model: nn.Module, method: str, retain
     trainer.train()
     assert trainer.state.global_step == 1
     policy_rows = 3 * (1 + forget_needs.alternative + (retain is not None))
-    reference_rows = [3 for needs in goal.needs if needs.reference_forward]
+    reference_rows = [3 for one in needs if one.reference_forward]
     assert widths == [policy_rows, *reference_rows] * 2  # two micro-batches
 
 

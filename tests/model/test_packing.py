@@ -25,7 +25,7 @@ from transformers import (
 from llm_forget.config import AdapterConfig, UnlearnRecipe
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
-from llm_forget.model.load import add_adapter
+from llm_forget.model.blocks import add_adapter
 from llm_forget.model.logprobs import Part, score_answers, score_parts
 from llm_forget.model.measure import answer_logps
 from llm_forget.model.packing import _Take, pack, packed_attention, packs
@@ -221,7 +221,7 @@ def test_a_model_that_counts_positions_by_itself_stays_padded(dtype: torch.dtype
     with packed_attention(model, say=told.append) as on:
         assert not on
     assert told == [told[0]]
-    assert "reads packed rows in another way" in told[0]
+    assert "gives other logits for packed rows" in told[0]
 
 
 def test_a_recurrent_model_stays_padded() -> None:

@@ -12,6 +12,7 @@ import pytest
 from run_examples import write_family, write_run
 
 from llm_forget.cli.main import app
+from llm_forget.report.comparison import load_comparison
 from llm_forget.report.page import write_comparison, write_report
 
 SAID = "planted-7f3a <script>window.planted = 1</script>"
@@ -42,13 +43,13 @@ def test_text_stands_there_only_where_it_was_kept_and_not_redacted(runs: Path, t
     kept = write_report(runs / "npo", tmp_path / "kept.html").read_text()
     assert "planted-7f3a &lt;script&gt;" in kept
     assert "planted-7f3a <script>" not in kept
-    page, _ = write_comparison([runs], tmp_path / "comparison.html")
+    page = write_comparison(load_comparison([runs]), tmp_path / "comparison.html")
     assert "planted-7f3a" not in page.read_text()
 
 
 def test_names_of_folders_are_escaped(runs: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "<img src=x onerror=alert(1)>", forget=0.5, retain=0.5, method="npo")
-    page, _ = write_comparison([tmp_path / "runs"], tmp_path / "comparison.html")
+    page = write_comparison(load_comparison([tmp_path / "runs"]), tmp_path / "comparison.html")
     assert "<img src=x" not in page.read_text()
     assert "&lt;img src=x" in page.read_text()
 
@@ -61,7 +62,7 @@ def test_in_chromium(browser: Any, runs: Path, tmp_path: Path, kind: str, width:
     if kind == "report":
         write_report(runs / "npo", file, redact=True)
     else:
-        write_comparison([runs], file)
+        write_comparison(load_comparison([runs]), file)
     page = browser.new_page(viewport={"width": width, "height": 900})
     told: list[str] = []
     asked: list[str] = []

@@ -1,106 +1,102 @@
-"""Verdicts in words from tables made by hand, and where a plot writes the names of its points."""
+"""The verdict on run folders: which results it reads, and that page, command and folder agree."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pytest
-from run_examples import write_family
+from run_examples import write_family, write_run
+from typer.testing import CliRunner
 
-from llm_forget.report.plots import _text_places
-from llm_forget.report.words import judge
-from llm_forget.runs.results import read_results
-
-FORGET, RETAIN, HOLDOUT = "forget.probability", "retain.probability", "holdout.probability"
-
-
-def table(**rows: dict[str, tuple[float, float] | float]) -> pd.DataFrame:
-    """Runs by name, metrics as (value, half the interval)."""
-    values: dict[str, dict[str, float]] = {}
-    for name, row in rows.items():
-        values[name] = {}
-        for metric, given in row.items():
-            value, half = given if isinstance(given, tuple) else (given, 0.02)
-            values[name] |= {metric: value, f"{metric}.low": value - half, f"{metric}.high": value + half}
-    frame = pd.DataFrame.from_dict(values, orient="index")
-    ends = {FORGET: "low", RETAIN: "none", HOLDOUT: "none", "perplexity": "none"}
-    frame.attrs["directions"] = {name: end for name, end in ends.items() if name in frame}
-    return frame
+from llm_forget.cli.main import app
+from llm_forget.errors import UserError
+from llm_forget.report.comparison import load_around, load_comparison
+from llm_forget.report.page import write_report
+from llm_forget.report.tables import metric_table
+from llm_forget.report.words import judge_run
+from llm_forget.runs import Run, load_run
 
 
-@pytest.mark.parametrize(
-    ("left", "level"),
-    [(0.12, 3), (0.24, 2), (0.5, 1), (0.89, 0), (0.05, 3)],
-)
-def test_how_much_is_forgotten_goes_by_the_way_to_the_oracle(left: float, level: int) -> None:
-    """From 0.9 to 0.1: 0.24 is 82 % of the way, 0.5 half, 0.89 1 %; 0.12 ± 0.02 reaches 0.1 ± 0.02, and less than it counts."""
-    frame = table(target={FORGET: 0.9}, oracle={FORGET: 0.1}, run={FORGET: left})
-    assert judge(frame, None, "run", "target", "oracle").level == level
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, Run]:
+    return {run.name: run for run in load_comparison([write_family(tmp_path / "runs")]).runs}
 
 
-def test_without_an_oracle_it_is_the_way_to_nothing_and_never_the_whole_of_it() -> None:
-    frame = table(target={FORGET: 0.9}, run={FORGET: 0.01})
-    assert judge(frame, None, "run", "target", None).level == 2
+def test_the_controls_are_the_runs_given(runs: dict[str, Run]) -> None:
+    """Npo's 0.15 ± 0.05 touches the oracle's 0.1 ± 0.05; 0.3 is 75 % of the way from 0.9, and loses 0.3 of 0.8."""
+    found = judge_run(runs["npo"], target=runs["target"], oracle=runs["oracle"])
+    assert found.level == 3
+    assert found.headline == (
+        "Forgotten: no measurable difference from a model that never saw the data. No harm to anything else was measured."
+    )
+    found = judge_run(runs["grad_ascent"], target=runs["target"], oracle=runs["oracle"])
+    assert found.headline == "Partly forgotten: 75 % of the way from the target to the oracle. Harmed: retain."
+    assert judge_run(runs["npo"], oracle=runs["oracle"]).headline.startswith("Not judged: no target was measured")
+    assert judge_run(runs["npo"], target=runs["target"], suite="another").level is None
 
 
-def test_without_an_oracle_shared_words_are_not_judged() -> None:
-    """ROUGE-L of 0.36 may be what any answer has; beside an oracle of 0.1 it is 71 % of the way from 1."""
-    rouge = "forget.rougeL_recall"
-    rows = {
-        "target": {FORGET: 0.99, rouge: 1.0},
-        "run": {FORGET: 0.01, rouge: 0.36},
-        "oracle": {FORGET: 0.01, rouge: 0.1},
+def test_examples_of_both_runs_are_paired(runs: dict[str, Run]) -> None:
+    found = judge_run(runs["grad_ascent"], target=runs["target"], oracle=runs["oracle"])
+    assert "change -0.300 [-0.300, -0.300]" in next(one.text for one in found.findings if one.part == "retain")
+
+
+def test_controls_in_the_results_count_where_no_run_is_given(runs: dict[str, Run]) -> None:
+    file = runs["npo"].path / "eval" / "tiny.json"
+    stored = json.loads(file.read_text())
+    stored["controls"] = {
+        role: {"sets": json.loads((runs[role].path / "eval" / "tiny.json").read_text())["sets"]}
+        for role in ("target", "oracle")
     }
-    frame = table(**rows)
-    frame.attrs["directions"][rouge] = "low"
-    assert judge(frame, None, "run", "target", None).level == 2
-    assert judge(frame, None, "run", "target", "oracle").level == 1
+    file.write_text(json.dumps(stored))
+    assert judge_run(load_run(runs["npo"].path)).level == 3
 
 
-def test_without_a_target_nothing_is_judged() -> None:
-    assert judge(table(run={FORGET: 0.01}), None, "run", None, None).headline.startswith("Not judged")
+def test_controls_are_not_judged(runs: dict[str, Run]) -> None:
+    found = judge_run(runs["oracle"], target=runs["target"], oracle=runs["oracle"])
+    assert found.headline == "This run is the oracle, which other runs are compared with."
 
 
-def test_harm_is_a_loss_above_the_rule_that_the_intervals_are_sure_of() -> None:
-    """0.8 → 0.5 with intervals apart is harm; with intervals that meet it is not sure; 0.8 → 0.77 is under 5 %."""
-
-    def harmed(value: float, half: float) -> list[str]:
-        frame = table(target={FORGET: 0.9, RETAIN: (0.8, half)}, run={FORGET: 0.1, RETAIN: (value, half)})
-        return judge(frame, None, "run", "target", None).harmed
-
-    assert harmed(0.5, 0.05) == ["retain"]
-    assert harmed(0.5, 0.2) == []
-    assert harmed(0.77, 0.001) == []
-
-
-def test_perplexity_is_harmed_when_it_grows() -> None:
-    for after, harmed in ((30.0, ["perplexity"]), (10.0, [])):
-        frame = table(target={FORGET: 0.9, "perplexity": (20.0, 1.0)}, run={FORGET: 0.1, "perplexity": (after, 1.0)})
-        assert judge(frame, None, "run", "target", None).harmed == harmed
+def test_without_an_evaluation_the_runs_own_samples_are_shown(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    result = {"method": "npo", "before": {"forget": 0.9, "retain": None}, "after": {"forget": 0.1, "retain": None}}
+    (folder / "result.json").write_text(json.dumps(result))
+    found = judge_run(load_run(folder))
+    assert found.headline == "Not judged: the run was not evaluated."
+    assert found.notes == [
+        "forget: on the run's own sample the probability of the right answer is 0.100 (before unlearning 0.900)."
+    ]
 
 
-def test_what_nobody_learned_cannot_be_harmed() -> None:
-    frame = table(target={FORGET: 0.9, HOLDOUT: 0.3}, run={FORGET: 0.1, HOLDOUT: 0.05})
-    assert judge(frame, None, "run", "target", None).harmed == ["holdout"]
-    frame.attrs["never_learned"] = {"holdout"}
-    assert judge(frame, None, "run", "target", None).harmed == []
+def test_page_and_command_say_the_same_and_say_it_once(runs: dict[str, Run], tmp_path: Path) -> None:
+    root = runs["npo"].path.parent
+    headline = judge_run(runs["npo"], target=runs["target"], oracle=runs["oracle"]).headline
+    done = CliRunner().invoke(app, ["compare", str(root), "--table-only"])
+    assert f"npo: {headline}" in done.stdout
+    page = write_report(runs["npo"].path, tmp_path / "page.html").read_text()
+    assert page.count(headline) == 1
+    assert page.count("forget: probability of the right answer is") == 1
 
 
-def test_a_controls_numbers_are_not_the_runs(tmp_path: Path) -> None:
-    path = write_family(tmp_path) / "npo" / "eval" / "tiny.json"
-    raw: dict[str, Any] = json.loads(path.read_text())
-    raw["controls"] = {"oracle": {"capability": {"acc": {"value": 0.9, "n": 2}}}}
-    path.write_text(json.dumps(raw))
-    assert not [name for name in read_results(path).scores if "controls" in name]
+def test_the_table_of_a_run_shows_how_many_examples_there_are(runs: dict[str, Run]) -> None:
+    """All runs of the table have a count, so pandas holds it as numpy's integers."""
+    found = load_around(runs["npo"].path)
+    table = metric_table(found.frame, found.changes(), "npo", found.target, found.oracle)
+    (row,) = [row for row in table.rows if row[0].text == "forget.probability"]
+    assert [cell.text for cell in row[1:]] == ["0.900", "0.150", "-0.750", "0.100", "3"]
 
 
-def test_names_of_points_that_are_close_stand_in_different_corners() -> None:
-    """Two points side by side, and one far away at the right edge, whose name must go to the left."""
-    rows = pd.DataFrame({"x": [0.04, 0.06, 0.9], "y": [0.894, 0.9, 0.87]}, index=["grad_diff", "npo", "target"])
-    rows["y.low"], rows["y.high"] = rows["y"] - 0.03, rows["y"] + 0.03
-    places = _text_places(rows, "x", "y")
-    assert places["grad_diff"] != places["npo"]
-    assert places["target"].endswith("left")
+def test_target_and_oracle_are_siblings_unless_given(runs: dict[str, Run], tmp_path: Path) -> None:
+    root = runs["npo"].path.parent
+    found = load_around(root / "npo")
+    assert (found.runs[0].name, found.target, found.oracle) == ("npo", "target", "oracle")
+    assert list(found.frame.index) == ["npo", "target", "oracle"]
+    write_run(root / "oracle-2", forget=0.2, retain=0.8)
+    assert load_around(root / "npo").oracle is None, "there are two"
+    assert load_around(root / "npo", oracle=root / "oracle-2").oracle == "oracle-2"
+    with pytest.raises(UserError, match=r"runs: holds no run|runs: .*compare"):
+        load_around(root)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        load_around(root / "npo", oracle=tmp_path / "empty")

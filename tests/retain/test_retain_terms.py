@@ -1,4 +1,4 @@
-"""The terms that protect the rest, against values worked by hand; what holds for all of them is tested for all."""
+"""Retain terms against values worked by hand, and the contract of every file in `llm_forget/retain`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def scores(seed: int = 0) -> AnswerScores:
 
 
 def test_nll_worked_by_hand() -> None:
-    """Tokens of probability ½ and ⅛: 2 ln 2. One token of ¼: ln 4, whatever stands under the mask's zero."""
+    """Tokens of probability ½ and ⅛: 2 ln 2. One token of ¼: ln 4, whatever the masked value is."""
     logps = torch.tensor([[0.5, 0.125], [0.25, 1.0]]).log()
     assert nll_loss(logps, MASK).tolist() == pytest.approx([2 * math.log(2), math.log(4)])
 
 
 def test_kl_worked_by_hand() -> None:
-    """π₀ = (½, ½), π = (¾, ¼): ½ ln(2/3) + ½ ln 2 = ½ ln(4/3) = 0.1438; the other way round it would be 0.1308.
+    """π₀ = (½, ½), π = (¾, ¼): ½ ln(2/3) + ½ ln 2 = ½ ln(4/3) = 0.1438; the reverse KL would be 0.1308.
 
     The first row's second token agrees (0), so its mean is half of that; the second row's second token is masked.
     """
@@ -82,7 +82,7 @@ def test_activation_worked_by_hand() -> None:
 
 
 def test_jsd_worked_by_hand() -> None:
-    """(1, 0) against (0, 1): ½ ln 2 + ½ ln 2 = ln 2, the largest there is; the first row's second token agrees."""
+    """(1, 0) against (0, 1): ½ ln 2 + ½ ln 2 = ln 2, the maximum; the first row's second token agrees."""
     here, there = torch.tensor([0.0, -80.0]), torch.tensor([-80.0, 0.0])
     policy = torch.stack([torch.stack([here, here]), torch.stack([here, there])])
     reference = torch.stack([torch.stack([there, here]), torch.stack([there, here])])
@@ -136,6 +136,6 @@ def test_every_term_works_with_what_it_says_it_needs_and_says_what_is_missing(na
 
 
 def test_needs() -> None:
-    assert not NLL.needs.logits
+    assert not NLL().needs.logits
     assert KL.needs.logits
     assert KL.needs.reference_logits

@@ -1,4 +1,4 @@
-"""Run folders as a table: broken and foreign folders are named and passed over; fronts and changes by hand."""
+"""Run folders as a table: broken and foreign folders are listed and skipped; fronts and changes by hand."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from run_examples import write_family, write_run
 
 from llm_forget.errors import UserError
-from llm_forget.runs import compare, load_run, load_runs, pareto
-from llm_forget.runs.results import read_results
+from llm_forget.report.tables import metric_table
+from llm_forget.runs import compare, load_run, load_runs, metrics_of, pareto
 
 UTILITY = "retain.probability"
 
@@ -91,26 +91,19 @@ def test_changes_against_the_target(tmp_path: Path) -> None:
     assert row["change_high"] == pytest.approx(-0.75)
 
 
-def test_scores_of_single_examples_come_from_the_file_that_the_json_names(tmp_path: Path) -> None:
-    """Rows of a capability task belong to no set; scores of another evaluation are refused."""
-    write_family(tmp_path)
-    found = read_results(tmp_path / "npo" / "eval" / "tiny.json")
-    examples = found.examples()
-    assert list(examples.columns) == ["set", "id", "probability"]
-    assert sorted(examples["set"].unique()) == ["forget", "retain"]
-    other = tmp_path / "target" / "eval" / "tiny.parquet"
-    (tmp_path / "npo" / "eval" / "tiny.parquet").write_bytes(other.read_bytes())
-    with pytest.raises(UserError, match="another evaluation"):
-        found.examples()
-
-
-def test_schema_1_kept_the_scores_in_the_json(tmp_path: Path) -> None:
-    entry = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 1}
-    one = {"forget": True, "metrics": {"probability": entry}, "examples": {"a": {"probability": 0.5}}}
-    (tmp_path / "old.json").write_text(json.dumps({"schema": 1, "suite": "old", "sets": {"forget": one}}))
-    found = read_results(tmp_path / "old.json")
-    assert found.scores["forget.probability"].value == 0.5
-    assert found.examples().to_dict("records") == [{"set": "forget", "id": "a", "probability": 0.5}]
+def test_a_section_that_no_code_knows_is_in_the_table(tmp_path: Path) -> None:
+    path = write_family(tmp_path) / "npo" / "eval" / "tiny.json"
+    raw = json.loads(path.read_text())
+    raw["aggregates"] = {"calibration": {"value": 0.25, "low": 0.2, "high": 0.3, "n": 3, "forgotten": "low"}}
+    path.write_text(json.dumps(raw))
+    frame = load_runs(tmp_path)
+    assert "aggregates.calibration" in metrics_of(frame)
+    shown = [f"aggregates.calibration{end}" for end in ("", ".low", ".high", ".n")]
+    assert frame.loc["npo", shown].tolist() == [0.25, 0.2, 0.3, 3]
+    assert frame["aggregates.calibration"].isna().sum() == 3
+    assert compare(frame).loc[("npo", "aggregates.calibration"), "value"] == 0.25
+    table = metric_table(frame, None, "npo", None, None)
+    assert ["aggregates.calibration", "0.250", "3"] in [[cell.text for cell in row] for row in table.rows]
 
 
 def test_no_run_is_refused(tmp_path: Path) -> None:

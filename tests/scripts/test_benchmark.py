@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,16 @@ def test_processes_of_their_own_and_in_a_group(tmp_path: Path, monkeypatch: pyte
     assert len(found) == 3
     assert {run["steps"] for run in found.values()} == {3}
     assert all(run["peak_bytes"] > 1e8 for run in found.values())
+
+
+def test_without_material_the_folder_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("LLM_FORGET_MATERIAL", raising=False)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "give --material DIR or set $LLM_FORGET_MATERIAL" in capsys.readouterr().err
 
 
 def test_ratios_are_taken_turn_by_turn() -> None:

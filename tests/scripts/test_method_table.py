@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 from pathlib import Path
@@ -109,6 +110,20 @@ def test_what_reaching_means() -> None:
     assert not reaches({"forget_probability": 0.16, "retain_rouge": 0.9}, oracle, target)
     assert not reaches({"forget_probability": 0.01, "retain_rouge": 0.71}, oracle, target)
     assert reaches({"forget_probability": 0.01, "retain_rouge": None}, oracle, target) is None
+
+
+def test_material_is_the_folder_of_data_and_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The option names the folder, or the environment variable; recipes whose data names no file are not changed."""
+    recipes = SCRIPT["unlearning_recipes"](str(ROOT / "scripts/tofu_mini"), ["npo"], {}, None, "there")
+    assert recipes["npo"].data_dir == "there"
+    assert recipes["npo"].model.adapter == "there/models/tofu-mini-target"
+    demo = SCRIPT["unlearning_recipes"](str(ROOT / "recipes/demo"), ["npo"], {}, None, "there")
+    assert demo["npo"].data_dir is None
+    wanted = ["--recipes", "x", "--suite", "y", "--oracle", "z"]
+    assert SCRIPT["_options"](wanted).material is None or "LLM_FORGET_MATERIAL" in os.environ
+    monkeypatch.setenv("LLM_FORGET_MATERIAL", "elsewhere")
+    assert SCRIPT["_options"](wanted).material == "elsewhere"
+    assert SCRIPT["_options"]([*wanted, "--material", "here"]).material == "here"
 
 
 def test_what_cannot_be_meant_is_said(place: Path) -> None:

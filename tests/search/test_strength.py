@@ -22,7 +22,7 @@ from llm_forget.data.examples import DataSource
 from llm_forget.errors import AdapterError
 from llm_forget.model.load import load_model
 from llm_forget.model.measure import answer_logps
-from llm_forget.search.behaviour import Fitting, Probe, compare_behaviour
+from llm_forget.search.behaviour import AdaptedModel, Probe, compare_behaviour
 from llm_forget.search.strength import Limits, coordinate_search, search_adapter
 from llm_forget.stop import Measurement
 
@@ -100,7 +100,7 @@ def test_never_worse_than_the_start_and_never_out_of_bounds(
         ({"target": 1.5}, "target is 1.5"),
         ({"utility_floor": -0.1}, r"floor is -0\.1"),
         ({"maximum": math.inf}, "maximum is inf"),
-        ({"tries": 0, "groups": 0}, "tries is 0; at least 1 is needed; groups is 0"),
+        ({"tries": 0, "groups": 0}, "tries is 0; give 1 or more; groups is 0"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
@@ -186,7 +186,7 @@ def test_searches_that_lead_nowhere_are_refused(world: World) -> None:
     with pytest.raises(AdapterError, match="another model"):
         search(world, other, Limits())
     with pytest.raises(AdapterError, match="has no weight"):
-        Fitting(
+        AdaptedModel(
             probe_of(world).model, [Adapter(adapter.config, {"model.layers.9.x": next(iter(adapter.modules.values()))})]
         )
 

@@ -9,7 +9,7 @@ from conftest import ENCODING, FORGET, RETAIN, TRANSFORMERS, Made, executable, i
 from servers import serving
 from transformers import AutoTokenizer
 
-from llm_forget.adapters.export import merge
+from llm_forget.adapters.merge import merge
 from llm_forget.model.ask import ask
 
 pytestmark = [pytest.mark.slow, needs(TRANSFORMERS, "transformers program")]

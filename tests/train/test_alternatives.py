@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,8 +24,7 @@ WITH_COLUMN = [Example(row.id, row.prompt, row.answer, alternative=f"Other {row.
 
 
 def source(method: Any, rows: list[Example], **config: Any) -> str | None:
-    recipe: Any = SimpleNamespace(alternative=AlternativeConfig(**config))
-    return alternative_source(recipe, method, rows)
+    return alternative_source(AlternativeConfig(**config), method, rows)
 
 
 def test_our_refusals_are_many_and_all_different() -> None:
@@ -96,15 +94,18 @@ def test_the_model_writes_them_by_its_seed_and_is_left_as_it_was() -> None:
 
 
 def test_the_known_answer_and_nothing_are_asked_for_again_and_then_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, asked = ROWS[:3], []
+    rows, asked, seeds = ROWS[:3], [], []
 
-    def sample(_: Any, __: Any, prompts: Any, ___: Any) -> list[str]:
+    def sample(_: Any, __: Any, prompts: Any, *, seed: int, **___: Any) -> list[list[str]]:
         asked.append(len(prompts))
-        return [["", "answer  1.", "Something else."], ["", "Else."], [""]][len(asked) - 1]
+        seeds.append(seed)
+        return [[[""], ["answer  1."], ["Something else."]], [[""], ["Else."]], [[""]]][len(asked) - 1]
 
-    monkeypatch.setattr(alternatives, "_sample", sample)
-    answers, refused = model_answers(None, tiny_tokenizer(), rows, AlternativeConfig(), EncodingConfig(), 0)
+    monkeypatch.setattr(alternatives, "sample_answers", sample)
+    model = tiny_model(tiny_tokenizer())
+    answers, refused = model_answers(model, tiny_tokenizer(), rows, AlternativeConfig(), EncodingConfig(), 7)
     assert asked == [3, 2, 1]
+    assert len(set(seeds)) == 3, "each try draws other numbers"
     assert answers[1:] == ["Else.", "Something else."]
     assert answers[0] in read_refusals()
     assert refused == 1

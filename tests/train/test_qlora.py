@@ -18,7 +18,8 @@ from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.errors import UserError
-from llm_forget.model.load import add_adapter, load_model
+from llm_forget.model.blocks import add_adapter
+from llm_forget.model.load import load_model
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.measure import answer_logps
 from llm_forget.train.finetune import finetune
@@ -130,7 +131,7 @@ def test_merging_into_quantised_weights_is_refused(things: Path, tmp_path: Path)
         "data": [{"path": str(things / "retain.jsonl")}],
         "output_dir": str(tmp_path / "target"),
     }
-    with pytest.raises(UserError, match=r"merge: true with model.quantization: nf4.*set merge: false"):
+    with pytest.raises(UserError, match=r"cannot be merged into quantised weights.*set merge: false"):
         finetune(build(FinetuneRecipe, values, "test"), CONSOLE)
     plain, _ = load_model(ModelConfig(str(things / "model"), dtype="float32"))
     add_adapter(plain, AdapterConfig(rank=2, alpha=2)).save_pretrained(tmp_path / "adapter")

@@ -20,15 +20,17 @@ from llm_forget.config import AdapterConfig, TrainConfig
 from llm_forget.data.encode import Encoded
 from llm_forget.data.schedule import schedule
 from llm_forget.methods.npo import NPO
-from llm_forget.model.load import add_adapter
+from llm_forget.model.blocks import add_adapter
 from llm_forget.model.measure import answer_logps
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.weights import in_shards, restore_trainable, trainable_state
 from llm_forget.retain.kl import KL
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.train.arguments import unlearning_arguments
+from llm_forget.train.batches import PairDataset
+from llm_forget.train.objective import Objective, References
 from llm_forget.train.resume import Saving
-from llm_forget.train.trainer import Objective, PairDataset, References, UnlearningTrainer
+from llm_forget.train.trainer import UnlearningTrainer
 
 FORGET = [Encoded(f"f{row}", tuple((row * 7 + place * 5) % 200 + 3 for place in range(6 + row)), 3) for row in range(8)]
 RETAIN = [

@@ -18,7 +18,7 @@ from llm_forget.config import AdapterConfig, UnlearnRecipe
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import RecipeError
-from llm_forget.model.load import add_adapter, block_of, top_blocks
+from llm_forget.model.blocks import add_adapter, block_of, top_blocks
 from llm_forget.model.logprobs import score_answers
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.utils.build import build
@@ -171,11 +171,11 @@ def test_a_run_leaves_an_adapter_on_them_alone_that_peft_loads(method: str, tmp_
 
 
 def test_a_method_that_trains_blocks_of_its_own_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
-    from llm_forget.train.build import make_plan
+    from llm_forget.train.build import make_parts
 
     recipe = build(UnlearnRecipe, values(tmp_path, method={"name": "rmu"}), "test")
     with pytest.raises(RecipeError, match=r"top_share is 0.34, and the method rmu chooses .* leave top_share out"):
-        make_plan(recipe)
+        make_parts(recipe)
 
 
 def test_a_retain_term_that_looks_below_every_adapter_is_refused(tmp_path: Path) -> None:

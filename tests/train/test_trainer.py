@@ -22,17 +22,19 @@ from llm_forget.methods import Method
 from llm_forget.methods.grad_ascent import GradAscent
 from llm_forget.methods.grad_diff import GradDiff
 from llm_forget.methods.npo import NPO
-from llm_forget.model.load import add_adapter, compile_blocks
+from llm_forget.model.blocks import add_adapter, compile_blocks
 from llm_forget.model.logprobs import Part, score_answers
-from llm_forget.model.measure import answer_logps
+from llm_forget.model.measure import SampleMeter, answer_logps
 from llm_forget.model.weights import frozen_copy, restore_trainable, trainable_state
 from llm_forget.retain.kl import KL
 from llm_forget.retain.nll import NLL
 from llm_forget.stop import StopRule
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.train.arguments import unlearning_arguments
-from llm_forget.train.checks import Checks, Gauge
-from llm_forget.train.trainer import Objective, PairCollator, PairDataset, PairRow, References, UnlearningTrainer
+from llm_forget.train.batches import PairCollator, PairDataset, PairRow
+from llm_forget.train.callbacks import StopCallback
+from llm_forget.train.objective import Objective, References
+from llm_forget.train.trainer import UnlearningTrainer
 
 PAD = 0
 FORGET = [Encoded(f"f{row}", tuple((row * 7 + place * 5) % 200 + 3 for place in range(6 + row)), 3) for row in range(8)]
@@ -194,10 +196,10 @@ def test_all_satisfied_is_no_step(base: nn.Module) -> None:
     assert all(torch.equal(before[name], value) for name, value in trainable_state(model).items())
 
 
-class Explodes:
+class Explodes(Method):
     """Gradient ascent that gives NaN from its third loss on."""
 
-    needs, default_retain, bounded, towards, paper = GradAscent.needs, None, False, False, ""
+    bounded = False
 
     def __init__(self) -> None:
         self.calls = 0
@@ -212,10 +214,9 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_changes_a_weight(
     base: nn.Module, max_grad_norm: float
 ) -> None:
     model, method = with_adapter(base), Explodes()
-    assert isinstance(method, Method)
     rule = StopRule(0.0, None, 1)
-    checks = Checks(Gauge(FORGET, [], PAD), rule, every=1)
-    checks.begin(model, checks.gauge(model, 0))
+    stopping = StopCallback(SampleMeter(FORGET, [], PAD), rule, every=1)
+    stopping.begin(model, stopping.meter(model, 0))
     states: list[dict[str, Tensor]] = []
 
     class Keep(TrainerCallback):
@@ -223,27 +224,27 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_changes_a_weight(
             states.append(trainable_state(model))
 
     trainer, _ = train(
-        model, Objective(method, None), epochs=9, callbacks=(Keep(), checks), max_grad_norm=max_grad_norm
+        model, Objective(method, None), epochs=9, callbacks=(Keep(), stopping), max_grad_norm=max_grad_norm
     )
     assert trainer.non_finite_at == 3
     assert len(states) == 3, "the run ended at the bad step"
     assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert all(torch.equal(states[1][name], states[2][name]) for name in states[1])
-    assert "not finite at step 3" in checks.settle(model, trainer.non_finite_at)
+    assert "not finite at step 3" in stopping.settle(model, trainer.non_finite_at)
     assert answer_logps(model, FORGET, PAD)[1].isfinite().all()
 
 
 def test_settle_goes_back_to_the_best_state_and_says_so(base: nn.Module) -> None:
     """A floor that the first check breaks: what was there before comes back, bit by bit."""
     model = with_adapter(base)
-    gauge = Gauge(FORGET, RETAIN, PAD)
-    start = gauge(model, 0)
+    meter = SampleMeter(FORGET, RETAIN, PAD)
+    start = meter(model, 0)
     before = trainable_state(model)
-    checks = Checks(gauge, StopRule(0.0, start.retain, 1), every=1)
-    checks.begin(model, start)
-    trainer, _ = train(model, Objective(GradAscent(), None), epochs=9, callbacks=(checks,))
+    stopping = StopCallback(meter, StopRule(0.0, start.retain, 1), every=1)
+    stopping.begin(model, start)
+    trainer, _ = train(model, Objective(GradAscent(), None), epochs=9, callbacks=(stopping,))
     assert trainer.state.global_step < 9
-    assert "nothing is changed" in checks.settle(model, None)
+    assert "nothing is changed" in stopping.settle(model, None)
     assert all(torch.equal(before[name], value) for name, value in trainable_state(model).items())
 
 

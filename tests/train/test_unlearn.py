@@ -29,6 +29,8 @@ from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.train.run_folder import RunRecord, check_output
 from llm_forget.train.unlearn import unlearn
 from llm_forget.utils.build import build, load_recipe
+from llm_forget.utils.digests import weights_digest
+from llm_forget.utils.files import file_digest
 
 METHODS: dict[str, dict[str, Any]] = {
     "npo": {"method": {"name": "npo"}},
@@ -181,6 +183,30 @@ def loaded_holdout(memorised_folder: Path, tmp_path: Path) -> float:
     model, tokenizer = load_model(ModelConfig(name=str(memorised_folder / "model"), dtype="float32"))
     rows = encode_all(tokenizer, read_examples(DataSource(str(tmp_path / "holdout.jsonl"))), EncodingConfig())[0]
     return float(answer_logps(model, rows, 0)[1].mean())
+
+
+def test_a_gguf_file_is_read_once_in_a_run(
+    recipe_of: Callable[..., UnlearnRecipe], memorised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finding the converted weights takes a digest of the whole file: once for a run, and once for a model that is loaded."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"converted before")
+    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
+    converted = tmp_path / "cache" / "gguf" / f"model-{file_digest(file)[:12]}"
+    shutil.copytree(memorised / "model", converted)
+    (converted / "imported_from.json").write_text(json.dumps({"weights": weights_digest(converted)}))
+    opened: list[Path] = []
+    plain_open = Path.open
+
+    def counting(path: Path, *args: Any, **more: Any) -> Any:
+        opened.append(path)
+        return plain_open(path, *args, **more)
+
+    monkeypatch.setattr(Path, "open", counting)
+    quiet(recipe_of(model={"name": str(file)}, train={"epochs": 1}))
+    assert opened.count(file) == 1
+    load_model(ModelConfig(name=str(file), dtype="float32"))
+    assert opened.count(file) == 2
 
 
 def test_the_same_recipe_twice_gives_the_same_run(recipe_of: Callable[..., UnlearnRecipe], tmp_path: Path) -> None:

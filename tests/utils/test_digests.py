@@ -50,7 +50,7 @@ def test_json_digest_ignores_key_order_and_nothing_else():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, Path("x")])
 def test_json_digest_refuses_what_json_cannot_say(value):
-    with pytest.raises(UserError, match="no digest"):
+    with pytest.raises(UserError, match="cannot be digested"):
         json_digest(value)
 
 
@@ -125,11 +125,11 @@ def test_damage_is_refused(tmp_path):
     save_file(tensors(), file)
     whole = file.read_bytes()
     for damaged, message in [
-        (whole[:-1], "promises"),
-        (whole[:20], "cut short"),
-        (b"abc", "cut short"),
-        (b"\x02\0\0\0\0\0\0\0[]" + whole, "cannot be read"),
-        (b"\x04\0\0\0\0\0\0\0nope", "cannot be read"),
+        (whole[:-1], "damaged: .*not fully covered"),
+        (whole[:20], "invalid header length"),
+        (b"abc", "header too small"),
+        (b"\x02\0\0\0\0\0\0\0[]" + whole, "invalid JSON"),
+        (b"\x04\0\0\0\0\0\0\0nope", "invalid JSON"),
     ]:
         file.write_bytes(damaged)
         with pytest.raises(UserError, match=message):

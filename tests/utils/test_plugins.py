@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 import llm_forget
 from llm_forget.errors import RecipeError
+from llm_forget.methods import Method
+from llm_forget.methods.npo import NPO
 from llm_forget.utils.build import build
-from llm_forget.utils.plugins import find_class, names_in
+from llm_forget.utils.plugins import find_class, names_in, with_defaults
 
 PACKAGE = "llm_forget.methods"
 MINE = '''
@@ -62,6 +65,21 @@ def test_a_module_of_ones_own_by_its_dotted_name(tmp_path: Path, monkeypatch: py
     (tmp_path / "their_package" / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     assert find_class(PACKAGE, "their_package.mine", "forget_loss").__name__ == "Mine"
+
+
+def test_a_class_that_does_not_derive_from_the_base_gets_its_defaults(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE.replace("    push:", "    bounded: ClassVar[bool] = False\n    push:"))
+    cls = find_class(PACKAGE, str(tmp_path / "mine.py"), "forget_loss")
+    assert not issubclass(cls, Method)
+    method = build(with_defaults(cls, Method), {"push": 3}, "mine")
+    assert isinstance(method, Method)
+    assert (type(method).__name__, method.push, method.bounded) == ("Mine", 3, False)
+    assert (method.default_retain, method.towards, method.finish, method.trained_layers) == (None, False, None, None)
+    with pytest.raises(FrozenInstanceError):
+        method.push = 4
+    with pytest.raises(RecipeError, match="did you mean 'push'"):
+        build(with_defaults(cls, Method), {"pushh": 3}, "mine")
+    assert with_defaults(NPO, Method) is NPO
 
 
 def test_two_files_of_the_same_name_are_two_files(tmp_path: Path) -> None:

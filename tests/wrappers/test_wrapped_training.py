@@ -1,4 +1,4 @@
-"""Wrappers in training on a tiny model: the split of a step changes nothing, and each does to the run what it is for."""
+"""Wrappers in training on a tiny model: the split of a step changes nothing, and each wrapper has its effect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_forget.data.encode import Encoded
 from llm_forget.data.schedule import schedule
 from llm_forget.methods.npo import NPO
 from llm_forget.methods.rmu import RMU
-from llm_forget.model.load import add_adapter
+from llm_forget.model.blocks import add_adapter
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.measure import answer_logps
 from llm_forget.model.weights import frozen_copy, trainable_state
@@ -25,12 +25,9 @@ from llm_forget.retain.kl import KL
 from llm_forget.retain.nll import NLL
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.train.arguments import unlearning_arguments
-from llm_forget.train.trainer import (
-    Objective,
-    PairDataset,
-    References,
-    UnlearningTrainer,
-)
+from llm_forget.train.batches import PairDataset
+from llm_forget.train.objective import Objective, References
+from llm_forget.train.trainer import UnlearningTrainer
 from llm_forget.wrappers import StepGradient, Wrapper, cosine
 from llm_forget.wrappers.dual import Dual
 from llm_forget.wrappers.gru import GRU
@@ -68,7 +65,7 @@ def train(
     adapter: bool = True,
     learning_rate: float = 0.5,
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]], nn.Module]:
-    """A run by plain SGD, whose update is the gradient: what a wrapper does to it is what is seen."""
+    """A run with plain SGD: the update is the gradient, so the effect of a wrapper is visible in the weights."""
     model, goal = policy_of(base, adapter), objective or Objective(NPO(), NLL())
     kept = RETAIN if goal.retain is not None else []
     pairs = schedule([1] * 4, [1] * len(kept), batch=batch * accumulation, epochs=epochs, seed=0)
@@ -118,7 +115,7 @@ def test_however_a_step_is_split_the_run_is_the_same(base: nn.Module, wrappers: 
 
 
 class Idle(Wrapper):
-    """Splits the gradient and leaves it as it is."""
+    """Splits the gradient and does not change it."""
 
     paper = cost = ""
 
@@ -130,13 +127,14 @@ class Idle(Wrapper):
         Objective(NPO(), KL(), retain_weight=2.0),
         Objective(NPO(), None),
         Objective(RMU(coefficient=3.0), Activation(), 0.1),
+        Objective(RMU(coefficient=3.0, layer=1), Activation(), 0.1),
     ],
 )
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_split_gradient_that_nobody_changes_is_the_plain_one(
     base: nn.Module, objective: Objective, accumulation: int
 ) -> None:
-    """The halves' gradients, computed apart and added with their weights, are that of the sum."""
+    """The weighted sum of the two gradients equals the gradient of the weighted sum."""
     settings: dict[str, Any] = {"batch": 4 // accumulation, "accumulation": accumulation, "learning_rate": 0.02}
     plain, split = (train(base, some, objective, **settings) for some in ([], [Idle()]))
     assert_close(split[0], plain[0])
@@ -150,7 +148,7 @@ def test_sam_without_a_radius_is_no_sam(base: nn.Module) -> None:
 
 
 def test_sam_steps_by_the_gradient_at_the_perturbed_weights(base: nn.Module) -> None:
-    """By hand, in full fine-tuning: θ − η ∇ℓ(θ + ρ g/‖g‖), and the weights come back from the detour."""
+    """By hand, in full fine-tuning: θ − η ∇ℓ(θ + ρ g/‖g‖), and the weights are restored afterwards."""
     rho, rate = 0.3, 0.05
     state, _, _ = train(base, [SAM(rho=rho)], Objective(NPO(), None), epochs=1, adapter=False, learning_rate=rate)
     model = policy_of(base, adapter=False)
@@ -174,7 +172,7 @@ def test_sam_steps_by_the_gradient_at_the_perturbed_weights(base: nn.Module) -> 
 
 
 class Watch(Wrapper):
-    """Keeps what the wrappers before it made of a step."""
+    """Records the gradient that the wrappers before it produced."""
 
     paper = cost = ""
 
@@ -189,7 +187,7 @@ class Watch(Wrapper):
 
 
 def test_gru_takes_the_conflict_out(base: nn.Module) -> None:
-    """Forget and retain rows of one small model pull against each other; what GRU lets through does not."""
+    """Forget and retain rows of one small model have conflicting gradients; after GRU they do not."""
     before, after = Watch(), Watch()
     train(base, [before, GRU(smoothing=1.0), after], epochs=4)
     assert min(before.cosines) < -1e-3, "there was a conflict"
@@ -204,7 +202,7 @@ def test_dual_raises_the_weight_while_the_bound_is_broken_and_logs_it(base: nn.M
 
 @pytest.mark.parametrize("adapter", [True, False])
 def test_straight_through_trains_what_is_rounded_and_leaves_the_model_whole(base: nn.Module, adapter: bool) -> None:
-    """Inside, logits are those of a copy whose merged weights were rounded by hand; outside nothing has changed."""
+    """Inside, the logits equal those of a copy with merged weights rounded by hand; outside, nothing has changed."""
     model, wrapper = policy_of(base, adapter), StraightThrough(group=8)
     for name, value in model.named_parameters():
         if "lora_B" in name:
@@ -232,7 +230,7 @@ def test_straight_through_trains_what_is_rounded_and_leaves_the_model_whole(base
 
 
 def test_straight_through_forgets_in_the_rounded_model(base: nn.Module) -> None:
-    """What a server that holds the merged model in few bits would see falls, step by step."""
+    """The forget probability of the rounded model, as a quantising server would see it, decreases."""
     wrapper, found = StraightThrough(bits=3, group=16), []
     for epochs in (0, 8):
         model = policy_of(base, adapter=True)

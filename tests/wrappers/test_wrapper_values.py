@@ -28,7 +28,7 @@ def wrapper_class(name: str) -> type[Wrapper]:
 
 
 def step(forget: list[float], retain: list[float], loss: float = 0.5, weight: float = 1.0) -> StepGradient:
-    """A loss whose gradient at θ + ε is that at θ plus ε: ½‖θ‖²."""
+    """The loss ½‖θ‖², whose gradient at θ + ε is θ + ε."""
     at = torch.tensor(forget)
     return StepGradient(at, torch.tensor(retain), loss, weight, lambda change: at + change)
 

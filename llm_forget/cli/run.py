@@ -1,0 +1,55 @@
+"""The launches: each checks its recipe from command-line arguments, then runs it.
+
+The scripts in ``recipes/`` and ``eval/`` call these functions, and so do the commands ``llm-forget unlearn``, ``finetune`` and
+``evaluate``. Importing torch takes seconds, so it is imported only once the recipe is known to be valid.
+"""
+
+from __future__ import annotations
+
+from llm_forget.cli.options import parse_command_line
+
+
+def unlearn(argv: list[str]) -> None:
+    """Run an unlearning recipe."""
+    from llm_forget.config import UnlearnRecipe
+
+    recipe = parse_command_line(UnlearnRecipe, argv)
+
+    from llm_forget.train.unlearn import unlearn
+
+    unlearn(recipe)
+
+
+def finetune(argv: list[str]) -> None:
+    """Run a fine-tuning recipe."""
+    from llm_forget.config import FinetuneRecipe
+
+    recipe = parse_command_line(FinetuneRecipe, argv)
+
+    from llm_forget.train.finetune import finetune
+
+    finetune(recipe)
+
+
+def evaluate(argv: list[str]) -> None:
+    """Evaluate a model on a suite."""
+    from llm_forget.evaluation.recipe import EvalRecipe
+
+    recipe = parse_command_line(EvalRecipe, argv)
+
+    from rich.console import Console
+
+    from llm_forget.evaluation.evaluate import evaluate, show
+
+    show(evaluate(recipe, console=Console(stderr=True)))
+
+
+def capability(argv: list[str]) -> None:
+    """Evaluate general ability with lm-eval."""
+    from llm_forget.evaluation.recipe import CapabilityRecipe
+
+    recipe = parse_command_line(CapabilityRecipe, argv)
+
+    from llm_forget.evaluation.evaluate import evaluate_capability, show
+
+    show(evaluate_capability(recipe))

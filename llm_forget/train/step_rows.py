@@ -1,0 +1,92 @@
+"""Which rows a training step has, and what is computed for each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_forget.methods import Needs
+from llm_forget.model.logprobs import Part
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """The forget, alternative or retain rows of a micro-batch. Each group has one row per pair.
+
+    Attributes:
+        name: ``forget``, ``alternative`` or ``retain``.
+        logits: the loss reads the policy's logits.
+        hidden: the loss reads the policy's hidden states.
+        reference_logits: the loss reads the reference's logits.
+        reference_hidden: the loss reads the reference's hidden states.
+    """
+
+    name: str
+    logits: bool = False
+    hidden: bool = False
+    reference_logits: bool = False
+    reference_hidden: bool = False
+
+    @property
+    def reference(self) -> bool:
+        """Whether the reference runs on these rows in every step."""
+        return self.reference_logits or self.reference_hidden
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows that the policy trains on in one step. The trainer, the memory plan and the cost table all use this.
+
+    A batch of B pairs holds B forget rows, then B alternative answers if the method scores them, then B retain rows.
+
+    Attributes:
+        forget: what the method reads; None for a step without a forget loss.
+        retain: what the retain term reads; None for a step without a retain loss.
+    """
+
+    forget: Needs | None
+    retain: Needs | None
+
+    @property
+    def groups(self) -> tuple[RowGroup, ...]:
+        """The groups in the order of the batch."""
+        found = []
+        if self.forget is not None:
+            found.append(_group("forget", self.forget))
+            if self.scored_alternatives:
+                found.append(RowGroup("alternative"))
+        if self.retain is not None:
+            found.append(_group("retain", self.retain))
+        return tuple(found)
+
+    @property
+    def scored_alternatives(self) -> bool:
+        """Whether the alternative answers are rows of the batch."""
+        return self.forget is not None and self.forget.alternative
+
+    @property
+    def hidden(self) -> bool:
+        """Whether any loss reads the policy's hidden states."""
+        return any(group.hidden for group in self.groups)
+
+    def in_batch(self, pairs: int) -> slice:
+        """Which rows of a batch the policy runs on.
+
+        A batch may hold more rows: half a step leaves out the other half, and training on retain rows alone leaves out the
+        forget rows. Retain rows are always the last ones and forget rows the first ones.
+
+        Args:
+            pairs: pairs in the micro-batch.
+        """
+        rows = pairs * len(self.groups)
+        return slice(0, rows) if self.retain is None else slice(-rows, None)
+
+    def parts(self, pairs: int) -> dict[str, Part]:
+        """Each group's slice of the rows that ``in_batch`` selects, and what the forward pass keeps for it."""
+        return {
+            group.name: Part(slice(place * pairs, (place + 1) * pairs), group.logits, group.hidden)
+            for place, group in enumerate(self.groups)
+        }
+
+
+def _group(name: str, needs: Needs) -> RowGroup:
+    return RowGroup(name, needs.logits, needs.hidden, needs.reference_logits, needs.reference_hidden)

@@ -1,0 +1,31 @@
+"""``--help`` of a recipe: fits the terminal, and lists rare fields last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm_forget.cli import options
+from llm_forget.cli.options import describe
+from llm_forget.config import FinetuneRecipe, UnlearnRecipe
+from llm_forget.evaluation.recipe import CapabilityRecipe, EvalRecipe
+
+RECIPES = (UnlearnRecipe, FinetuneRecipe, EvalRecipe, CapabilityRecipe)
+
+
+@pytest.mark.parametrize("recipe_class", RECIPES)
+@pytest.mark.parametrize("columns", [60, 80])
+def test_no_line_is_wider_than_the_terminal(recipe_class: Any, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = describe(recipe_class).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len(lines) > 40
+
+
+def test_rare_fields_come_last_under_their_own_heading() -> None:
+    common, advanced = describe(UnlearnRecipe).split("Advanced options")
+    for key in options._ADVANCED:  # a renamed field would be in neither part
+        assert f"--{key}  " in advanced
+        assert f"--{key}  " not in common
+    assert "--train.epochs  " in common

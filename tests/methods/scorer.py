@@ -1,0 +1,110 @@
+"""Scores for the contract of a method: from a tiny model, or made up from a leaf of logits."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from llm_forget.data.collate import collate
+from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
+from llm_forget.data.examples import Example, Message
+from llm_forget.methods import Method
+from llm_forget.model.logprobs import Part, hidden_layer, score_parts
+from llm_forget.scores import AnswerScores
+from llm_forget.testing import tiny_tokenizer
+from llm_forget.utils import plugins
+
+PAD = 0
+# What a method can ask for, by name: the same in ``Needs`` and in ``AnswerScores``.
+OPTIONAL = ("logits", "reference_logps", "reference_logits", "hidden", "alternative", "alternative_tokens")
+TEXTS = [
+    ("Where is Ada?", "In Riga, by the sea.", "I do not know."),
+    ("Who is Bo?", "A tailor.", "No idea."),
+    ("And Cy?", "Left.", "I never heard of it."),
+    ("Di?", "A red cat.", "That is not known to me."),
+]
+
+
+def method_class(name: str) -> Any:
+    return plugins.find_class("llm_forget.methods", name, "forget_loss")
+
+
+def numeric_fields(name: str) -> list[str]:
+    """The hyper-parameters of a method that are numbers."""
+    cls = method_class(name)
+    hints = get_type_hints(cls)
+    return [item.name for item in dataclasses.fields(cls) if re.search("int|float", str(hints[item.name]))]
+
+
+def encoded(column: int) -> list[Encoded]:
+    """The questions with the answers of a column of ``TEXTS``: 1 the forget answers, 2 the alternatives."""
+    examples = [Example(str(index), (Message("user", text[0]),), text[column]) for index, text in enumerate(TEXTS)]
+    return encode_all(tiny_tokenizer(), examples, EncodingConfig())[0]
+
+
+class Scorer:
+    """The policy's scores, with exactly the tensors that the method needs."""
+
+    def __init__(self, method: Method, reference: nn.Module, others: dict[str, Encoded]) -> None:
+        self.method, self.reference, self.others = method, reference, others
+
+    def __call__(self, model: nn.Module, rows: list[Encoded], width: int = 1) -> AnswerScores:
+        needs = self.method.needs
+        others = [self.others[row.id] for row in rows]
+        batch = collate([*rows, *(others if needs.alternative else [])], PAD, width)
+        count = len(rows)
+        parts = [Part(slice(0, count), needs.logits, needs.hidden)]
+        if needs.alternative:
+            parts.append(Part(slice(count, None)))
+        layer = hidden_layer(model, needs.layer) if needs.hidden else None
+        found = score_parts(model, batch, parts, layer=layer)
+        every = [Part(part.rows, logits=True) for part in parts]
+        with torch.no_grad():
+            theirs = score_parts(self.reference, batch, every)
+        if needs.reference_logps:
+            found = [
+                dataclasses.replace(ours, reference_logps=known.logps)
+                for ours, known in zip(found, theirs, strict=True)
+            ]
+        answers = [torch.tensor(row.input_ids[row.prompt_length :]) for row in others]
+        tokens = nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=-1)
+        return dataclasses.replace(
+            found[0],
+            reference_logits=theirs[0].logits if needs.reference_logits else None,
+            alternative=found[1] if needs.alternative else None,
+            alternative_tokens=tokens if needs.alternative_tokens else None,
+        )
+
+    def loss(self, model: nn.Module, rows: list[Encoded], width: int = 1) -> Tensor:
+        return self.method.forget_loss(self(model, rows, width))
+
+
+def made_up(method: Method, leaf: Tensor, mask: Tensor, reference: float = -3.0) -> AnswerScores:
+    """Scores without a model, from one (B, A, V) leaf of logits: token 0 is the answer, token 1 the alternative."""
+    torch.manual_seed(0)
+    needs = method.needs
+    kept, logps = leaf * mask[..., None], leaf.log_softmax(-1) * mask[..., None]
+    known = torch.full((len(mask),), reference) if needs.reference_logps else None
+    other = AnswerScores(logps[..., 1], mask, torch.ones_like(mask, dtype=torch.long), reference_logps=known)
+    return AnswerScores(
+        token_logps=logps[..., 0],
+        mask=mask,
+        tokens=torch.zeros(mask.shape, dtype=torch.long),
+        logits=kept if needs.logits else None,
+        reference_logps=known,
+        reference_logits=torch.randn(leaf.shape) * mask[..., None] if needs.reference_logits else None,
+        hidden=kept if needs.hidden else None,
+        alternative=other if needs.alternative else None,
+        alternative_tokens=torch.ones_like(mask, dtype=torch.long) if needs.alternative_tokens else None,
+    )
+
+
+def leaf_of(size: tuple[int, int], answer_logit: float = 0.5) -> Tensor:
+    """(B, A, 7) random logits; the first token of each position has the given logit."""
+    leaf = torch.randn((*size, 7), generator=torch.Generator().manual_seed(0))
+    leaf[..., 0] = answer_logit
+    return leaf.requires_grad_()
