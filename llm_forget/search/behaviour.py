@@ -1,4 +1,4 @@
-"""What adapters do to answers: a base held in memory, adapters put on it by turns, and how likely the answers then are."""
+"""How adapters change answer probabilities: one base in memory, and each adapter measured on it in turn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from llm_forget.utils.digests import stored_tensors
 
 @dataclass(frozen=True)
 class Probe:
-    """What adapters are measured with.
+    """The base, and how adapters are measured on it.
 
     Attributes:
         model: the base.
