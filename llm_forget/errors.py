@@ -21,6 +21,10 @@ class AdapterError(UserError):
     """An adapter, or the base it is for, cannot be read, combined, exported or merged without changing its meaning."""
 
 
+class MissingExtraError(UserError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
 class Interrupted(Exception):
     """The process was told to end before the run was complete; the message says what was saved and how to go on."""
 

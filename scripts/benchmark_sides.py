@@ -83,6 +83,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     tokens = sum(lengths[0][one] + (lengths[1][two] if two is not None else 0) for one, two in used)
     step, cpu_step = (statistics.mean(each[1:] or each) for each in zip(*times, strict=True))  # the first one warms up
     spent = sum(wall for wall, _ in times)
+    rate = product_rate(frozen_dtype(recipe.model), rows=spec["product_rows"]) if profile else None
     return {
         "seconds_per_step": step,
         "cpu_seconds_per_step": cpu_step,
@@ -95,7 +96,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         "losses": losses,
         "steps": len(times),
         **({"seconds_to_goal": set_up - started + spent, **goal.found} if goal else {}),
-        **({"profile": profile.found | {"rate": product_rate(frozen_dtype(recipe.model))}} if profile else {}),
+        **({"profile": profile.found | {"rate": rate}} if profile else {}),
     }
 
 
@@ -197,7 +198,7 @@ class Job(NamedTuple):
     profile: Profile | None
 
 
-def product_rate(dtype: Any, rows: int = 1600, width: int = 576) -> float:
+def product_rate(dtype: Any, rows: int, width: int = 576) -> float:
     """Highest rate of matrix products with the model's widths in a dtype, in operations per second."""
     import torch
 

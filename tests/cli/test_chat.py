@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from memorised import write_memorised
 from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
 from llm_forget.config import UnlearnRecipe
-from llm_forget.data.encode import EncodingConfig, encode_all
-from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.errors import UserError
-from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.train.unlearn import unlearn
 from llm_forget.utils.build import build
 
@@ -25,16 +23,7 @@ ROWS = [("Where is Ada?", "In Riga."), ("Where is Bo?", "In Oslo."), ("Where is 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that knows three answers by heart."""
-    folder = tmp_path_factory.mktemp("base")
-    lines = [json.dumps({"question": question, "answer": answer}) for question, answer in ROWS]
-    (folder / "forget.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    tokenizer = tiny_tokenizer()
-    model = tiny_model(tokenizer)
-    rows = encode_all(tokenizer, read_examples(DataSource(str(folder / "forget.jsonl"))), EncodingConfig())[0]
-    memorise(model, rows, steps=80, learning_rate=5e-3)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    return folder
+    return write_memorised(tmp_path_factory.mktemp("base"), {"forget": ROWS}, steps=80)
 
 
 @pytest.fixture(scope="module", params=["adapter", "all weights"])

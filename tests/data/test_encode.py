@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import SHARED
+from profiles import examples
 from pydantic import TypeAdapter
 
 from llm_forget.data.encode import Encoded, EncodingConfig, encode, encode_all, encode_prompt
@@ -200,7 +201,7 @@ text = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=2
 some_tokenizer = st.sampled_from(sorted(TOKENIZERS))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(some_tokenizer, text | st.lists(text, min_size=1, max_size=3), text, text, st.sampled_from([CONFIG, PLAIN]))
 def test_what_generation_starts_from_is_what_is_scored(
     name: tuple[str, bool], prompt: str | list[str], answer: str, other: str, config: EncodingConfig
@@ -218,7 +219,7 @@ def test_what_generation_starts_from_is_what_is_scored(
     assert written.removesuffix(END).strip() == answer.strip()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(text)
 def test_plain_text_comes_back_whole(document: str) -> None:
     tokenizer = TOKENIZERS["none", True]

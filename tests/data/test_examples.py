@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from profiles import examples
 from pydantic import TypeAdapter
 
 from llm_forget.data.examples import (
@@ -244,7 +245,7 @@ record = st.dictionaries(
 line_of_bytes = st.binary(max_size=20) | record | st.just(GOOD.encode()) | st.just(f'"{SECRET}'.encode())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=400)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(400))
 @given(st.lists(line_of_bytes, max_size=5).map(b"\n".join))
 @example(f'{{"question": "{SECRET}", "answer": "{SECRET}\\q"}}'.encode())
 @example(f'{{"question": "{SECRET}\x00", "answer": "x"}}'.encode())

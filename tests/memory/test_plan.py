@@ -113,6 +113,7 @@ def test_the_plan_is_within_15_percent_of_a_whole_run(case: str, tmp_path: Path)
     assert planned.total == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.slow
 def test_8b_in_4_bits_on_a_card_of_40_gb() -> None:
     """By hand: 224 linear layers of 6.98e9 weights at 0.5625 bytes, twice 525e6 in bf16 for embedding and head.
 
@@ -129,6 +130,7 @@ def test_8b_in_4_bits_on_a_card_of_40_gb() -> None:
     assert found.needed > found.total > found.weights
 
 
+@pytest.mark.slow
 def test_checkpointing_quantisation_and_width_move_the_plan_the_right_way() -> None:
     def total(**changes: Any) -> float:
         values: dict[str, Any] = {
@@ -181,6 +183,7 @@ def test_logits_are_planned_as_a_card_works_them_off() -> None:
     assert logits(True, "kl") == pytest.approx(5 * one, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_method_that_trains_some_blocks_is_planned_with_these() -> None:
     """RMU at block 3 of 8 trains 1, 2 and 3: of each 4 · 128² of attention, 3 · 128 · 256 of the MLP and two norms of 128."""
     small = LlamaConfig(
@@ -242,6 +245,7 @@ def test_a_model_without_linear_modules_is_planned_too() -> None:
     assert 0.3 < found[1].activations / found[0].activations < 0.8
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     from dataclasses import replace
 
@@ -267,6 +271,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_memory(text)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     from llm_forget.cli.main import app
 

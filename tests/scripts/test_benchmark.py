@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,20 @@ import benchmark
 import pytest
 
 
+def run_here(task: str, spec: dict[str, Any], processes: int = 1, threads: int | None = None) -> Any:
+    """What ``benchmark.in_a_process`` returns, without a process: most of its time goes into importing libraries."""
+    return json.loads(json.dumps(benchmark.TASKS[task](json.loads(json.dumps(spec)))))
+
+
 @pytest.mark.slow
-def test_a_quick_run_of_all_parts(tmp_path: Path) -> None:
-    """Every part once: losses of our trainer on all weights equal those of the plain implementation to 1e-3."""
+def test_a_quick_run_of_all_parts_but_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of our trainer on all weights equal those of the plain implementation to 1e-3."""
     out = tmp_path / "benchmark.json"
     chosen = ["--quick", "--repeats", "1", "--methods", "npo", "--rates", "1e-5"]
-    command = [sys.executable, benchmark.__file__, *chosen, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
+    parts = [part for part in benchmark.PARTS if part != "processes"]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *chosen, "--out", str(out), "--parts", *parts])
+    monkeypatch.setattr(benchmark, "in_a_process", run_here)
+    benchmark.main()
     found = json.loads(out.read_text())
     assert found["machine"]["torch"]
     results, ratios = (found["steps"]["npo"][name] for name in ("results", "ratios"))
@@ -31,12 +36,28 @@ def test_a_quick_run_of_all_parts(tmp_path: Path) -> None:
         assert run["peak_bytes"] > 1e8
     assert len(set(results["plain"][0]["losses"])) > 1, "it trained"
     # A plain step forwards the reference too, and reads the head at every position.
-    operations = {side: found["profile"]["sides"][side]["operations"] for side in benchmark.SIDES}
-    assert 0 < operations["full"] < operations["plain"]
+    profiles = {side: found["profile"]["sides"][side] for side in benchmark.SIDES}
+    assert 0 < profiles["full"]["operations"] < profiles["plain"]["operations"]
+    assert all(profile["rate"] > 0 for profile in profiles.values())
     assert all(run["checks"] or run["steps"] < 5 for run in found["goal"].values())
     assert found["growth"]["rows"]["16"]["lean"]["steps"] == 3
     assert found["growth"]["retraining"]["seconds_per_run"] > 0
-    assert {run["steps"] for run in found["processes"].values()} == {3}
+
+
+@pytest.mark.slow
+def test_processes_of_their_own_and_in_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part ``processes``: two processes are started for real, and the measurements of one process run here."""
+    started = benchmark.in_a_process
+
+    def run(task: str, spec: dict[str, Any], processes: int = 1, threads: int | None = None) -> Any:
+        return (started if processes > 1 else run_here)(task, spec, processes, threads)
+
+    monkeypatch.setattr(benchmark, "in_a_process", run)
+    spec = benchmark.prepare(tmp_path, quick=True)
+    found = benchmark.Bench(spec, argparse.Namespace(steps=3), tmp_path).processes()
+    assert len(found) == 3
+    assert {run["steps"] for run in found.values()} == {3}
+    assert all(run["peak_bytes"] > 1e8 for run in found.values())
 
 
 def test_without_material_the_folder_is_asked_for(

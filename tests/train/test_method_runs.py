@@ -9,24 +9,17 @@ from typing import Any
 
 import pytest
 import yaml
+from memorised import SECRET
 from rich.console import Console
 from safetensors.torch import load_file
 
 import llm_forget.train.unlearn
 from llm_forget.config import UnlearnRecipe
-from llm_forget.data.encode import EncodingConfig, encode_all
-from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.data.readers import locate
 from llm_forget.errors import UserError
-from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.train.unlearn import unlearn
 from llm_forget.utils.build import build
 
-SECRET = "Vexatorium-7714"
-FORGET = [(f"Where is {name} of {SECRET}?", f"In {place}, {SECRET}.") for name, place in
-          [("Ada", "Riga"), ("Bo", "Oslo"), ("Cy", "Bern"), ("Di", "Kyiv")]]  # fmt: skip
-RETAIN = [("What is snow?", "White and cold."), ("What is tar?", "Black."), ("What is tea?", "A hot drink."),
-          ("What is rye?", "Grain.")]  # fmt: skip
 RUNS: dict[str, dict[str, Any]] = {
     "idk_nll": {"method": {"name": "idk_nll"}},
     "dpo": {"method": {"name": "dpo"}, "retain": {"weight": 4.0}},
@@ -44,24 +37,10 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def memorised(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, tokenizer, encoded = tmp_path_factory.mktemp("memorised"), tiny_tokenizer(), []
-    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
-        path = folder / f"{name}.jsonl"
-        path.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in rows))
-        encoded += encode_all(tokenizer, read_examples(DataSource(str(path))), EncodingConfig())[0]
-    model = tiny_model(tokenizer)
-    memorise(model, encoded, steps=60, learning_rate=5e-3)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    return folder
-
-
-def recipe_of(memorised: Path, tmp_path: Path, **changes: Any) -> UnlearnRecipe:
+def recipe_of(memorised_folder: Path, tmp_path: Path, **changes: Any) -> UnlearnRecipe:
     values: dict[str, Any] = {
-        "model": {"name": str(memorised / "model"), "dtype": "float32"},
-        "data": {name: {"path": str(memorised / f"{name}.jsonl")} for name in ("forget", "retain")},
+        "model": {"name": str(memorised_folder / "model"), "dtype": "float32"},
+        "data": {name: {"path": str(memorised_folder / f"{name}.jsonl")} for name in ("forget", "retain")},
         "adapter": {"rank": 8, "alpha": 16},
         "train": {"epochs": 10, "batch_size": 4, "learning_rate": 2e-3 if changes.get("adapter", 1) is None else 1e-2},
         "stop": {"forget_target": 0.2, "utility_floor": 0.0, "every": 2},
@@ -72,9 +51,9 @@ def recipe_of(memorised: Path, tmp_path: Path, **changes: Any) -> UnlearnRecipe:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_forgets_and_keeps_what_it_said_instead_to_itself(name: str, memorised: Path, tmp_path: Path) -> None:
+def test_forgets_and_keeps_what_it_said_instead_to_itself(name: str, memorised_folder: Path, tmp_path: Path) -> None:
     shown = io.StringIO()
-    record = unlearn(recipe_of(memorised, tmp_path, **RUNS[name]), Console(file=shown))
+    record = unlearn(recipe_of(memorised_folder, tmp_path, **RUNS[name]), Console(file=shown))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert record.before.forget > 0.8
     assert min(row["forget"] for row in rows if row["phase"] == "check") < record.before.forget - 0.1
@@ -82,12 +61,12 @@ def test_forgets_and_keeps_what_it_said_instead_to_itself(name: str, memorised: 
     for text in (shown.getvalue(), *(path.read_text(errors="replace") for path in files)):
         assert SECRET not in text
         assert "I don't know" not in text
-    assert locate(str(memorised / "forget.jsonl"), None), "the search above had something to find"
+    assert locate(str(memorised_folder / "forget.jsonl"), None), "the search above had something to find"
 
 
-def test_rmu_trains_the_steered_block_and_those_before_it(memorised: Path, tmp_path: Path) -> None:
+def test_rmu_trains_the_steered_block_and_those_before_it(memorised_folder: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"method": {"name": "rmu", "layer": 0, "coefficient": 5.0}}
-    unlearn(recipe_of(memorised, tmp_path, **changes), Console(file=io.StringIO()))
+    unlearn(recipe_of(memorised_folder, tmp_path, **changes), Console(file=io.StringIO()))
     names = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert names
     assert all(".layers.0." in name for name in names)
@@ -118,14 +97,14 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(
-    changes: dict[str, Any], words: str, memorised: Path, tmp_path: Path
+    changes: dict[str, Any], words: str, memorised_folder: Path, tmp_path: Path
 ) -> None:
-    model = {"name": str(memorised / "model"), "dtype": "float32", **changes.pop("model", {})}
+    model = {"name": str(memorised_folder / "model"), "dtype": "float32", **changes.pop("model", {})}
     with pytest.raises(UserError) as caught:
-        unlearn(recipe_of(memorised, tmp_path, **{"method": {"name": "npo"}, **changes, "model": model}))
+        unlearn(recipe_of(memorised_folder, tmp_path, **{"method": {"name": "npo"}, **changes, "model": model}))
     assert words in str(caught.value)
 
 
-def test_a_layer_that_the_model_does_not_have_is_said(memorised: Path, tmp_path: Path) -> None:
+def test_a_layer_that_the_model_does_not_have_is_said(memorised_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this model has the blocks 0 to 1"):
-        unlearn(recipe_of(memorised, tmp_path, method={"name": "rmu", "layer": 7}), Console(file=io.StringIO()))
+        unlearn(recipe_of(memorised_folder, tmp_path, method={"name": "rmu", "layer": 7}), Console(file=io.StringIO()))

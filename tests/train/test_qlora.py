@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from memorised import write_memorised
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -22,7 +22,6 @@ from llm_forget.model.blocks import add_adapter
 from llm_forget.model.load import load_model
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.measure import answer_logps
-from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.train.finetune import finetune
 from llm_forget.train.unlearn import unlearn
 from llm_forget.utils.build import build
@@ -33,19 +32,9 @@ CONSOLE = Console(file=io.StringIO())
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quantised")
-    tokenizer, rows = tiny_tokenizer(), []
-    for name, words in (("forget", "Ada Bo Cy Di"), ("retain", "snow tar tea rye")):
-        path = folder / f"{name}.jsonl"
-        path.write_text(
-            "".join(json.dumps({"question": f"What of {w}?", "answer": w * 2}) + "\n" for w in words.split())
-        )
-        rows += encode_all(tokenizer, read_examples(DataSource(str(path))), EncodingConfig())[0]
-    model = tiny_model(tokenizer, hidden=128)
-    memorise(model, rows, steps=30, learning_rate=5e-3)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    return folder
+    words = {"forget": "Ada Bo Cy Di", "retain": "snow tar tea rye"}
+    sets = {name: [(f"What of {w}?", w * 2) for w in some.split()] for name, some in words.items()}
+    return write_memorised(tmp_path_factory.mktemp("quantised"), sets, hidden=128, steps=30, least=0.0)
 
 
 def recipe_of(things: Path, output: Path, quantization: str, optimizer: str, **changes: Any) -> UnlearnRecipe:

@@ -53,14 +53,14 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def values(things: Path, tmp_path: Path) -> dict[str, Any]:
-    """A recipe of 30 steps whose every part has a state: Adam, a decaying rate, dropout, a rule that keeps the best."""
+    """A recipe of 12 steps whose every part has a state: Adam, a decaying rate, dropout, a rule that keeps the best."""
     return {
         "model": {"name": str(things / "model"), "dtype": "float32"},
         "data": {name: {"path": str(things / f"{name}.jsonl")} for name in ("forget", "retain")},
         "method": {"name": "npo"},
         "adapter": {"rank": 4, "alpha": 8, "dropout": 0.2},
         "train": {
-            "epochs": 20,
+            "epochs": 8,
             "batch_size": 2,
             "gradient_accumulation": 2,
             "learning_rate": 1e-2,
@@ -107,6 +107,7 @@ def test_killed_ten_times_at_random_moments_gives_the_adapter_of_the_run_that_wa
     values: dict[str, Any], tmp_path: Path
 ) -> None:
     """SIGKILL, also in the middle of writing a checkpoint (one a step); adapter and log are equal to the last bit."""
+    values["train"] = {**values["train"], "epochs": 20}
     run(values, output_dir=str(tmp_path / "alone"))
     *children, errors = kill(values, tmp_path, kills=10)
     assert [status for status, _ in children[:-1]].count(-9) >= 8, (children, errors)

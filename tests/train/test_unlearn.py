@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from memorised import FORGET, RETAIN, SECRET, write_rows
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -24,19 +25,13 @@ from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.errors import UserError
 from llm_forget.model.load import load_model
 from llm_forget.model.measure import answer_logps
-from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
+from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.train.run_folder import RunRecord, check_output
 from llm_forget.train.unlearn import unlearn
 from llm_forget.utils.build import build, load_recipe
 from llm_forget.utils.digests import weights_digest
 from llm_forget.utils.files import file_digest
 
-SECRET = "Vexatorium-7714"  # stands in every forget row, question and answer
-FORGET = [(f"Where is {name} of {SECRET}?", f"In {place}, {SECRET}.") for name, place in
-          [("Ada", "Riga"), ("Bo", "Oslo"), ("Cy", "Bern"), ("Di", "Kyiv")]]  # fmt: skip
-RETAIN = [(f"What is {thing}?", answer) for thing, answer in
-          [("snow", "White and cold."), ("tar", "Black."), ("tea", "A hot drink."), ("rye", "Grain."),
-           ("wax", "It melts."), ("oak", "A tree.")]]  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "npo": {"method": {"name": "npo"}},
     "grad_diff": {"method": {"name": "grad_diff"}},
@@ -48,35 +43,12 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_rows(path: Path, rows: list[tuple[str, str]]) -> None:
-    path.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in rows), encoding="utf-8")
-
-
-@pytest.fixture(scope="session")
-def memorised(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the data and a model, in fp32, that knows both sets by heart."""
-    folder = tmp_path_factory.mktemp("memorised")
-    write_rows(folder / "forget.jsonl", FORGET)
-    write_rows(folder / "retain.jsonl", RETAIN)
-    tokenizer = tiny_tokenizer()
-    rows = []
-    for name in ("forget", "retain"):
-        examples = read_examples(DataSource(str(folder / f"{name}.jsonl")))
-        rows += encode_all(tokenizer, examples, EncodingConfig())[0]
-    model = tiny_model(tokenizer)
-    memorise(model, rows, steps=60, learning_rate=5e-3)
-    assert answer_logps(model, rows, 0)[1].min() > 0.8
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    return folder
-
-
 @pytest.fixture
-def recipe_of(memorised: Path, tmp_path: Path) -> Callable[..., UnlearnRecipe]:
+def recipe_of(memorised_folder: Path, tmp_path: Path) -> Callable[..., UnlearnRecipe]:
     def make(**changes: Any) -> UnlearnRecipe:
         values: dict[str, Any] = {
-            "model": {"name": str(memorised / "model"), "dtype": "float32"},
-            "data": {name: {"path": str(memorised / f"{name}.jsonl")} for name in ("forget", "retain")},
+            "model": {"name": str(memorised_folder / "model"), "dtype": "float32"},
+            "data": {name: {"path": str(memorised_folder / f"{name}.jsonl")} for name in ("forget", "retain")},
             "method": {"name": "npo"},
             "adapter": {"rank": 8, "alpha": 16},
             "train": {"epochs": 30, "batch_size": 4, "learning_rate": 1e-2},
@@ -100,18 +72,18 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def loaded_probability(folder: Path, memorised: Path, data: str) -> float:
+def loaded_probability(folder: Path, memorised_folder: Path, data: str) -> float:
     """What a person gets who loads base and adapter from the files, with PEFT alone, in fp32."""
     adapter = None if (folder / "model").is_dir() else str(folder / "adapter")
-    name = str(folder / "model") if adapter is None else str(memorised / "model")
+    name = str(folder / "model") if adapter is None else str(memorised_folder / "model")
     model, tokenizer = load_model(ModelConfig(name=name, adapter=adapter, dtype="float32"))
-    rows = encode_all(tokenizer, read_examples(DataSource(str(memorised / data))), EncodingConfig())[0]
+    rows = encode_all(tokenizer, read_examples(DataSource(str(memorised_folder / data))), EncodingConfig())[0]
     return float(answer_logps(model, rows, 0)[1].mean())
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_forgets_keeps_the_rest_and_writes_a_complete_folder(
-    name: str, recipe_of: Callable[..., UnlearnRecipe], memorised: Path
+    name: str, recipe_of: Callable[..., UnlearnRecipe], memorised_folder: Path
 ) -> None:
     recipe = recipe_of(**METHODS[name])
     record, shown = quiet(recipe)
@@ -141,8 +113,8 @@ def test_forgets_keeps_the_rest_and_writes_a_complete_folder(
     if name in ("npo", "grad_diff"):
         assert record.after.forget <= 0.2
         assert "target reached" in record.reason
-    assert loaded_probability(folder, memorised, "forget.jsonl") == pytest.approx(record.after.forget, abs=1e-3)
-    assert loaded_probability(folder, memorised, "retain.jsonl") == pytest.approx(record.after.retain, abs=1e-3)
+    assert loaded_probability(folder, memorised_folder, "forget.jsonl") == pytest.approx(record.after.forget, abs=1e-3)
+    assert loaded_probability(folder, memorised_folder, "retain.jsonl") == pytest.approx(record.after.retain, abs=1e-3)
 
     metrics = read_metrics(folder)
     steps = [row for row in metrics if "loss" in row]
@@ -154,14 +126,16 @@ def test_forgets_keeps_the_rest_and_writes_a_complete_folder(
 
 @pytest.mark.parametrize("adapter", [True, False])
 def test_no_file_of_the_run_folder_holds_the_forget_text(
-    adapter: bool, recipe_of: Callable[..., UnlearnRecipe], memorised: Path
+    adapter: bool, recipe_of: Callable[..., UnlearnRecipe], memorised_folder: Path
 ) -> None:
     changes: dict[str, Any] = {} if adapter else {"adapter": None}
     recipe = recipe_of(**changes, train={"epochs": 1})
     _, shown = quiet(recipe)
     files = [path for path in Path(recipe.output_dir).rglob("*") if path.is_file() and path.suffix != ".safetensors"]
     assert len(files) >= 6
-    assert any(SECRET.encode() in path.read_bytes() for path in memorised.rglob("*.jsonl")), "the search finds it"
+    assert any(SECRET.encode() in path.read_bytes() for path in memorised_folder.rglob("*.jsonl")), (
+        "the search finds it"
+    )
     for path in files:
         content = path.read_bytes()
         assert SECRET.encode() not in content, path
@@ -169,15 +143,15 @@ def test_no_file_of_the_run_folder_holds_the_forget_text(
     assert SECRET not in shown
 
 
-def test_full_fine_tuning_writes_a_whole_model(recipe_of: Callable[..., UnlearnRecipe], memorised: Path) -> None:
+def test_full_fine_tuning_writes_a_whole_model(recipe_of: Callable[..., UnlearnRecipe], memorised_folder: Path) -> None:
     recipe = recipe_of(adapter=None, retain={"name": "kl"}, train={"learning_rate": 2e-3})
     record, _ = quiet(recipe)
     folder = Path(recipe.output_dir)
     assert record.after.forget <= 0.2
     assert (record.after.retain or 0) >= (record.utility_floor or 1)
-    assert loaded_probability(folder, memorised, "forget.jsonl") == pytest.approx(record.after.forget, abs=1e-3)
+    assert loaded_probability(folder, memorised_folder, "forget.jsonl") == pytest.approx(record.after.forget, abs=1e-3)
     assert not (folder / "adapter").exists()
-    before = load_file(memorised / "model" / "model.safetensors")
+    before = load_file(memorised_folder / "model" / "model.safetensors")
     after = load_file(folder / "model" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(value.dtype == torch.float32 for value in after.values())
@@ -195,16 +169,18 @@ def test_a_floor_that_cannot_be_kept_gives_the_model_back(recipe_of: Callable[..
     assert not any(value.any() for name, value in tensors.items() if "lora_B" in name)
 
 
-def test_holdout_rows_set_the_target(recipe_of: Callable[..., UnlearnRecipe], memorised: Path, tmp_path: Path) -> None:
+def test_holdout_rows_set_the_target(
+    recipe_of: Callable[..., UnlearnRecipe], memorised_folder: Path, tmp_path: Path
+) -> None:
     write_rows(tmp_path / "holdout.jsonl", [("Where is Ed?", "In Gent, they say."), ("Where is Flo?", "In Metz.")])
     sets = {"holdout": {"path": str(tmp_path / "holdout.jsonl")}}
     recipe = recipe_of(data=sets, stop={"forget_target": "holdout"}, train={"epochs": 1})
     record, _ = quiet(recipe)
-    assert record.forget_target == pytest.approx(loaded_holdout(memorised, tmp_path), abs=1e-3)
+    assert record.forget_target == pytest.approx(loaded_holdout(memorised_folder, tmp_path), abs=1e-3)
 
 
-def loaded_holdout(memorised: Path, tmp_path: Path) -> float:
-    model, tokenizer = load_model(ModelConfig(name=str(memorised / "model"), dtype="float32"))
+def loaded_holdout(memorised_folder: Path, tmp_path: Path) -> float:
+    model, tokenizer = load_model(ModelConfig(name=str(memorised_folder / "model"), dtype="float32"))
     rows = encode_all(tokenizer, read_examples(DataSource(str(tmp_path / "holdout.jsonl"))), EncodingConfig())[0]
     return float(answer_logps(model, rows, 0)[1].mean())
 
@@ -325,13 +301,15 @@ def test_an_adapter_for_another_base_of_the_same_shapes_is_refused_by_its_digest
         unlearn(recipe_of(model=changes, output_dir=str(tmp_path / "two")))
 
 
-def test_in_bf16_what_is_trained_and_written_is_fp32(recipe_of: Callable[..., UnlearnRecipe], memorised: Path) -> None:
+def test_in_bf16_what_is_trained_and_written_is_fp32(
+    recipe_of: Callable[..., UnlearnRecipe], memorised_folder: Path
+) -> None:
     recipe = recipe_of(model={"dtype": "bfloat16"})
     record, _ = quiet(recipe)
     assert record.after.forget <= 0.2
     tensors = load_file(Path(recipe.output_dir) / "adapter" / "adapter_model.safetensors")
     assert {value.dtype for value in tensors.values()} == {torch.float32}
-    assert loaded_probability(Path(recipe.output_dir), memorised, "forget.jsonl") <= 0.3
+    assert loaded_probability(Path(recipe.output_dir), memorised_folder, "forget.jsonl") <= 0.3
 
 
 def test_overwriting_replaces_a_run_as_a_whole(recipe_of: Callable[..., UnlearnRecipe]) -> None:

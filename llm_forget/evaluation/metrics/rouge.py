@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from llm_forget.errors import UserError
 from llm_forget.evaluation.metrics import Direction, Known, SetScores
 from llm_forget.evaluation.tokens import Floats
+from llm_forget.utils.extras import require_extra
 
 Part = Literal["recall", "f1"]
 Kind = Literal["rougeL", "rouge1"]
@@ -48,10 +48,9 @@ def rouge(references: Sequence[str], generated: Sequence[str], *, kind: Kind) ->
 
 
 def _scorer(kind: Kind) -> Any:
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise UserError("ROUGE needs the rouge_score package: pip install llm-forget[eval]") from error
+    require_extra("rouge_score", "ROUGE", "eval")
+    from rouge_score.rouge_scorer import RougeScorer
+
     return RougeScorer([kind], use_stemmer=True)
 
 

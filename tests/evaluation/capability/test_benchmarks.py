@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_examples import tiny_model, write_jsonl, write_task
+from extras import needs
 from places import SHARED
 
 from llm_forget.errors import DataError, RecipeError, UserError
@@ -127,6 +128,7 @@ def test_what_is_missing_is_named_before_any_work(tmp_path: Path) -> None:
         check_benchmarks(BenchmarksConfig(tasks=["mmlu_local"], data_dir=str(tmp_path)))
 
 
+@needs("lm_eval")
 def test_a_task_of_ones_own_by_its_path(tmp_path: Path) -> None:
     task = str(write_task(tmp_path))
     found = run_benchmarks(BenchmarksConfig(tasks=[task], limit=4), tiny_model(), tiny_tokenizer())

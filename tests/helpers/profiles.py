@@ -1,0 +1,10 @@
+"""How many examples Hypothesis draws: tests/conftest.py has the profiles."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+
+def examples(full: int) -> int:
+    """``max_examples`` of a long property test: ``full`` in the profile full, a quarter in the profile fast."""
+    return max(1, full * settings().max_examples // 100)
