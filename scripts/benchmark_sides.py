@@ -83,8 +83,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     tokens = sum(lengths[0][one] + (lengths[1][two] if two is not None else 0) for one, two in used)
     step, cpu_step = (statistics.mean(each[1:] or each) for each in zip(*times, strict=True))  # the first one warms up
     spent = sum(wall for wall, _ in times)
-    rate = product_rate(frozen_dtype(recipe.model), rows=spec["product_rows"]) if profile else None
-    return {
+    result = {
         "seconds_per_step": step,
         "cpu_seconds_per_step": cpu_step,
         "seconds_per_epoch": step * len(sets.forget) / spec["batch"],
@@ -96,8 +95,11 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         "losses": losses,
         "steps": len(times),
         **({"seconds_to_goal": set_up - started + spent, **goal.found} if goal else {}),
-        **({"profile": profile.found | {"rate": rate}} if profile else {}),
     }
+    if profile:  # after the peak was read
+        rate = product_rate(frozen_dtype(recipe.model), rows=spec["product_rows"])
+        result["profile"] = profile.found | {"rate": rate}
+    return result
 
 
 class Goal:
