@@ -149,7 +149,7 @@ def _small(suite: Suite) -> Suite:
 
 
 def _examples(suite: Suite) -> dict[str, list[Example]]:
-    return {name: read_set(name, config, None) for name, config in suite.sets.items()}
+    return {name: read_set(name, config) for name, config in suite.sets.items()}
 
 
 def _others(examples: Sequence[Example]) -> list[tuple[str, ...]]:

@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from llm_forget.data.readers import Row, locate, read_file, read_hub, take
@@ -116,12 +115,11 @@ def example_id(prompt: str | Sequence[Message], answer: str) -> str:
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
 
 
-def read_examples(source: DataSource, *, base_dir: Path | None = None) -> list[Example]:
+def read_examples(source: DataSource) -> list[Example]:
     """Read a data source and check every row of it.
 
     Args:
-        source: what to read.
-        base_dir: the folder that relative paths start from (the recipe's); None for the current folder.
+        source: what to read. Relative paths start from the current folder.
 
     Returns:
         The examples in file order; exact duplicates are kept (``count_duplicates`` tells how many there are).
@@ -130,7 +128,7 @@ def read_examples(source: DataSource, *, base_dir: Path | None = None) -> list[E
         DataError: for a missing or empty file, columns that say no form or several, and bad rows, which are reported
             all at once, by place and remedy and never by their text.
     """
-    path = locate(source.path, base_dir)
+    path = locate(source.path)
     if path is None:
         found = read_hub(source.path, source.name, source.split, source.revision)
     else:

@@ -14,12 +14,12 @@ from llm_forget.errors import RecipeError, UserError
 from llm_forget.evaluation.capability.benchmarks import check_benchmarks, run_benchmarks
 from llm_forget.evaluation.capability.local_task import read_task, run_capability
 from llm_forget.evaluation.controls import ROLES
-from llm_forget.evaluation.extras import require
 from llm_forget.evaluation.recipe import CapabilityRecipe, EvalRecipe
 from llm_forget.evaluation.results import as_json, read_results, write_results
 from llm_forget.evaluation.schema import SCHEMA
 from llm_forget.evaluation.suite import Suite, check_suite, load_suite, run_suite
 from llm_forget.model.load import load_model
+from llm_forget.utils.extras import require_extra
 
 
 def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
@@ -78,9 +78,6 @@ def _overrides(recipe: EvalRecipe) -> dict[str, str]:
 
 def _control_paths(recipe: EvalRecipe) -> dict[str, str]:
     paths = {role: getattr(recipe.controls, role) for role in ROLES}
-    if recipe.oracle is not None and paths["oracle"] not in (None, recipe.oracle):
-        raise RecipeError(f"oracle is {recipe.oracle} and controls.oracle {paths['oracle']}; give one of the two")
-    paths["oracle"] = paths["oracle"] or recipe.oracle
     return {role: path for role, path in paths.items() if path is not None}
 
 
@@ -88,7 +85,7 @@ def _read_control(role: str, path: str) -> dict[str, Any]:
     try:
         return read_results(Path(path))
     except UserError as error:
-        raise RecipeError(f"{role}: {error}; run this suite on the {role} first") from None
+        raise RecipeError(f"controls.{role}: {error}; run this suite on the {role} first") from None
 
 
 def _cache_folder(recipe: EvalRecipe) -> Path | None:
@@ -110,7 +107,7 @@ def evaluate_capability(recipe: CapabilityRecipe) -> dict[str, Any]:
     Raises:
         UserError: lm-eval is missing, or the task cannot be used; before the model is loaded.
     """
-    require("lm_eval", "the capability test")
+    require_extra("lm_eval", "the capability test", "eval")
     name = "benchmarks"
     if recipe.benchmarks is None:
         name = read_task(recipe.task, recipe.limit)[0]["task"]

@@ -22,7 +22,7 @@ from llm_forget.evaluation.passes.gradients import gradient_norms, select_parame
 from llm_forget.evaluation.results import read_results
 from llm_forget.evaluation.sets import Loaded, Measured
 from llm_forget.evaluation.tokens import Floats, as_floats
-from llm_forget.utils.named import make_named
+from llm_forget.utils.plugins import make_named
 
 # What the stored scores give without further work.
 DEFAULT_ATTACKS = ("loss", "zlib_ratio", "min_k", "min_k_plus_plus")
@@ -79,7 +79,7 @@ class AttackPlan:
     reference: Mapping[str, Any] | None
 
 
-def plan_attacks(config: AttacksConfig | None, names: Collection[str], base_dir: Path | None) -> AttackPlan | None:
+def plan_attacks(config: AttacksConfig | None, names: Collection[str]) -> AttackPlan | None:
     """Which attacks a suite asks for; None for none.
 
     Raises:
@@ -88,7 +88,7 @@ def plan_attacks(config: AttacksConfig | None, names: Collection[str], base_dir:
     chosen = None if config is None else config.sets_among(names)
     if config is None or chosen is None:
         return None
-    reference = None if config.reference is None else _read_reference(config.reference, base_dir)
+    reference = None if config.reference is None else _read_reference(config.reference)
     named: list[str | dict[str, Any]] = list(DEFAULT_ATTACKS if config.attacks is None else config.attacks)
     if reference is not None and not any(_name(entry) == "reference" for entry in named):
         named.append("reference")
@@ -133,10 +133,9 @@ def _parameters(attack: Attack) -> str:
     return str(getattr(attack, "parameters", "all"))
 
 
-def _read_reference(path: str, base_dir: Path | None) -> dict[str, Any]:
-    file = Path(path) if base_dir is None else base_dir / path
+def _read_reference(path: str) -> dict[str, Any]:
     try:
-        return read_results(file)
+        return read_results(Path(path))
     except UserError as error:
         raise RecipeError(f"attacks.reference: {error}") from None
 

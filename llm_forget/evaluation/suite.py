@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +23,6 @@ from llm_forget.evaluation.capability.benchmarks import check_benchmarks, run_be
 from llm_forget.evaluation.capability.local_task import read_task, run_capability
 from llm_forget.evaluation.compare import check_same_set, column
 from llm_forget.evaluation.controls import check_controls, side_by_side
-from llm_forget.evaluation.extras import require
 from llm_forget.evaluation.leak import measure_leak
 from llm_forget.evaluation.membership import (
     AttacksConfig,
@@ -56,6 +55,7 @@ from llm_forget.evaluation.sets import (
 from llm_forget.evaluation.sources import fill, with_data
 from llm_forget.evaluation.verdict import verdict
 from llm_forget.utils.build import build, load_recipe
+from llm_forget.utils.extras import require_extra
 from llm_forget.utils.shipped import shipped
 
 _DEFINITIONS = ("arithmetic", "geometric")
@@ -119,8 +119,6 @@ class Suite:
     batch_tokens: int = 2048
     # The name of the result file; the suite file's own where it is left out.
     name: str = ""
-    # Filled in on loading: what data_dir does not hold and need not hold.
-    left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -135,7 +133,18 @@ class Suite:
         return [part.kl for part in (self.perplexity, *self.sets.values()) if part is not None]
 
 
-def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> Suite:
+@dataclass(frozen=True)
+class LoadedSuite(Suite):
+    """A suite whose variables are filled in and whose data are looked up.
+
+    Attributes:
+        left_out: a line for each optional set whose data are missing, and for what cannot be measured without it.
+    """
+
+    left_out: tuple[str, ...] = ()
+
+
+def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> LoadedSuite:
     """Read and check a suite.
 
     Args:
@@ -156,7 +165,9 @@ def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> Suite:
     if not sets and suite.benchmarks is None:
         raise RecipeError(f"data_dir: {suite.data_dir} holds none of the files of {name}; {'; '.join(left_out)}")
     attacks, more = attacks_without(suite.attacks, suite.sets.keys() - sets.keys())
-    return replace(suite, sets=sets, attacks=attacks, left_out=left_out + more, name=name)
+    values = {one.name: getattr(suite, one.name) for one in fields(suite)}
+    values |= {"sets": sets, "attacks": attacks, "name": name}
+    return LoadedSuite(**values, left_out=(*left_out, *more))
 
 
 def _check_sets(file: Path, path: str) -> None:
@@ -173,10 +184,8 @@ def run_suite(
     model: Any,
     tokenizer: Any,
     *,
-    oracle_results: Mapping[str, Any] | None = None,
     controls: Mapping[str, Mapping[str, Any]] | None = None,
     target_model: Any = None,
-    base_dir: Path | None = None,
     accelerator: Any = None,
     console: Any = None,
     keep_text: bool = False,
@@ -189,12 +198,9 @@ def run_suite(
         suite: what to measure.
         model: a causal language model on its device.
         tokenizer: its tokenizer.
-        oracle_results: what this function returned for the oracle with the same suite; gives forget quality and
-            PrivLeak.
-        controls: role (target, oracle, sham) → what this function returned for it; their aggregates stand beside the
-            model's in the result.
+        controls: role (target, oracle, sham) → what this function returned for that model with the same suite. Their
+            aggregates are part of the result. The oracle's give forget quality and PrivLeak.
         target_model: the model before unlearning, for the KL to it; None for ``model`` with its adapter off.
-        base_dir: the folder that relative paths start from; None for the current one.
         accelerator: an ``accelerate.Accelerator``, for several processes.
         console: a ``rich.console.Console`` to say on what is being done.
         keep_text: put generated answers into the result and the cache; they may hold what was to be forgotten.
@@ -211,15 +217,15 @@ def run_suite(
         UserError: a package, file or oracle result is missing or does not fit; as far as possible before any work.
     """
     metrics = make_metrics(suite.metrics)
-    controls = dict(controls or {}) if oracle_results is None else {**(controls or {}), "oracle": oracle_results}
+    controls = dict(controls or {})
     for role, control in controls.items():
         check_results(control, f"what was given for the {role}")
-    oracle_results = controls.get("oracle")
-    plan = plan_attacks(suite.attacks, suite.sets, base_dir)
+    oracle = controls.get("oracle")
+    plan = plan_attacks(suite.attacks, suite.sets)
     check_attacks(plan, model)
     _check_packages(suite)
-    examples = {name: read_set(name, one, base_dir, (in_memory or {}).get(name)) for name, one in suite.sets.items()}
-    text = None if suite.perplexity is None else _read_text(suite.perplexity.path, base_dir)
+    examples = {name: read_set(name, one, (in_memory or {}).get(name)) for name, one in suite.sets.items()}
+    text = None if suite.perplexity is None else _read_text(suite.perplexity.path)
     meter = Meter(console, 1 if accelerator is None else accelerator.num_processes)
     loaded = Loaded(model, tokenizer, suite.encoding, suite.generation, suite.batch_tokens, accelerator)
     loaded = replace(
@@ -230,7 +236,8 @@ def run_suite(
     results: dict[str, Any] = {"schema": SCHEMA, "suite": suite.name, "settings": _settings(suite)}
     digests = {name: set_digest(suite.sets[name], found) for name, found in examples.items()}
     asked = {name: {"digest": digests[name], "forget": is_forget(name, suite.sets[name])} for name in digests}
-    warnings = [*suite.left_out, *check_controls({**results, "sets": asked}, controls)]
+    left_out = suite.left_out if isinstance(suite, LoadedSuite) else ()
+    warnings = [*left_out, *check_controls({**results, "sets": asked}, controls)]
     measured: dict[str, Measured] = {}
     for name, config in suite.sets.items():
         with meter.part(name):
@@ -240,7 +247,7 @@ def run_suite(
         for name, found in measured.items()
     }
     results["controls"] = side_by_side(controls)
-    results["forget_quality"] = None if oracle_results is None else _forget_quality(suite, results, oracle_results)
+    results["forget_quality"] = None if oracle is None else _forget_quality(suite, results, oracle)
     results["model_utility"] = _utility(suite, measured)
     warnings += [f"{name}: {warning}" for name, found in measured.items() for warning in found.warnings]
     if not loaded.has_target and True in suite.kl_asked:
@@ -249,7 +256,7 @@ def run_suite(
     if plan is not None:
         with meter.part("attacks"):
             results["attacks"] = measure_attacks(plan, results, measured, examples, loaded, suite.seed)
-    results["privleak"], more = measure_privleak(results, oracle_results, suite.seed)
+    results["privleak"], more = measure_privleak(results, oracle, suite.seed)
     warnings += more
     sampling = suite.generation.sampling
     if sampling is not None:
@@ -282,27 +289,27 @@ def run_suite(
     return plain
 
 
-def check_suite(suite: Suite, base_dir: Path | None = None) -> None:
+def check_suite(suite: Suite) -> None:
     """Find what is wrong before a model is loaded: packages, tasks, metrics, and the data that are files.
 
     Raises:
         UserError: something is missing or cannot be used.
     """
     make_metrics(suite.metrics)
-    plan_attacks(suite.attacks, suite.sets, base_dir)
+    plan_attacks(suite.attacks, suite.sets)
     _check_packages(suite)
     for name, config in suite.sets.items():
-        if locate(config.data.path, base_dir) is not None:
-            read_set(name, config, base_dir)
+        if locate(config.data.path) is not None:
+            read_set(name, config)
     if suite.perplexity is not None:
-        _read_text(suite.perplexity.path, base_dir)
+        _read_text(suite.perplexity.path)
 
 
 def _check_packages(suite: Suite) -> None:
     if any(config.generate for config in suite.sets.values()):
-        require("rouge_score", "ROUGE")
+        require_extra("rouge_score", "ROUGE", "eval")
     if suite.capability is not None:
-        require("lm_eval", "the capability test")
+        require_extra("lm_eval", "the capability test", "eval")
         read_task(suite.capability.task, suite.capability.limit)
     if suite.benchmarks is not None:
         check_benchmarks(suite.benchmarks)
@@ -372,8 +379,8 @@ def _utility(suite: Suite, measured: Mapping[str, Measured]) -> dict[str, Any] |
     return found
 
 
-def _read_text(path: str, base_dir: Path | None) -> str:
-    file = Path(path) if base_dir is None else base_dir / path
+def _read_text(path: str) -> str:
+    file = Path(path)
     file = file if file.is_file() else shipped(path)
     if not file.is_file():
         raise DataError(f"{path}: no such file; perplexity needs a text file, or set `perplexity: null`")

@@ -7,11 +7,14 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from llm_forget.errors import RecipeError
+from llm_forget.utils.build import build
 
 
 def names_in(package: str) -> list[str]:
@@ -45,6 +48,32 @@ def find_class(package: str, name: str, function: str) -> type:
             f"{name}: {len(found)} dataclasses with a `{function}` found in {module.__file__}; exactly one is needed"
         )
     return found[0]
+
+
+def make_named(entries: Sequence[str | Mapping[str, Any]], package: str, function: str) -> list[Any]:
+    """Make the metrics, attacks or aggregates that a list in a suite names.
+
+    Args:
+        entries: names, or mappings with a ``name`` and settings, such as ``{name: rouge, part: f1}``.
+        package: where our own files of this kind are, such as ``llm_forget.evaluation.metrics``.
+        function: the method that their classes have.
+
+    Raises:
+        RecipeError: an unknown name or setting, or two entries with the same label.
+    """
+    kind = package.rsplit(".", 1)[-1]
+    made: list[Any] = []
+    for entry in entries:
+        values = {"name": entry} if isinstance(entry, str) else dict(entry)
+        name = values.pop("name", None)
+        if not isinstance(name, str):
+            raise RecipeError(f"an entry of {kind} has no name; write a name, or {{name: NAME, setting: value}}")
+        made.append(build(find_class(package, name, function), values, name))
+    labels = [one.label for one in made]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise RecipeError(f"{kind} gives {', '.join(twice)} twice; leave one of each out")
+    return made
 
 
 def _load(package: str, name: str) -> ModuleType:

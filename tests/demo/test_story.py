@@ -39,7 +39,7 @@ def test_table_is_made_from_the_suites_results(tmp_path: Path, monkeypatch: pyte
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer)
     first = run_suite(load_suite("demo", overrides), model, tokenizer)
-    again = run_suite(load_suite("demo", overrides), model, tokenizer, oracle_results=first)
+    again = run_suite(load_suite("demo", overrides), model, tokenizer, controls={"oracle": first})
     rows = {"target": demo.summarise(again, 2.0), "oracle": demo.summarise(first, 4.0)}
     assert rows["target"]["forget_quality"] == pytest.approx(1.0)
     assert rows["oracle"]["forget_quality"] is None
