@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import nan, sqrt
-from typing import TYPE_CHECKING
+from math import nan
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,6 @@ if TYPE_CHECKING:  # not at run time: comparing runs needs intervals and no torc
     from llm_forget.evaluation.tokens import Floats
 
 RESAMPLES = 2000
-# Standard normal quantile of 0.975, for a 95 % interval.
-_Z = 1.959963984540054
 _MOST_DRAWS = 1 << 22  # indices drawn at a time: 32 MB
 
 
@@ -95,21 +93,32 @@ def interval(
 
 
 def proportion(hits: npt.ArrayLike) -> Aggregate:
-    """A share of right answers with its 95 % Wilson interval, which has a width at 0 and 1 too, unlike a bootstrap.
+    """Share of correct answers with its 95 % Wilson interval, which has a width at 0 and 1 too, unlike a bootstrap.
 
-    ``centre = (p + z²/2n) / (1 + z²/n)``, ``half-width = z √(p(1−p)/n + z²/4n²) / (1 + z²/n)``; for 5 of 10 the
-    interval is 0.2366 to 0.7634.
+    For 5 of 10 the interval is 0.2366 to 0.7634.
 
     Args:
-        hits: (E,) 1 or True for right, 0 or False for wrong, NaN for not scored.
+        hits: (E,) 1 or True for a correct answer, 0 or False for a wrong one, NaN for one that could not be scored.
     """
     hits = np.asarray(hits, dtype=np.float64)
     scored = hits[~np.isnan(hits)]
     n = len(scored)
     if n == 0:
         return Aggregate(nan, 0, len(hits), nan, nan)
-    share = float(scored.mean())
-    scale = 1 + _Z**2 / n
-    centre = (share + _Z**2 / (2 * n)) / scale
-    half = _Z * sqrt(share * (1 - share) / n + _Z**2 / (4 * n * n)) / scale
-    return Aggregate(share, n, len(hits) - n, max(0.0, centre - half), min(1.0, centre + half))
+    low, high = binomial_interval(int(scored.sum()), n, "wilson")
+    return Aggregate(float(scored.mean()), n, len(hits) - n, low, high)
+
+
+def binomial_interval(hits: int, n: int, method: Literal["wilson", "exact"]) -> tuple[float, float]:
+    """95 % interval for a probability from ``hits`` of n trials.
+
+    Args:
+        hits: trials that came out positive, in 0 … n.
+        n: trials, at least 1.
+        method: ``wilson`` (Wilson 1927) or ``exact`` (Clopper and Pearson 1934). For 0 of n the exact interval is 0 to
+            ``1 − 0.025^(1/n)``.
+    """
+    from scipy.stats import binomtest  # slow to import, and comparing runs does not need it
+
+    found = binomtest(hits, n).proportion_ci(confidence_level=0.95, method=method)
+    return float(found.low), float(found.high)
