@@ -32,8 +32,9 @@ from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import Example
 from llm_forget.demo.splits import make_splits, write_splits
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.sets import read_set
-from llm_forget.evaluation.suite import Suite, load_suite, run_suite
+from llm_forget.evaluation.suite import Suite, load_suite
 from llm_forget.model.load import load_model
 from llm_forget.testing import tiny_model, tiny_tokenizer
 

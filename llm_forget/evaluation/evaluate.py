@@ -16,8 +16,9 @@ from llm_forget.evaluation.capability.local_task import read_task, run_capabilit
 from llm_forget.evaluation.controls import ROLES
 from llm_forget.evaluation.recipe import CapabilityRecipe, EvalRecipe
 from llm_forget.evaluation.results import as_json, read_results, write_results
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.schema import SCHEMA
-from llm_forget.evaluation.suite import Suite, check_suite, load_suite, run_suite
+from llm_forget.evaluation.suite import Suite, check_suite, load_suite
 from llm_forget.model.load import load_model
 from llm_forget.utils.extras import require_extra
 

@@ -140,33 +140,50 @@ def _read_reference(path: str) -> dict[str, Any]:
         raise RecipeError(f"attacks.reference: {error}") from None
 
 
+@dataclass(frozen=True)
+class Attacked:
+    """What came out of a suite's attacks.
+
+    Attributes:
+        members: the set that was trained on.
+        nonmembers: the set that was not.
+        scores: set → attack's label → (E,) one score per example.
+        auc: attack's label → its AUC with interval and settings.
+    """
+
+    members: str
+    nonmembers: str
+    scores: dict[str, dict[str, Floats]]
+    auc: dict[str, dict[str, Any]]
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """Their part of a result."""
+        return {"members": self.members, "nonmembers": self.nonmembers, "auc": self.auc}
+
+
 def measure_attacks(
     plan: AttackPlan,
-    results: dict[str, Any],
+    asked: Mapping[str, Any],
     measured: Mapping[str, Measured],
     examples: Mapping[str, Sequence[Example]],
     loaded: Loaded,
     seed: int,
-) -> dict[str, Any]:
+) -> Attacked:
     """Score the rows of both sets by each attack, and tell how well that separates them.
 
     Args:
         plan: what to do.
-        results: the suite's results so far; the rows' scores are put into those of their examples, as ``attack_<label>``.
+        asked: ``settings``, and ``sets`` with their digests, of this evaluation.
         measured: the sets.
         examples: their examples.
         loaded: the model, for the attacks that need more than what is measured.
         seed: of the bootstrap.
-
-    Returns:
-        ``members``, ``nonmembers``, and ``auc``: label → the AUC with its interval and the attack's settings.
     """
     found: dict[str, dict[str, Floats]] = {}
     for name in (plan.members, plan.nonmembers):
-        rows = _attack_rows(plan, name, results, measured[name], examples[name], loaded)
+        rows = _attack_rows(plan, name, asked, measured[name], examples[name], loaded)
         found[name] = {attack.label: attack.row_scores(rows) for attack in plan.attacks}
-        for index, scores in enumerate(results["sets"][name]["examples"].values()):
-            scores.update({PREFIX + label: float(values[index]) for label, values in found[name].items()})
     aucs = {
         attack.label: {
             **asdict(auc(found[plan.members][attack.label], found[plan.nonmembers][attack.label], seed=seed)),
@@ -176,20 +193,20 @@ def measure_attacks(
         }
         for attack in plan.attacks
     }
-    return {"members": plan.members, "nonmembers": plan.nonmembers, "auc": aucs}
+    return Attacked(plan.members, plan.nonmembers, found, aucs)
 
 
 def _attack_rows(
     plan: AttackPlan,
     name: str,
-    results: Mapping[str, Any],
+    asked: Mapping[str, Any],
     measured: Measured,
     examples: Sequence[Example],
     loaded: Loaded,
 ) -> AttackRows:
     reference = None
     if plan.reference is not None:
-        check_same_set(results, plan.reference, name, "reference")
+        check_same_set(asked, plan.reference, name, "reference")
         # the loss attack's score is the mean log-prob; results without it still hold its exponential
         logps = np.array(column(plan.reference["sets"][name], f"{PREFIX}loss"))
         with np.errstate(divide="ignore"):
@@ -221,30 +238,30 @@ def _gradients(rows: Sequence[Encoded], parameters: str, loaded: Loaded) -> Floa
 
 
 def measure_privleak(
-    results: Mapping[str, Any], oracle: Mapping[str, Any] | None, seed: int
+    attacked: Attacked | None, asked: Mapping[str, Any], oracle: Mapping[str, Any] | None, seed: int
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """PrivLeak from the Min-K scores of both models, or why there is none.
 
     Args:
-        results: what the suite gave for the model, attacks included.
+        attacked: what came out of the attacks on the model, None without them.
+        asked: ``settings``, and ``sets`` with their digests, of this evaluation.
         oracle: what it gave for the oracle, None without one.
         seed: of the bootstrap.
 
     Returns:
         The result or None, and warnings.
     """
-    attacks = results["attacks"]
-    if attacks is None or "min_k" not in attacks["auc"]:
+    if attacked is None or "min_k" not in attacked.auc:
         return None, []
     if oracle is None:
         return None, ["PrivLeak is not given: it needs an oracle's results, and ½ in place of its AUC would be a guess"]
-    names = (attacks["members"], attacks["nonmembers"])
+    names = (attacked.members, attacked.nonmembers)
     for name in names:
         if name not in oracle["sets"] or not np.isfinite(column(oracle["sets"][name], _PRIVLEAK)).any():
             return None, [
                 f"PrivLeak is not given: the oracle's results hold no Min-K scores of {name}; measure it anew"
             ]
-        check_same_set(results, oracle, name)
-    pairs = [[column(one["sets"][name], _PRIVLEAK) for one in (results, oracle)] for name in names]
+        check_same_set(asked, oracle, name)
+    pairs = [[attacked.scores[name]["min_k"], as_floats(column(oracle["sets"][name], _PRIVLEAK))] for name in names]
     found = privleak(*pairs, seed=seed)
     return {**asdict(found), "seed": seed}, [f"PrivLeak: {found.note}"] if found.note else []

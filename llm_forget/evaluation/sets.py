@@ -363,11 +363,14 @@ def set_digest(config: SetConfig, examples: Sequence[Example]) -> str:
     return json_digest([*ids, *asked])
 
 
-def set_results(measured: Measured, *, seed: int, keep_text: bool) -> dict[str, Any]:
+def set_results(
+    measured: Measured, more: Mapping[str, Sequence[float | None] | Floats], *, seed: int, keep_text: bool
+) -> dict[str, Any]:
     """A set's part of a result: aggregates by metric, and scores by example id.
 
     Args:
         measured: what was measured.
+        more: label → (E) further scores per example, such as an attack's.
         seed: of the bootstrap.
         keep_text: also give the generated answers, which may hold what was to be forgotten.
     """
@@ -387,4 +390,7 @@ def set_results(measured: Measured, *, seed: int, keep_text: bool) -> dict[str, 
     if keep_text and measured.scores.generated is not None:
         for one, text in zip(measured.ids, measured.scores.generated, strict=True):
             examples[one]["generated"] = text
+    for label, values in more.items():
+        for one, value in zip(measured.ids, values, strict=True):
+            examples[one][label] = value
     return {"forget": forget, "n": len(measured.ids), "metrics": metrics, "examples": examples}

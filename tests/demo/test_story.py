@@ -12,7 +12,8 @@ from llm_forget.cli.main import app
 from llm_forget.config import FinetuneRecipe, UnlearnRecipe
 from llm_forget.demo import story as demo
 from llm_forget.demo.splits import make_splits, write_splits
-from llm_forget.evaluation.suite import load_suite, run_suite
+from llm_forget.evaluation.run_suite import run_suite
+from llm_forget.evaluation.suite import load_suite
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.utils.build import load_recipe
 from llm_forget.utils.shipped import shipped

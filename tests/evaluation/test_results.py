@@ -17,10 +17,11 @@ from evaluation_examples import tiny_model, write_sets, write_task
 from llm_forget.data.examples import DataSource
 from llm_forget.errors import UserError
 from llm_forget.evaluation.results import read_results, write_results
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.schema import check_results, json_schema
 from llm_forget.evaluation.seeds import numbers, over_seeds, read_seeds, spread_of, write_seeds
 from llm_forget.evaluation.sets import GenerationConfig, SamplingConfig, SetConfig
-from llm_forget.evaluation.suite import CapabilityConfig, Suite, run_suite
+from llm_forget.evaluation.suite import CapabilityConfig, Suite
 from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils.shipped import shipped
 

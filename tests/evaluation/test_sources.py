@@ -12,9 +12,10 @@ from places import SHARED
 from llm_forget.data.examples import DataSource, Message
 from llm_forget.errors import DataError, RecipeError
 from llm_forget.evaluation.results import read_results, write_results
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.sets import SetConfig, read_set
 from llm_forget.evaluation.sources import fill, with_data
-from llm_forget.evaluation.suite import check_suite, load_suite, run_suite
+from llm_forget.evaluation.suite import check_suite, load_suite
 from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils.shipped import shipped
 

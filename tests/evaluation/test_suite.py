@@ -18,13 +18,13 @@ from llm_forget.data.encode import EncodingConfig, encode
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.errors import DataError, RecipeError, UserError
 from llm_forget.evaluation.results import as_json, read_results, write_results
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.sets import GenerationConfig, SetConfig, make_metrics, unique_ids
 from llm_forget.evaluation.suite import (
     CapabilityConfig,
     PerplexityConfig,
     Suite,
     load_suite,
-    run_suite,
 )
 from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils.shipped import shipped

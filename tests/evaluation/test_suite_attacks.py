@@ -22,8 +22,9 @@ from llm_forget.evaluation.aggregates.auc import auc
 from llm_forget.evaluation.aggregates.privleak import privleak_of
 from llm_forget.evaluation.membership import AttacksConfig
 from llm_forget.evaluation.results import write_results
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.sets import GenerationConfig, SamplingConfig, SetConfig
-from llm_forget.evaluation.suite import PerplexityConfig, Suite, load_suite, run_suite
+from llm_forget.evaluation.suite import PerplexityConfig, Suite, load_suite
 from llm_forget.testing import memorise, tiny_tokenizer
 
 Results = dict[str, Any]

@@ -15,8 +15,9 @@ from peft import LoraConfig, get_peft_model
 from llm_forget.data.encode import EncodingConfig
 from llm_forget.data.examples import DataSource
 from llm_forget.evaluation.passes.cache import Cache, model_context
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.sets import GenerationConfig, SetConfig
-from llm_forget.evaluation.suite import CapabilityConfig, PerplexityConfig, Suite, run_suite
+from llm_forget.evaluation.suite import CapabilityConfig, PerplexityConfig, Suite
 from llm_forget.testing import CHATML, tiny_tokenizer
 
 
