@@ -18,12 +18,12 @@ _MOST_DRAWS = 1 << 22  # indices drawn at a time: 32 MB
 
 
 @dataclass(frozen=True)
-class Aggregate:
-    """A mean over examples.
+class Estimate:
+    """One number with its interval, such as a mean over examples.
 
     Attributes:
-        value: mean of the scores that are numbers; NaN when there is none.
-        n: how many scores that are.
+        value: the mean of the scores that are numbers; NaN if there is none.
+        n: how many scores it is from.
         n_nan: how many examples could not be scored; they are in no mean.
         low: lower end of the 95 % interval; NaN for fewer than two scores, which say nothing about their spread.
         high: its upper end.
@@ -38,7 +38,7 @@ class Aggregate:
     seed: int | None = None
 
 
-def aggregate(scores: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Aggregate:
+def aggregate(scores: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """Mean of the scores with a 95 % percentile-bootstrap interval over examples.
 
     Args:
@@ -50,11 +50,11 @@ def aggregate(scores: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLE
     scored = scores[~np.isnan(scores)]
     n_nan = len(scores) - len(scored)
     if len(scored) == 0:
-        return Aggregate(nan, 0, n_nan, nan, nan, seed)
+        return Estimate(nan, 0, n_nan, nan, nan, seed)
     low, high = interval(
         {"all": len(scored)}, lambda rows: scored[rows["all"]].mean(-1), seed=seed, resamples=resamples
     )
-    return Aggregate(float(scored.mean()), len(scored), n_nan, low, high, seed)
+    return Estimate(float(scored.mean()), len(scored), n_nan, low, high, seed)
 
 
 def interval(
@@ -92,7 +92,7 @@ def interval(
     return float(low), float(high)
 
 
-def proportion(hits: npt.ArrayLike) -> Aggregate:
+def proportion(hits: npt.ArrayLike) -> Estimate:
     """Share of correct answers with its 95 % Wilson interval, which has a width at 0 and 1 too, unlike a bootstrap.
 
     For 5 of 10 the interval is 0.2366 to 0.7634.
@@ -104,9 +104,9 @@ def proportion(hits: npt.ArrayLike) -> Aggregate:
     scored = hits[~np.isnan(hits)]
     n = len(scored)
     if n == 0:
-        return Aggregate(nan, 0, len(hits), nan, nan)
+        return Estimate(nan, 0, len(hits), nan, nan)
     low, high = binomial_interval(int(scored.sum()), n, "wilson")
-    return Aggregate(float(scored.mean()), n, len(hits) - n, low, high)
+    return Estimate(float(scored.mean()), n, len(hits) - n, low, high)
 
 
 def binomial_interval(hits: int, n: int, method: Literal["wilson", "exact"]) -> tuple[float, float]:

@@ -38,8 +38,15 @@ from llm_forget.evaluation.sets import (
     set_results,
 )
 from llm_forget.evaluation.suite import LoadedSuite, Suite, check_packages
+from llm_forget.evaluation.tokens import Floats
 from llm_forget.evaluation.verdict import verdict
-from llm_forget.evaluation.whole_sets import measure_forget_quality, measure_utility
+from llm_forget.evaluation.whole_sets import (
+    make_aggregates,
+    measure_aggregates,
+    measure_forget_quality,
+    measure_utility,
+    suite_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -92,13 +99,13 @@ def run_suite(
     Returns:
         A dictionary that JSON can hold (None for "not a number"): ``schema``, ``suite``, ``settings``, ``sets`` with
         aggregates and scores by example id, ``forget_quality``, ``model_utility``, ``attacks``, ``privleak``, ``leak``,
-        ``perplexity``, ``kl_to_target``, ``capability``, ``benchmarks``, ``controls``, ``verdict``, ``warnings`` and
-        ``seconds``; see ``evaluation/schema.py``. No text of the data unless ``keep_text``.
+        ``aggregates``, ``perplexity``, ``kl_to_target``, ``capability``, ``benchmarks``, ``controls``, ``verdict``,
+        ``warnings`` and ``seconds``; see ``evaluation/schema.py``. No text of the data unless ``keep_text``.
 
     Raises:
         UserError: a package, file or oracle result is missing or does not fit; as far as possible before any work.
     """
-    metrics = make_metrics(suite.metrics)
+    metrics, aggregates = make_metrics(suite.metrics), make_aggregates(suite.aggregates)
     controls = dict(controls or {})
     for role, control in controls.items():
         check_results(control, f"what was given for the {role}")
@@ -127,6 +134,10 @@ def run_suite(
     attacked = _attacks(run, plan, measured)
     privleak, more = measure_privleak(attacked, run.asked, oracle, suite.seed)
     warnings += more
+    scores = _scores(measured, attacked)
+    known = suite_scores(run.asked, scores, controls, suite.seed)
+    numbers, more = measure_aggregates(aggregates, known, named=suite.aggregates is not None)
+    warnings += more
     leak, leak_samples = _leak(run)
     results = {
         **run.asked,
@@ -137,6 +148,7 @@ def run_suite(
         "attacks": None if attacked is None else attacked.section,
         "privleak": privleak,
         "leak": leak,
+        "aggregates": numbers,
         **_text(run, text),
         "capability": _capability(run),
         "benchmarks": _benchmarks(run),
@@ -187,13 +199,22 @@ def _sets(
     """The sets with the scores of their examples, an attack's as ``attack_<label>``."""
     found = {}
     for name, one in measured.items():
-        more: dict[str, Any] = {} if attacked is None else attacked.scores.get(name, {})
-        more = {PREFIX + label: scores for label, scores in more.items()}
+        more: dict[str, Any] = {**_attack_scores(name, attacked)}
         if name in leak_samples:
             more["leak_samples"] = leak_samples[name]
         entry = set_results(one, more, seed=run.suite.seed, keep_text=run.loaded.keep_text)
         found[name] = {**entry, "digest": run.asked["sets"][name]["digest"]}
     return found
+
+
+def _scores(measured: Mapping[str, Measured], attacked: Attacked | None) -> dict[str, dict[str, Floats]]:
+    """Set → label → scores, of metrics and of attacks."""
+    return {name: {**one.by_metric, **_attack_scores(name, attacked)} for name, one in measured.items()}
+
+
+def _attack_scores(name: str, attacked: Attacked | None) -> dict[str, Floats]:
+    own = {} if attacked is None else attacked.scores.get(name, {})
+    return {PREFIX + label: scores for label, scores in own.items()}
 
 
 def _attacks(run: _Run, plan: AttackPlan | None, measured: Mapping[str, Measured]) -> Attacked | None:

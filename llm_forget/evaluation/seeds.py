@@ -23,6 +23,7 @@ _SECTIONS = (
     "attacks",
     "privleak",
     "leak",
+    "aggregates",
     "perplexity",
     "kl_to_target",
     "capability",

@@ -20,6 +20,7 @@ from llm_forget.evaluation.recipe import BenchmarksConfig
 from llm_forget.evaluation.running_text import PerplexityConfig, read_text
 from llm_forget.evaluation.sets import GenerationConfig, SetConfig, make_metrics, read_set
 from llm_forget.evaluation.sources import fill, with_data
+from llm_forget.evaluation.whole_sets import make_aggregates
 from llm_forget.utils.build import build, load_recipe
 from llm_forget.utils.extras import require_extra
 from llm_forget.utils.shipped import shipped
@@ -47,6 +48,9 @@ class Suite:
     sets: dict[str, SetConfig] = field(default_factory=dict)
     # Names, or {name: rouge, part: f1}; null for every metric that a set's data allow.
     metrics: list[str | dict[str, Any]] | None = None
+    # Aggregates of llm_forget/evaluation/aggregates: names, or {name: NAME, setting: value}; null for every one that the
+    # data and the controls allow.
+    aggregates: list[str | dict[str, Any]] | None = None
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     # null switches either off.
@@ -133,6 +137,7 @@ def check_suite(suite: Suite) -> None:
         UserError: something is missing or cannot be used.
     """
     make_metrics(suite.metrics)
+    make_aggregates(suite.aggregates)
     plan_attacks(suite.attacks, suite.sets)
     check_packages(suite)
     for name, config in suite.sets.items():

@@ -1,21 +1,25 @@
-"""Numbers of whole sets that follow from the scores of their examples: forget quality and model utility."""
+"""Numbers of whole sets that follow from the scores of their examples: forget quality, model utility, aggregates."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from llm_forget.errors import DataError
+from llm_forget.evaluation.aggregates import Aggregate, ScoredSet, SuiteScores
 from llm_forget.evaluation.aggregates.forget_quality import forget_quality
 from llm_forget.evaluation.aggregates.model_utility import model_utility
 from llm_forget.evaluation.compare import check_same_set, column
+from llm_forget.evaluation.results import TEXT
 from llm_forget.evaluation.sets import Measured, SetConfig
-from llm_forget.evaluation.tokens import Floats
+from llm_forget.evaluation.tokens import Floats, as_floats
+from llm_forget.utils.plugins import make_named, names_in
 
 _DEFINITIONS = ("arithmetic", "geometric")
+_AGGREGATES = ("llm_forget.evaluation.aggregates", "value")
 
 
 def measure_forget_quality(
@@ -92,3 +96,68 @@ def _components(by_metric: Mapping[str, Floats], labels: list[str]) -> dict[str,
         for label in labels
         if label in by_metric
     }
+
+
+def make_aggregates(named: Sequence[str | Mapping[str, Any]] | None) -> list[Aggregate]:
+    """The aggregates that a suite asks for: names, or mappings with a name and settings; None for all.
+
+    Raises:
+        RecipeError: an unknown aggregate or setting, or two aggregates with the same label.
+    """
+    return make_named(names_in(*_AGGREGATES) if named is None else named, *_AGGREGATES)
+
+
+def measure_aggregates(
+    aggregates: Sequence[Aggregate], known: SuiteScores, *, named: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Compute each aggregate whose needs are known.
+
+    Args:
+        aggregates: what to compute.
+        known: the scores of the sets, under the model and the controls.
+        named: whether the suite named them, so that one that cannot be computed is worth a warning.
+
+    Returns:
+        Label → the number with its interval and bounds; and warnings.
+    """
+    found, warnings = {}, []
+    for one in aggregates:
+        missing = [need for need in one.needs if not known.has(need)]
+        if not missing:
+            found[one.label] = {**asdict(one.value(known)), "bounds": list(one.bounds)}
+        elif named:
+            warnings.append(f"the aggregate {one.label} is not given: it needs {', '.join(missing)}")
+    return found, warnings
+
+
+def suite_scores(
+    asked: Mapping[str, Any],
+    scores: Mapping[str, Mapping[str, Floats]],
+    controls: Mapping[str, Mapping[str, Any]],
+    seed: int,
+) -> SuiteScores:
+    """What the aggregates of one evaluation may know.
+
+    Args:
+        asked: ``sets`` with their digests and ``forget``, of this evaluation.
+        scores: set → label → (E,) scores under the model.
+        controls: role → what the suite gave for that model.
+        seed: of the bootstrap.
+    """
+    forget = {name: bool(one["forget"]) for name, one in asked["sets"].items()}
+    own = {name: ScoredSet(forget[name], found) for name, found in scores.items()}
+    others = {
+        role: {
+            name: ScoredSet(forget[name], _columns(one))
+            for name, one in control["sets"].items()
+            if name in forget and one["digest"] == asked["sets"][name]["digest"]
+        }
+        for role, control in controls.items()
+    }
+    return SuiteScores(own, others, seed)
+
+
+def _columns(stored: Mapping[str, Any]) -> dict[str, Floats]:
+    """Label → (E,) scores of a set in a result."""
+    labels = dict.fromkeys(label for scores in stored["examples"].values() for label in scores if label != TEXT)
+    return {label: as_floats(column(stored, label)) for label in labels}

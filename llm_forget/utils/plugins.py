@@ -17,10 +17,30 @@ from llm_forget.errors import RecipeError
 from llm_forget.utils.build import build
 
 
-def names_in(package: str) -> list[str]:
-    """The names that a recipe may use for the files of a package of this project, sorted."""
+def names_in(package: str, function: str | None = None) -> list[str]:
+    """The names that a recipe may use for the files of a package of this project, sorted.
+
+    Args:
+        package: the package.
+        function: only files that hold a dataclass with this method; None for all files.
+    """
     folder = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(folder))
+    names = sorted(module.name for module in pkgutil.iter_modules(folder))
+    if function is None:
+        return names
+    return [name for name in names if _classes(importlib.import_module(f"{package}.{name}"), function)]
+
+
+def _classes(module: ModuleType, function: str) -> list[type]:
+    """The dataclasses of a module that have a method."""
+    return [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and value.__module__ == module.__name__
+        and is_dataclass(value)
+        and callable(getattr(value, function, None))
+    ]
 
 
 def find_class(package: str, name: str, function: str) -> type:
@@ -34,15 +54,13 @@ def find_class(package: str, name: str, function: str) -> type:
     Raises:
         RecipeError: no such file, or none or several such classes in it.
     """
-    module = _load(package, name)
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and value.__module__ == module.__name__
-        and is_dataclass(value)
-        and callable(getattr(value, function, None))
-    ]
+    module = _load(package, name, function)
+    found = _classes(module, function)
+    if not found and module.__name__.startswith(f"{package}."):
+        known = ", ".join(names_in(package, function))
+        raise RecipeError(
+            f"{name} is no {_kind(package)} that can be named: it has no class with a `{function}`. Known: {known}"
+        )
     if len(found) != 1:
         raise RecipeError(
             f"{name}: {len(found)} dataclasses with a `{function}` found in {module.__file__}; exactly one is needed"
@@ -76,20 +94,25 @@ def make_named(entries: Sequence[str | Mapping[str, Any]], package: str, functio
     return made
 
 
-def _load(package: str, name: str) -> ModuleType:
-    known = names_in(package)
-    if name in known:
+def _kind(package: str) -> str:
+    """What the files of a package are, in the singular."""
+    return package.rsplit(".", 1)[-1].removesuffix("s")
+
+
+def _load(package: str, name: str, function: str) -> ModuleType:
+    if name in names_in(package):
         return importlib.import_module(f"{package}.{name}")
     if name.endswith(".py"):
         return _load_file(Path(name))
-    kind = package.rsplit(".", 1)[-1].removesuffix("s")
+    kind = _kind(package)
     if "." in name and all(part.isidentifier() for part in name.split(".")):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             raise RecipeError(f"{kind} {name!r}: module {error.name!r} cannot be imported; is it installed?") from error
+    known = names_in(package, function)
     nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     raise RecipeError(
         f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}. "
         "For your own, give the path of its .py file or its dotted module name"

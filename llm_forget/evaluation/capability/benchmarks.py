@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from llm_forget.errors import DataError, UserError
-from llm_forget.evaluation.aggregate import Aggregate, aggregate, proportion
+from llm_forget.evaluation.aggregate import Estimate, aggregate, proportion
 from llm_forget.evaluation.capability.local_task import answer_questions, quiet, read_task
 from llm_forget.evaluation.passes.cache import Cache
 from llm_forget.evaluation.recipe import BenchmarksConfig
@@ -249,6 +249,6 @@ def _leaves(task: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
     return [leaf for one in inside for leaf in _leaves(one, groups)] if inside else [task]
 
 
-def _mean(scores: Any, seed: int) -> Aggregate:
+def _mean(scores: Any, seed: int) -> Estimate:
     """Right or wrong: a share with its Wilson interval; anything else: a mean with a bootstrap interval."""
     return proportion(scores) if np.isin(scores, (0.0, 1.0)).all() else aggregate(scores, seed=seed)

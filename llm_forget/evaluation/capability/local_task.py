@@ -17,7 +17,7 @@ import yaml
 
 from llm_forget.data.examples import example_id
 from llm_forget.errors import DataError, UserError
-from llm_forget.evaluation.aggregate import Aggregate, proportion
+from llm_forget.evaluation.aggregate import Estimate, proportion
 from llm_forget.evaluation.passes.cache import Arrays, Cache, remember
 from llm_forget.evaluation.tokens import Floats
 from llm_forget.model.batching import evaluating, sum_over_processes
@@ -42,8 +42,8 @@ class Capability:
     """
 
     task: str
-    acc: Aggregate
-    acc_norm: Aggregate
+    acc: Estimate
+    acc_norm: Estimate
     correct: dict[str, tuple[bool, bool]] = field(repr=False)
 
 
