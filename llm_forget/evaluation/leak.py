@@ -15,6 +15,7 @@ from llm_forget.evaluation.passes.cache import Arrays, remember
 from llm_forget.evaluation.sets import Loaded, SamplingConfig
 from llm_forget.evaluation.tokens import Floats, as_floats
 from llm_forget.model.generate import end_token_ids, sample_answers
+from llm_forget.model.head import below_wrapper
 from llm_forget.utils.digests import json_digest
 
 
@@ -70,6 +71,6 @@ def _revealed(config: SamplingConfig, examples: Sequence[Example], loaded: Loade
         "references": json_digest(references),
         "sampling": [config.samples, config.temperature, config.threshold, seed],
         "generation": [loaded.generation.max_new_tokens, loaded.generation.batch_size],
-        "ends": list(end_token_ids(getattr(loaded.model, "module", loaded.model), loaded.tokenizer)),
+        "ends": list(end_token_ids(below_wrapper(loaded.model), loaded.tokenizer)),
     }
     return as_floats(remember(loaded.cache, loaded.accelerator, "leak", parts, compute)["revealed"])

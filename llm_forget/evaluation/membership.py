@@ -22,6 +22,7 @@ from llm_forget.evaluation.passes.gradients import gradient_norms, select_parame
 from llm_forget.evaluation.results import read_results
 from llm_forget.evaluation.sets import Loaded, Measured
 from llm_forget.evaluation.tokens import Floats, as_floats
+from llm_forget.model.head import below_wrapper
 from llm_forget.utils.plugins import make_named
 
 # What the stored scores give without further work.
@@ -122,7 +123,7 @@ def check_attacks(plan: AttackPlan | None, model: Any) -> None:
     for attack in () if plan is None else plan.attacks:
         if "gradient_norms" in attack.needs:
             try:
-                select_parameters(getattr(model, "module", model), _parameters(attack))
+                select_parameters(below_wrapper(model), _parameters(attack))
             except UserError as error:
                 raise UserError(
                     f"attacks, {attack.label}: {error}; or leave the attack out of attacks.attacks"

@@ -19,6 +19,7 @@ from llm_forget.evaluation.capability.local_task import answer_questions, quiet,
 from llm_forget.evaluation.passes.cache import Cache
 from llm_forget.evaluation.recipe import BenchmarksConfig
 from llm_forget.model.batching import evaluating
+from llm_forget.model.head import below_wrapper
 from llm_forget.utils.extras import require_extra
 from llm_forget.utils.shipped import shipped
 
@@ -192,7 +193,7 @@ def _run_by_name(
     task: str, limit: int | None, batch_size: int, model: Any, tokenizer: Any, seed: int
 ) -> dict[str, dict[str, Any]]:
     """One of lm-eval's own tasks, or a group of them; its data come from the hub, or from the hub's cache."""
-    inner = getattr(model, "module", model)
+    inner = below_wrapper(model)
     try:
         with quiet(), evaluating(inner):
             import lm_eval

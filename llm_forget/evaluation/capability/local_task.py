@@ -21,6 +21,7 @@ from llm_forget.evaluation.aggregate import Estimate, proportion
 from llm_forget.evaluation.passes.cache import Arrays, Cache, remember
 from llm_forget.evaluation.tokens import Floats
 from llm_forget.model.batching import evaluating, sum_over_processes
+from llm_forget.model.head import below_wrapper
 from llm_forget.utils.digests import json_digest
 from llm_forget.utils.extras import require_extra
 from llm_forget.utils.shipped import shipped
@@ -187,7 +188,7 @@ def answer_questions(
     def compute() -> Arrays:
         found = np.zeros((len(rows), len(columns)))
         if mine:
-            inner = getattr(model, "module", model)
+            inner = below_wrapper(model)
             with evaluating(inner):
                 found[mine] = _run(inner, tokenizer, config, [rows[index] for index in mine], columns, batch_size)
         return {"scores": sum_over_processes(found, accelerator)}
