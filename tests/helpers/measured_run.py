@@ -1,7 +1,8 @@
-"""Prints the bytes that a run added to this process at its peak: python measured_run.py WARM_RECIPE.json RECIPE.json.
+"""Prints the bytes that runs added to their process at its peak: python measured_run.py WARM.json RECIPE.json [WARM RECIPE ...].
 
-A small run comes first, so that what libraries load and keep is there before counting begins. The parent sets
-MALLOC_MMAP_THRESHOLD_, which makes the C library give every large block back at once: then the resident memory is what is alive.
+Every pair runs in a fork, so that libraries are imported once; the output is a JSON list of bytes. A small run comes first, so
+that what libraries load and keep is there before counting begins. The parent sets MALLOC_MMAP_THRESHOLD_, which makes the C
+library give every large block back at once: then the resident memory is what is alive.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ import ctypes
 import gc
 import io
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
 
+import peft  # noqa: F401  (imported before the forks)
 from rich.console import Console
+from transformers.models.llama import LlamaForCausalLM  # noqa: F401
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.train.unlearn import unlearn
@@ -26,15 +31,43 @@ def resident(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def main() -> None:
-    """Warm up, then measure."""
-    for path in sys.argv[1:]:
+def added(warm: str, recipe: str) -> int:
+    """Bytes that the second of two runs added to this process at its peak."""
+    for path in (warm, recipe):
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
         before = resident("VmRSS")
         unlearn(build(UnlearnRecipe, json.loads(Path(path).read_text()), path), Console(file=io.StringIO()))
-    print(resident("VmHWM") - before)
+    return resident("VmHWM") - before
+
+
+def in_a_fork(warm: str, recipe: str) -> int:
+    """The same, in a child process."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.write(write, str(added(warm, recipe)).encode())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    os.close(write)
+    with os.fdopen(read) as stream:
+        found = stream.read()
+    if os.waitpid(pid, 0)[1]:
+        sys.exit(f"{recipe} failed")
+    return int(found)
+
+
+def main() -> None:
+    """Measure each pair."""
+    paths = sys.argv[1:]
+    print(json.dumps([in_a_fork(*pair) for pair in zip(paths[::2], paths[1::2], strict=True)]))
 
 
 if __name__ == "__main__":
