@@ -239,7 +239,8 @@ def evaluate(
         UserError: settings or data cannot be used, or a control was measured on other rows.
     """
     from llm_forget.evaluation.evaluate import make_accelerator
-    from llm_forget.evaluation.suite import load_suite, run_suite
+    from llm_forget.evaluation.run_suite import run_suite
+    from llm_forget.evaluation.suite import load_suite
 
     given = {"forget": forget, "retain": retain, "holdout": holdout, **(sets or {})}
     rows = {name: one for name, one in given.items() if one is not None}

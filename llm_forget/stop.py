@@ -1,4 +1,4 @@
-"""When a run ends: forgotten enough, the rest harmed for good, or a number that is not finite. Pure decisions, no model."""
+"""The stop rule: when a run ends and which state is the best. It sees measurements only, no model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Measurement:
-    """Mean answer probability (geometric over tokens, arithmetic over examples) of both sets at one moment."""
+    """Mean answer probability of both sets after a step: geometric mean over tokens, arithmetic mean over examples."""
 
     step: int
     forget: float
@@ -53,7 +53,7 @@ class StopRule:
     history: list[Measurement] = field(default_factory=list)
 
     def judge(self, now: Measurement) -> Verdict:
-        """Take one measurement and say what to do."""
+        """Take one measurement and decide what to do."""
         self.history.append(now)
         if self.above_floor(now):
             self.broken_for = 0
@@ -64,20 +64,20 @@ class StopRule:
                 self.best = now
                 return Verdict.KEEP
             return Verdict.GO_ON
-        # A retain term that is winning ground back is given the time to do so.
+        # While the retain probability is rising again, the run goes on.
         recovering = len(self.history) > 1 and (now.retain or 0.0) > (self.history[-2].retain or 0.0)
         self.broken_for = 0 if recovering else self.broken_for + 1
         return Verdict.BROKEN if self.broken_for >= self.patience else Verdict.GO_ON
 
     def passed_over(self) -> Measurement | None:
-        """The last state that had forgotten more than the best one and lay below the floor, None where there was none."""
+        """The last state below the floor that had forgotten more than the best one; None if there was none."""
         if self.best is None or self.floor is None:
             return None
         below = [now for now in self.history if not self.above_floor(now) and now.retain is not None]
         return next((now for now in reversed(below) if now.forget < self.best.forget), None)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been judged so far, for a checkpoint."""
+        """The state of the rule, for a checkpoint."""
         return {
             "broken_for": self.broken_for,
             "best": self.best and asdict(self.best),
@@ -85,7 +85,7 @@ class StopRule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         self.broken_for = state["broken_for"]
         self.best = Measurement(**state["best"]) if state["best"] else None
         self.history = [Measurement(**item) for item in state["history"]]
@@ -95,7 +95,7 @@ class StopRule:
         return self.target is not None and now.forget <= self.target
 
     def above_floor(self, now: Measurement) -> bool:
-        """Whether the rest is as good as it has to be; NaN is not."""
+        """Whether the retain probability is at or above the floor; NaN is not."""
         return self.floor is None or (now.retain is not None and now.retain >= self.floor)
 
     def _rank(self, now: Measurement) -> tuple[float, float]:

@@ -31,8 +31,9 @@ from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import Example
 from llm_forget.demo.splits import make_splits, write_splits
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.sets import read_set
-from llm_forget.evaluation.suite import Suite, load_suite, run_suite
+from llm_forget.evaluation.suite import Suite, load_suite
 from llm_forget.model.load import load_model
 from llm_forget.testing import tiny_model, tiny_tokenizer
 
@@ -152,7 +153,7 @@ def _small(suite: Suite) -> Suite:
 
 
 def _examples(suite: Suite) -> dict[str, list[Example]]:
-    return {name: read_set(name, config, None) for name, config in suite.sets.items()}
+    return {name: read_set(name, config) for name, config in suite.sets.items()}
 
 
 def _others(examples: Sequence[Example]) -> list[tuple[str, ...]]:

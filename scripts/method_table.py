@@ -32,7 +32,7 @@ from llm_forget.cli.entry import run_entry
 from llm_forget.config import ModelConfig, UnlearnRecipe
 from llm_forget.errors import RecipeError, UserError
 from llm_forget.evaluation.evaluate import evaluate
-from llm_forget.evaluation.recipe import EvalRecipe
+from llm_forget.evaluation.recipe import ControlsConfig, EvalRecipe
 from llm_forget.model.load import locate_model
 from llm_forget.utils.build import load_recipe
 from llm_forget.utils.files import write_json, write_text
@@ -125,7 +125,7 @@ def measured(
             model=model,
             suite=suite,
             output_dir=str(folder),
-            oracle=None if oracle is None else str(oracle),
+            controls=ControlsConfig(oracle=None if oracle is None else str(oracle)),
             overrides=dict(overrides),
             data_dir=material,
         )

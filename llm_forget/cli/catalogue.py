@@ -115,14 +115,11 @@ def _summary(module: str) -> str:
 
 
 def methods_table(entries: Sequence[Entry]) -> str:
-    """A Markdown table with one row per method."""
-    lines = ["| name | what it does | retain | needs | cost | source |", "|---|---|---|---|---|---|"]
+    """A short Markdown table with one row per method; `llm-forget methods` shows all columns."""
+    lines = ["| method | what it does | cost | paper |", "|---|---|---|---|"]
     for entry in entries:
-        needs = ", ".join(entry.needs) or "–"
         summary = entry.summary.partition(": ")[2] or entry.summary
-        lines.append(
-            f"| `{entry.name}` | {summary} | {entry.retain} | {needs} | {entry.cost:.2f} | {_short(entry.paper)} |"
-        )
+        lines.append(f"| `{entry.name}` | {summary} | {entry.cost:.2f} | {_short(entry.paper)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -35,6 +35,11 @@ class Encoded:
     input_ids: tuple[int, ...] = field(repr=False)
     prompt_length: int
 
+    @property
+    def answer_length(self) -> int:
+        """How many answer tokens can be scored; the first token of a sequence cannot, since nothing predicts it."""
+        return max(len(self.input_ids) - max(self.prompt_length, 1), 0)
+
 
 @dataclass(frozen=True)
 class EncodingConfig:

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from llm_forget.data.readers import Row, locate, read_file, read_hub, take
@@ -119,12 +118,11 @@ def example_id(prompt: str | Sequence[Message], answer: str) -> str:
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
 
 
-def read_examples(source: DataSource, *, base_dir: Path | None = None) -> list[Example]:
+def read_examples(source: DataSource) -> list[Example]:
     """Read a data source and check every row.
 
     Args:
-        source: the data source.
-        base_dir: the folder from which relative paths start; None for the current folder.
+        source: the data source. Relative paths start from the current folder.
 
     Returns:
         The examples in file order; exact duplicates are kept.
@@ -133,7 +131,7 @@ def read_examples(source: DataSource, *, base_dir: Path | None = None) -> list[E
         DataError: the file is missing or empty, the columns match no form or several, or rows are invalid. All invalid rows
             are reported at once with place and remedy, and without their text.
     """
-    path = locate(source.path, base_dir)
+    path = locate(source.path)
     if path is None:
         found = read_hub(source.path, source.name, source.split, source.revision)
     else:

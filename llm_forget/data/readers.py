@@ -106,12 +106,11 @@ def rows_in_memory(rows: Iterable[object], label: str) -> Iterator[Row]:
             yield Row(source, problem=f'a {kind}, not a mapping: write {{"question": ..., "answer": ...}} a row')
 
 
-def locate(path: str, base_dir: Path | None) -> Path | None:
+def locate(path: str) -> Path | None:
     """Find the file that a recipe names.
 
     Args:
-        path: the path as the user wrote it.
-        base_dir: the folder from which relative paths start; None for the current folder.
+        path: the path as the user wrote it. A relative path starts from the current folder.
 
     Returns:
         The existing file, or None if ``path`` can only be an id on the hub.
@@ -119,8 +118,7 @@ def locate(path: str, base_dir: Path | None) -> Path | None:
     Raises:
         DataError: the path is a folder, or the file does not exist; the message names similar files.
     """
-    wanted = Path(path).expanduser()
-    found = wanted if base_dir is None else base_dir / wanted
+    found = Path(path).expanduser()
     if found.is_file():
         return found
     if found.is_dir():
@@ -128,16 +126,15 @@ def locate(path: str, base_dir: Path | None) -> Path | None:
         raise DataError(
             f"{path}: is a folder; name one file in it ({_listed(inside) or 'it holds none that can be read'})"
         )
-    is_file_name = wanted.suffix.lower() in _READERS or found.parent.is_dir()
+    is_file_name = found.suffix.lower() in _READERS or found.parent.is_dir()
     if _HUB_ID.fullmatch(path) and not is_file_name:
         return None
-    raise DataError(f"{path}: no such file{_nearest_files(found)}; {_looked_from(wanted, base_dir)}")
+    raise DataError(f"{path}: no such file{_nearest_files(found)}; {_looked_from(found)}")
 
 
-def _looked_from(wanted: Path, base_dir: Path | None) -> str:
+def _looked_from(wanted: Path) -> str:
     """Say where a path was searched, and what else may be given."""
-    start = "the current folder" if base_dir is None else str(base_dir)
-    where = "" if wanted.is_absolute() else f"relative paths start from {start}; "
+    where = "" if wanted.is_absolute() else "relative paths start from the current folder; "
     return f"{where}give an existing {', '.join(_READERS)} file or a hub id of the form owner/name"
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import nan, sqrt
-from typing import TYPE_CHECKING
+from math import nan
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +14,16 @@ if TYPE_CHECKING:  # not at run time: comparing runs needs intervals and no torc
     from llm_forget.evaluation.tokens import Floats
 
 RESAMPLES = 2000
-# Standard normal quantile of 0.975, for a 95 % interval.
-_Z = 1.959963984540054
 _MOST_DRAWS = 1 << 22  # indices drawn at a time: 32 MB
 
 
 @dataclass(frozen=True)
-class Aggregate:
-    """A mean over examples.
+class Estimate:
+    """One number with its interval, such as a mean over examples.
 
     Attributes:
-        value: mean of the scores that are numbers; NaN when there is none.
-        n: how many scores that are.
+        value: the mean of the scores that are numbers; NaN if there is none.
+        n: how many scores it is from.
         n_nan: how many examples could not be scored; they are in no mean.
         low: lower end of the 95 % interval; NaN for fewer than two scores, which say nothing about their spread.
         high: its upper end.
@@ -40,7 +38,7 @@ class Aggregate:
     seed: int | None = None
 
 
-def aggregate(scores: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Aggregate:
+def aggregate(scores: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """Mean of the scores with a 95 % percentile-bootstrap interval over examples.
 
     Args:
@@ -52,11 +50,11 @@ def aggregate(scores: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLE
     scored = scores[~np.isnan(scores)]
     n_nan = len(scores) - len(scored)
     if len(scored) == 0:
-        return Aggregate(nan, 0, n_nan, nan, nan, seed)
+        return Estimate(nan, 0, n_nan, nan, nan, seed)
     low, high = interval(
         {"all": len(scored)}, lambda rows: scored[rows["all"]].mean(-1), seed=seed, resamples=resamples
     )
-    return Aggregate(float(scored.mean()), len(scored), n_nan, low, high, seed)
+    return Estimate(float(scored.mean()), len(scored), n_nan, low, high, seed)
 
 
 def interval(
@@ -94,22 +92,33 @@ def interval(
     return float(low), float(high)
 
 
-def proportion(hits: npt.ArrayLike) -> Aggregate:
-    """A share of right answers with its 95 % Wilson interval, which has a width at 0 and 1 too, unlike a bootstrap.
+def proportion(hits: npt.ArrayLike) -> Estimate:
+    """Share of correct answers with its 95 % Wilson interval, which has a width at 0 and 1 too, unlike a bootstrap.
 
-    ``centre = (p + z²/2n) / (1 + z²/n)``, ``half-width = z √(p(1−p)/n + z²/4n²) / (1 + z²/n)``; for 5 of 10 the
-    interval is 0.2366 to 0.7634.
+    For 5 of 10 the interval is 0.2366 to 0.7634.
 
     Args:
-        hits: (E,) 1 or True for right, 0 or False for wrong, NaN for not scored.
+        hits: (E,) 1 or True for a correct answer, 0 or False for a wrong one, NaN for one that could not be scored.
     """
     hits = np.asarray(hits, dtype=np.float64)
     scored = hits[~np.isnan(hits)]
     n = len(scored)
     if n == 0:
-        return Aggregate(nan, 0, len(hits), nan, nan)
-    share = float(scored.mean())
-    scale = 1 + _Z**2 / n
-    centre = (share + _Z**2 / (2 * n)) / scale
-    half = _Z * sqrt(share * (1 - share) / n + _Z**2 / (4 * n * n)) / scale
-    return Aggregate(share, n, len(hits) - n, max(0.0, centre - half), min(1.0, centre + half))
+        return Estimate(nan, 0, len(hits), nan, nan)
+    low, high = binomial_interval(int(scored.sum()), n, "wilson")
+    return Estimate(float(scored.mean()), n, len(hits) - n, low, high)
+
+
+def binomial_interval(hits: int, n: int, method: Literal["wilson", "exact"]) -> tuple[float, float]:
+    """95 % interval for a probability from ``hits`` of n trials.
+
+    Args:
+        hits: trials that came out positive, in 0 … n.
+        n: trials, at least 1.
+        method: ``wilson`` (Wilson 1927) or ``exact`` (Clopper and Pearson 1934). For 0 of n the exact interval is 0 to
+            ``1 − 0.025^(1/n)``.
+    """
+    from scipy.stats import binomtest  # slow to import, and comparing runs does not need it
+
+    found = binomtest(hits, n).proportion_ci(confidence_level=0.95, method=method)
+    return float(found.low), float(found.high)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from llm_forget.errors import RecipeError, UserError
 from llm_forget.evaluation.capability.benchmarks import check_benchmarks, run_benchmarks
 from llm_forget.evaluation.capability.local_task import read_task, run_capability
 from llm_forget.evaluation.controls import ROLES
-from llm_forget.evaluation.extras import require
 from llm_forget.evaluation.recipe import CapabilityRecipe, EvalRecipe
 from llm_forget.evaluation.results import as_json, read_results, write_results
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.schema import SCHEMA
-from llm_forget.evaluation.suite import Suite, check_suite, load_suite, run_suite
+from llm_forget.evaluation.suite import Suite, check_suite, load_suite
 from llm_forget.model.load import load_model
+from llm_forget.utils.extras import require_extra
 
 
 def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
@@ -78,9 +79,6 @@ def _overrides(recipe: EvalRecipe) -> dict[str, str]:
 
 def _control_paths(recipe: EvalRecipe) -> dict[str, str]:
     paths = {role: getattr(recipe.controls, role) for role in ROLES}
-    if recipe.oracle is not None and paths["oracle"] not in (None, recipe.oracle):
-        raise RecipeError(f"oracle is {recipe.oracle} and controls.oracle {paths['oracle']}; give one of the two")
-    paths["oracle"] = paths["oracle"] or recipe.oracle
     return {role: path for role, path in paths.items() if path is not None}
 
 
@@ -88,7 +86,7 @@ def _read_control(role: str, path: str) -> dict[str, Any]:
     try:
         return read_results(Path(path))
     except UserError as error:
-        raise RecipeError(f"{role}: {error}; run this suite on the {role} first") from None
+        raise RecipeError(f"controls.{role}: {error}; run this suite on the {role} first") from None
 
 
 def _cache_folder(recipe: EvalRecipe) -> Path | None:
@@ -110,7 +108,7 @@ def evaluate_capability(recipe: CapabilityRecipe) -> dict[str, Any]:
     Raises:
         UserError: lm-eval is missing, or the task cannot be used; before the model is loaded.
     """
-    require("lm_eval", "the capability test")
+    require_extra("lm_eval", "the capability test", "eval")
     name = "benchmarks"
     if recipe.benchmarks is None:
         name = read_task(recipe.task, recipe.limit)[0]["task"]
@@ -141,31 +139,48 @@ def show(results: Mapping[str, Any]) -> None:
     """Print the aggregates of a result, by the first process alone."""
     if int(os.environ.get("RANK", "0")):
         return
+    for line in (*_set_lines(results), *_number_lines(results), *_task_lines(results), *(results.get("verdict") or [])):
+        print(line)
+
+
+def _set_lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """The sets, and the attacks and samples between and of them."""
     for name, found in results.get("sets", {}).items():
-        print(f"{name} (n = {found['n']}): " + ", ".join(_line(*item) for item in found["metrics"].items()))
+        yield f"{name} (n = {found['n']}): {_listed(found['metrics'])}"
     attacks = results.get("attacks")
     if attacks:
-        shown = ", ".join(_line(*item) for item in attacks["auc"].items())
-        print(f"AUC of attacks that tell {attacks['members']} from {attacks['nonmembers']}: {shown}")
+        shown = _listed(attacks["auc"])
+        yield f"AUC of attacks that tell {attacks['members']} from {attacks['nonmembers']}: {shown}"
     if results.get("privleak"):
-        print(_line("PrivLeak (%)", results["privleak"]))
+        yield _line("PrivLeak (%)", results["privleak"])
     for name, found in (results.get("leak") or {}).items():
-        print(f"{name}: " + ", ".join(_line(f"leak@{k}", entry) for k, entry in found["at"].items()))
+        yield f"{name}: " + _listed({f"leak@{k}": entry for k, entry in found["at"].items()})
+
+
+def _number_lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """Numbers that stand by themselves."""
     if results.get("kl_to_target"):
-        print(_line("KL to the target on text", results["kl_to_target"]))
+        yield _line("KL to the target on text", results["kl_to_target"])
     for definition, utility in (results.get("model_utility") or {}).items():
-        print(_line(f"model utility ({definition})", utility))
+        yield _line(f"model utility ({definition})", utility)
+    for label, entry in (results.get("aggregates") or {}).items():
+        yield _line(label, entry)
     if results.get("perplexity"):
-        print(_line("perplexity", results["perplexity"]))
+        yield _line("perplexity", results["perplexity"])
+
+
+def _task_lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """Tasks of lm-eval."""
     for task, found in (results.get("benchmarks") or {}).items():
-        n = next(iter(found.values()))["n"]
-        print(f"{task} (n = {n}): " + ", ".join(_line(label, entry) for label, entry in found.items()))
+        yield f"{task} (n = {next(iter(found.values()))['n']}): {_listed(found)}"
     capability = results.get("capability")
     if capability:
-        accuracies = ", ".join(_line(label, capability[label]) for label in ("acc", "acc_norm"))
-        print(f"{capability['task']} (n = {capability['n']}): {accuracies}")
-    for line in results.get("verdict") or []:
-        print(line)
+        accuracies = _listed({label: capability[label] for label in ("acc", "acc_norm")})
+        yield f"{capability['task']} (n = {capability['n']}): {accuracies}"
+
+
+def _listed(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(_line(label, entry) for label, entry in entries.items())
 
 
 def _line(label: str, entry: Mapping[str, Any]) -> str:

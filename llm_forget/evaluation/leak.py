@@ -15,38 +15,34 @@ from llm_forget.evaluation.passes.cache import Arrays, remember
 from llm_forget.evaluation.sets import Loaded, SamplingConfig
 from llm_forget.evaluation.tokens import Floats, as_floats
 from llm_forget.model.generate import end_token_ids, sample_answers
+from llm_forget.model.head import below_wrapper
 from llm_forget.utils.digests import json_digest
 
 
 def measure_leak(
     config: SamplingConfig,
-    names: Sequence[str],
-    results: dict[str, Any],
     examples: Mapping[str, Sequence[Example]],
     loaded: Loaded,
     seed: int,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, list[int | None]]]:
     """Sample answers to the prompts of sets, and tell how often they reveal the right ones.
 
     Args:
         config: how often and how.
-        names: the sets: those to forget that have prompts.
-        results: the suite's results so far; how many samples reveal an example's answer is put into its scores, as
-            ``leak_samples``.
-        examples: the sets' examples.
+        examples: by set, of the sets to forget that have prompts.
         loaded: the model.
         seed: of the samples.
 
     Returns:
-        Set → ``at`` (k → leak@k) and the settings. Never a sampled text.
+        Set → ``at`` (k → leak@k) and the settings; and set → how many samples reveal each example's answer, None if its
+        answer cannot be looked for. Never a sampled text.
     """
-    found = {}
-    for name in names:
-        revealed = _revealed(config, examples[name], loaded, seed)
-        for scores, count in zip(results["sets"][name]["examples"].values(), revealed.sum(-1), strict=True):
-            scores["leak_samples"] = None if np.isnan(count) else int(count)
+    found, counts = {}, {}
+    for name, own in examples.items():
+        revealed = _revealed(config, own, loaded, seed)
+        counts[name] = [None if np.isnan(count) else int(count) for count in revealed.sum(-1)]
         found[name] = {"at": {str(k): asdict(leak_at_k(revealed, k)) for k in config.k}, **asdict(config), "seed": seed}
-    return found
+    return found, counts
 
 
 def _revealed(config: SamplingConfig, examples: Sequence[Example], loaded: Loaded, seed: int) -> Floats:
@@ -75,6 +71,6 @@ def _revealed(config: SamplingConfig, examples: Sequence[Example], loaded: Loade
         "references": json_digest(references),
         "sampling": [config.samples, config.temperature, config.threshold, seed],
         "generation": [loaded.generation.max_new_tokens, loaded.generation.batch_size],
-        "ends": list(end_token_ids(getattr(loaded.model, "module", loaded.model), loaded.tokenizer)),
+        "ends": list(end_token_ids(below_wrapper(loaded.model), loaded.tokenizer)),
     }
     return as_floats(remember(loaded.cache, loaded.accelerator, "leak", parts, compute)["revealed"])

@@ -22,7 +22,8 @@ from llm_forget.evaluation.passes.gradients import gradient_norms, select_parame
 from llm_forget.evaluation.results import read_results
 from llm_forget.evaluation.sets import Loaded, Measured
 from llm_forget.evaluation.tokens import Floats, as_floats
-from llm_forget.utils.named import make_named
+from llm_forget.model.head import below_wrapper
+from llm_forget.utils.plugins import make_named
 
 # What the stored scores give without further work.
 DEFAULT_ATTACKS = ("loss", "zlib_ratio", "min_k", "min_k_plus_plus")
@@ -79,7 +80,7 @@ class AttackPlan:
     reference: Mapping[str, Any] | None
 
 
-def plan_attacks(config: AttacksConfig | None, names: Collection[str], base_dir: Path | None) -> AttackPlan | None:
+def plan_attacks(config: AttacksConfig | None, names: Collection[str]) -> AttackPlan | None:
     """Which attacks a suite asks for; None for none.
 
     Raises:
@@ -88,7 +89,7 @@ def plan_attacks(config: AttacksConfig | None, names: Collection[str], base_dir:
     chosen = None if config is None else config.sets_among(names)
     if config is None or chosen is None:
         return None
-    reference = None if config.reference is None else _read_reference(config.reference, base_dir)
+    reference = None if config.reference is None else _read_reference(config.reference)
     named: list[str | dict[str, Any]] = list(DEFAULT_ATTACKS if config.attacks is None else config.attacks)
     if reference is not None and not any(_name(entry) == "reference" for entry in named):
         named.append("reference")
@@ -122,7 +123,7 @@ def check_attacks(plan: AttackPlan | None, model: Any) -> None:
     for attack in () if plan is None else plan.attacks:
         if "gradient_norms" in attack.needs:
             try:
-                select_parameters(getattr(model, "module", model), _parameters(attack))
+                select_parameters(below_wrapper(model), _parameters(attack))
             except UserError as error:
                 raise UserError(
                     f"attacks, {attack.label}: {error}; or leave the attack out of attacks.attacks"
@@ -133,41 +134,57 @@ def _parameters(attack: Attack) -> str:
     return str(getattr(attack, "parameters", "all"))
 
 
-def _read_reference(path: str, base_dir: Path | None) -> dict[str, Any]:
-    file = Path(path) if base_dir is None else base_dir / path
+def _read_reference(path: str) -> dict[str, Any]:
     try:
-        return read_results(file)
+        return read_results(Path(path))
     except UserError as error:
         raise RecipeError(f"attacks.reference: {error}") from None
 
 
+@dataclass(frozen=True)
+class Attacked:
+    """What came out of a suite's attacks.
+
+    Attributes:
+        members: the set that was trained on.
+        nonmembers: the set that was not.
+        scores: set → attack's label → (E,) one score per example.
+        auc: attack's label → its AUC with interval and settings.
+    """
+
+    members: str
+    nonmembers: str
+    scores: dict[str, dict[str, Floats]]
+    auc: dict[str, dict[str, Any]]
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """Their part of a result."""
+        return {"members": self.members, "nonmembers": self.nonmembers, "auc": self.auc}
+
+
 def measure_attacks(
     plan: AttackPlan,
-    results: dict[str, Any],
+    asked: Mapping[str, Any],
     measured: Mapping[str, Measured],
     examples: Mapping[str, Sequence[Example]],
     loaded: Loaded,
     seed: int,
-) -> dict[str, Any]:
+) -> Attacked:
     """Score the rows of both sets by each attack, and tell how well that separates them.
 
     Args:
         plan: what to do.
-        results: the suite's results so far; the rows' scores are put into those of their examples, as ``attack_<label>``.
+        asked: ``settings``, and ``sets`` with their digests, of this evaluation.
         measured: the sets.
         examples: their examples.
         loaded: the model, for the attacks that need more than what is measured.
         seed: of the bootstrap.
-
-    Returns:
-        ``members``, ``nonmembers``, and ``auc``: label → the AUC with its interval and the attack's settings.
     """
     found: dict[str, dict[str, Floats]] = {}
     for name in (plan.members, plan.nonmembers):
-        rows = _attack_rows(plan, name, results, measured[name], examples[name], loaded)
+        rows = _attack_rows(plan, name, asked, measured[name], examples[name], loaded)
         found[name] = {attack.label: attack.row_scores(rows) for attack in plan.attacks}
-        for index, scores in enumerate(results["sets"][name]["examples"].values()):
-            scores.update({PREFIX + label: float(values[index]) for label, values in found[name].items()})
     aucs = {
         attack.label: {
             **asdict(auc(found[plan.members][attack.label], found[plan.nonmembers][attack.label], seed=seed)),
@@ -177,20 +194,20 @@ def measure_attacks(
         }
         for attack in plan.attacks
     }
-    return {"members": plan.members, "nonmembers": plan.nonmembers, "auc": aucs}
+    return Attacked(plan.members, plan.nonmembers, found, aucs)
 
 
 def _attack_rows(
     plan: AttackPlan,
     name: str,
-    results: Mapping[str, Any],
+    asked: Mapping[str, Any],
     measured: Measured,
     examples: Sequence[Example],
     loaded: Loaded,
 ) -> AttackRows:
     reference = None
     if plan.reference is not None:
-        check_same_set(results, plan.reference, name, "reference")
+        check_same_set(asked, plan.reference, name, "reference")
         # the loss attack's score is the mean log-prob; results without it still hold its exponential
         logps = np.array(column(plan.reference["sets"][name], f"{PREFIX}loss"))
         with np.errstate(divide="ignore"):
@@ -222,30 +239,30 @@ def _gradients(rows: Sequence[Encoded], parameters: str, loaded: Loaded) -> Floa
 
 
 def measure_privleak(
-    results: Mapping[str, Any], oracle: Mapping[str, Any] | None, seed: int
+    attacked: Attacked | None, asked: Mapping[str, Any], oracle: Mapping[str, Any] | None, seed: int
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """PrivLeak from the Min-K scores of both models, or why there is none.
 
     Args:
-        results: what the suite gave for the model, attacks included.
+        attacked: what came out of the attacks on the model, None without them.
+        asked: ``settings``, and ``sets`` with their digests, of this evaluation.
         oracle: what it gave for the oracle, None without one.
         seed: of the bootstrap.
 
     Returns:
         The result or None, and warnings.
     """
-    attacks = results["attacks"]
-    if attacks is None or "min_k" not in attacks["auc"]:
+    if attacked is None or "min_k" not in attacked.auc:
         return None, []
     if oracle is None:
         return None, ["PrivLeak is not given: it needs an oracle's results, and ½ in place of its AUC would be a guess"]
-    names = (attacks["members"], attacks["nonmembers"])
+    names = (attacked.members, attacked.nonmembers)
     for name in names:
         if name not in oracle["sets"] or not np.isfinite(column(oracle["sets"][name], _PRIVLEAK)).any():
             return None, [
                 f"PrivLeak is not given: the oracle's results hold no Min-K scores of {name}; measure it anew"
             ]
-        check_same_set(results, oracle, name)
-    pairs = [[column(one["sets"][name], _PRIVLEAK) for one in (results, oracle)] for name in names]
+        check_same_set(asked, oracle, name)
+    pairs = [[attacked.scores[name]["min_k"], as_floats(column(oracle["sets"][name], _PRIVLEAK))] for name in names]
     found = privleak(*pairs, seed=seed)
     return {**asdict(found), "seed": seed}, [f"PrivLeak: {found.note}"] if found.note else []

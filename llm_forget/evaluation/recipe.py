@@ -60,9 +60,7 @@ class EvalRecipe:
     suite: str
     # The run folder; results go to <output_dir>/eval/<suite>.json.
     output_dir: str
-    # Results of the same suite on the oracle, for forget quality and PrivLeak: short for controls.oracle.
-    oracle: str | None = None
-    # Results of the same suite on the controls, to stand beside this model's.
+    # Results of the same suite on the controls, shown next to this model's. The oracle's give forget quality and PrivLeak.
     controls: ControlsConfig = field(default_factory=ControlsConfig)
     # The model before unlearning, for a suite that asks for the KL to it; null for the model's own base without its adapter.
     target: ModelConfig | None = None

@@ -129,6 +129,12 @@ class ForgetQualityEntry(BaseModel):
     verdict: Annotated[str, Field(description="its meaning in words")]
 
 
+class AggregateEntry(Entry):
+    """One number of a whole set or of several sets, by its file in ``llm_forget/evaluation/aggregates``."""
+
+    bounds: Annotated[list[float | None], Field(description="lowest and highest value; null for none")]
+
+
 class Control(BaseModel):
     """The numbers of a control on the same suite."""
 
@@ -167,6 +173,7 @@ class ResultsFile(BaseModel):
     attacks: AttacksEntry | None = None
     privleak: Annotated[PrivLeakEntry | None, Field(description="null without an oracle")] = None
     leak: Annotated[dict[str, LeakEntry] | None, Field(description="forget set → leak@k; null without sampling")] = None
+    aggregates: Annotated[dict[str, AggregateEntry], Field(description="label of an aggregate → number")] = {}
     perplexity: Entry | None = None
     kl_to_target: TextKlEntry | None = None
     capability: CapabilityEntry | None = None

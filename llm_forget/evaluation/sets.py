@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ from llm_forget.evaluation.passes.meter import Meter
 from llm_forget.evaluation.texts import text_metrics
 from llm_forget.evaluation.tokens import Floats, TokenScores, as_floats
 from llm_forget.utils.digests import json_digest
-from llm_forget.utils.named import make_named
+from llm_forget.utils.plugins import make_named
 
 Kind = Literal["answer", "paraphrases", "wrong_answers"]
 
@@ -189,15 +188,13 @@ def make_metrics(named: Sequence[str | Mapping[str, Any]] | None) -> list[Metric
     return make_named(entries, "llm_forget.evaluation.metrics", "per_example")
 
 
-def read_set(
-    name: str, config: SetConfig, base_dir: Path | None, in_memory: Sequence[Example] | None = None
-) -> list[Example]:
+def read_set(name: str, config: SetConfig, in_memory: Sequence[Example] | None = None) -> list[Example]:
     """The examples of a set, read where they are not in memory already.
 
     Raises:
         DataError: they cannot be read, or an answer was asked for that none of them has.
     """
-    found = read_examples(config.data, base_dir=base_dir) if in_memory is None else list(in_memory)
+    found = read_examples(config.data) if in_memory is None else list(in_memory)
     examples = found[:: config.stride][: config.limit]
     for kind in config.answers or []:
         if kind != "answer" and not any(_other_answers(example, kind) for example in examples):
@@ -208,7 +205,7 @@ def read_set(
             )
     if config.shots is None:
         return examples
-    shots = _as_turns(name, read_examples(config.shots, base_dir=base_dir))
+    shots = _as_turns(name, read_examples(config.shots))
     # the id stays that of the question: what stands before it is how it is asked
     return [replace(example, prompt=(*shots, *_turns_of(name, example))) for example in examples]
 
@@ -361,11 +358,14 @@ def set_digest(config: SetConfig, examples: Sequence[Example]) -> str:
     return json_digest([*ids, *asked])
 
 
-def set_results(measured: Measured, *, seed: int, keep_text: bool) -> dict[str, Any]:
+def set_results(
+    measured: Measured, more: Mapping[str, Sequence[float | None] | Floats], *, seed: int, keep_text: bool
+) -> dict[str, Any]:
     """A set's part of a result: aggregates by metric, and scores by example id.
 
     Args:
         measured: what was measured.
+        more: label → (E) further scores per example, such as an attack's.
         seed: of the bootstrap.
         keep_text: also give the generated answers, which may hold what was to be forgotten.
     """
@@ -385,4 +385,7 @@ def set_results(measured: Measured, *, seed: int, keep_text: bool) -> dict[str, 
     if keep_text and measured.scores.generated is not None:
         for one, text in zip(measured.ids, measured.scores.generated, strict=True):
             examples[one]["generated"] = text
+    for label, values in more.items():
+        for one, value in zip(measured.ids, values, strict=True):
+            examples[one][label] = value
     return {"forget": forget, "n": len(measured.ids), "metrics": metrics, "examples": examples}

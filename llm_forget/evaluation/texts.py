@@ -15,6 +15,7 @@ from llm_forget.evaluation.metrics import Metric, SetScores
 from llm_forget.evaluation.passes.cache import Arrays, remember, rows_digest
 from llm_forget.evaluation.tokens import Floats
 from llm_forget.model.generate import end_token_ids, generate_answers
+from llm_forget.model.head import below_wrapper
 from llm_forget.utils.digests import json_digest, text_digest
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _parts(
         "references": json_digest(list(known.references or [])),
         "max_new_tokens": generation["max_new_tokens"],
         "batch_size": generation["batch_size"],
-        "ends": list(end_token_ids(getattr(loaded.model, "module", loaded.model), loaded.tokenizer)),
+        "ends": list(end_token_ids(below_wrapper(loaded.model), loaded.tokenizer)),
         "batch_tokens": loaded.batch_tokens,
         "forget": known.forget,
         "metrics": sorted(_metric_digest(metric) for metric in metrics),

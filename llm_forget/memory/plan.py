@@ -1,4 +1,4 @@
-"""What a run will take of memory, before it is started: one step of the real model on tensors that have shapes and no content."""
+"""Predict the memory of a run before it starts: one step of the real model on tensors without content."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Plan:
         adapter: the adapter's weights.
         optimizer: its state.
         gradients: of what is trained.
-        reference: a second copy of the weights; 0 where the adapter is switched off or log-probs are kept.
-        activations: everything else that is alive at the peak, the logits left out.
-        logits: what has the vocabulary as its last dimension.
-        best_state: copies of what is trained, for rolling back: they lie in the CPU's memory.
+        reference: a second copy of the weights; 0 if disabling the adapter or stored log-probs make it unnecessary.
+        activations: everything else that is alive at the peak, except logits.
+        logits: tensors whose last dimension is the vocabulary.
+        best_state: a copy of the trained weights for rolling back, in the CPU's memory.
         rows: of a micro-batch, forget and retain together.
         tokens: of a row.
         on_card: whether it is planned for a GPU.

@@ -1,4 +1,4 @@
-"""One training step of a model on tensors that have shapes and no content: how many bytes are alive at its worst moment."""
+"""One training step of a model on tensors without content: how many bytes are alive at its peak."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Batch:
 
 
 class PlannedStep:
-    """One micro-batch, forward and backward, on tensors without content."""
+    """One micro-batch, forward and backward, on fake tensors."""
 
     def __init__(self, model: nn.Module, batch: Batch, *, on_card: bool) -> None:
         self.model, self.batch, self.on_card = model, batch, on_card
 
     def peak(self, *, autocast: bool, checkpointing: dict[str, Any] | None, accumulate: bool) -> Counter[str]:
-        """Bytes alive at the worst moment, model and optimiser left out: ``all``, and of these ``logits``."""
+        """Bytes alive at the peak, without model and optimizer: ``all`` of them, and the ``logits`` among these."""
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         model: Any = self.model.train()
@@ -119,7 +119,7 @@ def _give_storage(model: nn.Module) -> None:
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that operations have made and nobody has let go of."""
+    """Counts the bytes of all storages that operations have allocated and that are not yet freed."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

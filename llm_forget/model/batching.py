@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,23 +11,113 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from llm_forget.data.encode import Encoded
 
-def length_batches(lengths: Sequence[int], batch_tokens: int, batch_rows: int | None = None) -> list[list[int]]:
+
+def length_batches(
+    lengths: Sequence[int],
+    batch_tokens: int,
+    batch_rows: int | None = None,
+    *,
+    answers: Sequence[int] | None = None,
+    batch_answers: int | None = None,
+) -> list[list[int]]:
     """Indices of rows in batches of like length, the longest first, so that what does not fit in memory fails at once.
+
+    A row that exceeds a limit by itself is a batch of its own.
 
     Args:
         lengths: tokens of each row.
-        batch_tokens: at most so many in a batch with its padding, except for a single row that is longer.
-        batch_rows: at most so many rows in a batch.
+        batch_tokens: most tokens of a batch, its padding included.
+        batch_rows: most rows of a batch; None for no limit.
+        answers: answer tokens of each row; only with ``batch_answers``.
+        batch_answers: most answer tokens of a batch; None for no limit.
     """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []
-    while order:
-        take = max(1, batch_tokens // max(lengths[order[0]], 1))
-        take = take if batch_rows is None else min(take, batch_rows)
-        batches.append(order[:take])
-        order = order[take:]
+    counted = 0
+    for index in sorted(range(len(lengths)), key=lambda one: (-lengths[one], one)):
+        last = batches[-1] if batches else []
+        own = 0 if answers is None else answers[index]
+        full = (
+            not last
+            or (len(last) + 1) * max(lengths[last[0]], 1) > batch_tokens
+            or (batch_rows is not None and len(last) >= batch_rows)
+            or (batch_answers is not None and counted + own > batch_answers)
+        )
+        if full:
+            batches.append([index])
+            counted = own
+        else:
+            last.append(index)
+            counted += own
     return batches
+
+
+def answer_batches(rows: Sequence[Encoded], batch_tokens: int, batch_answers: int | None = None) -> list[list[int]]:
+    """``length_batches`` of the rows that have an answer token to score, as indices of ``rows``."""
+    scorable = [index for index, row in enumerate(rows) if row.answer_length]
+    batches = length_batches(
+        [len(rows[index].input_ids) for index in scorable],
+        batch_tokens,
+        answers=[rows[index].answer_length for index in scorable],
+        batch_answers=batch_answers,
+    )
+    return [[scorable[place] for place in batch] for batch in batches]
+
+
+def answer_offsets(rows: Sequence[Encoded]) -> npt.NDArray[np.int64]:
+    """(E + 1,) where the answer tokens of each of E rows begin, all of them laid out one row after the other."""
+    counts = [row.answer_length for row in rows]
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+
+
+def place_rows(
+    found: npt.NDArray[Any], offsets: npt.NDArray[np.int64], batch: Sequence[int], values: npt.NDArray[Any]
+) -> None:
+    """Put the values of a batch, (…, N) one row after the other, where its rows are in ``found``."""
+    start = 0
+    for index in batch:
+        stop = start + int(offsets[index + 1] - offsets[index])
+        found[..., offsets[index] : offsets[index + 1]] = values[..., start:stop]
+        start = stop
+
+
+def over_batches(
+    models: Sequence[nn.Module],
+    batches: Sequence[list[int]],
+    compute: Callable[[list[int]], npt.NDArray[Any]],
+    found: npt.NDArray[np.float64],
+    offsets: npt.NDArray[np.int64],
+    *,
+    progress: Callable[[int], None] | None = None,
+    accelerator: Any = None,
+) -> npt.NDArray[np.float64]:
+    """Compute values batch by batch, with models in eval mode, and put them together in the order of the rows.
+
+    Args:
+        models: those that are run.
+        batches: indices of rows.
+        compute: a batch → (…, N) the values of its rows, one row after the other.
+        found: (…, all values) zeros, or what is known already on one process.
+        offsets: (E + 1,) row i owns the values ``offsets[i]:offsets[i + 1]``.
+        progress: called after each batch with the number of its rows.
+        accelerator: an ``accelerate.Accelerator``; each of its processes computes a share of the batches and gets all
+            values. Every process runs the same number of batches, so that sharded models do not deadlock.
+
+    Returns:
+        (…, all values), the same on every process.
+    """
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
+        for batch, counts_here in share_of(batches, accelerator):
+            values = compute(batch)
+            if not counts_here:
+                continue
+            place_rows(found, offsets, batch, values)
+            if progress is not None:
+                progress(len(batch))
+    return sum_over_processes(found, accelerator)
 
 
 def share_of(batches: Sequence[list[int]], accelerator: Any) -> Iterator[tuple[list[int], bool]]:

@@ -1,4 +1,4 @@
-"""The Trainer's arguments for a recipe: the same arithmetic on a CPU, one GPU or many."""
+"""Training arguments from a recipe: the same arithmetic on a CPU, one GPU or many."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FULL_LEARNING_RATE = 1e-5
 def common_arguments(
     train: TrainConfig, seed: int, with_adapter: bool, learning_rate: float | None = None, *, autocast: bool = False
 ) -> dict[str, Any]:
-    """Translate a recipe's ``train`` section into what every Trainer of the library takes.
+    """Translate a recipe's ``train`` section into arguments for unlearning and fine-tuning.
 
-    Autocast (bf16 over fp32 trainable weights) is for a base held in bf16, and for no other: then every forward of a run, in
-    training and in measuring, multiplies in the same type. Nothing is saved, evaluated or reported behind the run's back.
+    Autocast (bf16 over fp32 trainable weights) is used only if the base is held in bf16, so that training and measuring
+    multiply in the same type. The Trainer itself does not save, evaluate or report.
     """
     on_cpu = not torch.cuda.is_available()
     default = ADAPTER_LEARNING_RATE if with_adapter else FULL_LEARNING_RATE
@@ -59,17 +59,17 @@ def common_arguments(
 def unlearning_arguments(
     train: TrainConfig, seed: int, with_adapter: bool, learning_rate: float | None = None, *, autocast: bool = False
 ) -> TrainingArguments:
-    """Arguments for one pass over a schedule, which already holds all epochs."""
+    """Arguments for one pass over a schedule. The schedule already holds all epochs."""
     return TrainingArguments(
         num_train_epochs=1, **common_arguments(train, seed, with_adapter, learning_rate, autocast=autocast)
     )
 
 
 def check_arguments(train: TrainConfig, seed: int) -> None:
-    """Find out before a model is loaded whether transformers knows the schedule and the optimiser, and has what they need.
+    """Check before a model is loaded that transformers can build the learning-rate schedule and the optimizer.
 
     Raises:
-        RecipeError: it does not; the message is its own, with the place in the recipe.
+        RecipeError: it cannot; with the message of transformers and the place in the recipe.
     """
     from transformers import Trainer, get_scheduler
 

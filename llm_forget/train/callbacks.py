@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers import TrainerCallback
 
+from llm_forget.model.head import below_wrapper
 from llm_forget.model.measure import SampleMeter
 from llm_forget.model.weights import restore_trainable, trainable_state
 from llm_forget.stop import Measurement, StopRule, Verdict
@@ -147,7 +148,7 @@ class StopCallback(TrainerCallback):
         """Measure every few steps, and after the last one."""
         if state.global_step % self.every and state.global_step < state.max_steps:
             return
-        unwrapped = getattr(model, "module", model)
+        unwrapped = below_wrapper(model)
         now = self.meter(unwrapped, state.global_step)
         verdict = self._judge(unwrapped, now)
         self.report(now, verdict)

@@ -32,13 +32,13 @@ _FREE = {"output_dir", "overwrite", "resume", "train.save_steps", "train.keep_ch
 
 
 def pack(value: Any, tensors: dict[str, Tensor], place: str = "") -> Any:
-    """Divide a nested state into a JSON tree and the tensors in it, which go into ``tensors`` under their place's name.
+    """Split a nested state into a JSON tree and its tensors, which are added to ``tensors`` under the name of their place.
 
-    Numbers, texts, tuples, mappings with any keys, NumPy arrays and NaN come back from ``unpack`` as they were. Of a sharded
-    tensor the whole is taken, so every process has to pack alike.
+    ``unpack`` restores numbers, texts, tuples, mappings with any keys, NumPy arrays and NaN exactly. A sharded tensor is
+    gathered, so every process must call this.
 
     Raises:
-        TypeError: a value of another type; the message says where it stands.
+        TypeError: a value of another type; the message names its place.
     """
     if isinstance(value, Tensor):
         while place in tensors:  # a key may hold a slash, or be a number that looks like a text
@@ -91,15 +91,15 @@ def write_checkpoint(
 
     Args:
         parent: the folder of this run's checkpoints.
-        step: optimiser steps done.
+        step: optimizer steps done.
         tree: from ``pack``.
         tensors: from ``pack``.
-        identity: what this run is; a run that is something else refuses to go on from here.
+        identity: from ``run_identity``; a run with another identity cannot resume from here.
         texts: further small files, by name.
-        keep: checkpoints that stay, at least 1.
+        keep: number of checkpoints to keep, at least 1.
 
     Raises:
-        OSError: the disk is full, or not writable; the checkpoints that were there are as they were.
+        OSError: the disk is full or not writable; earlier checkpoints are unchanged.
     """
     folder = parent / f"step-{step:08d}"
     with new_folder(folder) as new:
@@ -119,13 +119,13 @@ def write_checkpoint(
 
 
 def checkpoints(parent: Path) -> list[Path]:
-    """The checkpoints there are, the newest last."""
+    """All checkpoints in a folder, the newest last."""
     found = [path for path in parent.glob("step-*") if path.is_dir() and _STEP.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def newest_whole(parent: Path, tell: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files are those it was written with; of every damaged one ``tell`` is told."""
+    """The newest undamaged checkpoint. ``tell`` is called with a note about every damaged one."""
     for folder in reversed(checkpoints(parent)):
         damage = damaged(folder)
         if damage is None:
@@ -135,7 +135,7 @@ def newest_whole(parent: Path, tell: Callable[[str], None]) -> Path | None:
 
 
 def damaged(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """The damage to a checkpoint's files, in words, or None."""
     try:
         manifest = _manifest(folder)
         if manifest["schema"] != _SCHEMA:
@@ -149,7 +149,7 @@ def damaged(folder: Path) -> str | None:
 
 
 def read_checkpoint(folder: Path) -> Any:
-    """What was packed, on the CPU."""
+    """The state that was packed, on the CPU."""
     return unpack(json.loads((folder / _STATE).read_text(encoding="utf-8")), load_file(folder / _TENSORS))
 
 
@@ -186,10 +186,10 @@ def _rows_digest(rows: Sequence[Encoded]) -> str:
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with another run than the one that was interrupted.
+    """Refuse to resume a checkpoint of another run.
 
     Raises:
-        UserError: naming every key that differs, with both values.
+        UserError: the identities differ; the message names every key that differs, with both values.
     """
     before, now = (dict(_flat(values)) for values in (_manifest(folder)["identity"], identity))
     differing = [key for key in {**before, **now} if not _alike(before.get(key), now.get(key))]
@@ -202,7 +202,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _alike(before: Any, now: Any) -> bool:
-    """Equal; measured numbers may differ by what another machine's rounding does."""
+    """Equal, or two floats that differ by at most 0.1 %, as a measurement on another machine may."""
     if isinstance(before, float) and isinstance(now, float):
         return before == now or abs(before - now) <= 1e-3 * max(abs(before), abs(now)) or before != before != now
     return bool(before == now)
@@ -219,7 +219,7 @@ def _manifest(folder: Path) -> Any:
 
 
 def rng_state() -> dict[str, Any]:
-    """Every random generator of this process that training may draw from."""
+    """The state of every random generator of this process that training may use."""
     import random
 
     state: dict[str, Any] = {
@@ -233,7 +233,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Put back what ``rng_state`` took."""
+    """Restore what ``rng_state`` returned."""
     import random
 
     random.setstate(state["python"])

@@ -58,7 +58,7 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
         note(console, warning)
 
     started = time.monotonic()
-    set_seed(recipe.seed)  # of the adapter's first values; the Trainer seeds again, too late for them
+    set_seed(recipe.seed)  # before the adapter is initialized; the Trainer seeds again later
     model, tokenizer = load_model(located, trainable=recipe.adapter is None)
     model = make_trainable(model, recipe.adapter, compiled=recipe.train.compile)
     logged = tracking(recipe.output_dir, recipe.train.trackers, sent_settings(recipe))
@@ -90,7 +90,7 @@ def _train(
     from trl import SFTConfig, SFTTrainer
 
     class AnswerTrainer(SFTTrainer):
-        """TRL's trainer over our forward: its own head works through the vocabulary in tiles, which doubles a CPU step."""
+        """TRL's trainer with our forward pass. TRL's own loss works in tiles of the vocabulary, which doubles a CPU step."""
 
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -99,10 +99,10 @@ def _train(
             tokens = scores.mask.sum() if num_items_in_batch is None else num_items_in_batch
             loss = -scores.token_logps.sum() / tokens
             if num_items_in_batch is not None:
-                loss = loss * self.accelerator.num_processes  # the count is over all processes, and DDP takes a mean
+                loss = loss * self.accelerator.num_processes  # the count is over all processes, and DDP takes the mean
             return (loss, {}) if return_outputs else loss
 
-    # Our own tokens and labels: what is learned is token for token what is later scored and forgotten.
+    # Our own tokens and labels, so that exactly the tokens that are learned are later scored and forgotten.
     labelled = [
         {
             "input_ids": list(row.input_ids),
@@ -137,7 +137,7 @@ def _write(recipe: FinetuneRecipe, model: Any, tokenizer: Any, result: dict[str,
         if recipe.adapter is not None:
             model.save_pretrained(folder / "adapter")
         if recipe.adapter is None or recipe.merge:
-            # merged in fp32 and cast after: in bf16 the product would be rounded twice
+            # merged in fp32 and cast afterwards: in bf16 the product would be rounded twice
             merged = model if recipe.adapter is None else model.float().merge_and_unload()
             merged.to(frozen_dtype(recipe.model)).save_pretrained(folder / "model")
             tokenizer.save_pretrained(folder / "model")

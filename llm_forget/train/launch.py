@@ -1,4 +1,4 @@
-"""How the processes were started: refuse what would silently compute something else, and say what to type instead."""
+"""Check how the processes were launched. A launch that would silently compute something else is refused."""
 
 from __future__ import annotations
 

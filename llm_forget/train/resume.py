@@ -1,4 +1,4 @@
-"""Stop at any moment and go on to the same end: what a Trainer saves, when it saves, and how it comes back."""
+"""Save and resume training: an interrupted run that is resumed ends with the same weights as one that was not interrupted."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from llm_forget.train.checkpoint import (
 
 @dataclass
 class Saving:
-    """Where and when one run saves, and what it goes on from.
+    """Where and when one run saves, and whether it resumes.
 
     Attributes:
-        folder: of the run's checkpoints.
-        identity: what the run is: recipe, digests of data and model, number of processes.
-        every: optimiser steps between checkpoints; 0 saves only when the process is told to end.
-        keep: checkpoints that stay.
-        at_end: save after the last step too, because more than writing follows it.
-        resume: go on from the newest whole checkpoint, if there is one.
-        say: told what the user should know.
+        folder: holds the run's checkpoints.
+        identity: recipe, digests of data and model, and number of processes (``checkpoint.run_identity``).
+        every: optimizer steps between checkpoints; 0 saves only on SIGTERM.
+        keep: number of checkpoints to keep.
+        at_end: also save after the last step, because another phase follows.
+        resume: resume from the newest undamaged checkpoint, if there is one.
+        say: called with notes for the user.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Saving:
     say: Callable[[str], None] = print
 
     def source(self) -> Path | None:
-        """The checkpoint to go on from, checked against what this run is; None to begin at the beginning."""
+        """The checkpoint to resume from, checked against this run's identity; None to start at the first step."""
         found = newest_whole(self.folder, self.say) if self.resume else None
         if found is not None:
             check_identity(found, self.identity)
@@ -65,23 +65,22 @@ class Saving:
 
 
 class Resumable:
-    """Mixed into a ``transformers.Trainer``: checkpoints without pickle, complete, and the same on every backend.
-
-    What has ``state_dict`` and ``load_state_dict`` (a stop rule, dual variables, a log) is saved by being in ``stateful``.
+    """A mixin for ``transformers.Trainer``: complete checkpoints without pickle, in the same format on every backend.
 
     Attributes:
-        saving: where checkpoints go.
-        stateful: further objects whose state belongs to the run, by name.
+        saving: where and when to save; None saves nothing.
+        stateful: objects by name whose state belongs to the run (a stop rule, dual variables, a log). Those with ``state_dict``
+            and ``load_state_dict`` are saved.
     """
 
     saving: Saving | None = None
     stateful: Mapping[str, Any] = MappingProxyType({})
 
     def resume_or_begin(self: Any) -> None:
-        """``train()``, from the newest checkpoint where the run is to be resumed.
+        """Call ``train()``, from the newest checkpoint if the run is to be resumed.
 
         Raises:
-            Interrupted: the process was told to end (SIGTERM), and has saved.
+            Interrupted: the process received SIGTERM, and has saved.
             UserError: the checkpoint belongs to another run.
         """
         if self.saving is None:
@@ -106,7 +105,7 @@ class Resumable:
             raise Interrupted(f"told to end (SIGTERM) after step {self.state.global_step}: {how}")
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
-        """Replaces the Trainer's: one safetensors file, JSON beside it, written as a whole or not at all."""
+        """Replaces the Trainer's own: one safetensors file and JSON files, written whole or not at all."""
         tensors: dict[str, Tensor] = {}
         state = {
             "trainable": trainable_state(self.accelerator.unwrap_model(model)),
@@ -123,7 +122,7 @@ class Resumable:
                 write_checkpoint(
                     saving.folder, self.state.global_step, tree, tensors, saving.identity, texts, saving.keep
                 )
-            except OSError as error:  # training is worth more than this checkpoint, and the ones before are whole
+            except OSError as error:  # a full disk must not end training; earlier checkpoints are whole
                 self.saving.say(f"no checkpoint at step {self.state.global_step}: {error}; training goes on")
         self.accelerator.wait_for_everyone()
 
@@ -145,24 +144,24 @@ class Resumable:
         self.lr_scheduler.load_state_dict(self._resumed.pop("scheduler"))
 
     def _load_rng_state(self: Any, checkpoint: str | None) -> None:
-        """Called after the batches that were seen have been skipped, so that nothing is drawn twice."""
+        """The Trainer calls this after it has skipped the batches of earlier steps, so no number is drawn twice."""
         if checkpoint is not None:
             set_rng_state(self._resumed.pop("rng")[self.args.process_index])
 
 
 class SaveSteps(TrainerCallback):
-    """Says when to save, and ends training when the process was told to end."""
+    """Decides when to save, and ends training after SIGTERM."""
 
     def __init__(self, saving: Saving, told: threading.Event, trainer: Any) -> None:
         self.saving, self.told, self.trainer = saving, told, trainer
         self.interrupted = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save every few steps, when told to end, and at the end if asked to; never after a rule has ended the run."""
+        """Save every few steps, on SIGTERM, and at the end if asked to; never after the stop rule has ended the run."""
         last = state.global_step >= state.max_steps
         told = self._any_process_told()
         if (control.should_training_stop and not last) or getattr(self.trainer, "non_finite_at", None) is not None:
-            return  # what follows is measuring and writing, and an earlier checkpoint leads here again
+            return  # only measuring and writing follow; resuming from an earlier checkpoint repeats them
         due = self.saving.every > 0 and (state.global_step % self.saving.every == 0 and not last)
         if due or told or (last and self.saving.at_end and self.saving.every > 0):
             control.should_save = True
@@ -171,7 +170,7 @@ class SaveSteps(TrainerCallback):
             control.should_training_stop = True
 
     def _any_process_told(self) -> bool:
-        """All processes decide alike, also when the signal reached one of them a step later."""
+        """Whether any process received the signal, so that all of them stop at the same step."""
         told = self.told.is_set()
         if self.trainer.args.world_size > 1:
             flag = torch.tensor(float(told), device=self.trainer.args.device)
@@ -180,16 +179,16 @@ class SaveSteps(TrainerCallback):
 
 
 def checkpoint_folder(output_dir: str) -> Path:
-    """Where the checkpoints of a run lie until it is complete: beside the run folder, which appears only then."""
+    """The folder of a run's checkpoints, next to the run folder. It is removed when the run is complete."""
     target = Path(output_dir)
     return target.with_name(f"{target.name}.checkpoints")
 
 
 def check_checkpoints(output_dir: str, *, resume: bool, overwrite: bool) -> None:
-    """Before any work: whether an earlier run was interrupted here, and what is to become of it.
+    """Find the checkpoints of an interrupted run before any work is done, and remove them if they are to be overwritten.
 
     Raises:
-        UserError: it was, and the recipe says neither to go on nor to start over.
+        UserError: there are checkpoints, and the recipe says neither to resume nor to overwrite.
     """
     folder = checkpoint_folder(output_dir)
     if resume or not any(checkpoints(phase) for phase in (folder, *folder.glob("phase-*"))):
@@ -203,22 +202,22 @@ def check_checkpoints(output_dir: str, *, resume: bool, overwrite: bool) -> None
 
 
 def drop_checkpoints(output_dir: str) -> None:
-    """Remove what a complete run does not need any more."""
+    """Remove the checkpoints of a complete run."""
     if PartialState().is_main_process:
         shutil.rmtree(checkpoint_folder(output_dir), ignore_errors=True)
 
 
 def is_stateful(item: Any) -> bool:
-    """Whether an object can give its state and take it back."""
+    """Whether an object can save and restore its state."""
     return callable(getattr(item, "state_dict", None)) and callable(getattr(item, "load_state_dict", None))
 
 
 @contextmanager
 def _told_to_end() -> Iterator[threading.Event]:
-    """Inside, SIGTERM sets the event instead of ending the process at once."""
+    """While active, SIGTERM sets the event instead of ending the process."""
     told = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield told  # only the main thread may handle signals
+        yield told  # only the main thread can handle signals
         return
     before = signal.signal(signal.SIGTERM, lambda *_: told.set())
     try:
@@ -234,12 +233,12 @@ def _of_every_process(value: Any) -> list[Any]:
 
 
 def _trainer_state(state: Any) -> dict[str, Any]:
-    """The Trainer's own record, which it reads back from a file of this name; callbacks keep theirs in ``stateful``."""
+    """The Trainer's own state, which it reads back on resuming. The state of callbacks is in ``stateful`` instead."""
     return {**asdict(state), "stateful_callbacks": {}}
 
 
 def _load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
-    """Give an optimiser its state back; where a parameter is sharded, what belongs to it is sharded in the same way."""
+    """Restore an optimizer's state. The state of a sharded parameter is sharded in the same way."""
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     for index, entries in state["state"].items():
         placements = getattr(parameters[index], "placements", None)

@@ -1,4 +1,4 @@
-"""The run folder: what was asked, what was done, what came out. Complete or not there, and without a word of the forget set."""
+"""The run folder: recipe, adapter or model, metrics and result. It is written whole or not at all, and holds no forget text."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from llm_forget.utils.digests import weights_digest
 from llm_forget.utils.files import new_folder, tidy, write_json, write_text
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "bitsandbytes")
-RESULT_NAME = "result.json"  # written last: a folder without it is not a run
+RESULT_NAME = "result.json"  # written last: a folder without it is no run
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run did and measured; numbers, names and digests only.
+    """The result of a run, in numbers, names and digests only.
 
     Attributes:
         method: its name in the recipe.
-        reason: why the run ended and what was kept, in a sentence.
+        reason: why the run ended and which state was kept, in a sentence.
         before: both samples before the first step.
-        after: both samples as the run leaves the model.
-        forget_target: the probability that counted as forgotten, or None.
-        utility_floor: the retain probability that had to stay, or None.
-        steps: optimiser steps of all phases.
+        after: both samples in the state that was kept.
+        forget_target: the forget probability that counted as forgotten, or None.
+        utility_floor: the lowest retain probability that was allowed, or None.
+        steps: optimizer steps of all phases.
         seconds: wall time from loading the model to the last measurement.
-        details: what the method reports of itself.
+        details: numbers that the method reports.
         data_digests: of each set.
         forget_rows: rows in the forget set.
         retain_rows: retain rows trained on.
@@ -66,7 +66,7 @@ class RunRecord:
 
 
 def check_output(output_dir: str, overwrite: bool) -> None:
-    """Refuse to write over something, before any work is done.
+    """Refuse to overwrite an existing folder, before any work is done.
 
     Raises:
         RecipeError: the folder holds a run and ``overwrite`` is off, or holds something that is no run.
@@ -83,10 +83,10 @@ def check_output(output_dir: str, overwrite: bool) -> None:
 
 @contextmanager
 def explained_if_full(output_dir: str) -> Iterator[None]:
-    """Inside, a disk that is full or cannot be written to is a user's problem with a remedy, not a traceback.
+    """Turn errors of a full or read-only disk into a ``UserError`` with a remedy.
 
     Raises:
-        UserError: instead of the system's own errors, and safetensors' for the same.
+        UserError: instead of an ``OSError`` or a ``SafetensorError``.
     """
     try:
         yield
@@ -98,7 +98,7 @@ def explained_if_full(output_dir: str) -> Iterator[None]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware, for the record."""
+    """Versions and hardware, as recorded in the run folder."""
     found = {}
     for package in _PACKAGES:
         try:
@@ -129,8 +129,8 @@ def write_run(
     """Write the whole run folder under a temporary name, then rename it.
 
     Args:
-        recipe: of the run.
-        record: what came out.
+        recipe: the run's recipe.
+        record: the run's result.
         model: with its adapter, or in full.
         tokenizer: saved together with a full model.
         metrics: one row per step.
@@ -159,7 +159,7 @@ def write_run(
 def _write_adapter(
     model: nn.Module, folder: Path, base: BaseRecord, record: RunRecord, state: dict[str, torch.Tensor] | None
 ) -> None:
-    """PEFT's own writing, rewritten to what servers load: alpha equal to the rank, the base's digest, and a card."""
+    """Save with PEFT, then rewrite the adapter to the form that servers load: alpha equals rank, with base digest and card."""
     raw = folder / "peft"
     model.save_pretrained(raw, state_dict=state)  # type: ignore[operator]
     adapter = load_adapter(raw)
@@ -176,7 +176,7 @@ def _write_adapter(
         target = folder / "adapter"
         export_adapter(adapter, target, max_rank=adapter.rank, base=base, method=record.method, results=known)
     else:
-        # the base was put together in memory, or lies on a hub: there is no folder to take a digest of
+        # the base was merged or given in memory, or comes from a hub: there is no folder to take a digest of
         card = adapter_card(base, adapter.rank, 0.0, 0.0, torch.float32, record.method, known)
         save_adapter(replace(adapter, base=base), folder / "adapter", card=card)
     shutil.rmtree(raw)

@@ -1,4 +1,4 @@
-"""A step whose forget and retain gradients are computed apart, for wrappers to change before the optimiser gets their sum."""
+"""A step with separate forget and retain gradients. Wrappers change them before the optimizer gets their sum."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Terms = dict[str, Tensor]
 
 @dataclass
 class SplitStep:
-    """Collects both gradients over the micro-batches of a step, and gives the optimiser what the wrappers make of them.
+    """Accumulates both gradients over the micro-batches of a step, applies the wrappers, and hands the sum to the optimizer.
 
-    Works on the model itself, below any data-parallel wrapper, and reduces over processes once a step.
+    Works on the model below any data-parallel wrapper, and reduces over processes once per step.
 
     Attributes:
         wrappers: applied in order.
-        terms_of: (inputs, whether of the forget half) → that half's terms: ``loss`` is the forget half's with its weight,
-            ``retain_loss`` the retain half's without.
-        parameters: what is trained.
-        reduce: mean over processes of a tensor.
-        accumulation: micro-batches a step.
-        has_retain: whether there is a retain half.
+        terms_of: (inputs, whether this is the forget half) → the terms of that half: ``loss`` of the forget half, with its
+            weight, or ``retain_loss``, without.
+        parameters: the trained parameters.
+        reduce: the mean of a tensor over all processes.
+        accumulation: micro-batches per step.
+        has_retain: whether there is a retain loss.
     """
 
     wrappers: Sequence[Wrapper]
@@ -42,7 +42,7 @@ class SplitStep:
     _retain_loss: float = 0.0
 
     def add(self, inputs: dict[str, Tensor]) -> Terms:
-        """Take one micro-batch; returns its terms, detached."""
+        """Add one micro-batch. Returns its terms, detached."""
         self._inputs.append(inputs)
         terms, forget = self._gradient(inputs, of_forget=True)
         self._forget = forget if self._forget is None else self._forget + forget
@@ -54,7 +54,7 @@ class SplitStep:
         return terms
 
     def finish(self, retain_weight: float) -> StepGradient:
-        """Apply the wrappers, and put the sum where the optimiser looks for it."""
+        """Apply the wrappers, and write the sum to the parameters' ``grad``."""
         if self._forget is None:
             raise RuntimeError("finish() before add()")
         retain = torch.zeros_like(self._forget) if self._retain is None else self.reduce(self._retain)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class AdapterSession:
-    """``methods.adapter_subtraction.Session`` over a run.
+    """Implements ``methods.adapter_subtraction.Session`` for a run.
 
     Args:
         run: the run whose adapter is subtracted.
@@ -44,19 +44,19 @@ class AdapterSession:
 
     @property
     def steps(self) -> int:
-        """Steps towards the forget set that the recipe has."""
+        """The recipe's number of steps towards the forget set."""
         return len(self._forget) // self._batch
 
     def train_towards(self, steps: int) -> None:
-        """The next steps towards the forget set. A stays as it is, so that the change of the weights is linear in that of B."""
+        """Train the next steps towards the forget set. A is fixed, so the weight change is linear in the change of B."""
         pairs, self._forget = self._forget[: steps * self._batch], self._forget[steps * self._batch :]
         self._before = self._lora_b()
         self._change = self._learned(self._run.objective(), pairs, "towards")
 
     def leave_shared(self, steps: int) -> None:
-        """Ext-Sub's projection of the change, against what as many steps on retain rows change from the same start.
+        """Apply Ext-Sub's projection to the change, relative to as many steps on retain rows from the same start.
 
-        Both are changes of B under one A, so that the projection keeps the rank.
+        Both are changes of B with the same A, so the projection keeps the rank.
         """
         self.set_strength(0.0)
         kept = self._learned(Objective(method=None, retain=NLL()), self._retain_pairs(steps), "retain direction")
@@ -67,7 +67,7 @@ class AdapterSession:
             self._change[name] = part.B.to(change)
 
     def _learned(self, objective: Objective, pairs: list[tuple[int, int | None]], label: str) -> dict[str, Tensor]:
-        """What training changes in B, with A held; the model is left trained."""
+        """Train with A fixed, and return the change of B."""
         run, before = self._run, self._lora_b()
         fixed = [value for name, value in run.model.named_parameters() if value.requires_grad and "lora_B" not in name]
         for value in fixed:
@@ -92,12 +92,12 @@ class AdapterSession:
         return now
 
     def heal(self, steps: int, learning_rate: float | None) -> None:
-        """Train on the next retain rows alone, for so many steps."""
+        """Train on the next retain rows alone, for ``steps`` steps."""
         train = replace(self._run.recipe.train, learning_rate=learning_rate or self._run.recipe.train.learning_rate)
         self._train(Objective(method=None, retain=NLL()), self._retain_pairs(steps), "healing", train)
 
     def settled(self, now: Measurement) -> bool:
-        """Judge a state; the best one is what the run goes back to in the end."""
+        """Judge a state and keep it if it is the best so far. Returns whether the run should end."""
         return self._stopping.judge(self._run.model, now)
 
     def _train(self, objective: Objective, pairs: list[tuple[int, int | None]], label: str, train: TrainConfig) -> None:
@@ -109,7 +109,7 @@ class AdapterSession:
             )
 
     def _retain_pairs(self, steps: int) -> list[tuple[int, int | None]]:
-        # the forget half of a pair is not looked at here, so the shortest row stands in for it
+        # the forget row of a pair is not used here, so the shortest one keeps the padding small
         lengths = [len(row.input_ids) for row in self._run.sets.forget]
         shortest = min(range(len(lengths)), key=lengths.__getitem__)
         return [(shortest, next(self._retain)) for _ in range(steps * self._batch)]
@@ -118,7 +118,7 @@ class AdapterSession:
         return {name: value for name, value in trainable_state(self._run.model).items() if "lora_B" in name}
 
     def _retain_rows(self) -> Iterator[int]:
-        """Retain rows in the order that any other method would meet them, epoch after epoch without end."""
+        """An endless stream of retain rows, one permutation per epoch."""
         lengths, seed = [len(row.input_ids) for row in self._run.sets.retain], self._run.recipe.seed
         while lengths:
             seed += 1

@@ -1,8 +1,8 @@
-"""Experiment trackers (TensorBoard, trackio, W&B, MLflow) by way of Accelerate's: sent numbers, and never text of the data.
+"""Experiment trackers (TensorBoard, trackio, W&B, MLflow) through Accelerate. They are sent numbers, never text of the data.
 
-A run's tracker lives for the whole run, whatever phases it has. What it writes goes to ``<output_dir>.logs`` while the run lasts
-and into the run folder with it, unless the tracker's own variable says where: ``TENSORBOARD_LOGGING_DIR``, ``WANDB_DIR``,
-``MLFLOW_TRACKING_URI``. trackio keeps all runs in a folder of its own (``TRACKIO_DIR``), where ``trackio show`` finds them.
+One tracker covers all phases of a run. It writes to ``<output_dir>.logs``, which is copied into the run folder at the end, unless
+the tracker's own variable names another place: ``TENSORBOARD_LOGGING_DIR``, ``WANDB_DIR``, ``MLFLOW_TRACKING_URI``. trackio keeps
+all runs in a folder of its own (``TRACKIO_DIR``), where ``trackio show`` finds them.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _SECTIONS = ("train", "adapter", "stop", "retain", "method", "seed", "forget_wei
 
 
 def check_trackers(names: list[str], output_dir: str) -> None:
-    """Find out before any work whether the trackers of a recipe can be had.
+    """Check before any work that the trackers of a recipe are installed.
 
     Args:
-        names: as ``train.trackers`` has them, which are known ones.
-        output_dir: the run folder, empty where nothing is written.
+        names: known trackers, from ``train.trackers``.
+        output_dir: the run folder; empty if nothing is written.
 
     Raises:
         UserError: a package is missing, or there is no folder to write to.
@@ -43,13 +43,13 @@ def check_trackers(names: list[str], output_dir: str) -> None:
 
 
 def log_folder(output_dir: str) -> Path:
-    """Where trackers write until the run is complete: beside the run folder, which appears only then."""
+    """Where trackers write until the run is complete: next to the run folder."""
     target = Path(output_dir)
     return target.with_name(f"{target.name}.{LOGS}")
 
 
 class Trackers:
-    """What a run's rows of numbers are sent to; nothing on any process but the first.
+    """Receives the rows of numbers of a run. Only the first process sends any.
 
     Args:
         started: Accelerate's trackers, running.

@@ -39,7 +39,7 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
         What was done and measured, as written to ``result.json``.
 
     Raises:
-        UserError: the recipe, the data or the way of launching cannot work; before a model is loaded wherever possible.
+        UserError: the recipe, the data or the way of launching cannot work; raised before a model is loaded if possible.
     """
     if recipe.output_dir == NOWHERE:
         raise RecipeError("output_dir is empty; name the folder that the run is to be written to")
@@ -103,7 +103,7 @@ def run_on(
         base: the folder or hub id that the model was loaded from; None for a model that the caller loaded.
 
     Raises:
-        UserError: alternatives that the method needs are not there, or the disk is full.
+        UserError: alternatives that the method needs are missing, or the disk is full.
     """
     console = console or Console(stderr=True)
     method = parts.method

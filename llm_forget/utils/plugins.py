@@ -7,20 +7,42 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llm_forget.errors import RecipeError
+from llm_forget.utils.build import build
 
 Base = TypeVar("Base")
 
 
-def names_in(package: str) -> list[str]:
-    """The names of the modules of one of our packages, sorted."""
+def names_in(package: str, function: str | None = None) -> list[str]:
+    """The names of the modules of one of our packages, sorted.
+
+    Args:
+        package: the package.
+        function: only modules that hold a dataclass with this method; None for all modules.
+    """
     folder = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(folder))
+    names = sorted(module.name for module in pkgutil.iter_modules(folder))
+    if function is None:
+        return names
+    return [name for name in names if _classes(importlib.import_module(f"{package}.{name}"), function)]
+
+
+def _classes(module: ModuleType, function: str) -> list[type]:
+    """The dataclasses of a module that have a method."""
+    return [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and value.__module__ == module.__name__
+        and is_dataclass(value)
+        and callable(getattr(value, function, None))
+    ]
 
 
 def find_class(package: str, name: str, function: str) -> type:
@@ -34,15 +56,13 @@ def find_class(package: str, name: str, function: str) -> type:
     Raises:
         RecipeError: there is no such file, or it has no such class or several.
     """
-    module = _load(package, name)
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and value.__module__ == module.__name__
-        and is_dataclass(value)
-        and callable(getattr(value, function, None))
-    ]
+    module = _load(package, name, function)
+    found = _classes(module, function)
+    if not found and module.__name__.startswith(f"{package}."):
+        known = ", ".join(names_in(package, function))
+        raise RecipeError(
+            f"{name} is no {_kind(package)} that can be named: it has no class with a `{function}`. Known: {known}"
+        )
     if len(found) != 1:
         raise RecipeError(
             f"{_kind(package)} {name!r}: found {len(found)} dataclasses with a `{function}` in {module.__file__}; "
@@ -58,13 +78,39 @@ def with_defaults(cls: type, base: type[Base]) -> type[Base]:
     return type(cls.__name__, (cls, base), {"__module__": cls.__module__, "__doc__": cls.__doc__})
 
 
+def make_named(entries: Sequence[str | Mapping[str, Any]], package: str, function: str) -> list[Any]:
+    """Make the metrics, attacks or aggregates that a list in a suite names.
+
+    Args:
+        entries: names, or mappings with a ``name`` and settings, such as ``{name: rouge, part: f1}``.
+        package: where our own files of this kind are, such as ``llm_forget.evaluation.metrics``.
+        function: the method that their classes have.
+
+    Raises:
+        RecipeError: an unknown name or setting, or two entries with the same label.
+    """
+    kind = package.rsplit(".", 1)[-1]
+    made: list[Any] = []
+    for entry in entries:
+        values = {"name": entry} if isinstance(entry, str) else dict(entry)
+        name = values.pop("name", None)
+        if not isinstance(name, str):
+            raise RecipeError(f"an entry of {kind} has no name; write a name, or {{name: NAME, setting: value}}")
+        made.append(build(find_class(package, name, function), values, name))
+    labels = [one.label for one in made]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise RecipeError(f"{kind} gives {', '.join(twice)} twice; leave one of each out")
+    return made
+
+
 def _kind(package: str) -> str:
+    """What the files of a package are, in the singular."""
     return package.rsplit(".", 1)[-1].removesuffix("s")
 
 
-def _load(package: str, name: str) -> ModuleType:
-    known = names_in(package)
-    if name in known:
+def _load(package: str, name: str, function: str) -> ModuleType:
+    if name in names_in(package):
         return importlib.import_module(f"{package}.{name}")
     if name.endswith(".py"):
         return _load_file(Path(name))
@@ -74,6 +120,7 @@ def _load(package: str, name: str) -> ModuleType:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             raise RecipeError(f"{kind} {name!r}: module {error.name!r} cannot be imported; is it installed?") from error
+    known = names_in(package, function)
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     raise RecipeError(

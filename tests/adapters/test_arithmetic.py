@@ -246,7 +246,7 @@ def test_different_bases_are_refused():
     def based(**record: str | None) -> Adapter:
         return replace(random_adapter(seed=1), base=BaseRecord(**record))
 
-    with pytest.raises(AdapterError, match=r"different bases: org/tiny at abc, org/tiny .*222222222222"):
+    with pytest.raises(AdapterError, match=r"different bases: the weights of org/tiny at abc, org/tiny .*222222222222"):
         subtract(mine, based(name="org/tiny", digest="2" * 64))
     with pytest.raises(AdapterError, match="222222222222"):
         subtract(mine, based(name="org/tiny", digest="2" * 64), assume_same_base=True)

@@ -108,7 +108,7 @@ def test_the_rank_limit_of_vllm(base, tmp_path):
     hidden = {"rank_pattern": {"q_proj": 20}, "alpha_pattern": {"q_proj": 40}}
     assert statuses(diagnose(base, trained_adapter(base, tmp_path / "hidden", **hidden)))["vLLM"] == "refuses"
     huge = diagnose(base, trained_adapter(base, tmp_path / "huge", r=600, target_modules=["q_proj"]))
-    assert "it takes 512 at most" in reasons(huge, "vLLM")
+    assert "it accepts 512 at most" in reasons(huge, "vLLM")
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_subtract_cuts_to_a_rank_and_says_what_that_cost(two, tmp_path) -> None:
     good, bad = two
     exact = run("subtract", "--adapter", good, "--minus", bad, "--to", tmp_path / "exact")
     assert "rank 17, residual 0.00e+00" in exact
-    assert "--max-lora-rank 32, or cut with --rank 16" in exact
+    assert "--max-lora-rank 32, or truncate with --rank 16" in exact
     shown = run("subtract", "--adapter", good, "--minus", bad, "--rank", 8, "--to", tmp_path / "cut")
     assert "rank 8, residual " in shown
     assert "note" not in shown
@@ -101,7 +101,7 @@ def test_subtract_cuts_to_a_rank_and_says_what_that_cost(two, tmp_path) -> None:
 def test_the_base_is_recorded_where_it_is_given_and_its_absence_is_said(tmp_path) -> None:
     base = save_tiny_llama(tmp_path / "base")
     raw = trained_adapter(base, tmp_path / "raw")
-    assert "no digest of the base is on record" in run("subtract", "--minus", raw, "--to", tmp_path / "a")
+    assert "no digest of the base is recorded" in run("subtract", "--minus", raw, "--to", tmp_path / "a")
     assert read_base_record(tmp_path / "a").digest is None
     assert str(tmp_path) not in (tmp_path / "a" / "adapter_config.json").read_text()
     assert "none recorded" in (tmp_path / "a" / "README.md").read_text()

@@ -31,7 +31,7 @@ def rows_of(table: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in table.splitlines():
         cells = line.strip("|").split("|")
-        assert len(cells) == 6, line
+        assert len(cells) == 4, line
         name = cells[0].strip().strip("`") if "`" in cells[0] else ""
         found[name] = found.get(name, "") + line
     return found

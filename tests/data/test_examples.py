@@ -28,9 +28,15 @@ GOOD = '{"question": "Q", "answer": "A"}'
 SECRET = "plantedsecret"
 
 
+@pytest.fixture(autouse=True)
+def in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths start from the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 def read(folder: Path, text: str, **options: Any) -> list[Example]:
     (folder / "f.jsonl").write_bytes(text.encode("utf-8"))
-    return read_examples(DataSource("f.jsonl", **options), base_dir=folder)
+    return read_examples(DataSource("f.jsonl", **options))
 
 
 def refusal(folder: Path, text: str, **options: Any) -> str:
@@ -255,7 +261,7 @@ def test_any_bytes_give_examples_or_a_message_with_file_and_line(tmp_path: Path,
     (tmp_path / "f.jsonl").write_bytes(content)
     refused: DataError | None = None
     try:
-        found = read_examples(DataSource("f.jsonl"), base_dir=tmp_path)
+        found = read_examples(DataSource("f.jsonl"))
     except DataError as error:
         refused = error
     if refused is not None:

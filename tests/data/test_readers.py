@@ -31,9 +31,15 @@ GOOD = '{"question": "Q", "answer": "A"}'
 SECRET = "plantedsecret"
 
 
+@pytest.fixture(autouse=True)
+def in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths start from the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 def read(folder: Path, text: str, name: str = "f.jsonl", **options: Any) -> list[Example]:
     (folder / name).write_bytes(text.encode("utf-8"))
-    return read_examples(DataSource(name, **options), base_dir=folder)
+    return read_examples(DataSource(name, **options))
 
 
 def refusal(folder: Path, text: str, name: str = "f.jsonl") -> str:
@@ -82,7 +88,7 @@ cell = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"
 def test_csv_gives_back_what_was_written(tmp_path: Path, pairs: list[tuple[str, str]], kind: tuple[str, str]) -> None:
     with (tmp_path / kind[0]).open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter=kind[1]).writerows([("prompt", "completion"), *pairs])
-    assert [(one.prompt, one.answer) for one in read_examples(DataSource(kind[0]), base_dir=tmp_path)] == pairs
+    assert [(one.prompt, one.answer) for one in read_examples(DataSource(kind[0]))] == pairs
 
 
 def test_csv_cells_may_hold_json_lists_and_nothing(tmp_path: Path) -> None:
@@ -121,19 +127,19 @@ def test_bad_csv(tmp_path: Path, text: str, place: str, said: str) -> None:
 def test_undecodable_text_names_its_line(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"question,answer\nQ,A\nQ,\xff\n")
     with pytest.raises(DataError, match=re.escape(f"{name}:3: not UTF-8")):
-        read_examples(DataSource(name), base_dir=tmp_path)
+        read_examples(DataSource(name))
 
 
 def test_utf16_is_named(tmp_path: Path) -> None:
     (tmp_path / "f.jsonl").write_bytes(GOOD.encode("utf-16"))
     with pytest.raises(DataError, match=r"f\.jsonl:1: the file is UTF-16"):
-        read_examples(DataSource("f.jsonl"), base_dir=tmp_path)
+        read_examples(DataSource("f.jsonl"))
 
 
 def test_parquet(tmp_path: Path) -> None:
     turns = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]] * 2
     pq.write_table(pa.table({"messages": turns, "perturbed_answer": [["B"], None]}), tmp_path / "f.parquet")
-    found = read_examples(DataSource("f.parquet"), base_dir=tmp_path)
+    found = read_examples(DataSource("f.parquet"))
     assert [(one.source, one.answer, one.wrong_answers) for one in found] == [
         ("f.parquet, row 1", "A", ("B",)),
         ("f.parquet, row 2", "A", ()),
@@ -155,7 +161,7 @@ def test_missing_file_names_the_nearest(tmp_path: Path, path: str) -> None:
     (tmp_path / "forget.jsonl").touch()
     (tmp_path / "retain.jsonl").touch()
     with pytest.raises(DataError) as caught:
-        read_examples(DataSource(path), base_dir=tmp_path)
+        read_examples(DataSource(path))
     assert f"{path}: no such file" in str(caught.value)
     assert ("did you mean forget.jsonl" in str(caught.value)) == ("forgt" in path)
 
@@ -169,7 +175,7 @@ def test_folder_and_unknown_ending(tmp_path: Path) -> None:
 
 def test_absolute_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "f.jsonl").write_text(GOOD)
-    assert read_examples(DataSource(str(tmp_path / "f.jsonl")), base_dir=Path("elsewhere"))
+    assert read_examples(DataSource(str(tmp_path / "f.jsonl")))
     monkeypatch.chdir(tmp_path)
     assert read_examples(DataSource("f.jsonl"))
 
@@ -183,7 +189,7 @@ def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     source = DataSource("owner/name-1.0", split="test", name="small", limit=2, revision="abc")
-    found = read_examples(source, base_dir=tmp_path)
+    found = read_examples(source)
     assert calls == [("owner/name-1.0", "small", "test", "abc")]
     assert [one.source for one in found] == ["owner/name-1.0[test], row 1", "owner/name-1.0[test], row 2"]
 
@@ -194,7 +200,7 @@ def test_hub_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(DataError, match=r"owner/name: .*RuntimeError.*give a file") as caught:
-        read_examples(DataSource("owner/name"), base_dir=tmp_path)
+        read_examples(DataSource("owner/name"))
     assert SECRET not in str(caught.value)
 
 
@@ -203,7 +209,7 @@ def test_hub_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(not TOFU.is_dir(), reason="needs a local copy of TOFU")
 def test_tofu_files_load() -> None:
-    sets = {path.name: read_examples(DataSource(path.name), base_dir=TOFU) for path in sorted(TOFU.glob("*.jsonl"))}
+    sets = {path.name: read_examples(DataSource(str(path))) for path in sorted(TOFU.glob("*.jsonl"))}
     assert (len(sets["forget01.jsonl"]), len(sets["retain99.jsonl"]), len(sets["full.jsonl"])) == (40, 3960, 4000)
     assert all(len(one.wrong_answers) >= 2 for one in sets["forget01_perturbed.jsonl"])
     assert all(one.paraphrases for one in sets["forget01_perturbed.jsonl"])

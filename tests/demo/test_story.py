@@ -12,7 +12,8 @@ from llm_forget.cli.main import app
 from llm_forget.config import FinetuneRecipe, UnlearnRecipe
 from llm_forget.demo import story as demo
 from llm_forget.demo.splits import make_splits, write_splits
-from llm_forget.evaluation.suite import load_suite, run_suite
+from llm_forget.evaluation.run_suite import run_suite
+from llm_forget.evaluation.suite import load_suite
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.utils.build import load_recipe
 from llm_forget.utils.shipped import shipped
@@ -39,7 +40,7 @@ def test_table_is_made_from_the_suites_results(tmp_path: Path, monkeypatch: pyte
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer)
     first = run_suite(load_suite("demo", overrides), model, tokenizer)
-    again = run_suite(load_suite("demo", overrides), model, tokenizer, oracle_results=first)
+    again = run_suite(load_suite("demo", overrides), model, tokenizer, controls={"oracle": first})
     rows = {"target": demo.summarise(again, 2.0), "oracle": demo.summarise(first, 4.0)}
     assert rows["target"]["forget_quality"] == pytest.approx(1.0)
     assert rows["oracle"]["forget_quality"] is None

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
-from llm_forget.evaluation.aggregate import aggregate, interval, proportion
+from llm_forget.evaluation.aggregate import aggregate, binomial_interval, interval, proportion
 
 scores = st.lists(st.floats(0, 1) | st.just(math.nan), max_size=30)
 
@@ -82,3 +83,28 @@ def test_wilson_interval() -> None:
     assert none.high == pytest.approx(3.8415 / 13.8415, abs=1e-4)
     assert proportion([1, math.nan]).n_nan == 1
     assert math.isnan(proportion([]).value)
+
+
+def test_the_exact_interval() -> None:
+    """0 of 10: 1 − 0.025^(1/10) = 0.3085; 5 of 10 by the published tables 0.1871 to 0.8129."""
+    assert binomial_interval(0, 10, "exact") == pytest.approx((0, 0.30850), abs=1e-5)
+    assert binomial_interval(10, 10, "exact") == pytest.approx((1 - 0.30850, 1), abs=1e-5)
+    assert binomial_interval(5, 10, "exact") == pytest.approx((0.18709, 0.81291), abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 25])
+def test_the_exact_interval_holds_the_chance_at_least_95_times_in_100(n: int) -> None:
+    ends = [binomial_interval(hits, n, "exact") for hits in range(n + 1)]
+    for chance in np.linspace(0.01, 0.99, 99):
+        held = sum(float(binom.pmf(hits, n, chance)) for hits, (low, high) in enumerate(ends) if low <= chance <= high)
+        assert held >= 0.95 - 1e-9
+
+
+@given(st.integers(1, 400), st.data())
+def test_wilson_by_its_formula(n: int, data: st.DataObject) -> None:
+    """``centre = (p + z²/2n) / (1 + z²/n)``, ``half-width = z √(p(1−p)/n + z²/4n²) / (1 + z²/n)``."""
+    hits = data.draw(st.integers(0, n))
+    share, z = hits / n, 1.959963984540054
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n * n)) / (1 + z**2 / n)
+    assert binomial_interval(hits, n, "wilson") == pytest.approx((centre - half, centre + half), abs=1e-12)

@@ -52,7 +52,7 @@ def test_forget_qa_writes_into_the_run_folder(folder: Path, capsys: pytest.Captu
     assert (results["suite"], results["sets"]["forget"]["n"]) == ("small", 3)
     # and the same model as its own oracle is not told apart from it
     entry("forget_qa", ["--config", "recipe.yaml", "--overrides", "{sets.forget.limit: 3, capability: null}",
-                        "--oracle", "runs/a/eval/small.json", "--output_dir", "runs/b"])  # fmt: skip
+                        "--controls.oracle", "runs/a/eval/small.json", "--output_dir", "runs/b"])  # fmt: skip
     again = read_results(folder / "runs/b/eval/small.json")
     assert again["forget_quality"]["forget"]["arithmetic"]["pvalue"] == 1
     assert again["capability"] is None
@@ -98,7 +98,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(folder: Path, monkeypatch:
     from llm_forget.evaluation import evaluate as module
 
     monkeypatch.setattr(module, "load_model", lambda _: pytest.fail("the model was loaded"))
-    recipe = load_recipe(EvalRecipe, folder / "recipe.yaml", {"oracle": "nowhere.json"})
+    recipe = load_recipe(EvalRecipe, folder / "recipe.yaml", {"controls.oracle": "nowhere.json"})
     with pytest.raises(RecipeError, match=r"oracle: nowhere\.json cannot be read.*run this suite on the oracle first"):
         evaluate(recipe)
     (folder / "nowhere.json").write_text("{")

@@ -17,7 +17,7 @@ from evaluation_examples import tiny_model, write_sets, write_task
 from llm_forget.config import ModelConfig
 from llm_forget.evaluation import evaluate as module
 from llm_forget.evaluation.evaluate import evaluate
-from llm_forget.evaluation.recipe import EvalRecipe
+from llm_forget.evaluation.recipe import ControlsConfig, EvalRecipe
 from llm_forget.evaluation.results import read_results
 from llm_forget.model.load import load_model
 from llm_forget.testing import tiny_tokenizer
@@ -40,7 +40,7 @@ def counted(folder: Path, output: str, cache: str | None) -> None:
             model=ModelConfig(name=str(folder / "model"), dtype="float32"),
             suite=str(folder / "small.yaml"),
             output_dir=str(folder / output),
-            oracle=str(oracle) if oracle.is_file() else None,
+            controls=ControlsConfig(oracle=str(oracle) if oracle.is_file() else None),
             cache=cache,
         )
     )

@@ -17,10 +17,11 @@ from evaluation_examples import tiny_model, write_sets, write_task
 from llm_forget.data.examples import DataSource
 from llm_forget.errors import UserError
 from llm_forget.evaluation.results import named_scores, open_results, read_results, write_results
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.schema import check_results, json_schema
 from llm_forget.evaluation.seeds import over_seeds, read_seeds, spread_of, write_seeds
 from llm_forget.evaluation.sets import GenerationConfig, SamplingConfig, SetConfig
-from llm_forget.evaluation.suite import CapabilityConfig, Suite, run_suite
+from llm_forget.evaluation.suite import CapabilityConfig, Suite
 from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils.shipped import shipped
 
@@ -32,13 +33,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Suite, dic
     suite = Suite(
         name="tiny",
         sets={
-            "forget": SetConfig(DataSource("forget.jsonl")),
-            "retain": SetConfig(DataSource("retain.jsonl"), generate=False, utility="probability"),
+            "forget": SetConfig(DataSource(str(folder / "forget.jsonl"))),
+            "retain": SetConfig(DataSource(str(folder / "retain.jsonl")), generate=False, utility="probability"),
         },
         generation=GenerationConfig(max_new_tokens=3),
         capability=CapabilityConfig(str(write_task(folder)), limit=4),
     )
-    return folder, suite, run_suite(suite, tiny_model(), tiny_tokenizer(), base_dir=folder)
+    return folder, suite, run_suite(suite, tiny_model(), tiny_tokenizer())
 
 
 def test_what_is_written_is_read_again(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:
@@ -64,8 +65,8 @@ def test_what_is_written_is_read_again(measured: tuple[Path, Suite, dict[str, An
 def test_a_text_column_only_where_it_was_asked_for(
     measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path
 ) -> None:
-    folder, suite, _ = measured
-    kept = run_suite(replace(suite, capability=None), tiny_model(), tiny_tokenizer(), base_dir=folder, keep_text=True)
+    _, suite, _ = measured
+    kept = run_suite(replace(suite, capability=None), tiny_model(), tiny_tokenizer(), keep_text=True)
     write_results(kept, tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text())["scores"]["text"] is True
     assert "generated" in pq.read_table(tmp_path / "a.parquet").column_names
@@ -173,11 +174,11 @@ def test_the_shipped_schema_is_that_of_the_code() -> None:
 
 
 def test_controls_stand_beside_the_model(measured: tuple[Path, Suite, dict[str, Any]]) -> None:
-    folder, suite, target = measured
+    _, suite, target = measured
     suite = replace(suite, capability=None)
-    oracle = run_suite(suite, tiny_model(seed=1), tiny_tokenizer(), base_dir=folder)
+    oracle = run_suite(suite, tiny_model(seed=1), tiny_tokenizer())
     controls = {"target": target, "oracle": oracle, "sham": oracle}
-    found = run_suite(suite, tiny_model(seed=2), tiny_tokenizer(), base_dir=folder, controls=controls)
+    found = run_suite(suite, tiny_model(seed=2), tiny_tokenizer(), controls=controls)
     assert found["forget_quality"]["forget"]["arithmetic"]["n_oracle"] == 5
     assert set(found["controls"]) == {"target", "oracle", "sham"}
     for role, control in controls.items():
@@ -190,13 +191,13 @@ def test_controls_stand_beside_the_model(measured: tuple[Path, Suite, dict[str, 
 
 
 def test_controls_of_something_else_are_refused(measured: tuple[Path, Suite, dict[str, Any]]) -> None:
-    folder, suite, target = measured
+    _, suite, target = measured
     suite = replace(suite, capability=None)
 
     def run(changed: Suite, **controls: Any) -> dict[str, Any]:
-        return run_suite(changed, tiny_model(), tiny_tokenizer(), base_dir=folder, controls=controls)
+        return run_suite(changed, tiny_model(), tiny_tokenizer(), controls=controls)
 
-    fewer = replace(suite, sets={**suite.sets, "retain": SetConfig(DataSource("retain.jsonl"), limit=2)})
+    fewer = replace(suite, sets={**suite.sets, "retain": SetConfig(suite.sets["retain"].data, limit=2)})
     with pytest.raises(UserError, match="the sham was not measured on the same retain set"):
         run(fewer, sham=target)
     with pytest.raises(UserError, match="what was given for the target has schema None"):
@@ -224,10 +225,10 @@ def test_spread_of_numbers() -> None:
 def test_several_seeds_come_to_a_mean_and_a_spread(
     measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path
 ) -> None:
-    folder, suite, _ = measured
+    _, suite, _ = measured
     suite = replace(suite, capability=None)
     for seed in (0, 1, 2):
-        found = run_suite(suite, tiny_model(seed=seed), tiny_tokenizer(), base_dir=folder)
+        found = run_suite(suite, tiny_model(seed=seed), tiny_tokenizer())
         write_results(found, tmp_path / f"run{seed}" / "eval" / "tiny.json")
         recipe = {"seed": seed, "output_dir": f"run{seed}", "method": {"name": "npo"}}
         (tmp_path / f"run{seed}" / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -12,9 +12,10 @@ from places import SHARED
 from llm_forget.data.examples import DataSource, Message
 from llm_forget.errors import DataError, RecipeError
 from llm_forget.evaluation.results import read_results, write_results
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.sets import SetConfig, read_set
 from llm_forget.evaluation.sources import fill, with_data
-from llm_forget.evaluation.suite import check_suite, load_suite, run_suite
+from llm_forget.evaluation.suite import check_suite, load_suite
 from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils.shipped import shipped
 
@@ -36,10 +37,10 @@ def test_tofu_from_a_folder(share: str, count: int) -> None:
     )
     check_suite(suite)
     assert suite.name == f"tofu-forget{share}"
-    assert suite.left_out == []
-    sizes = {name: len(read_set(name, config, None)) for name, config in suite.sets.items()}
+    assert list(suite.left_out) == []
+    sizes = {name: len(read_set(name, config)) for name, config in suite.sets.items()}
     assert sizes == {"forget": count, "retain": 400, "real_authors": 100, "world_facts": 117, "holdout": count}
-    forget = read_set("forget", suite.sets["forget"], None)[0]
+    forget = read_set("forget", suite.sets["forget"])[0]
     assert (len(forget.paraphrases), len(forget.wrong_answers)) == (1, 5)
 
 
@@ -47,7 +48,7 @@ def test_tofu_from_the_hub_names_its_configurations() -> None:
     suite = load_suite("tofu", {"variables.split": "forget10"})
     hub = DataSource("locuslab/TOFU", name="forget10_perturbed", file="forget10_perturbed.jsonl")
     assert suite.sets["forget"].data == hub
-    assert suite.left_out == ["the set holdout was left out: holdout01.jsonl is not in the current folder"]
+    assert list(suite.left_out) == ["the set holdout was left out: holdout01.jsonl is not in the current folder"]
 
 
 @needs_muse
@@ -59,10 +60,10 @@ def test_muse_asks_after_ten_others(corpus: str, hub: str) -> None:
     assert len(suite.left_out) == 4
     assert suite.attacks is None
     assert suite.left_out[3].endswith("PrivLeak: they need forget_passages and holdout_passages")
-    examples = read_set("forget_knowledge", suite.sets["forget_knowledge"], None)
+    examples = read_set("forget_knowledge", suite.sets["forget_knowledge"])
     assert len(examples) == 100
     assert [turn.role for turn in examples[0].prompt] == ["user", "assistant"] * 10 + ["user"]
-    plain = read_set("forget_knowledge", SetConfig(suite.sets["forget_knowledge"].data), None)
+    plain = read_set("forget_knowledge", SetConfig(suite.sets["forget_knowledge"].data))
     assert [one.id for one in examples] == [one.id for one in plain]
     assert examples[5].prompt[-1] == plain[5].prompt[-1]
 
@@ -90,7 +91,7 @@ def test_muse_attacks_its_passages(tmp_path: Path) -> None:
     assert {"probability", "extraction_strength"} <= set(scored)
     assert not {"refusal", "collapse"} & set(scored)
     assert {"refusal", "repetition_3", "collapse"} <= set(oracle["sets"]["forget_knowledge"]["metrics"])
-    same = run_suite(suite, tiny_model(), tiny_tokenizer(), oracle_results=oracle)
+    same = run_suite(suite, tiny_model(), tiny_tokenizer(), controls={"oracle": oracle})
     assert same["privleak"]["value"] == 0
     assert any(line.startswith("PrivLeak is 0.000") for line in same["verdict"])
     write_results(same, tmp_path / "muse.json")
@@ -132,10 +133,10 @@ def test_custom_is_a_folder_with_two_files(tmp_path: Path, monkeypatch: pytest.M
     write_sets(tmp_path)
     off = {"perplexity": "null", "capability": "null", "generation.max_new_tokens": "2"}
     suite = load_suite("custom", {**off, "data_dir": str(tmp_path)})
-    assert suite.left_out == ["the set holdout was left out: holdout.jsonl is not in the data folder"]
+    assert list(suite.left_out) == ["the set holdout was left out: holdout.jsonl is not in the data folder"]
     results = run_suite(suite, tiny_model(), tiny_tokenizer())
     assert set(results["sets"]) == {"forget", "retain"}
-    assert results["warnings"] == suite.left_out
+    assert results["warnings"] == list(suite.left_out)
     monkeypatch.chdir(tmp_path)
     here = run_suite(load_suite("custom", off), tiny_model(), tiny_tokenizer())
     assert here["sets"] == results["sets"]
@@ -186,18 +187,18 @@ def test_shots_stand_before_questions_and_make_another_set(tmp_path: Path) -> No
     write_sets(tmp_path)
     write_jsonl(tmp_path / "shots.jsonl", [{"question": "Who?", "answer": "Nobody."}])
     write_jsonl(tmp_path / "text.jsonl", [{"text": "A passage."}])
+    turns = DataSource(str(tmp_path / "shots.jsonl"))
     plain, shown = (
-        SetConfig(DataSource("retain.jsonl"), generate=False, shots=shots)
-        for shots in (None, DataSource("shots.jsonl"))
+        SetConfig(DataSource(str(tmp_path / "retain.jsonl")), generate=False, shots=shots) for shots in (None, turns)
     )
-    first = read_set("retain", shown, tmp_path)[0]
+    first = read_set("retain", shown)[0]
     assert first.prompt[:2] == (Message("user", "Who?"), Message("assistant", "Nobody."))
     with pytest.raises(DataError, match="shots stand before questions"):
-        read_set("text", SetConfig(DataSource("text.jsonl"), shots=DataSource("shots.jsonl")), tmp_path)
+        read_set("text", SetConfig(DataSource(str(tmp_path / "text.jsonl")), shots=turns))
     digests = []
     for config in (plain, shown):
         suite = load_suite("custom", {"perplexity": "null", "capability": "null", "data_dir": str(tmp_path)})
-        results = run_suite(replace(suite, sets={"retain": config}), tiny_model(), tiny_tokenizer(), base_dir=tmp_path)
+        results = run_suite(replace(suite, sets={"retain": config}), tiny_model(), tiny_tokenizer())
         digests.append(results["sets"]["retain"]["digest"])
     assert digests[0] != digests[1]
 

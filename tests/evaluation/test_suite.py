@@ -18,13 +18,13 @@ from llm_forget.data.encode import EncodingConfig, encode
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.errors import DataError, RecipeError, UserError
 from llm_forget.evaluation.results import as_json, read_results, write_results
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.sets import GenerationConfig, SetConfig, make_metrics, unique_ids
 from llm_forget.evaluation.suite import (
     CapabilityConfig,
     PerplexityConfig,
     Suite,
     load_suite,
-    run_suite,
 )
 from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils.shipped import shipped
@@ -35,11 +35,11 @@ def make_suite(folder: Path, **changes: Any) -> Suite:
     suite = Suite(
         name="tiny",
         sets={
-            "forget": SetConfig(DataSource("forget.jsonl")),
-            "retain": SetConfig(DataSource("retain.jsonl"), stride=2, utility="probability"),
+            "forget": SetConfig(DataSource(str(folder / "forget.jsonl"))),
+            "retain": SetConfig(DataSource(str(folder / "retain.jsonl")), stride=2, utility="probability"),
         },
         generation=GenerationConfig(max_new_tokens=6, batch_size=4),
-        perplexity=PerplexityConfig("neutral.txt", window=40, stride=20),
+        perplexity=PerplexityConfig(str(folder / "neutral.txt"), window=40, stride=20),
     )
     return replace(suite, **changes)
 
@@ -48,7 +48,7 @@ def make_suite(folder: Path, **changes: Any) -> Suite:
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Suite, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("suite")
     suite = make_suite(folder, capability=CapabilityConfig(str(write_task(folder)), limit=5))
-    return folder, suite, run_suite(suite, tiny_model(), tiny_tokenizer(), base_dir=folder)
+    return folder, suite, run_suite(suite, tiny_model(), tiny_tokenizer())
 
 
 def test_what_a_result_holds(done: tuple[Path, Suite, dict[str, Any]]) -> None:
@@ -75,9 +75,9 @@ def test_what_a_result_holds(done: tuple[Path, Suite, dict[str, Any]]) -> None:
 
 def test_scores_are_those_of_the_answers(done: tuple[Path, Suite, dict[str, Any]]) -> None:
     """Probability and truth ratio of one example, by a forward of each of its answers."""
-    folder, suite, results = done
+    _, suite, results = done
     model, tokenizer = tiny_model().eval(), tiny_tokenizer()
-    example = read_examples(DataSource("forget.jsonl"), base_dir=folder)[3]
+    example = read_examples(suite.sets["forget"].data)[3]
 
     def mean(answer: str) -> float:
         row = encode(tokenizer, example, suite.encoding, answer)
@@ -114,43 +114,43 @@ def test_no_text_of_the_data_is_written(done: tuple[Path, Suite, dict[str, Any]]
     assert "zanzibar" not in (tmp_path / "eval" / "tiny.parquet").read_bytes().decode("latin-1")
     assert read_results(tmp_path / "eval" / "tiny.json") == results  # whole, and NaN as null
     assert sorted(entry.name for entry in (tmp_path / "eval").iterdir()) == ["tiny.json", "tiny.parquet"]
-    kept = run_suite(replace(suite, capability=None), tiny_model(), tiny_tokenizer(), base_dir=folder, keep_text=True)
+    kept = run_suite(replace(suite, capability=None), tiny_model(), tiny_tokenizer(), keep_text=True)
     assert all("generated" in scores for scores in kept["sets"]["forget"]["examples"].values())
 
 
 def test_the_same_run_gives_the_same_numbers(done: tuple[Path, Suite, dict[str, Any]]) -> None:
-    folder, suite, results = done
-    again = run_suite(suite, tiny_model(), tiny_tokenizer(), base_dir=folder)
+    _, suite, results = done
+    again = run_suite(suite, tiny_model(), tiny_tokenizer())
     assert {**again, "seconds": 0} == {**results, "seconds": 0}
 
 
 def test_forget_quality_against_an_oracle(done: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:
-    folder, suite, results = done
+    _, suite, results = done
     suite = replace(suite, capability=None, perplexity=None)
     write_results(results, tmp_path / "oracle.json")
     oracle = read_results(tmp_path / "oracle.json")
-    same = run_suite(suite, tiny_model(), tiny_tokenizer(), oracle_results=oracle, base_dir=folder)
+    same = run_suite(suite, tiny_model(), tiny_tokenizer(), controls={"oracle": oracle})
     assert same["forget_quality"]["forget"]["geometric"]["pvalue"] == 1
     assert same["forget_quality"]["forget"]["arithmetic"]["n"] == 5
     other = copy.deepcopy(oracle)
     for scores in other["sets"]["forget"]["examples"].values():
         scores["truth_ratio_geometric"] += 100
-    apart = run_suite(suite, tiny_model(), tiny_tokenizer(), oracle_results=other, base_dir=folder)
+    apart = run_suite(suite, tiny_model(), tiny_tokenizer(), controls={"oracle": other})
     # 2 · 5!² / 10!
     assert apart["forget_quality"]["forget"]["geometric"]["pvalue"] == pytest.approx(2 / 252)
     assert apart["forget_quality"]["forget"]["arithmetic"]["pvalue"] == 1
 
 
 def test_an_oracle_of_something_else_is_refused(done: tuple[Path, Suite, dict[str, Any]]) -> None:
-    folder, suite, oracle = done
+    _, suite, oracle = done
     suite = replace(suite, capability=None, perplexity=None)
-    fewer = replace(suite, sets={**suite.sets, "forget": SetConfig(DataSource("forget.jsonl"), limit=4)})
+    fewer = replace(suite, sets={**suite.sets, "forget": replace(suite.sets["forget"], limit=4)})
     prompted = replace(suite, encoding=EncodingConfig(system_prompt="Be short."))
     for changed in (fewer, prompted):
         with pytest.raises(UserError, match="not measured on the same forget set"):
-            run_suite(changed, tiny_model(), tiny_tokenizer(), oracle_results=oracle, base_dir=folder)
+            run_suite(changed, tiny_model(), tiny_tokenizer(), controls={"oracle": oracle})
     with pytest.raises(UserError, match="schema None"):
-        run_suite(suite, tiny_model(), tiny_tokenizer(), oracle_results={}, base_dir=folder)
+        run_suite(suite, tiny_model(), tiny_tokenizer(), controls={"oracle": {}})
 
 
 def test_a_broken_model_gives_counted_nan_and_valid_json(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_broken_model_gives_counted_nan_and_valid_json(tmp_path: Path) -> None
         model.lm_head.weight.fill_(float("nan"))
     suite = make_suite(tmp_path)
     suite = replace(suite, sets={name: replace(one, generate=False) for name, one in suite.sets.items()})
-    results = run_suite(suite, model, tiny_tokenizer(), base_dir=tmp_path)
+    results = run_suite(suite, model, tiny_tokenizer())
     for label, one in results["sets"]["forget"]["metrics"].items():
         assert (one["value"], one["low"], one["n"], one["n_nan"]) == (None, None, 0, 5), label
     utility = results["model_utility"]["without_truth_ratio"]
@@ -174,27 +174,27 @@ def test_examples_without_wrong_answers_are_counted(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "forget.jsonl").read_text().splitlines()]
     del rows[2]["perturbed_answer"]
     write_jsonl(tmp_path / "forget.jsonl", rows)
-    results = run_suite(suite, tiny_model(), tiny_tokenizer(), base_dir=tmp_path)
+    results = run_suite(suite, tiny_model(), tiny_tokenizer())
     one = results["sets"]["forget"]["metrics"]["truth_ratio_arithmetic"]
     assert (one["n"], one["n_nan"]) == (4, 1)
 
 
 def test_stride_limit_and_answers(tmp_path: Path) -> None:
     suite = make_suite(tmp_path, perplexity=None)
-    chosen = SetConfig(DataSource("forget.jsonl"), answers=["answer"], stride=2, limit=2, generate=False)
-    results = run_suite(replace(suite, sets={"forget": chosen}), tiny_model(), tiny_tokenizer(), base_dir=tmp_path)
+    chosen = replace(suite.sets["forget"], answers=["answer"], stride=2, limit=2, generate=False)
+    results = run_suite(replace(suite, sets={"forget": chosen}), tiny_model(), tiny_tokenizer())
     assert set(results["sets"]["forget"]["metrics"]) == {
         "probability",
         "exact_memorisation",
         "extraction_strength",
         "entropy",
     }
-    ids = [example.id for example in read_examples(DataSource("forget.jsonl"), base_dir=tmp_path)]
+    ids = [example.id for example in read_examples(chosen.data)]
     assert list(results["sets"]["forget"]["examples"]) == [ids[0], ids[2]]
     assert results["model_utility"] is None
-    wanted = {"retain": SetConfig(DataSource("retain.jsonl"), answers=["answer", "wrong_answers"])}
+    wanted = {"retain": SetConfig(suite.sets["retain"].data, answers=["answer", "wrong_answers"])}
     with pytest.raises(DataError, match="no row has a perturbed_answer"):
-        run_suite(replace(suite, sets=wanted), tiny_model(), tiny_tokenizer(), base_dir=tmp_path)
+        run_suite(replace(suite, sets=wanted), tiny_model(), tiny_tokenizer())
 
 
 def test_repeated_examples_keep_their_scores_apart() -> None:
@@ -220,7 +220,7 @@ def test_a_metric_of_ones_own_is_a_file(tmp_path: Path) -> None:
     suite = make_suite(
         tmp_path, perplexity=None, metrics=[{"name": str(tmp_path / "length.py"), "scale": 2}, "probability"]
     )
-    results = run_suite(suite, tiny_model(), tiny_tokenizer(), base_dir=tmp_path)
+    results = run_suite(suite, tiny_model(), tiny_tokenizer())
     assert set(results["sets"]["forget"]["metrics"]) == {"length", "probability"}
     assert results["sets"]["forget"]["metrics"]["length"]["bounds"] == [0, None]
 
@@ -241,19 +241,19 @@ def test_missing_packages_are_told_before_any_work(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'llm-forget\[eval\]'"):
-        run_suite(make_suite(tmp_path), None, None, base_dir=tmp_path)
+        run_suite(make_suite(tmp_path), None, None)
 
 
 def test_perplexity_is_that_of_one_forward(tmp_path: Path) -> None:
     """A text of one window: exp of the mean loss over its tokens but the first, or over all behind a BOS token."""
     (tmp_path / "short.txt").write_text("the end is in the box", encoding="utf-8")
-    suite = make_suite(tmp_path, perplexity=PerplexityConfig("short.txt"))
+    suite = make_suite(tmp_path, perplexity=PerplexityConfig(str(tmp_path / "short.txt")))
     suite = replace(suite, sets={"retain": replace(suite.sets["retain"], generate=False)})
     for bos in (False, True):
         tokenizer = tiny_tokenizer(bos=bos)
         model = tiny_model(vocab=len(tokenizer)).eval()
         ids = torch.tensor([tokenizer("the end is in the box")["input_ids"]])
-        results = run_suite(suite, model, tokenizer, base_dir=tmp_path)
+        results = run_suite(suite, model, tokenizer)
         with torch.no_grad():
             loss = float(model(ids, labels=ids).loss)
         assert results["perplexity"]["value"] == pytest.approx(math.exp(loss), rel=1e-4)
@@ -288,6 +288,7 @@ def test_a_suite_file(tmp_path: Path) -> None:
         ("sets: {forget: {data: {path: a}}}\ngeneration: {max_new_token: 3}", "did you mean 'max_new_tokens'"),
         ("sets: {forget: {data: {path: a}}}\ncapability: {taks: x}", "did you mean 'task'"),
         ("set: {}", "did you mean 'sets'"),
+        ("sets: {forget: {data: {path: a}}}\nleft_out: [nothing]", "left_out"),
     ],
 )
 def test_mistakes_in_a_suite_file_are_named(tmp_path: Path, line: str, message: str) -> None:

@@ -22,8 +22,9 @@ from llm_forget.evaluation.aggregates.auc import auc
 from llm_forget.evaluation.aggregates.privleak import privleak_of
 from llm_forget.evaluation.membership import AttacksConfig
 from llm_forget.evaluation.results import write_results
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.sets import GenerationConfig, SamplingConfig, SetConfig
-from llm_forget.evaluation.suite import PerplexityConfig, Suite, load_suite, run_suite
+from llm_forget.evaluation.suite import PerplexityConfig, Suite, load_suite
 from llm_forget.testing import memorise, tiny_tokenizer
 
 Results = dict[str, Any]
@@ -38,7 +39,7 @@ def make_suite(folder: Path, **changes: Any) -> Suite:
     ]
     write_jsonl(folder / "holdout.jsonl", rows)
     sets = {
-        name: SetConfig(DataSource(f"{name}.jsonl"), answers=["answer"], generate=False)
+        name: SetConfig(DataSource(str(folder / f"{name}.jsonl")), answers=["answer"], generate=False)
         for name in ("forget", "holdout")
     }
     return replace(
@@ -47,7 +48,7 @@ def make_suite(folder: Path, **changes: Any) -> Suite:
 
 
 def measure(suite: Suite, folder: Path, model: Any = None, **more: Any) -> Results:
-    return run_suite(suite, model or tiny_model(), tiny_tokenizer(), base_dir=folder, **more)
+    return run_suite(suite, model or tiny_model(), tiny_tokenizer(), **more)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def knowing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     make_suite(folder)
     model = tiny_model()
     rows, _ = encode_all(
-        tiny_tokenizer(), read_examples(DataSource("forget.jsonl"), base_dir=folder), EncodingConfig(max_length=512)
+        tiny_tokenizer(), read_examples(DataSource(str(folder / "forget.jsonl"))), EncodingConfig(max_length=512)
     )
     memorise(model, rows, steps=40)
     return folder, model
@@ -91,7 +92,7 @@ def test_privleak_needs_the_oracle(knowing: tuple[Path, Any]) -> None:
     assert alone["privleak"] is None
     assert any("PrivLeak is not given: it needs an oracle" in warning for warning in alone["warnings"])
     oracle = json.loads(json.dumps(measure(suite, folder)))
-    found = measure(suite, folder, model, oracle_results=oracle)
+    found = measure(suite, folder, model, controls={"oracle": oracle})
     expected = oracle["attacks"]["auc"]["min_k"]["value"]
     assert (found["privleak"]["auc"], found["privleak"]["oracle_auc"]) == (1, expected)
     assert found["privleak"]["value"] == pytest.approx(float(privleak_of(1.0, expected))) == -100
@@ -100,12 +101,12 @@ def test_privleak_needs_the_oracle(knowing: tuple[Path, Any]) -> None:
     # an oracle measured before there were attacks, or on other rows
     for row in oracle["sets"]["holdout"]["examples"].values():
         del row["attack_min_k"]
-    older = measure(suite, folder, model, oracle_results=oracle)
+    older = measure(suite, folder, model, controls={"oracle": oracle})
     assert older["privleak"] is None
     assert any("hold no Min-K scores of holdout" in warning for warning in older["warnings"])
     fewer = replace(suite, sets={**suite.sets, "holdout": replace(suite.sets["holdout"], limit=3)})
     with pytest.raises(UserError, match="not measured on the same holdout set"):
-        measure(suite, folder, model, oracle_results=measure(fewer, folder))
+        measure(suite, folder, model, controls={"oracle": measure(fewer, folder)})
 
 
 def test_named_sets_and_attacks(knowing: tuple[Path, Any]) -> None:
@@ -132,7 +133,7 @@ def test_the_reference_attack(knowing: tuple[Path, Any]) -> None:
     suite = make_suite(folder)
     base = measure(suite, folder)
     write_results(base, folder / "base.json")
-    against = replace(suite, attacks=AttacksConfig(reference="base.json"))
+    against = replace(suite, attacks=AttacksConfig(reference=str(folder / "base.json")))
     found = measure(against, folder, model)
     assert set(found["attacks"]["auc"]) == DEFAULT | {"reference"}
     for name in ("forget", "holdout"):
@@ -178,7 +179,7 @@ def test_a_reference_is_used_beside_the_attacks_that_are_named(knowing: tuple[Pa
     suite = make_suite(folder)
     write_results(measure(suite, folder), folder / "fresh.json")
     for named in (["min_k"], ["min_k", "reference"], ["min_k", {"name": "reference"}]):
-        config = AttacksConfig(attacks=named, reference="fresh.json")
+        config = AttacksConfig(attacks=named, reference=str(folder / "fresh.json"))
         found = measure(replace(suite, attacks=config), folder, model)
         assert set(found["attacks"]["auc"]) == {"min_k", "reference"}
 
@@ -204,7 +205,7 @@ def test_what_costs_most_is_kept(knowing: tuple[Path, Any], monkeypatch: pytest.
         folder,
         attacks=AttacksConfig(attacks=["grad_norm"]),
         generation=GenerationConfig(max_new_tokens=20, batch_size=8, sampling=sampling),
-        perplexity=PerplexityConfig("neutral.txt", window=40, stride=20, kl=True),
+        perplexity=PerplexityConfig(str(folder / "neutral.txt"), window=40, stride=20, kl=True),
         metrics=["probability", "kl_to_target"],
     )
     suite = replace(suite, sets={name: replace(one, generate=True, kl=True) for name, one in suite.sets.items()})
@@ -245,7 +246,9 @@ def test_what_costs_most_is_kept(knowing: tuple[Path, Any], monkeypatch: pytest.
 
 
 def kl_suite(folder: Path) -> Suite:
-    suite = make_suite(folder, attacks=None, perplexity=PerplexityConfig("neutral.txt", window=40, stride=20, kl=True))
+    suite = make_suite(
+        folder, attacks=None, perplexity=PerplexityConfig(str(folder / "neutral.txt"), window=40, stride=20, kl=True)
+    )
     return replace(suite, sets={**suite.sets, "holdout": replace(suite.sets["holdout"], kl=True)})
 
 
@@ -311,7 +314,7 @@ def test_a_broken_model_gives_counted_nan(tmp_path: Path) -> None:
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     suite = make_suite(tmp_path, attacks=AttacksConfig(attacks=["loss", "min_k", "grad_norm"]))
-    found = measure(suite, tmp_path, model, oracle_results=measure(suite, tmp_path))
+    found = measure(suite, tmp_path, model, controls={"oracle": measure(suite, tmp_path)})
     for one in found["attacks"]["auc"].values():
         assert (one["value"], one["n"], one["n_nan"]) == (None, 0, 9)
     assert found["privleak"]["value"] is None

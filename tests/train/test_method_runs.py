@@ -61,7 +61,7 @@ def test_forgets_and_keeps_what_it_said_instead_to_itself(name: str, memorised_f
     for text in (shown.getvalue(), *(path.read_text(errors="replace") for path in files)):
         assert SECRET not in text
         assert "I don't know" not in text
-    assert locate(str(memorised_folder / "forget.jsonl"), None), "the search above had something to find"
+    assert locate(str(memorised_folder / "forget.jsonl")), "the search above had something to find"
 
 
 def test_rmu_trains_the_steered_block_and_those_before_it(memorised_folder: Path, tmp_path: Path) -> None:

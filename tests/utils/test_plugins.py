@@ -107,7 +107,7 @@ def test_none_or_several_methods_in_a_file_are_refused(tmp_path: Path) -> None:
     file.write_text("pass\n")
     with pytest.raises(RecipeError, match="0 dataclasses with a `forget_loss`"):
         find_class(PACKAGE, str(file), "forget_loss")
-    with pytest.raises(RecipeError, match="0 dataclasses with a `retain_loss`"):
+    with pytest.raises(RecipeError, match="npo is no method that can be named: it has no class with a `retain_loss`"):
         find_class(PACKAGE, "npo", "retain_loss")
 
 

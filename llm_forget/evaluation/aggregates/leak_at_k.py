@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 from scipy.special import gammaln
-from scipy.stats import beta
 
 from llm_forget.errors import UserError
+from llm_forget.evaluation.aggregate import binomial_interval
 from llm_forget.evaluation.metrics import Direction
 from llm_forget.evaluation.metrics.rouge import rouge
 from llm_forget.evaluation.tokens import Floats, as_floats
@@ -94,7 +94,7 @@ def leak_at_k(revealed: npt.ArrayLike, k: int) -> LeakAtK:
     if n == 0:
         return LeakAtK(np.nan, 0, n_nan, np.nan, np.nan, 0, k, samples)
     leaked = int((known[:, :k] > 0).any(-1).sum())
-    low, high = clopper_pearson(leaked, n)
+    low, high = binomial_interval(leaked, n, "exact")
     return LeakAtK(float(_estimates(known.sum(-1), samples, k).mean()), n, n_nan, low, high, leaked, k, samples)
 
 
@@ -103,14 +103,3 @@ def _estimates(counts: Floats, n: int, k: int) -> Floats:
     left = np.maximum(n - counts, k)  # below k there is no subset without a revealing sample; put aside just below
     logs = gammaln(left + 1) - gammaln(left - k + 1) - gammaln(n + 1) + gammaln(n - k + 1)
     return as_floats(np.where(n - counts < k, 1.0, np.maximum(0.0, -np.expm1(logs))))
-
-
-def clopper_pearson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact interval for a probability from ``hits`` of n trials; for 0 of n it is 0 to ``1 − 0.025^(1/n)``.
-
-    Source: Clopper and Pearson 1934.
-    """
-    tail = (1 - level) / 2
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
-    high = 1.0 if hits == n else float(beta.ppf(1 - tail, hits + 1, n - hits))
-    return low, high

@@ -14,12 +14,13 @@ import numpy as np
 import yaml
 
 from llm_forget.errors import DataError, UserError
-from llm_forget.evaluation.aggregate import Aggregate, aggregate, proportion
+from llm_forget.evaluation.aggregate import Estimate, aggregate, proportion
 from llm_forget.evaluation.capability.local_task import answer_questions, quiet, read_task
-from llm_forget.evaluation.extras import require
 from llm_forget.evaluation.passes.cache import Cache
 from llm_forget.evaluation.recipe import BenchmarksConfig
 from llm_forget.model.batching import evaluating
+from llm_forget.model.head import below_wrapper
+from llm_forget.utils.extras import require_extra
 from llm_forget.utils.shipped import shipped
 
 _EMBEDDED = "general_knowledge"
@@ -47,7 +48,7 @@ def check_benchmarks(config: BenchmarksConfig) -> None:
     Raises:
         UserError: lm-eval is not installed, or a task or its file is not there.
     """
-    require("lm_eval", "a benchmark")
+    require_extra("lm_eval", "a benchmark", "eval")
     for task, limit in planned_tasks(config):
         if is_local(task):
             read_local(task, config.data_dir, limit)
@@ -192,7 +193,7 @@ def _run_by_name(
     task: str, limit: int | None, batch_size: int, model: Any, tokenizer: Any, seed: int
 ) -> dict[str, dict[str, Any]]:
     """One of lm-eval's own tasks, or a group of them; its data come from the hub, or from the hub's cache."""
-    inner = getattr(model, "module", model)
+    inner = below_wrapper(model)
     try:
         with quiet(), evaluating(inner):
             import lm_eval
@@ -249,6 +250,6 @@ def _leaves(task: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
     return [leaf for one in inside for leaf in _leaves(one, groups)] if inside else [task]
 
 
-def _mean(scores: Any, seed: int) -> Aggregate:
+def _mean(scores: Any, seed: int) -> Estimate:
     """Right or wrong: a share with its Wilson interval; anything else: a mean with a bootstrap interval."""
     return proportion(scores) if np.isin(scores, (0.0, 1.0)).all() else aggregate(scores, seed=seed)

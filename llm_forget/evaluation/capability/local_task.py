@@ -17,12 +17,13 @@ import yaml
 
 from llm_forget.data.examples import example_id
 from llm_forget.errors import DataError, UserError
-from llm_forget.evaluation.aggregate import Aggregate, proportion
-from llm_forget.evaluation.extras import require
+from llm_forget.evaluation.aggregate import Estimate, proportion
 from llm_forget.evaluation.passes.cache import Arrays, Cache, remember
 from llm_forget.evaluation.tokens import Floats
 from llm_forget.model.batching import evaluating, sum_over_processes
+from llm_forget.model.head import below_wrapper
 from llm_forget.utils.digests import json_digest
+from llm_forget.utils.extras import require_extra
 from llm_forget.utils.shipped import shipped
 
 _SPLIT = "test"
@@ -42,8 +43,8 @@ class Capability:
     """
 
     task: str
-    acc: Aggregate
-    acc_norm: Aggregate
+    acc: Estimate
+    acc_norm: Estimate
     correct: dict[str, tuple[bool, bool]] = field(repr=False)
 
 
@@ -81,7 +82,7 @@ def run_capability(
     Raises:
         UserError: lm-eval is not installed, or the task cannot be used.
     """
-    require("lm_eval", "the capability test")
+    require_extra("lm_eval", "the capability test", "eval")
     config, questions = read_task(task, limit)
     rows = [question.row for question in questions]
     found = answer_questions(
@@ -187,7 +188,7 @@ def answer_questions(
     def compute() -> Arrays:
         found = np.zeros((len(rows), len(columns)))
         if mine:
-            inner = getattr(model, "module", model)
+            inner = below_wrapper(model)
             with evaluating(inner):
                 found[mine] = _run(inner, tokenizer, config, [rows[index] for index in mine], columns, batch_size)
         return {"scores": sum_over_processes(found, accelerator)}

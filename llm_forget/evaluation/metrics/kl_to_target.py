@@ -3,62 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from llm_forget.evaluation.aggregate import interval
 from llm_forget.evaluation.metrics import Direction, Known, SetScores
-from llm_forget.evaluation.tokens import Floats, Ints, as_floats
-
-
-@dataclass(frozen=True)
-class TextKl:
-    """KL to the target on a running text.
-
-    Attributes:
-        value: mean over tokens, nats, in [0, ∞); NaN when no window could be scored.
-        n: tokens that were compared.
-        windows: windows that they lie in.
-        n_nan: windows that could not be.
-        low: lower end of the 95 % interval, a bootstrap over windows.
-        high: its upper end.
-    """
-
-    value: float
-    n: int
-    windows: int
-    n_nan: int
-    low: float
-    high: float
-
-
-def text_kl(token_kls: npt.ArrayLike, offsets: Ints, *, seed: int = 0) -> TextKl:
-    """Mean of a text's token KLs with an interval over its windows.
-
-    Args:
-        token_kls: (N,) KL at each token, nats.
-        offsets: (W + 1,) window i owns ``offsets[i]:offsets[i + 1]``.
-        seed: of the bootstrap.
-
-    Returns:
-        The mean over tokens, not over windows: of windows (1) and (3, 3, 3) it is 2.5.
-    """
-    values, lengths = as_floats(token_kls), np.diff(offsets)
-    sums = np.array([values[start:stop].sum() for start, stop in pairwise(offsets)])
-    good = (lengths > 0) & ~np.isnan(sums)
-    n_nan = int((~good).sum())
-    sums, lengths = sums[good], lengths[good]
-    if len(sums) == 0:
-        return TextKl(np.nan, 0, 0, n_nan, np.nan, np.nan)
-    low, high = interval(
-        {"windows": len(sums)},
-        lambda rows: sums[rows["windows"]].sum(-1) / lengths[rows["windows"]].sum(-1),
-        seed=seed,
-    )
-    return TextKl(float(sums.sum() / lengths.sum()), int(lengths.sum()), len(sums), n_nan, low, high)
+from llm_forget.evaluation.tokens import Floats
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from llm_forget.data.encode import Encoded
 from llm_forget.model.batching import sum_over_processes
+from llm_forget.model.head import below_wrapper
 from llm_forget.utils.digests import json_digest, text_digest, weights_digest
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -115,7 +116,7 @@ def model_context(model: Any, tokenizer: Any) -> dict[str, Any] | None:
     """
     import transformers
 
-    inner = getattr(model, "module", model)
+    inner = below_wrapper(model)
     weights = {**inner.state_dict()}
     tensors = {name: tensor for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
     if not tensors or any(hasattr(tensor, "full_tensor") or tensor.is_meta for tensor in tensors.values()):

@@ -27,7 +27,8 @@ from llm_forget.evaluation.passes.shared_prefix import (
     score_packs,
 )
 from llm_forget.evaluation.tokens import Floats, TokenScores
-from llm_forget.model.batching import length_batches, share_of, sum_over_processes
+from llm_forget.model.batching import answer_batches, answer_offsets, length_batches, over_batches, place_rows
+from llm_forget.model.head import below_wrapper
 
 # Packing pays from this share of the tokens on; below it the tree's mask costs what it saves.
 _WORTH_PACKING = 0.1
@@ -74,48 +75,48 @@ def score_rows(
     Returns:
         The scores in the order of ``rows``.
     """
-    counts = [max(len(row.input_ids) - max(row.prompt_length, 1), 0) for row in rows]
-    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+    offsets = answer_offsets(rows)
     found = np.zeros((4, int(offsets[-1])))
-    packing = shared_prefix and _packs_pay(model, rows, counts, pad_token_id, accelerator)
-    pieces = plan_pieces(rows, counts, batch_tokens, packing=packing)
+    packing = shared_prefix and _packs_pay(model, rows, pad_token_id, accelerator)
+    pieces = plan_pieces(rows, batch_tokens, packing=packing)
 
     def place(piece: Piece, values: Floats) -> None:
-        start = 0
-        for row in piece.rows:
-            found[:, offsets[row] : offsets[row + 1]] = values[:, start : start + counts[row]]
-            start += counts[row]
+        place_rows(found, offsets, piece.rows, values)
         if progress is not None:
             progress(len(piece.rows))
 
-    missing = _from_cache(cache, accelerator, rows, pieces, place)
-    for batch, counts_here in share_of([[index] for index in missing], accelerator):
-        piece = pieces[batch[0]]
+    missing = {piece.rows: piece for piece in _from_cache(cache, accelerator, rows, pieces, place)}
+
+    def compute(batch: list[int]) -> Floats:
+        piece = missing[tuple(batch)]
         values = _score(model, rows, piece, pad_token_id, batch_tokens)
-        if counts_here:
-            if cache is not None:
-                cache.save(_path(cache, rows, piece), {"scores": values.astype(np.float32)})
-            place(piece, values)
-    found = sum_over_processes(found, accelerator)
+        if cache is not None:
+            cache.save(_path(cache, rows, piece), {"scores": values.astype(np.float32)})
+        return values
+
+    batches = [list(one) for one in missing]
+    found = over_batches([], batches, compute, found, offsets, progress=progress, accelerator=accelerator)
     return TokenScores(found[0], found[1] > 0.5, found[2], found[3], offsets)
 
 
-def plan_pieces(rows: Sequence[Encoded], counts: Sequence[int], batch_tokens: int, *, packing: bool) -> list[Piece]:
-    """Which forwards score the rows; one without an answer token is in none."""
-    scorable = [index for index, count in enumerate(counts) if count]
+def plan_pieces(rows: Sequence[Encoded], batch_tokens: int, *, packing: bool) -> list[Piece]:
+    """Which forwards score the rows; a row without an answer token is in none."""
     if not packing:
-        batches = length_batches([len(rows[index].input_ids) for index in scorable], batch_tokens)
-        return [Piece(tuple(scorable[place] for place in batch)) for batch in batches]
-    packs = pack_rows(rows, scorable)
+        return [Piece(tuple(batch)) for batch in answer_batches(rows, batch_tokens)]
+    packs = pack_rows(rows, _scorable(rows))
     batches = length_batches([len(pack) for pack in packs], batch_tokens)
     chosen = [tuple(packs[place] for place in batch) for batch in batches]
     return [Piece(tuple(row for pack in batch for row in pack.rows), batch) for batch in chosen]
 
 
-def _packs_pay(model: Any, rows: Sequence[Encoded], counts: Sequence[int], pad_token_id: int, accelerator: Any) -> bool:
+def _scorable(rows: Sequence[Encoded]) -> list[int]:
+    return [index for index, row in enumerate(rows) if row.answer_length]
+
+
+def _packs_pay(model: Any, rows: Sequence[Encoded], pad_token_id: int, accelerator: Any) -> bool:
     """Whether rows share enough and the model reads trees; the same on every process."""
-    scorable = [index for index, count in enumerate(counts) if count]
-    inner = getattr(model, "module", model)
+    scorable = _scorable(rows)
+    inner = below_wrapper(model)
     if not fits_trees(inner, rows) or saved_share(rows, pack_rows(rows, scorable)) < _WORTH_PACKING:
         return False
     if inner not in _READERS:
@@ -129,10 +130,10 @@ def _from_cache(
     rows: Sequence[Encoded],
     pieces: Sequence[Piece],
     place: Callable[[Piece, Floats], None],
-) -> list[int]:
+) -> list[Piece]:
     """Put in what every process has; returns the pieces that are left."""
     if cache is None or not pieces:
-        return list(range(len(pieces)))
+        return list(pieces)
     kept = [cache.load(_path(cache, rows, piece)) for piece in pieces]
     known = all_agree([one is not None for one in kept], accelerator)
     # results are added up over processes in the end, so one of them puts in what all have
@@ -140,7 +141,7 @@ def _from_cache(
     for piece, one, everybody in zip(pieces, kept, known, strict=True):
         if one is not None and everybody and mine:
             place(piece, one["scores"].astype(np.float64))
-    return [index for index, everybody in enumerate(known) if not everybody]
+    return [piece for piece, everybody in zip(pieces, known, strict=True) if not everybody]
 
 
 def _path(cache: Cache, rows: Sequence[Encoded], piece: Piece) -> Path:

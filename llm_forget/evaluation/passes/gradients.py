@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import UserError
-from llm_forget.evaluation.tokens import Floats, as_floats
-from llm_forget.model.batching import evaluating, share_of, sum_over_processes
+from llm_forget.evaluation.tokens import Floats
+from llm_forget.model.batching import over_batches
+from llm_forget.model.head import below_wrapper
 from llm_forget.model.logprobs import score_answers
 
 _LORA = "lora_"
@@ -52,23 +53,30 @@ def gradient_norms(
     Raises:
         UserError: no such weight, or one that is quantised and has no gradient.
     """
-    found = np.zeros(len(rows))
-    scorable = [[index] for index, row in enumerate(rows) if len(row.input_ids) > max(row.prompt_length, 1)]
-    found[sorted(set(range(len(rows))) - {index for (index,) in scorable})] = np.nan
-    inner = getattr(model, "module", model)
+    inner = below_wrapper(model)
     chosen = select_parameters(inner, parameters)
     device = next(inner.parameters()).device
-    with evaluating(inner), torch.enable_grad(), _summed_squares(inner, chosen) as squares:
-        for (index,), counts_here in share_of(scorable, accelerator):
-            batch = {name: tensor.to(device) for name, tensor in collate([rows[index]], pad_token_id).items()}
+    scorable = [row.answer_length > 0 for row in rows]
+    with torch.enable_grad(), _summed_squares(inner, chosen) as squares:
+
+        def compute(batch: list[int]) -> Floats:
+            inputs = collate([rows[index] for index in batch], pad_token_id)
             squares.clear()
-            (-score_answers(inner, batch).mean_logps.sum()).backward()  # type: ignore[no-untyped-call]
+            loss = -score_answers(inner, {name: tensor.to(device) for name, tensor in inputs.items()}).mean_logps.sum()
+            loss.backward()  # type: ignore[no-untyped-call]
             norm = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-            if counts_here:
-                found[index] = norm if np.isfinite(norm) else np.nan
-                if progress is not None:
-                    progress(1)
-    return as_floats(sum_over_processes(found, accelerator))  # a NaN is one in every process, and stays one
+            return np.array([norm if np.isfinite(norm) else np.nan])
+
+        found = over_batches(
+            [inner],
+            [[index] for index, known in enumerate(scorable) if known],
+            compute,
+            np.zeros(len(rows)),
+            np.arange(len(rows) + 1),  # one value a row
+            progress=progress,
+            accelerator=accelerator,
+        )
+    return np.where(scorable, found, np.nan)
 
 
 def select_parameters(model: nn.Module, parameters: str) -> list[nn.Parameter]:

@@ -14,7 +14,8 @@ from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import UserError
 from llm_forget.evaluation.tokens import Floats
-from llm_forget.model.batching import evaluating, share_of, sum_over_processes
+from llm_forget.model.batching import answer_batches, answer_offsets, over_batches
+from llm_forget.model.head import below_wrapper
 from llm_forget.model.logprobs import answer_logits
 
 # Answer tokens of a batch: two (256, V) logits are all that is held of the vocabulary, 100 MB in fp32 for 49 152.
@@ -26,7 +27,7 @@ _LOWEST = -1e4  # probability 0 in fp32; 0 · (−∞) would be NaN
 
 def has_adapter(model: Any) -> bool:
     """Whether a model has an adapter that can be switched off, so that it holds its own target."""
-    return hasattr(getattr(model, "module", model), "disable_adapter")
+    return hasattr(below_wrapper(model), "disable_adapter")
 
 
 def token_kl(
@@ -60,35 +61,30 @@ def token_kl(
     Raises:
         UserError: no target, or one of another vocabulary.
     """
-    inner: Any = getattr(model, "module", model)
+    inner = below_wrapper(model)
     if target is None and not has_adapter(model):
         raise UserError(
             "the KL to the target needs the target: give the model before unlearning, or a model with an adapter"
         )
     other: Any = inner if target is None else target
-    counts = [max(len(row.input_ids) - max(row.prompt_length, 1), 0) for row in rows]
-    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
-    found = np.zeros(int(offsets[-1]))
+    offsets = answer_offsets(rows)
     device = next(inner.parameters()).device
-    batches = _batches(rows, counts, batch_tokens)
-    with evaluating(inner), evaluating(other), torch.no_grad():
-        for batch, counts_here in share_of(batches, accelerator):
-            inputs = collate([rows[index] for index in batch], pad_token_id)
-            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-            inputs["answer_mask"][:, 0] = False  # nothing predicts the first token of a sequence
-            logits = answer_logits(inner, inputs)
-            with _adapter_off(inner if target is None else None):
-                expected = answer_logits(other, inputs)
-            if not counts_here:
-                continue
-            values = _chunked(expected, logits)
-            start = 0
-            for index in batch:
-                found[offsets[index] : offsets[index + 1]] = values[start : start + counts[index]]
-                start += counts[index]
-            if progress is not None:
-                progress(len(batch))
-    return np.asarray(sum_over_processes(found, accelerator), dtype=np.float64)
+
+    def compute(batch: list[int]) -> Floats:
+        inputs = collate([rows[index] for index in batch], pad_token_id)
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+        inputs["answer_mask"][:, 0] = False  # nothing predicts the first token of a sequence
+        logits = answer_logits(inner, inputs)
+        with _adapter_off(inner if target is None else None):
+            expected = answer_logits(other, inputs)
+        return _chunked(expected, logits)
+
+    batches = answer_batches(rows, batch_tokens, _POSITIONS)
+    found = np.zeros(int(offsets[-1]))
+    with torch.no_grad():
+        return over_batches(
+            [inner, other], batches, compute, found, offsets, progress=progress, accelerator=accelerator
+        )
 
 
 @contextmanager
@@ -102,23 +98,6 @@ def _adapter_off(model: Any) -> Iterator[None]:
         yield
     for weight, required in before:
         weight.requires_grad_(required)
-
-
-def _batches(rows: Sequence[Encoded], counts: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Rows of like length together, the longest first, within both limits or alone."""
-    order = sorted(
-        (index for index, count in enumerate(counts) if count), key=lambda index: -len(rows[index].input_ids)
-    )
-    batches: list[list[int]] = []
-    for index in order:
-        last = batches[-1] if batches else []
-        width = len(rows[last[0]].input_ids) if last else 0
-        full = (len(last) + 1) * width > batch_tokens or sum(counts[one] for one in [*last, index]) > _POSITIONS
-        if last and not full:
-            last.append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 def _chunked(expected: Tensor, logits: Tensor) -> Floats:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.evaluation.tokens import Floats, TokenScores
-from llm_forget.model.batching import evaluating, length_batches, share_of, sum_over_processes
+from llm_forget.model.batching import answer_batches, answer_offsets, over_batches
 from llm_forget.model.logprobs import answer_logits
 
 # Positions whose logits are worked on in fp32 at a time. On a CPU few enough to stay near its caches; elsewhere 50 MB for a
@@ -49,28 +49,19 @@ def score_encoded(
     Returns:
         The scores in the order of ``rows``.
     """
-    counts = [max(len(row.input_ids) - max(row.prompt_length, 1), 0) for row in rows]
-    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
-    found = np.zeros((4, int(offsets[-1])))  # log-prob, hit, mean, std
+    offsets = answer_offsets(rows)
     device = next(model.parameters()).device
-    scorable = [index for index, count in enumerate(counts) if count]
-    batches = length_batches([len(rows[index].input_ids) for index in scorable], batch_tokens)
+
+    def compute(batch: list[int]) -> Floats:
+        inputs = collate([rows[index] for index in batch], pad_token_id)
+        return _score_batch(model, {name: tensor.to(device) for name, tensor in inputs.items()})
+
+    found = np.zeros((4, int(offsets[-1])))  # log-prob, hit, mean, std
     # Gradients are only switched off, not forbidden as in inference mode: a model scored in the middle of its training
     # may keep tensors made here (rotary tables, autocast copies), which autograd would then refuse.
-    with evaluating(model), torch.no_grad():
-        for batch, counts_here in share_of(batches, accelerator):
-            chosen = [scorable[place] for place in batch]
-            inputs = collate([rows[index] for index in chosen], pad_token_id)
-            values = _score_batch(model, {name: tensor.to(device) for name, tensor in inputs.items()})
-            if not counts_here:
-                continue
-            start = 0
-            for index in chosen:
-                found[:, offsets[index] : offsets[index + 1]] = values[:, start : start + counts[index]]
-                start += counts[index]
-            if progress is not None:
-                progress(len(chosen))
-    found = sum_over_processes(found, accelerator)
+    with torch.no_grad():
+        batches = answer_batches(rows, batch_tokens)
+        found = over_batches([model], batches, compute, found, offsets, progress=progress, accelerator=accelerator)
     return TokenScores(found[0], found[1] > 0.5, found[2], found[3], offsets)
 
 

@@ -123,7 +123,7 @@ def score_packs(model: nn.Module, rows: Sequence[Encoded], packs: Sequence[Pack]
         of_nodes[:, nodes] = values[:, start : start + len(nodes)]
         start += len(nodes)
         found += [
-            of_nodes[:, path[max(rows[row].prompt_length, 1) :]]
+            of_nodes[:, path[len(path) - rows[row].answer_length :]]
             for row, path in zip(pack.rows, pack.paths, strict=True)
         ]
     return found
@@ -134,7 +134,7 @@ def _scored_nodes(rows: Sequence[Encoded], pack: Pack) -> list[int]:
     nodes = {
         node
         for row, path in zip(pack.rows, pack.paths, strict=True)
-        for node in path[max(rows[row].prompt_length, 1) :]
+        for node in path[len(path) - rows[row].answer_length :]
     }
     return sorted(nodes)
 

@@ -19,8 +19,7 @@ from llm_forget.evaluation.attacks.min_k import MinK, lowest_mean
 from llm_forget.evaluation.attacks.min_k_plus_plus import MinKPlusPlus, standardised_logps
 from llm_forget.evaluation.attacks.reference import Reference, reference_scores
 from llm_forget.evaluation.attacks.zlib_ratio import ZlibRatio, compressed_bytes, zlib_scores
-from llm_forget.utils.named import make_named
-from llm_forget.utils.plugins import names_in
+from llm_forget.utils.plugins import make_named, names_in
 
 PACKAGE = "llm_forget.evaluation.attacks"
 nan, inf = math.nan, math.inf

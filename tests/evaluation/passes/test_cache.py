@@ -15,8 +15,9 @@ from peft import LoraConfig, get_peft_model
 from llm_forget.data.encode import EncodingConfig
 from llm_forget.data.examples import DataSource
 from llm_forget.evaluation.passes.cache import Cache, model_context
+from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.sets import GenerationConfig, SetConfig
-from llm_forget.evaluation.suite import CapabilityConfig, PerplexityConfig, Suite, run_suite
+from llm_forget.evaluation.suite import CapabilityConfig, PerplexityConfig, Suite
 from llm_forget.testing import CHATML, tiny_tokenizer
 
 
@@ -25,9 +26,9 @@ def suite(tmp_path: Path) -> Suite:
     write_sets(tmp_path)
     return Suite(
         name="tiny",
-        sets={"forget": SetConfig(DataSource("forget.jsonl")), "retain": SetConfig(DataSource("retain.jsonl"))},
+        sets={name: SetConfig(DataSource(str(tmp_path / f"{name}.jsonl"))) for name in ("forget", "retain")},
         generation=GenerationConfig(max_new_tokens=4, batch_size=2),
-        perplexity=PerplexityConfig("neutral.txt", window=40, stride=20),
+        perplexity=PerplexityConfig(str(tmp_path / "neutral.txt"), window=40, stride=20),
         batch_tokens=256,
     )
 
@@ -41,7 +42,7 @@ def measure(
     handle = model.register_forward_pre_hook(lambda *_: forwards.append(1))
     more = {"cache": folder / "cache", **more}
     try:
-        results = run_suite(suite, model, tokenizer or tiny_tokenizer(), base_dir=folder, **more)
+        results = run_suite(suite, model, tokenizer or tiny_tokenizer(), **more)
     finally:
         handle.remove()
     return {**results, "seconds": 0}, len(forwards)
@@ -125,7 +126,7 @@ def test_an_interrupted_evaluation_goes_on(suite: Suite, tmp_path: Path) -> None
 
     handle = model.register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run_suite(suite, model, tiny_tokenizer(), base_dir=tmp_path, cache=tmp_path / "cache")
+        run_suite(suite, model, tiny_tokenizer(), cache=tmp_path / "cache")
     handle.remove()
     kept = list((tmp_path / "cache").rglob("*.safetensors"))
     assert kept

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import UserError
-from llm_forget.evaluation.metrics.kl_to_target import text_kl
+from llm_forget.evaluation.aggregates.text_kl import text_kl
 from llm_forget.evaluation.passes import kl
 from llm_forget.evaluation.passes.kl import has_adapter, token_kl, vocabulary_kl
 

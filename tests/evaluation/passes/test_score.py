@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 import torch
 from evaluation_examples import Rank, random_rows, tiny_model
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llm_forget.data.encode import Encoded
 from llm_forget.evaluation.passes import score
 from llm_forget.evaluation.passes.score import score_encoded, vocabulary_scores
 from llm_forget.evaluation.tokens import TokenScores
-from llm_forget.model.batching import length_batches, share_of
 
 FIELDS = ("token_logps", "vocab_mean", "vocab_std")
 
@@ -140,24 +137,6 @@ def test_bf16_scores_are_computed_in_fp32() -> None:
     found, exact = score_encoded(model, rows, pad_token_id=0), naive(model, rows)
     np.testing.assert_allclose(found.token_logps, exact.token_logps, atol=0.15)
     assert not np.array_equal(found.token_logps, torch.tensor(found.token_logps).bfloat16().double().numpy())
-
-
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120), st.integers(1, 9))
-def test_batches_hold_each_row_once_within_the_budget(lengths: list[int], tokens: int, rows: int) -> None:
-    batches = length_batches(lengths, tokens, rows)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) <= rows
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= tokens
-
-
-@given(st.integers(0, 13), st.integers(1, 5))
-def test_processes_share_batches_and_run_equally_often(count: int, processes: int) -> None:
-    batches = [[index] for index in range(count)]
-    shares = [list(share_of(batches, Rank(processes, rank))) for rank in range(processes)]
-    assert len({len(share) for share in shares}) == 1
-    counted = [batch[0] for share in shares for batch, counts in share if counts]
-    assert sorted(counted) == list(range(count))
 
 
 def test_two_processes_give_what_one_gives() -> None:

@@ -1,4 +1,4 @@
-"""Metrics and attacks as a suite names them."""
+"""Metrics, attacks and aggregates as a suite names them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from llm_forget.errors import RecipeError
 from llm_forget.evaluation.attacks.min_k import MinK
 from llm_forget.evaluation.metrics.rouge import Rouge
-from llm_forget.utils.named import make_named
+from llm_forget.utils.plugins import make_named
 
 ATTACKS = ("llm_forget.evaluation.attacks", "row_scores")
 METRICS = ("llm_forget.evaluation.metrics", "per_example")

@@ -1,0 +1,276 @@
+"""Run a suite on a loaded model: each section of the results is one function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llm_forget.data.examples import Example
+from llm_forget.evaluation.aggregate import RESAMPLES
+from llm_forget.evaluation.capability.benchmarks import run_benchmarks
+from llm_forget.evaluation.capability.local_task import run_capability
+from llm_forget.evaluation.controls import check_controls, side_by_side
+from llm_forget.evaluation.leak import measure_leak
+from llm_forget.evaluation.membership import (
+    PREFIX,
+    Attacked,
+    AttackPlan,
+    check_attacks,
+    measure_attacks,
+    measure_privleak,
+    plan_attacks,
+)
+from llm_forget.evaluation.passes.cache import Cache, context_digest, model_context
+from llm_forget.evaluation.passes.meter import Meter
+from llm_forget.evaluation.results import as_json
+from llm_forget.evaluation.running_text import measure_text, read_text
+from llm_forget.evaluation.schema import SCHEMA, check_results
+from llm_forget.evaluation.sets import (
+    Loaded,
+    Measured,
+    is_forget,
+    make_metrics,
+    measure_set,
+    read_set,
+    set_digest,
+    set_results,
+)
+from llm_forget.evaluation.suite import LoadedSuite, Suite, check_packages
+from llm_forget.evaluation.tokens import Floats
+from llm_forget.evaluation.verdict import verdict
+from llm_forget.evaluation.whole_sets import (
+    make_aggregates,
+    measure_aggregates,
+    measure_forget_quality,
+    measure_utility,
+    suite_scores,
+)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation under way.
+
+    Attributes:
+        suite: what to measure.
+        loaded: the model and how it is asked.
+        examples: set → its examples.
+        controls: role → what the suite gave for that model.
+        asked: the head of the result: ``schema``, ``suite``, ``settings``, and ``sets`` with digest and ``forget`` alone.
+    """
+
+    suite: Suite
+    loaded: Loaded
+    examples: Mapping[str, Sequence[Example]]
+    controls: Mapping[str, Mapping[str, Any]]
+    asked: Mapping[str, Any]
+
+
+def run_suite(
+    suite: Suite,
+    model: Any,
+    tokenizer: Any,
+    *,
+    controls: Mapping[str, Mapping[str, Any]] | None = None,
+    target_model: Any = None,
+    accelerator: Any = None,
+    console: Any = None,
+    keep_text: bool = False,
+    cache: Path | None = None,
+    in_memory: Mapping[str, Sequence[Example]] | None = None,
+) -> dict[str, Any]:
+    """Measure everything that a suite asks for; each answer is scored once and each prompt answered once.
+
+    Args:
+        suite: what to measure.
+        model: a causal language model on its device.
+        tokenizer: its tokenizer.
+        controls: role (target, oracle, sham) → what this function returned for that model with the same suite. Their
+            aggregates are part of the result. The oracle's give forget quality and PrivLeak.
+        target_model: the model before unlearning, for the KL to it; None for ``model`` with its adapter off.
+        accelerator: an ``accelerate.Accelerator``, for several processes.
+        console: a ``rich.console.Console`` to say on what is being done.
+        keep_text: put generated answers into the result and the cache; they may hold what was to be forgotten.
+        cache: a folder that keeps what is computed, and from which it is taken for the same model, data and settings.
+        in_memory: sets that need no reading, by name; their ``data`` say what messages call them.
+
+    Returns:
+        A dictionary that JSON can hold (None for "not a number"): ``schema``, ``suite``, ``settings``, ``sets`` with
+        aggregates and scores by example id, ``forget_quality``, ``model_utility``, ``attacks``, ``privleak``, ``leak``,
+        ``aggregates``, ``perplexity``, ``kl_to_target``, ``capability``, ``benchmarks``, ``controls``, ``verdict``,
+        ``warnings`` and ``seconds``; see ``evaluation/schema.py``. No text of the data unless ``keep_text``.
+
+    Raises:
+        UserError: a package, file or oracle result is missing or does not fit; as far as possible before any work.
+    """
+    metrics, aggregates = make_metrics(suite.metrics), make_aggregates(suite.aggregates)
+    controls = dict(controls or {})
+    for role, control in controls.items():
+        check_results(control, f"what was given for the {role}")
+    plan = plan_attacks(suite.attacks, suite.sets)
+    check_attacks(plan, model)
+    check_packages(suite)
+    examples = {name: read_set(name, one, (in_memory or {}).get(name)) for name, one in suite.sets.items()}
+    text = None if suite.perplexity is None else read_text(suite.perplexity.path)
+    meter = Meter(console, 1 if accelerator is None else accelerator.num_processes)
+    loaded = Loaded(model, tokenizer, suite.encoding, suite.generation, suite.batch_tokens, accelerator)
+    loaded = replace(loaded, meter=meter, keep_text=keep_text, target=target_model)
+    run = _Run(suite, _with_cache(loaded, cache), examples, controls, _asked(suite, examples))
+    left_out = suite.left_out if isinstance(suite, LoadedSuite) else ()
+    warnings = [*left_out, *check_controls(run.asked, controls)]
+
+    measured = {}
+    for name, config in suite.sets.items():
+        with meter.part(name):
+            measured[name] = measure_set(name, config, examples[name], metrics, run.loaded)
+    warnings += [f"{name}: {warning}" for name, found in measured.items() for warning in found.warnings]
+    if not loaded.has_target and True in suite.kl_asked:
+        warnings.append("no KL to the target: the model has no adapter to switch off, and no target was given")
+    oracle = controls.get("oracle")
+    quality = measure_forget_quality(run.asked, measured, oracle)
+    utility = measure_utility(suite.sets, measured, suite.seed)
+    attacked = _attacks(run, plan, measured)
+    privleak, more = measure_privleak(attacked, run.asked, oracle, suite.seed)
+    warnings += more
+    scores = _scores(measured, attacked)
+    known = suite_scores(run.asked, scores, controls, suite.seed)
+    numbers, more = measure_aggregates(aggregates, known, named=suite.aggregates is not None)
+    warnings += more
+    leak, leak_samples = _leak(run)
+    results = {
+        **run.asked,
+        "sets": _sets(run, measured, attacked, leak_samples),
+        "controls": side_by_side(controls),
+        "forget_quality": quality,
+        "model_utility": utility,
+        "attacks": None if attacked is None else attacked.section,
+        "privleak": privleak,
+        "leak": leak,
+        "aggregates": numbers,
+        **_text(run, text),
+        "capability": _capability(run),
+        "benchmarks": _benchmarks(run),
+        "warnings": warnings,
+        "seconds": meter.seconds,
+    }
+    plain: dict[str, Any] = as_json(results)
+    plain["verdict"] = verdict(plain, **controls)
+    return plain
+
+
+def _with_cache(loaded: Loaded, folder: Path | None) -> Loaded:
+    """The model with a cache, if a folder is given and this process holds the whole model."""
+    context = None if folder is None else model_context(loaded.model, loaded.tokenizer)
+    if folder is None or context is None:
+        return loaded
+    target = None if loaded.target is None else context_digest(loaded.target, loaded.tokenizer)
+    return replace(loaded, cache=Cache(folder, context), target_digest=target)
+
+
+def _asked(suite: Suite, examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
+    sets = {
+        name: {"digest": set_digest(config, examples[name]), "forget": is_forget(name, config)}
+        for name, config in suite.sets.items()
+    }
+    return {"schema": SCHEMA, "suite": suite.name, "settings": _settings(suite), "sets": sets}
+
+
+def _settings(suite: Suite) -> dict[str, Any]:
+    """How it was measured; no paths, which are of one machine."""
+    sets = {name: {"stride": config.stride, "limit": config.limit} for name, config in suite.sets.items()}
+    return {
+        "encoding": asdict(suite.encoding),
+        "generation": asdict(suite.generation),
+        "sets": sets,
+        "batch_tokens": suite.batch_tokens,
+        "seed": suite.seed,
+        "interval": {"level": 0.95, "resamples": RESAMPLES, "method": "percentile bootstrap over examples"},
+    }
+
+
+def _sets(
+    run: _Run,
+    measured: Mapping[str, Measured],
+    attacked: Attacked | None,
+    leak_samples: Mapping[str, Sequence[int | None]],
+) -> dict[str, Any]:
+    """The sets with the scores of their examples, an attack's as ``attack_<label>``."""
+    found = {}
+    for name, one in measured.items():
+        more: dict[str, Any] = {**_attack_scores(name, attacked)}
+        if name in leak_samples:
+            more["leak_samples"] = leak_samples[name]
+        entry = set_results(one, more, seed=run.suite.seed, keep_text=run.loaded.keep_text)
+        found[name] = {**entry, "digest": run.asked["sets"][name]["digest"]}
+    return found
+
+
+def _scores(measured: Mapping[str, Measured], attacked: Attacked | None) -> dict[str, dict[str, Floats]]:
+    """Set → label → scores, of metrics and of attacks."""
+    return {name: {**one.by_metric, **_attack_scores(name, attacked)} for name, one in measured.items()}
+
+
+def _attack_scores(name: str, attacked: Attacked | None) -> dict[str, Floats]:
+    own = {} if attacked is None else attacked.scores.get(name, {})
+    return {PREFIX + label: scores for label, scores in own.items()}
+
+
+def _attacks(run: _Run, plan: AttackPlan | None, measured: Mapping[str, Measured]) -> Attacked | None:
+    if plan is None:
+        return None
+    with run.loaded.meter.part("attacks"):
+        return measure_attacks(plan, run.asked, measured, run.examples, run.loaded, run.suite.seed)
+
+
+def _leak(run: _Run) -> tuple[dict[str, Any] | None, dict[str, list[int | None]]]:
+    sampling = run.suite.generation.sampling
+    if sampling is None:
+        return None, {}
+    asking = {
+        name: run.examples[name]
+        for name, config in run.suite.sets.items()
+        if is_forget(name, config) and config.generate
+    }
+    with run.loaded.meter.part("leak"):
+        found, counts = measure_leak(sampling, asking, run.loaded, run.suite.seed)
+    return found or None, counts
+
+
+def _text(run: _Run, text: str | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"perplexity": None, "kl_to_target": None}
+    if run.suite.perplexity is None or text is None:
+        return found
+    with run.loaded.meter.part("perplexity"):
+        return found | measure_text(run.suite.perplexity, text, run.loaded, run.suite.seed)
+
+
+def _capability(run: _Run) -> dict[str, Any] | None:
+    if run.suite.capability is None:
+        return None
+    loaded = run.loaded
+    with loaded.meter.part("capability"):
+        found = run_capability(
+            loaded.model,
+            loaded.tokenizer,
+            accelerator=loaded.accelerator,
+            cache=loaded.cache,
+            **asdict(run.suite.capability),
+        )
+    return {**asdict(found), "n": found.acc.n}
+
+
+def _benchmarks(run: _Run) -> dict[str, Any]:
+    if run.suite.benchmarks is None:
+        return {}
+    loaded = run.loaded
+    with loaded.meter.part("benchmarks"):
+        return run_benchmarks(
+            run.suite.benchmarks,
+            loaded.model,
+            loaded.tokenizer,
+            accelerator=loaded.accelerator,
+            cache=loaded.cache,
+            seed=run.suite.seed,
+        )

@@ -1,0 +1,83 @@
+"""Perplexity on a running text, and the KL to the target on the same windows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import ConfigDict
+
+from llm_forget.data.encode import Encoded, EncodingConfig, encode
+from llm_forget.data.examples import Example, example_id
+from llm_forget.errors import DataError
+from llm_forget.evaluation.aggregates.perplexity import perplexity, sliding_windows
+from llm_forget.evaluation.aggregates.text_kl import text_kl
+from llm_forget.evaluation.sets import Loaded, score_all, target_kl
+from llm_forget.utils.shipped import shipped
+
+
+@dataclass(frozen=True)
+class PerplexityConfig:
+    """Perplexity on running text."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    # A text file.
+    path: str = "eval/capability/neutral.txt"
+    window: int = 512
+    # Tokens that each window scores; the rest of it is context.
+    stride: int = 256
+    # Only the first so many tokens; null for all.
+    max_tokens: int | None = None
+    # Also compare with the model before unlearning, token by token: a forward of each. auto: where there is that model.
+    kl: bool | Literal["auto"] = False
+
+
+def read_text(path: str) -> str:
+    """The text of a file here, or of one that comes with the package.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    file = Path(path)
+    file = file if file.is_file() else shipped(path)
+    if not file.is_file():
+        raise DataError(f"{path}: no such file; perplexity needs a text file, or set `perplexity: null`")
+    return file.read_text(encoding="utf-8")
+
+
+def _windows(config: PerplexityConfig, text: str, loaded: Loaded) -> list[Encoded]:
+    whole = EncodingConfig(max_length=1 << 30, add_end_token=False)
+    ids = encode(loaded.tokenizer, Example(example_id("", text), "", text), whole).input_ids
+    bare = len(loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    begin = ids[: len(ids) - bare]
+    return sliding_windows(
+        ids[len(begin) :][: config.max_tokens], window=config.window, stride=config.stride, begin=begin
+    )
+
+
+def measure_text(config: PerplexityConfig, text: str, loaded: Loaded, seed: int) -> dict[str, Any]:
+    """Score a text window by window.
+
+    Args:
+        config: how the text is cut, and whether the KL to the target is wanted.
+        text: the text.
+        loaded: the model.
+        seed: of the bootstrap.
+
+    Returns:
+        ``perplexity``, and ``kl_to_target`` if it is wanted and there is a target.
+    """
+    windows = _windows(config, text, loaded)
+    entry = perplexity(score_all(windows, loaded), seed=seed)
+    found = {"perplexity": {**asdict(entry), "seed": seed, "window": config.window, "stride": config.stride}}
+    if config.kl and loaded.has_target:
+        found["kl_to_target"] = _text_kl(windows, loaded, seed)
+    return found
+
+
+def _text_kl(windows: list[Encoded], loaded: Loaded, seed: int) -> dict[str, Any]:
+    offsets = np.cumsum([0, *(len(window.input_ids) - window.prompt_length for window in windows)])
+    return {**asdict(text_kl(target_kl(windows, loaded), offsets, seed=seed)), "seed": seed}

@@ -1,0 +1,163 @@
+"""Numbers of whole sets that follow from the scores of their examples: forget quality, model utility, aggregates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from llm_forget.errors import DataError
+from llm_forget.evaluation.aggregates import Aggregate, ScoredSet, SuiteScores
+from llm_forget.evaluation.aggregates.forget_quality import forget_quality
+from llm_forget.evaluation.aggregates.model_utility import model_utility
+from llm_forget.evaluation.compare import check_same_set, column
+from llm_forget.evaluation.results import TEXT
+from llm_forget.evaluation.sets import Measured, SetConfig
+from llm_forget.evaluation.tokens import Floats, as_floats
+from llm_forget.utils.plugins import make_named, names_in
+
+_DEFINITIONS = ("arithmetic", "geometric")
+_AGGREGATES = ("llm_forget.evaluation.aggregates", "value")
+
+
+def measure_forget_quality(
+    asked: Mapping[str, Any], measured: Mapping[str, Measured], oracle: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Compare the truth ratios of each forget set with the oracle's.
+
+    Args:
+        asked: ``settings``, and ``sets`` with their digests, of this evaluation.
+        measured: the sets.
+        oracle: what the suite gave for the oracle, None without one.
+
+    Returns:
+        Forget set → definition → the test's result; None without an oracle or a forget set with truth ratios.
+    """
+    found: dict[str, Any] = {}
+    for name, one in {} if oracle is None else measured.items():
+        labels = [f"truth_ratio_{definition}" for definition in _DEFINITIONS]
+        labels = [label for label in labels if label in one.by_metric]
+        if oracle is None or not one.scores.forget or not labels:
+            continue
+        check_same_set(asked, oracle, name)
+        found[name] = {
+            label.removeprefix("truth_ratio_"): asdict(
+                forget_quality(one.by_metric[label], column(oracle["sets"][name], label))
+            )
+            for label in labels
+        }
+    return found or None
+
+
+def measure_utility(
+    sets: Mapping[str, SetConfig], measured: Mapping[str, Measured], seed: int
+) -> dict[str, Any] | None:
+    """Combine the sets that name a ``utility`` into the model utility.
+
+    Args:
+        sets: what was asked for of each set.
+        measured: the sets.
+        seed: of the bootstrap.
+
+    Returns:
+        Definition of the truth ratio → model utility; under ``without_truth_ratio`` if no set has one; None if no set
+        names a ``utility``.
+
+    Raises:
+        DataError: a set's data do not allow the probability that it names.
+    """
+    chosen = {name: config.utility for name, config in sets.items() if config.utility is not None}
+    if not chosen:
+        return None
+    for name, probability in chosen.items():
+        if probability not in measured[name].by_metric:
+            raise DataError(f"{name} enters the model utility by its {probability}, which its data do not allow")
+    available = [
+        definition
+        for definition in _DEFINITIONS
+        if any(f"truth_ratio_{definition}" in measured[name].by_metric for name in chosen)
+    ]
+    found = {}
+    for definition in available or ["without_truth_ratio"]:
+        components = {
+            name: _components(measured[name].by_metric, [probability, "rougeL_recall", f"truth_ratio_{definition}"])
+            for name, probability in chosen.items()
+        }
+        found[definition] = {**asdict(model_utility(components, seed=seed)), "seed": seed}
+    return found
+
+
+def _components(by_metric: Mapping[str, Floats], labels: list[str]) -> dict[str, Floats]:
+    """The scores that enter the model utility, each in [0, 1]: of the truth ratio max(0, 1 − R)."""
+    return {
+        label: np.maximum(0.0, 1.0 - by_metric[label]) if label.startswith("truth") else by_metric[label]
+        for label in labels
+        if label in by_metric
+    }
+
+
+def make_aggregates(named: Sequence[str | Mapping[str, Any]] | None) -> list[Aggregate]:
+    """The aggregates that a suite asks for: names, or mappings with a name and settings; None for all.
+
+    Raises:
+        RecipeError: an unknown aggregate or setting, or two aggregates with the same label.
+    """
+    return make_named(names_in(*_AGGREGATES) if named is None else named, *_AGGREGATES)
+
+
+def measure_aggregates(
+    aggregates: Sequence[Aggregate], known: SuiteScores, *, named: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Compute each aggregate whose needs are known.
+
+    Args:
+        aggregates: what to compute.
+        known: the scores of the sets, under the model and the controls.
+        named: whether the suite named them, so that one that cannot be computed is worth a warning.
+
+    Returns:
+        Label → the number with its interval and bounds; and warnings.
+    """
+    found, warnings = {}, []
+    for one in aggregates:
+        missing = [need for need in one.needs if not known.has(need)]
+        if not missing:
+            found[one.label] = {**asdict(one.value(known)), "bounds": list(one.bounds)}
+        elif named:
+            warnings.append(f"the aggregate {one.label} is not given: it needs {', '.join(missing)}")
+    return found, warnings
+
+
+def suite_scores(
+    asked: Mapping[str, Any],
+    scores: Mapping[str, Mapping[str, Floats]],
+    controls: Mapping[str, Mapping[str, Any]],
+    seed: int,
+) -> SuiteScores:
+    """What the aggregates of one evaluation may know.
+
+    Args:
+        asked: ``sets`` with their digests and ``forget``, of this evaluation.
+        scores: set → label → (E,) scores under the model.
+        controls: role → what the suite gave for that model.
+        seed: of the bootstrap.
+    """
+    forget = {name: bool(one["forget"]) for name, one in asked["sets"].items()}
+    own = {name: ScoredSet(forget[name], found) for name, found in scores.items()}
+    others = {
+        role: {
+            name: ScoredSet(forget[name], _columns(one))
+            for name, one in control["sets"].items()
+            if name in forget and one["digest"] == asked["sets"][name]["digest"]
+        }
+        for role, control in controls.items()
+    }
+    return SuiteScores(own, others, seed)
+
+
+def _columns(stored: Mapping[str, Any]) -> dict[str, Floats]:
+    """Label → (E,) scores of a set in a result."""
+    labels = dict.fromkeys(label for scores in stored["examples"].values() for label in scores if label != TEXT)
+    return {label: as_floats(column(stored, label)) for label in labels}
