@@ -88,7 +88,7 @@ def test_the_new_files_pass_the_tests_of_all_methods_and_retain_terms(copy: Path
     shown = run(copy, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", "-vv", "-k", CHOSEN, *TESTS)
     passed = {line.split()[0].rpartition("::")[2] for line in shown.splitlines() if " PASSED" in line}
     for name in (
-        "test_worked_by_hand",
+        "test_computed_by_hand",
         "test_works_under_bf16_autocast[unlikelihood]",
         "test_refuses_a_bad_hyper_parameter_by_name[nan-unlikelihood-epsilon]",
         "test_every_term_ignores_what_is_masked_and_gives_one_value_an_example[total_variation]",

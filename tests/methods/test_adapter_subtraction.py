@@ -30,7 +30,7 @@ def curve(forget_rate: float, retain_rate: float | None) -> Callable[[float], Me
     return measure
 
 
-def test_loss_worked_by_hand() -> None:
+def test_loss_computed_by_hand() -> None:
     """Tokens of probability ½ and ⅛: −(ln ½ + ln ⅛)/2 = 2 ln 2; a single one of ¼: ln 4."""
     logps = torch.tensor([[0.5, 0.125], [0.25, 1.0]]).log()
     mask = torch.tensor([[True, True], [True, False]])

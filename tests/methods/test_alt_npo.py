@@ -19,7 +19,7 @@ def scores(policy: float, other: float) -> AnswerScores:
     return AnswerScores(torch.tensor([[policy]]), mask, mask.long(), reference_logps=known, alternative=alternative)
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """β = 1, r(y⁺) − r(y) = ln 3: −2 log σ(ln 3) = 2 ln(4/3). At π = π₀ it is 2 ln 2."""
     method = AltNPO(beta=1.0)
     assert method.forget_loss(scores(-2 - math.log(3), -2)).tolist() == pytest.approx([2 * math.log(4 / 3)], rel=1e-5)

@@ -1,4 +1,4 @@
-"""CE-U against a value worked by hand, its gradient, and the skipped tokens."""
+"""CE-U against a value computed by hand, its gradient, and the skipped tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ONE = torch.ones(1, 1, dtype=torch.bool)
 FIRST = torch.zeros(1, 1, dtype=torch.long)
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """π = (½, ¼, ¼), y the first: the target is (0, ½, ½), so −ln ¼ = ln 4."""
     loss = ce_u_loss(torch.tensor([[[0.5, 0.25, 0.25]]]).log(), FIRST, ONE)
     assert loss.tolist() == pytest.approx([math.log(4)])

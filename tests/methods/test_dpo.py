@@ -1,4 +1,4 @@
-"""DPO against values worked by hand, its scale, and the limit in which it equals NPO."""
+"""DPO against values computed by hand, its scale, and the limit in which it equals NPO."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logps, betas = st.floats(-60, 0, width=32), st.floats(0.01, 2)
         (math.log(3), 2 * math.log(3), 1.0, math.log(4 / 3)),  # only the gap counts: 2 ln 3 − ln 3
     ],
 )
-def test_worked_by_hand(ratio: float, other_ratio: float, scale: float, value: float) -> None:
+def test_computed_by_hand(ratio: float, other_ratio: float, scale: float, value: float) -> None:
     start, other = torch.tensor([-5.0]), torch.tensor([-9.0])
     loss = dpo_loss(start + ratio, start, other + other_ratio, other, beta=1.0, scale=scale)
     assert loss.tolist() == pytest.approx([value], rel=1e-5)

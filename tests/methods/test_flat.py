@@ -1,4 +1,4 @@
-"""FLAT against values worked by hand, and the properties that all divergences share."""
+"""FLAT against values computed by hand, and the properties that all divergences share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ every_divergence = pytest.mark.parametrize("divergence", get_args(Divergence))
         ("jensen_shannon", 0.0, 0.0, 0.0),
     ],
 )
-def test_worked_by_hand(divergence: Divergence, good: float, bad: float, value: float) -> None:
+def test_computed_by_hand(divergence: Divergence, good: float, bad: float, value: float) -> None:
     loss = flat_loss(torch.tensor([good]), torch.tensor([bad]), divergence=divergence)
     assert loss.tolist() == pytest.approx([value], abs=1e-6)
 

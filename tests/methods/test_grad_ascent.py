@@ -1,4 +1,4 @@
-"""Gradient ascent against values worked by hand."""
+"""Gradient ascent against values computed by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llm_forget.methods.grad_ascent import GradAscent, grad_ascent_loss
 from llm_forget.scores import AnswerScores
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """Tokens of probability ½ and ⅛: (ln ½ + ln ⅛) / 2 = −2 ln 2. One token of ¼ and one masked: ln ¼ = −2 ln 2 too."""
     logps = torch.tensor([[0.5, 0.125], [0.25, 1.0]]).log()
     mask = torch.tensor([[True, True], [True, False]])

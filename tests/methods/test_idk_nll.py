@@ -14,7 +14,7 @@ from llm_forget.scores import AnswerScores
 MASK = torch.tensor([[True, True], [True, False]])
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """Tokens of probability ½ and ⅛: −(ln ½ + ln ⅛)/2 = 2 ln 2; a single one of ¼: ln 4."""
     logps = torch.tensor([[0.5, 0.125], [0.25, 1.0]]).log()
     assert idk_nll_loss(logps, MASK).tolist() == pytest.approx([2 * math.log(2), math.log(4)])

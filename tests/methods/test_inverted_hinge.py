@@ -1,4 +1,4 @@
-"""The inverted hinge against values worked by hand, its bounds, and the two tokens that get a gradient."""
+"""The inverted hinge against values computed by hand, its bounds, and the two tokens that get a gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_forget.scores import AnswerScores
 MASK = torch.tensor([[True, True], [True, False]])
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """(½, ⅜, ⅛): 1 + ½ − ⅜ = 9/8 for the first token, 1 + ⅜ − ½ = 7/8 for the second; their mean is 1."""
     logits = torch.tensor([0.5, 0.375, 0.125]).log().expand(2, 2, 3)
     tokens = torch.tensor([[0, 1], [0, 0]])

@@ -1,4 +1,4 @@
-"""JensUn against a value worked by hand, the definition of the divergence, and a refusal that repeats over the answer."""
+"""JensUn against a value computed by hand, the definition of the divergence, and a refusal that repeats over the answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm_forget.scores import AnswerScores
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """P = ½: ½ [−ln ¾ + ½ ln(½ / ¾) + ½ ln 2] = ½ [ln(4/3) + ½ ln(4/3)] = ¾ ln(4/3)."""
     assert jensun_loss(torch.tensor([[math.log(0.5)]]), ONE).item() == pytest.approx(0.75 * math.log(4 / 3))
 

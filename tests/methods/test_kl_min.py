@@ -14,7 +14,7 @@ from llm_forget.scores import AnswerScores
 from llm_forget.utils.build import build
 
 
-def test_worked_by_hand_and_equal_to_gradient_ascent() -> None:
+def test_computed_by_hand_and_equal_to_gradient_ascent() -> None:
     """Tokens of probability ½ and ⅛: (ln ½ + ln ⅛) / 2 = −2 ln 2."""
     logps, mask = torch.tensor([[0.5, 0.125]]).log(), torch.ones(1, 2, dtype=torch.bool)
     scores = AnswerScores(logps, mask, mask.long())

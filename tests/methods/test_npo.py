@@ -1,4 +1,4 @@
-"""NPO against values worked by hand, and the limit in which it is gradient ascent."""
+"""NPO against values computed by hand, and the limit in which it is gradient ascent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gradient(policy: float, reference: float, beta: float) -> float:
         (-5.0 + math.log(3), -5.0, 1.0, 2 * math.log(4)),
     ],
 )
-def test_worked_by_hand(policy: float, reference: float, beta: float, value: float) -> None:
+def test_computed_by_hand(policy: float, reference: float, beta: float, value: float) -> None:
     loss = npo_loss(torch.tensor([policy]), torch.tensor([reference]), beta=beta)
     assert loss.tolist() == pytest.approx([value], rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""PDU's flattening loss: worked by hand, zero only for a uniform distribution, invariant to a shift."""
+"""PDU's flattening loss: computed by hand, zero only for a uniform distribution, invariant to a shift."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_forget.scores import AnswerScores
 MASK = torch.tensor([[True, True], [True, False]])
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """(3, 0, 0): (3 − 1)² = 4; (0, 6, 0): (6 − 2)² = 16; mean 10. The second row has one token: 4."""
     logits = torch.tensor([[[3.0, 0, 0], [0, 6.0, 0]], [[3.0, 0, 0], [9.0, 0, 0]]])
     assert logit_margin_loss(logits, MASK).tolist() == [10.0, 4.0]

@@ -1,4 +1,4 @@
-"""RMU: the distance worked by hand, the control vector, and which blocks it trains."""
+"""RMU: the distance computed by hand, the control vector, and which blocks it trains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_forget.testing import tiny_model, tiny_tokenizer
 MASK = torch.tensor([[True, True], [True, False]])
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """H = (3, 0) and (0, 4) against c·u = (0, 4): 9 + 16 = 25 and 0, mean 12.5; alone and with a masked neighbour 25."""
     hidden = torch.tensor([[[3.0, 0.0], [0.0, 4.0]], [[3.0, 0.0], [99.0, 99.0]]])
     assert rmu_loss(hidden, torch.tensor([0.0, 4.0]), MASK).tolist() == [12.5, 25.0]

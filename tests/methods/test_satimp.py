@@ -1,4 +1,4 @@
-"""SatImp against values worked by hand, and the methods that are special cases of it."""
+"""SatImp against values computed by hand, and the methods that are special cases of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MASK = torch.tensor([[True, True], [True, False]])
 LOGPS = torch.tensor([[0.5, 0.125], [0.25, 1.0]]).log()
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """β₁ = β₂ = 1: p (1 − p) ln p = −¼ ln 2 and −(21/64) ln 2 for ½ and ⅛, mean −(37/128) ln 2; −⅜ ln 2 for ¼."""
     assert satimp_loss(LOGPS, MASK, beta1=1.0, beta2=1.0).tolist() == pytest.approx(
         [-37 / 128 * math.log(2), -3 / 8 * math.log(2)]

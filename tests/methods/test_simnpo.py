@@ -1,4 +1,4 @@
-"""SimNPO against values worked by hand, and the limits in which it is NPO or gradient ascent."""
+"""SimNPO against values computed by hand, and the limits in which it is NPO or gradient ascent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ means, betas = st.floats(-20, 0, width=32), st.floats(0.01, 5)
         (-math.log(3), 1.0, math.log(3), 2 * math.log(2)),  # the margin takes that back: σ(0) = ½
     ],
 )
-def test_worked_by_hand(mean: float, beta: float, margin: float, value: float) -> None:
+def test_computed_by_hand(mean: float, beta: float, margin: float, value: float) -> None:
     loss = simnpo_loss(torch.tensor([mean]), beta=beta, margin=margin)
     assert loss.tolist() == pytest.approx([value], rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""UNDIAL against a value worked by hand; with strength 0 it is distillation with zero gradient at the reference."""
+"""UNDIAL against a value computed by hand; with strength 0 it is distillation with zero gradient at the reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ONE = torch.ones(1, 1, dtype=torch.bool)
 FIRST = torch.zeros(1, 1, dtype=torch.long)
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """z₀ = (ln 3, 0), γ = ln 3: target (½, ½). Against π = (¾, ¼): −½ ln ¾ − ½ ln ¼ = ½ ln(16/3) = 0.8370."""
     reference = torch.tensor([[[math.log(3), 0.0]]])
     policy = torch.tensor([[[0.75, 0.25]]]).log()

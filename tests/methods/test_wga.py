@@ -1,4 +1,4 @@
-"""WGA against values worked by hand; without weights it is gradient ascent, and with them it is bounded."""
+"""WGA against values computed by hand; without weights it is gradient ascent, and with them it is bounded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MASK = torch.tensor([[True, True], [True, False]])
 LOGPS = torch.tensor([[0.5, 0.125], [0.25, 1.0]]).log()
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """α = 1: ½ (½ ln ½ + ⅛ ln ⅛) = −½ (½ + ⅜) ln 2 = −(7/16) ln 2; ¼ ln ¼ = −½ ln 2."""
     assert wga_loss(LOGPS, MASK, alpha=1.0).tolist() == pytest.approx([-7 / 16 * math.log(2), -0.5 * math.log(2)])
 

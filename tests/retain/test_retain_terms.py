@@ -1,4 +1,4 @@
-"""Retain terms against values worked by hand, and the contract of every file in `llm_forget/retain`."""
+"""Retain terms against values computed by hand, and the contract of every file in `llm_forget/retain`."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def scores(seed: int = 0) -> AnswerScores:
     )
 
 
-def test_nll_worked_by_hand() -> None:
+def test_nll_computed_by_hand() -> None:
     """Tokens of probability ½ and ⅛: 2 ln 2. One token of ¼: ln 4, whatever the masked value is."""
     logps = torch.tensor([[0.5, 0.125], [0.25, 1.0]]).log()
     assert nll_loss(logps, MASK).tolist() == pytest.approx([2 * math.log(2), math.log(4)])
 
 
-def test_kl_worked_by_hand() -> None:
+def test_kl_computed_by_hand() -> None:
     """π₀ = (½, ½), π = (¾, ¼): ½ ln(2/3) + ½ ln 2 = ½ ln(4/3) = 0.1438; the reverse KL would be 0.1308.
 
     The first row's second token agrees (0), so its mean is half of that; the second row's second token is masked.
@@ -72,7 +72,7 @@ def test_kl_has_no_gradient_at_equality_and_none_for_the_reference() -> None:
     assert logits.grad.abs().max() < 1e-6
 
 
-def test_activation_worked_by_hand() -> None:
+def test_activation_computed_by_hand() -> None:
     """(1, 2) against (0, 0) gives 5, equal states 0: mean 2.5, and 5 where the second token is masked."""
     hidden = torch.tensor([[[1.0, 2.0], [3.0, 3.0]], [[1.0, 2.0], [9.0, 9.0]]])
     reference = torch.tensor([[[0.0, 0.0], [3.0, 3.0]], [[0.0, 0.0], [0.0, 0.0]]])
@@ -81,7 +81,7 @@ def test_activation_worked_by_hand() -> None:
         Activation(layer=-2)
 
 
-def test_jsd_worked_by_hand() -> None:
+def test_jsd_computed_by_hand() -> None:
     """(1, 0) against (0, 1): ½ ln 2 + ½ ln 2 = ln 2, the maximum; the first row's second token agrees."""
     here, there = torch.tensor([0.0, -80.0]), torch.tensor([-80.0, 0.0])
     policy = torch.stack([torch.stack([here, here]), torch.stack([here, there])])

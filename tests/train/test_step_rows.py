@@ -1,4 +1,4 @@
-"""The rows of a step, worked out by hand for batches of 3 pairs."""
+"""The rows of a step, computed by hand for batches of 3 pairs."""
 
 from __future__ import annotations
 

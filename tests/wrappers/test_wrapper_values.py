@@ -1,4 +1,4 @@
-"""Wrappers against values worked by hand, without a model."""
+"""Wrappers against values computed by hand, without a model."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_bad_values_are_refused_by_name(name: str, values: dict[str, float]) -> 
         build(wrapper_class(name), values, f"wrapper {name}")
 
 
-def test_sam_worked_by_hand() -> None:
+def test_sam_computed_by_hand() -> None:
     """G = (3, 4), ρ = 1: ε = (0.6, 0.8); on ½‖θ‖² at θ = g the gradient there is (3.6, 4.8); the retain part stays."""
     assert ascent_step(torch.tensor([3.0, 4.0]), rho=1.0).tolist() == pytest.approx([0.6, 0.8])
     assert ascent_step(torch.zeros(2), rho=1.0).tolist() == [0.0, 0.0]
@@ -83,7 +83,7 @@ def test_sam_worked_by_hand() -> None:
     assert still.forget.tolist() == [3.0, 4.0], "without a radius nothing changes"
 
 
-def test_rectify_worked_by_hand() -> None:
+def test_rectify_computed_by_hand() -> None:
     """(1, −1) against (0, 2): ⟨·⟩ = −2, ‖r‖² = 4, so (1, −1) + ½ (0, 2) = (1, 0). With (0, −2) there is no conflict."""
     forget = torch.tensor([1.0, -1.0])
     assert rectify(forget, torch.tensor([0.0, 2.0])).tolist() == [1.0, 0.0]
@@ -113,7 +113,7 @@ def test_gru_smooths_the_retain_gradient_and_leaves_its_own_share() -> None:
     assert cosine(second.forget, average) == pytest.approx(0, abs=1e-6)
 
 
-def test_dual_worked_by_hand() -> None:
+def test_dual_computed_by_hand() -> None:
     """λ = 1, L = 0.5, ε = 0.2, η = 2: 1 + 2 · 0.3 = 1.6. Below zero it stops."""
     assert dual_step(1.0, 0.5, bound=0.2, step_size=2.0) == pytest.approx(1.6)
     assert dual_step(0.1, 0.0, bound=1.0, step_size=2.0) == 0.0
@@ -131,7 +131,7 @@ def test_dual_takes_its_bound_from_the_first_step_and_acts_on_the_next() -> None
     assert now.total.tolist() == pytest.approx([1.0, 1.4])
 
 
-def test_rounding_worked_by_hand() -> None:
+def test_rounding_computed_by_hand() -> None:
     """4 bits: scale 0.7/7 = 0.1, so 0.12 → 0.1, −0.26 → −0.3; the second group's scale is 1, the short third's 0.02."""
     weight = torch.tensor([[0.7, 0.12, 7.0, 1.4, 0.14], [-0.26, 0.7, 0.0, 0.0, 0.0]])
     held = rounded(weight, bits=4, group=2)
