@@ -1,4 +1,4 @@
-"""Cross-entropy on an alternative answer: its value, and that the forget answer plays no part."""
+"""Test the cross-entropy on an alternative answer: its value, and that the forget answer has no effect."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def test_only_the_alternative_gets_a_gradient() -> None:
     assert other.grad.tolist() == [[-0.5, -0.5], [-1.0, 0.0]]
 
 
-def test_without_an_alternative_it_says_so() -> None:
+def test_a_missing_alternative_is_an_error() -> None:
     with pytest.raises(ValueError, match="idk_nll needs an alternative answer"):
         IdkNLL().forget_loss(AnswerScores(torch.zeros(2, 2), MASK, MASK.long()))
