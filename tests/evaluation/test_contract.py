@@ -69,7 +69,7 @@ class WorstToken:
         rows = [known.answer.row(index).token_logps for index in range(len(known.answer))]
         return np.exp([row.min() if len(row) else np.nan for row in rows])
 '''
-ATTACK = '''"""Greedy attack: what a model was trained on, it writes by itself."""
+ATTACK = '''"""Greedy attack: a model generates the text it was trained on."""
 
 from dataclasses import dataclass
 from typing import ClassVar

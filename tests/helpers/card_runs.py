@@ -16,7 +16,7 @@ from llm_forget.utils.build import build
 
 
 def recipe_of(things: Path, output: Path, method: str, /, **changes: Any) -> UnlearnRecipe:
-    """Return a recipe of four steps in fp32; with SGD, since Adam turns rounding errors of near-zero gradients into full steps."""
+    """Return a recipe of four steps in fp32, with SGD: Adam turns rounding errors of near-zero gradients into full steps."""
     values: dict[str, Any] = {
         "model": {"name": str(things / "model"), "dtype": "float32"},
         "data": {name: {"path": str(things / f"{name}.jsonl")} for name in ("forget", "retain")},

@@ -102,14 +102,14 @@ def attack_rows(asked: Sequence[Asked], known: Sequence[str] | None = None) -> A
 def unscored(one: Asked) -> Asked:
     """Return an example for which the model gave only NaN."""
 
-    def gone(row: list[Token]) -> list[Token]:
+    def all_nan(row: list[Token]) -> list[Token]:
         return [_NAN for _ in row]
 
     return replace(
         one,
-        answer=gone(one.answer),
-        paraphrases=[gone(row) for row in one.paraphrases],
-        wrong_answers=[gone(row) for row in one.wrong_answers],
+        answer=all_nan(one.answer),
+        paraphrases=[all_nan(row) for row in one.paraphrases],
+        wrong_answers=[all_nan(row) for row in one.wrong_answers],
         kl=[math.nan for _ in one.kl],
         norm=math.nan,
         reference_logp=math.nan,
@@ -117,7 +117,7 @@ def unscored(one: Asked) -> Asked:
 
 
 def check_declaration(package: str, function: str, name: str) -> Any:
-    """Check that the file has a docstring and one frozen dataclass with a source, and that invalid settings are refused by name."""
+    """Check that the file has docstrings and a frozen dataclass with a source, and that invalid settings are refused by name."""
     cls: Any = find_class(package, name, function)
     assert cls.__dataclass_params__.frozen, f"{name} is not frozen"
     assert (importlib.import_module(cls.__module__).__doc__ or "").strip()

@@ -27,7 +27,7 @@ from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils.build import build
 
 CAPABILITY = SHARED / "data" / "capability"
-needs_files = pytest.mark.skipif(not CAPABILITY.is_dir(), reason="the question sets are not beside the project")
+needs_files = pytest.mark.skipif(not CAPABILITY.is_dir(), reason="the question sets are not next to the project")
 LOCAL = ["arc_easy_local", "mmlu_local", "truthfulqa_mc1_local", "truthfulqa_mc2_local", "openbookqa_local"]
 
 
