@@ -42,7 +42,7 @@ def test_both_sides_agree_and_the_table_is_printed(
     assert int(rows) > 3 * 5
     assert int(passes) > 5 * 2
     assert re.search(r"^ratio( +\d+\.\d\d){3}$", shown, re.M)
-    assert re.search(r"^ +1\d rows: +\d+\.\d\d ms a row", shown, re.M)
+    assert re.search(r"^ +1\d rows: +\d+\.\d\d ms per row", shown, re.M)
 
     wrong = {"metrics": {"forget": {"probability": 0.9}}}
     assert not script._agree({"metrics": {"forget": {"probability": 0.1}}}, wrong)
