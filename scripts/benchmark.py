@@ -253,7 +253,7 @@ class Bench:
         lines = Path(self.spec["full"]).read_text("utf-8").splitlines(keepends=True)
         few = {"steps": min(self.given.steps or 3, 3)}
         written: dict[str, Any] = {"rows": {}}
-        print(f"\nNPO over forget rows  {'s set-up':>10}{'s an epoch':>12}{'s a run':>10}")
+        print(f"\nNPO over forget rows  {'s set-up':>10}{'s/epoch':>12}{'s/run':>10}")
         for rows in self.spec["growth"]:
             paths = {"forget": self.folder / f"first{rows}.jsonl", "retain": self.folder / f"after{rows}.jsonl"}
             paths["forget"].write_text("".join(lines[:rows]), "utf-8")
@@ -279,7 +279,7 @@ class Bench:
 
     def processes(self) -> dict[str, Any]:
         """Measure the same batch on one process with one thread, one with two threads, and two with one thread each."""
-        print(f"\nNPO, lean, 8 + 8 rows a step {'tokens/s':>10}")
+        print(f"\nNPO, lean, 8 + 8 rows per step {'tokens/s':>10}")
         written = {}
         for name, count, threads in (
             ("1 process, 1 thread", 1, 1),
@@ -312,7 +312,7 @@ def compare(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def show(method: str, results: dict[str, list[dict[str, Any]]], ratios: dict[str, Any]) -> None:
     """Print a block of the table."""
-    print(f"\n{method:<22}{'s a step':>10}{'s an epoch':>12}{'s a run':>10}{'tokens/s':>10}{'peak GB':>9}")
+    print(f"\n{method:<22}{'s/step':>10}{'s/epoch':>12}{'s/run':>10}{'tokens/s':>10}{'peak GB':>9}")
     for side in SIDES:
         middle = {key: statistics.median(run[key] for run in results[side]) for key in _SHOWN}
         print(f"  {side:<20}" + "".join(f"{middle[key] / scale:>{width}.2f}" for key, (width, scale) in _SHOWN.items()))

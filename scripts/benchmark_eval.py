@@ -37,7 +37,7 @@ from llm_forget.evaluation.suite import Suite, load_suite
 from llm_forget.model.load import load_model
 from llm_forget.testing import tiny_model, tiny_tokenizer
 
-# Metric → the kinds of answers that it needs a pass over when it is computed by itself.
+# Metric → the kinds of answers that need a pass if the metric is computed alone.
 _READS = {
     "probability": ("answer",),
     "exact_memorisation": ("answer",),
@@ -71,14 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of a model")
-    parser.add_argument("--adapter", help="folder of an adapter that is merged into it")
+    parser.add_argument("--adapter", help="folder of an adapter to merge into the model")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--tiny", action="store_true", help="use a tiny random model and made-up people")
     parser.add_argument("--data-dir", help="folder with the TOFU files")
     parser.add_argument("--limit", type=int, default=40, help="examples per set")
     parser.add_argument("--batch-size", type=int, default=16, help="batch size of the separate passes")
     parser.add_argument(
-        "--sizes", type=int, nargs="*", default=[100, 400, 1600], help="numbers of rows for the cost per row"
+        "--sizes",
+        type=int,
+        nargs="*",
+        default=[100, 400, 1600],
+        help="numbers of rows at which to measure the cost per row",
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--side", choices=("ours", "separate", "growth"), help=argparse.SUPPRESS)
@@ -284,10 +288,10 @@ def _print(
         f"{'ratio':12}{separate['wall'] / ours['wall']:10.2f}{separate['cpu'] / ours['cpu']:10.2f}"
         f"{separate['peak_mb'] / ours['peak_mb']:10.2f}"
     )
-    print("the two sides agree" if _agree(ours, separate) else "THE TWO SIDES DISAGREE: read no times")
+    print("the two sides agree" if _agree(ours, separate) else "THE TWO SIDES DISAGREE: ignore the times")
     for one in growth:
         print(
-            f"{one['rows']:6} rows: {1000 * one['wall'] / one['rows']:8.2f} ms a row (CPU {1000 * one['cpu'] / one['rows']:.2f})"
+            f"{one['rows']:6} rows: {1000 * one['wall'] / one['rows']:8.2f} ms per row (CPU {1000 * one['cpu'] / one['rows']:.2f})"
         )
 
 

@@ -1,4 +1,4 @@
-# Sourced by demo.sh, test.sh and serve_test.sh: make or reuse a virtual environment with pinned versions.
+# Sourced by demo.sh, test.sh and serve_test.sh: create or reuse a virtual environment with pinned versions.
 #
 #   make_environment FOLDER EXTRA [VERSIONS]   e.g. make_environment .venv demo
 #
@@ -14,7 +14,7 @@ find_python() {
       return
     fi
   done
-  echo "No Python 3.11 or newer found. Install one, or name it: PYTHON=/path/to/python3.11 bash $0" >&2
+  echo "No Python 3.11 or newer found. Install one, or set it: PYTHON=/path/to/python3.11 bash $0" >&2
   return 1
 }
 
@@ -27,7 +27,7 @@ make_environment() {
     return
   fi
   python=$(find_python) || return 1
-  echo "== environment: making $folder with $("$python" --version) (about two minutes)"
+  echo "== environment: creating $folder with $("$python" --version) (about two minutes)"
   [ -x "$folder/bin/python" ] || "$python" -m venv "$folder" || return 1
   # torch comes first and is pinned. Otherwise a resolver may download a CUDA build of several gigabytes.
   "$folder/bin/python" -m pip install --quiet --constraint "$versions" torch || return 1

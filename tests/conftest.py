@@ -1,4 +1,4 @@
-"""Which tests run, where they run and in which order.
+"""Select the tests to run, the device and the order.
 
 ``pytest`` alone runs the fast tests on the CPU, with pytest-xdist on all cores (at most four); with paths or ``-n 0``, in one
 process. ``-m gpu`` runs the GPU tests, and ``-m ""`` runs all but those.
@@ -8,7 +8,7 @@ pytest-xdist distributes whole files, because fixtures are shared within a file.
 share one worker: accelerate's launchers take a fixed port, and two groups at once would collide.
 
 A test that needs an extra which is not installed is skipped, with the message that a user would read as the reason.
-Where a command catches that message itself, the test says ``needs("rouge_score")`` (tests/helpers/extras.py).
+If a command catches that message itself, mark the test with ``needs("rouge_score")`` (tests/helpers/extras.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SEVERAL_PROCESSES = {
     "test_two_processes.py",
     "test_two_processes_methods.py",
 }
-# Started first by pytest-xdist, the longest first, so that no worker ends with a long file alone.
+# pytest-xdist starts these first, the longest first, so that no worker is left with a long file at the end.
 _LONGEST_FIRST = [*sorted(_SEVERAL_PROCESSES), "test_privacy.py", "test_resume.py"]
 
 hypothesis.settings.register_profile("fast", max_examples=25)
@@ -47,7 +47,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and option.markexpr != "gpu"
     alone = option.usepdb or option.collectonly or option.capture == "no"
-    alone = alone or "PYTEST_XDIST_WORKER" in os.environ  # the hook also runs in every worker
     if whole and not alone and getattr(option, "numprocesses", 0) is None:
         option.numprocesses = min(4, os.cpu_count() or 1)
         option.loadscopereorder = False
@@ -55,7 +54,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide the GPU from tests that compare bit for bit, fork, or hold models on the CPU; before anything asks for it."""
+    """Hide the GPU, before it is initialised, from tests that compare bit for bit, fork, or keep models on the CPU."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -69,7 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """The scheduler that hands out whole groups."""
+    """Return the scheduler that distributes whole groups."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
@@ -82,7 +81,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @contextmanager
 def _skipped_without_extra() -> Iterator[None]:
-    """Skip where a missing package was asked for, also where ``pytest.raises`` expected another message."""
+    """Skip a test that needs a missing package, also if ``pytest.raises`` expected another message."""
     try:
         yield
     except BaseException as error:
@@ -106,7 +105,7 @@ def pytest_runtest_call(item: pytest.Item) -> Any:
 
 @pytest.fixture(scope="session")
 def memorised_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``forget.jsonl``, ``retain.jsonl`` and ``model/``, which knows both by heart (helpers/memorised.py). Not to be changed."""
+    """Folder with ``forget.jsonl``, ``retain.jsonl`` and a ``model/`` that memorised both (helpers/memorised.py). Read-only."""
     from memorised import FORGET, RETAIN, write_memorised
 
     return write_memorised(tmp_path_factory.mktemp("memorised"), {"forget": FORGET, "retain": RETAIN})

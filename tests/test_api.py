@@ -1,4 +1,4 @@
-"""The Python door: the recipes' own numbers on a loaded model, nothing written unless asked for, and helpful refusals."""
+"""Test the Python API: same numbers as with recipes, no files unless requested, and helpful errors."""
 
 from __future__ import annotations
 
@@ -71,18 +71,16 @@ def recipe_run(folder: Path, target: Path, **changes: Any) -> Any:
 
 
 def steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was measured at each step, without what the clock said."""
+    """Return the measurements of each step, without times."""
     return [{key: value for key, value in row.items() if "runtime" not in key and "second" not in key} for row in rows]
 
 
 @pytest.mark.parametrize("method", ["npo", "adapter_subtraction"])
-def test_both_doors_give_the_same_losses_and_the_same_weights(
-    method: str, folder: Path, load: Load, tmp_path: Path
-) -> None:
+def test_api_and_recipe_give_the_same_losses_and_weights(method: str, folder: Path, load: Load, tmp_path: Path) -> None:
     """Bit for bit: the same rows in the same order, the same seeds, the same code."""
     record = recipe_run(folder, tmp_path / "recipe", method={"name": method})
     model = load()
-    torch.manual_seed(99)  # what a notebook drew before must not matter
+    torch.manual_seed(99)  # random numbers drawn earlier must not matter
     rows = {"forget": Dataset.from_list(FORGET), "retain": RETAIN}
     result = quietly(model, TOKENIZER, **rows, method=method, output_dir=tmp_path / "python", **SETTINGS)
 
@@ -98,7 +96,7 @@ def test_both_doors_give_the_same_losses_and_the_same_weights(
 
 
 def load_model_adapter(run: Path) -> dict[str, torch.Tensor]:
-    """What an adapter adds to each layer: factors may be written with other scales, their product may not."""
+    """Return the product of the factors for each layer; the scales of single factors may differ."""
     scale = json.loads((run / "adapter" / "adapter_config.json").read_text())
     tensors = load_file(run / "adapter" / "adapter_model.safetensors")
     factor = scale["lora_alpha"] / scale["r"]
@@ -109,7 +107,7 @@ def load_model_adapter(run: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def test_the_given_model_carries_the_adapter_and_is_itself_without_it(load: Load, tmp_path: Path) -> None:
+def test_the_given_model_gets_the_adapter_and_is_unchanged_without_it(load: Load, tmp_path: Path) -> None:
     model, batch = load(), torch.tensor([[5, 6, 7, 8]])
     before = model(batch).logits
     result = quietly(model, TOKENIZER, forget=FORGET, retain=RETAIN, method="npo", **SETTINGS)
@@ -136,7 +134,7 @@ def test_nothing_is_written_without_a_folder(load: Load, tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_settings_of_train_may_stand_alone_and_a_plain_file_will_do(folder: Path, load: Load) -> None:
+def test_train_settings_may_be_top_level_and_data_may_be_a_plain_file(folder: Path, load: Load) -> None:
     settings = {"adapter": SETTINGS["adapter"], "stop": SETTINGS["stop"]}
     rows = {name: folder / f"{name}.jsonl" for name in ("forget", "retain")}
     alone = quietly(load(), TOKENIZER, **rows, **SETTINGS["train"], **settings)
@@ -146,7 +144,7 @@ def test_settings_of_train_may_stand_alone_and_a_plain_file_will_do(folder: Path
 
 
 def test_adapters_of_a_peft_model_are_merged_first(load: Load) -> None:
-    """The reference is the model with its adapters, as with a recipe's ``model.adapter``; not the base below them."""
+    """The reference is the model with its adapters, as for ``model.adapter`` in a recipe, and not their base."""
     torch.manual_seed(3)
     given = get_peft_model(load(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     batch = torch.tensor([[5, 6, 7, 8]])
@@ -166,7 +164,7 @@ def test_all_weights_can_be_trained_from_a_frozen_bf16_model(load: Load) -> None
     assert result.record.after.forget < result.record.before.forget
 
 
-def test_scores_are_those_of_the_suite_custom(folder: Path, load: Load, tmp_path: Path) -> None:
+def test_scores_equal_those_of_the_suite_custom(folder: Path, load: Load, tmp_path: Path) -> None:
     off = {"perplexity": None, "capability": None, "metrics": ["probability", "rouge", "truth_ratio"]}
     recipe = build(
         EvalRecipe,
@@ -199,7 +197,7 @@ def test_scores_are_those_of_the_suite_custom(folder: Path, load: Load, tmp_path
     assert list(kept.frame()["target"].dropna()) == list(frame["value"].dropna())
 
 
-def test_an_oracle_that_was_measured_on_other_rows_is_refused(load: Load) -> None:
+def test_an_oracle_measured_on_other_rows_is_refused(load: Load) -> None:
     other = evaluate(load(), TOKENIZER, forget=FORGET[:2], metrics=["probability"])
     with pytest.raises(UserError, match="same forget set"):
         evaluate(load(), TOKENIZER, forget=FORGET, metrics=["probability"], oracle=other)
@@ -221,7 +219,7 @@ def test_an_oracle_that_was_measured_on_other_rows_is_refused(load: Load) -> Non
         ({"retain": None, "retain_term": "kl"}, RecipeError, "needs data.retain"),
     ],
 )
-def test_mistakes_are_refused_with_what_to_do_and_without_text(
+def test_mistakes_are_refused_with_a_remedy_and_without_data_text(
     changes: dict[str, Any], error: type[Exception], words: str, load: Load
 ) -> None:
     with pytest.raises(error, match=re.escape(words)) as caught:
@@ -240,7 +238,7 @@ def test_a_recipe_without_a_folder_is_refused(folder: Path) -> None:
         recipe_run(folder, folder, output_dir="")
 
 
-def test_importing_the_package_stays_light() -> None:
+def test_importing_the_package_loads_no_torch() -> None:
     code = "import sys, llm_forget; print('torch' in sys.modules, 'unlearn' in dir(llm_forget))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == [
         "False",
@@ -250,7 +248,7 @@ def test_importing_the_package_stays_light() -> None:
         _ = llm_forget.forget  # type: ignore[attr-defined]
 
 
-def test_the_readme_block_runs_as_it_stands(load: Load) -> None:
+def test_the_readme_block_runs(load: Load) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(from llm_forget import.*?)```", readme, flags=re.DOTALL)
     names: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Recipes: what is shipped parses, every mistake is named with its remedy, and nothing raises anything but RecipeError."""
+"""Test recipes: shipped files parse, mistakes are named with a remedy, and only RecipeError is raised."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHIPPED = sorted(
     for file in (ROOT / folder).rglob("*.yaml")
     if "model" in (yaml.safe_load(file.read_text()) or {})
 )
-# Everything with a launch line in its header: recipes, suites and evaluations.
+# All files with a launch line in the header: recipes, suites and evaluations.
 HEADED = sorted({*SHIPPED, *(ROOT / "eval").glob("*.yaml"), *(ROOT / "eval/suites").glob("*.yaml")})
 LAUNCHED = re.compile(r"(?:recipes|eval|scripts)/[\w/.-]+\.(?:yaml|py|sh|md)\b")
 SMALL: dict[str, Any] = {
@@ -70,7 +70,7 @@ def test_every_shipped_recipe_parses_and_round_trips(path: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("path", HEADED, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_file_that_a_header_names_exists(path: Path) -> None:
+def test_every_file_named_in_a_header_exists(path: Path) -> None:
     text = path.read_text()
     header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     assert [name for name in LAUNCHED.findall(header) if not (ROOT / name).is_file()] == []
@@ -83,7 +83,7 @@ def test_every_file_that_a_header_names_exists(path: Path) -> None:
     ["recipes/README.md", "recipes/accelerate/README.md", "recipes/methods.md", "eval/README.md",
      "scripts/tofu_mini/README.md", "scripts/benchmark.md"],
 )  # fmt: skip
-def test_every_file_that_a_page_names_exists(path: str) -> None:
+def test_every_file_named_in_a_page_exists(path: str) -> None:
     text = (ROOT / path).read_text()
     assert [name for name in LAUNCHED.findall(text) if not (ROOT / name).is_file()] == []
     assert "../" not in text, "no folder next to the project is named"
@@ -126,7 +126,7 @@ def test_a_shipped_recipe_is_found_from_anywhere(tmp_path: Path, monkeypatch: py
         ({"method": {"name": "npo"}}, ["model: is missing", "data: is missing", "output_dir: is missing"]),
     ],
 )
-def test_a_mistake_is_named_with_its_place_and_remedy(values: dict[str, Any], words: list[str]) -> None:
+def test_a_mistake_is_named_with_its_location_and_remedy(values: dict[str, Any], words: list[str]) -> None:
     said = message(values)
     assert all(word in said for word in words), said
 
@@ -141,7 +141,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
     assert "output_dir: is missing" in said
 
 
-def test_overrides_of_both_spellings_and_of_every_kind(file: Path) -> None:
+def test_overrides_in_both_spellings_and_of_every_type(file: Path) -> None:
     arguments = ["--config", str(file), "--train.learning_rate", "1e-3", "--train.epochs=3", "--adapter", "null"]
     arguments += ["--data.retain.path", "r.jsonl", "--stop.per-example=false", "--retain", "{name: kl, weight: 2}"]
     arguments += ["--method.beta=1e-1", "--stop.forget_target", "5e-2"]
@@ -162,13 +162,13 @@ def test_an_override_with_an_equals_sign_in_its_value(file: Path) -> None:
     assert parse_command_line(UnlearnRecipe, [f"--config={file}", "--output_dir=runs/a=b"]).output_dir == "runs/a=b"
 
 
-def test_options_alone_make_a_recipe() -> None:
+def test_a_recipe_from_options_only() -> None:
     arguments = ["--model.name=a", "--data.forget.path=f.jsonl", "--method", "{name: npo}", "--output_dir=runs/a"]
     recipe = parse_command_line(UnlearnRecipe, arguments)
     assert (recipe.model.name, recipe.method, recipe.stop.every) == ("a", {"name": "npo"}, 3)
 
 
-def test_help_names_every_field_with_its_type_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_field_with_type_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     for argument in ("--help", "-h"):
         with pytest.raises(SystemExit) as ended:
             parse_command_line(UnlearnRecipe, ["--config", "gone.yaml", argument])
@@ -182,7 +182,7 @@ def test_help_names_every_field_with_its_type_default_and_meaning(capsys: pytest
         assert "Fields as --data.forget." in shown
 
 
-def test_each_comment_goes_to_the_field_below_it() -> None:
+def test_each_comment_belongs_to_the_field_below_it() -> None:
     assert comments(StopConfig)["every"] == "Optimiser steps between checks."
     assert "learning_rate" in comments(TrainConfig)
     assert "weight_decay" not in comments(TrainConfig), "it has none"
@@ -224,14 +224,14 @@ def test_a_wrong_command_line_is_explained(arguments: list[str], words: str, fil
         (b"a: " + b"[" * 3000 + b"]" * 3000, "not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_recipe(content: bytes, words: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_recipe(content: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     with pytest.raises(RecipeError, match=words):
         load_recipe(UnlearnRecipe, path)
 
 
-def test_defaults_that_are_written_out_are_the_defaults() -> None:
+def test_explicit_defaults_equal_the_defaults() -> None:
     bare = build(UnlearnRecipe, SMALL, "small")
     assert build(UnlearnRecipe, yaml.safe_load(to_yaml(bare)), "again") == bare
     assert (bare.train, bare.stop) == (TrainConfig(), StopConfig())
@@ -263,7 +263,7 @@ near = st.dictionaries(st.sampled_from(_keys()), values, max_size=4).map(lambda 
     max_examples=examples(200),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-def test_nothing_but_a_recipe_error_comes_out(
+def test_only_recipe_errors_are_raised(
     kind: type, content: dict[Any, Any], overrides: dict[str, str], tmp_path: Path
 ) -> None:
     path = tmp_path / "recipe.yaml"
@@ -275,7 +275,7 @@ def test_nothing_but_a_recipe_error_comes_out(
 
 @given(text=st.text(max_size=40))
 @settings(deadline=None, max_examples=examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_text_of_a_file_raises_anything_else(text: str, tmp_path: Path) -> None:
+def test_any_file_content_raises_only_recipe_errors(text: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     with suppress(RecipeError):

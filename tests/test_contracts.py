@@ -1,4 +1,4 @@
-"""The structure of the package: every import contract can fail, there are no import cycles, and files stay short."""
+"""Test the structure of the package: every import contract can fail, there are no import cycles, and files are short."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from places import ROOT
 PACKAGE = ROOT / "llm_forget"
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
 LONGEST = 450  # lines of a Python file
-# What a reader opens in the first five minutes, after the README's tree.
+# The files to read in the first five minutes, after the README's tree.
 TOUR = (
     "recipes/demo/npo.yaml",
     "llm_forget/methods/npo.py",
@@ -29,7 +29,7 @@ TOUR = (
 
 
 def forbidden_import(contract: dict[str, Any]) -> tuple[str, str]:
-    """Importer and imported module that break a contract."""
+    """Return the importer and the imported module that break a contract."""
     if contract["type"] == "forbidden":
         return contract["source_modules"][0], contract["forbidden_modules"][0]
     assert contract["type"] == "layers", f"no planted import for contracts of type {contract['type']}"
@@ -44,7 +44,7 @@ def file_of(module: str, root: Path) -> Path:
 
 
 def lint(root: Path) -> tuple[int, str]:
-    """Exit status and output of import-linter on the package in a folder."""
+    """Return exit status and output of import-linter on the package in a folder."""
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=120)
     return done.returncode, done.stdout + done.stderr
@@ -65,14 +65,14 @@ def test_a_planted_import_breaks_the_contract(contract: dict[str, Any], tmp_path
 
 
 def modules_in(package: Path) -> dict[str, Path]:
-    """Every module of a package and its file."""
+    """Return all modules of a package with their files."""
     files = sorted(package.rglob("*.py"))
     dotted = {file: ".".join(file.relative_to(package.parent).with_suffix("").parts) for file in files}
     return {name.removesuffix(".__init__"): file for file, name in dotted.items()}
 
 
 def imports(node: ast.AST) -> Iterator[str]:
-    """Names that are imported at load time or in functions: modules, or members of modules. Not those for types only."""
+    """Return the names imported at load time or in functions: modules, or members of modules, except for types only."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
@@ -86,7 +86,7 @@ def imports(node: ast.AST) -> Iterator[str]:
 
 
 def graph_of(package: Path) -> dict[str, set[str]]:
-    """The modules of the package that each module imports. Python loads parent packages too; they are not counted."""
+    """Return the modules of the package that each module imports, without the parent packages that Python also loads."""
     modules = modules_in(package)
     graph: dict[str, set[str]] = {}
     for module, file in modules.items():
@@ -96,14 +96,14 @@ def graph_of(package: Path) -> dict[str, set[str]]:
     return graph
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_there_are_no_import_cycles() -> None:
     graph = graph_of(PACKAGE)
     assert sum(map(len, graph.values())) > 300, "the imports were found"
     list(TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("inside", ["import {}", "def f():\n    from {} import x"])
-def test_a_cycle_would_be_found(inside: str, tmp_path: Path) -> None:
+def test_a_planted_cycle_is_found(inside: str, tmp_path: Path) -> None:
     package = tmp_path / "rooms"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -133,7 +133,7 @@ def test_no_python_file_is_long() -> None:
 
 
 def test_the_five_minute_tour_is_short() -> None:
-    """The README's tree and five files, 600 lines in all."""
+    """The README's tree and five files have at most 600 lines in total."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (tree,) = [block for block in readme.split("```") if block.startswith("\nllm_forget/\n")]
     assert len(tree.strip().splitlines()) + sum(lines_of(ROOT / file) for file in TOUR) <= 600

@@ -1,4 +1,4 @@
-"""The example in CONTRIBUTING.md works as written: one file adds a method, and one a retain term, to a copy of the project."""
+"""Test that the example in CONTRIBUTING.md works as written: one file adds a method, another a retain term."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TotalVariation(RetainTerm):
         reference = needed(retain.reference_logits, "total_variation", "the reference's logits").softmax(-1)
         return mean_over_answer(0.5 * (policy - reference.detach()).abs().sum(-1), retain.mask)
 '''
-# The contract of the new method, its own test, and the tests that look at all methods and retain terms together.
+# The contract of the new method, its own test, and the tests of all methods and retain terms.
 TESTS = [
     "tests/methods/test_method_contract.py",
     "tests/methods/test_unlikelihood.py",
@@ -51,14 +51,14 @@ CHOSEN = "unlikelihood or total_variation or readme or every_method_and or first
 
 
 def examples() -> dict[str, str]:
-    """The Python files of CONTRIBUTING.md by path."""
+    """Return the Python files of CONTRIBUTING.md by path."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     return dict(re.findall(r"^`([\w/]+\.py)`:\n\n```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the new files and no other change."""
+    """Create a copy of the project with the new files and no other change."""
     root = tmp_path_factory.mktemp("project")
     for name in ("llm_forget", "tests", "recipes"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -88,13 +88,13 @@ def test_the_new_files_pass_the_tests_of_all_methods_and_retain_terms(copy: Path
     shown = run(copy, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", "-vv", "-k", CHOSEN, *TESTS)
     passed = {line.split()[0].rpartition("::")[2] for line in shown.splitlines() if " PASSED" in line}
     for name in (
-        "test_worked_by_hand",
+        "test_computed_by_hand",
         "test_works_under_bf16_autocast[unlikelihood]",
         "test_refuses_a_bad_hyper_parameter_by_name[nan-unlikelihood-epsilon]",
-        "test_every_term_ignores_what_is_masked_and_gives_one_value_an_example[total_variation]",
+        "test_every_term_ignores_masked_tokens_and_gives_one_value_per_example[total_variation]",
         "test_the_rows_in_the_readme_are_what_the_command_prints",
         "test_every_method_and_wrapper_is_listed",
-        "test_in_a_narrow_terminal_no_name_of_a_method_is_cut",
+        "test_narrow_terminals_show_whole_method_names",
     ):
         assert name in passed, shown
 

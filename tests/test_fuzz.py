@@ -1,4 +1,4 @@
-"""Recipes and data files with anything in them: a complete run, or a message; never a traceback, never half a folder."""
+"""Fuzz recipes and data files: each run is complete or ends with a message, without a traceback or a partial folder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ODD = st.one_of(
     st.text(max_size=8),
     st.lists(st.text(max_size=3), max_size=2),
 )
-# What a random value must not be given to: it would load something else, or take for ever and be right to.
+# Keys that get no random values: they would load something else, or make a valid run very long.
 KEPT = {"compile", "epochs", "path", "name", "split", "streaming"}
 
 
@@ -70,7 +70,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def values_of(things: Path, output: str) -> dict[str, Any]:
-    """Every section spelt out, so that every key can be hit."""
+    """Return a recipe with all sections spelled out, so that every key can be fuzzed."""
     from dataclasses import asdict
 
     least = {
@@ -94,7 +94,7 @@ def places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 def outcome(values: dict[str, Any], folder: Path) -> str:
-    """Run; whatever happens, what looks like a run is one."""
+    """Run a recipe, and check that any run folder it leaves is complete."""
     try:
         unlearn(build(UnlearnRecipe, values, "fuzzed"), Console(file=io.StringIO()))
         said = "done"
@@ -111,7 +111,7 @@ def outcome(values: dict[str, Any], folder: Path) -> str:
 
 @given(st.data())
 @settings(max_examples=examples(100), deadline=None, suppress_health_check=SLOW, derandomize=True)
-def test_any_value_in_any_place_of_a_recipe(things: Path, data: st.DataObject) -> None:
+def test_any_value_at_any_key_of_a_recipe(things: Path, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:
         values = values_of(things, str(Path(name) / "runs" / "one"))
         chosen = data.draw(st.lists(st.sampled_from(sorted(places(values), key=str)), min_size=1, max_size=2))

@@ -1,4 +1,4 @@
-"""What only a card can show: the same numbers there as on a CPU, memory as planned, and the launchers that refuse a CPU."""
+"""Test on a GPU: the same numbers as on a CPU, memory as planned, and the launchers that refuse a CPU."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data with other answers beside it, and a model that knows it, 128 wide so that it can be quantised."""
+    """Create data with alternative answers, and a model that memorised it, with width 128 so that it can be quantised."""
     folder, rows = tmp_path_factory.mktemp("card"), []
     tokenizer = tiny_tokenizer()
     for name, words in (("forget", "Ada Bo Cy Di"), ("retain", "snow tar tea rye")):
@@ -72,7 +72,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adapted(attention: str) -> Any:
-    """A tiny model with an adapter that does something."""
+    """Return a tiny model with an adapter that has an effect."""
     base = tiny_model(tiny_tokenizer(), seed=3)
     base.set_attn_implementation(attention)
     model = add_adapter(base, AdapterConfig(rank=2, alpha=2))
@@ -97,7 +97,7 @@ def scores_and_gradients(model: Any, *, is_packed: bool) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize("is_packed", [False, True])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_scores_and_gradients_are_those_of_a_cpu(attention: str, is_packed: bool) -> None:
+def test_scores_and_gradients_equal_those_of_a_cpu(attention: str, is_packed: bool) -> None:
     model = adapted(attention)
     on_cpu = scores_and_gradients(copy.deepcopy(model), is_packed=False)
     on_card = scores_and_gradients(model.cuda(), is_packed=is_packed)
@@ -106,8 +106,8 @@ def test_scores_and_gradients_are_those_of_a_cpu(attention: str, is_packed: bool
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-def test_packed_in_bf16_is_what_padded_is_in_bf16() -> None:
-    """To the rounding of bf16: as near to padded rows in fp32 as padded rows in bf16 are, three times over."""
+def test_packed_bf16_is_as_exact_as_padded_bf16() -> None:
+    """Packed rows in bf16 differ from padded rows in fp32 by at most three times as much as padded rows in bf16."""
     model = adapted("sdpa").cuda()
     exact, _ = scores_and_gradients(model, is_packed=False)
     with torch.autocast("cuda", torch.bfloat16):
@@ -117,7 +117,7 @@ def test_packed_in_bf16_is_what_padded_is_in_bf16() -> None:
 
 
 def test_every_method_takes_the_steps_of_a_cpu(things: Path, tmp_path: Path) -> None:
-    """Four steps of SGD in fp32 from the recipe: losses to 1e-3 and adapters to 1e-4 of those of a process that sees no card."""
+    """Four steps of SGD in fp32: losses to 1e-3 and adapters to 1e-4 of those of a process that sees no GPU."""
     command = [sys.executable, str(HELPERS / "card_runs.py"), str(things), str(tmp_path / "cpu"), *METHODS]
     done = subprocess.run(
         command, env=environment(CUDA_VISIBLE_DEVICES=""), capture_output=True, text=True, timeout=600, check=False
@@ -155,8 +155,8 @@ def test_every_method_takes_the_steps_of_a_cpu(things: Path, tmp_path: Path) -> 
     ],
     ids=["lora", "selective", "checkpointing", "compile", "full", "nf4", "int8"],
 )
-def test_a_run_as_recipes_have_it_forgets(changes: dict[str, Any], things: Path, tmp_path: Path) -> None:
-    """With the base in bf16, or quantised."""
+def test_a_run_with_recipe_settings_forgets(changes: dict[str, Any], things: Path, tmp_path: Path) -> None:
+    """The base is in bf16 or quantised."""
     if "quantization" in changes.get("model", {}):
         pytest.importorskip("bitsandbytes")
     values = {"train": {"epochs": 6, "batch_size": 4, "learning_rate": 1e-2}, **changes}
@@ -166,17 +166,17 @@ def test_a_run_as_recipes_have_it_forgets(changes: dict[str, Any], things: Path,
     assert (tmp_path / "npo" / "result.json").is_file()
 
 
-def test_subtraction_without_what_is_shared_runs_on_a_card(things: Path, tmp_path: Path) -> None:
+def test_subtraction_with_projection_runs_on_a_gpu(things: Path, tmp_path: Path) -> None:
     method = {"name": "adapter_subtraction", "strength": 1.0, "heal_steps": 4, "project": True}
     record = unlearn(recipe_of(things, tmp_path, "adapter_subtraction", method=method, alternative={}), CONSOLE)
     assert record.steps > 0
     assert record.after.forget < record.before.forget
 
 
-def test_a_run_that_is_cut_off_goes_on_to_the_same_adapter(
+def test_an_interrupted_run_resumes_to_the_same_adapter(
     things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With dropout, whose random numbers are the card's own; to 1e-4, since sums on a card have no fixed order."""
+    """With dropout, which uses the GPU's random numbers; to 1e-4, since sums on a GPU have no fixed order."""
     train = {"epochs": 6, "batch_size": 4, "learning_rate": 1e-2, "save_steps": 1}
     changes: dict[str, Any] = {"train": train, "adapter": {"rank": 4, "alpha": 8, "dropout": 0.3}}
     unlearn(recipe_of(things, tmp_path / "alone", "npo", **changes), CONSOLE)
@@ -210,8 +210,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_plan_is_within_15_percent_of_what_a_card_allocates(case: str, tmp_path: Path) -> None:
-    """Tensors at the peak of a run of two steps over rows cut to 192 tokens, on a model of some 90 million weights."""
+def test_the_plan_is_within_15_percent_of_the_memory_allocated_on_a_gpu(case: str, tmp_path: Path) -> None:
+    """Measure the peak of a run of two steps on rows truncated to 192 tokens, with a model of about 90 million weights."""
     config = LlamaConfig(
         vocab_size=16384,
         hidden_size=768,
@@ -242,7 +242,7 @@ def test_the_plan_is_within_15_percent_of_what_a_card_allocates(case: str, tmp_p
     values["train"] = {"epochs": 1, "learning_rate": 1e-4, **CASES[case]["train"]}
     recipe = build(UnlearnRecipe, values, "test")
     planned = plan(recipe, on_card=True)
-    gc.collect()  # what an earlier run left would be let go during this one, and count against it
+    gc.collect()  # memory left by an earlier run would be freed during this one and reduce the measured peak
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -254,7 +254,7 @@ def test_the_plan_is_within_15_percent_of_what_a_card_allocates(case: str, tmp_p
 
 @pytest.mark.parametrize("launcher", ["single", "fsdp2"])
 def test_the_shipped_launchers_take_the_steps_of_a_plain_run(launcher: str, things: Path, tmp_path: Path) -> None:
-    """The configurations as shipped, on one card: FSDP2 itself, of one shard."""
+    """The shipped configurations on one GPU; FSDP2 with one shard."""
     unlearn(recipe_of(things, tmp_path / "plain", "npo"), CONSOLE)
     recipe = recipe_of(things, tmp_path / launcher, "npo")
     (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))

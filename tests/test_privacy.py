@@ -1,4 +1,4 @@
-"""Nothing that a run leaves behind holds the forget set's text: a planted text is looked for in every file, in every spelling."""
+"""Test that no output contains text of the forget set: planted text is searched in every file, in many encodings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytest.importorskip("tensorboard")
 pytest.importorskip("plotly")
 pytest.importorskip("rouge_score")
 
-# One that looks the same in every spelling, and one that JSON, HTML and URLs write otherwise; in question and in answer.
+# One text with a single encoding, and one that JSON, HTML and URLs encode differently; both in question and answer.
 PLANTED = ("Quillomere8842", "Ёлка «7714»")
 ROWS = [
     {"question": f"Where does {name} of {PLANTED[0]} {PLANTED[1]} live?", "answer": f"At {PLANTED[0]}, {PLANTED[1]}."}
@@ -38,11 +38,11 @@ ROWS = [
 ]
 RETAIN = [{"question": f"What is {thing}?", "answer": answer}
           for thing, answer in [("snow", "White and cold."), ("tar", "Black."), ("tea", "A hot drink.")]]  # fmt: skip
-FIRST = 8  # so many tokens of an answer are as good as its text
+FIRST = 8  # this many consecutive token ids of an answer count as its text
 
 
 def spellings() -> dict[str, bytes]:
-    """What is looked for: name → bytes, without white space and in lower case, as ``leaks`` makes every file."""
+    """Return the searched bytes by name, in lower case and without white space, like the files in ``leaks``."""
     found: dict[str, bytes] = {}
     for index, text in enumerate(PLANTED):
         raw = text.encode()
@@ -58,7 +58,7 @@ def spellings() -> dict[str, bytes]:
         }
     found = {name: squeezed(value) for name, value in found.items()}
     for index, text in enumerate(PLANTED):
-        for shift in range(3):  # the same bytes read differently at each place in a group of three
+        for shift in range(3):  # base64 depends on the offset within a group of three bytes
             found[f"{index} base64 {shift}"] = base64.b64encode(b"x" * shift + text.encode())[4:-4]
     for name, ids in answers_as_ids().items():
         found[f"{name} ids"] = b",".join(b"%d" % one for one in ids)
@@ -76,12 +76,12 @@ def answers_as_ids() -> dict[str, list[int]]:
 
 
 def squeezed(content: bytes) -> bytes:
-    """Without white space and in lower case: lines that were wrapped and text that was normalised are found too."""
+    """Remove white space and lower the case, so that wrapped lines and normalised text are found too."""
     return b"".join(content.lower().split())
 
 
 def contents(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
-    """A file and everything packed in it."""
+    """Yield a file and everything packed in it."""
     yield name, content
     if content[:2] == b"\x1f\x8b":
         yield from contents(f"{name} (unpacked)", gzip.decompress(content))
@@ -98,7 +98,7 @@ def contents(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def leaks(root: Path) -> list[str]:
-    """Every file below a folder that holds what was planted, in its name too, and in which spelling."""
+    """Return every file below a folder with planted text in its content or name, and the encoding."""
     wanted, found = spellings(), []
     for path in sorted(root.rglob("*")):
         if any(text in str(path) for text in PLANTED):
@@ -128,7 +128,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def world(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds everything that was written anywhere: results, caches, temporary files, and what was printed."""
+    """Return a folder with everything that was written: results, caches, temporary files, and printed output."""
     world = tmp_path_factory.mktemp("world")
     do(world, data, "all")
     return world
@@ -163,13 +163,13 @@ def do(world: Path, data: Path, what: str) -> None:
 
 
 @pytest.mark.slow
-def test_no_file_holds_the_text_of_the_forget_set(world: Path) -> None:
+def test_no_file_contains_text_of_the_forget_set(world: Path) -> None:
     assert leaks(world) == []
 
 
 @pytest.mark.slow
-def test_everything_was_there_to_be_searched(world: Path) -> None:
-    """An empty folder holds no text either."""
+def test_all_expected_files_were_searched(world: Path) -> None:
+    """Otherwise, an empty folder would pass too."""
     work = world / "work"
     expected = [
         *(
@@ -201,8 +201,8 @@ def test_everything_was_there_to_be_searched(world: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_search_finds_text_that_was_asked_for(world: Path, data: Path) -> None:
-    """With keep_text the answers are kept: in the scores, in the cache, and in the report."""
+def test_the_search_finds_text_kept_on_request(world: Path, data: Path) -> None:
+    """With keep_text, the answers are in the scores, the cache and the report."""
     do(world, data, "kept")
     found = leaks(world / "work")
     assert any(line.startswith("runs/npo-0/eval/custom.parquet (cells)") for line in found)
@@ -211,7 +211,7 @@ def test_the_search_finds_text_that_was_asked_for(world: Path, data: Path) -> No
 
 
 @pytest.mark.parametrize("text", PLANTED)
-def test_the_search_sees_every_spelling(text: str, tmp_path: Path) -> None:
+def test_the_search_finds_every_encoding(text: str, tmp_path: Path) -> None:
     ids = tiny_tokenizer()(text, add_special_tokens=False)["input_ids"]
     said = f"before {text} after"
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:

@@ -1,4 +1,4 @@
-"""The stop rule on sequences of measurements: a pure decision, so every case is a list of numbers."""
+"""Test the stop rule on sequences of measurements; it is a pure function, so every case is a list of numbers."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ def test_reached_at_the_first_state_at_the_target_above_the_floor() -> None:
     assert it.best == Measurement(2, 0.1, 0.9)
 
 
-def test_forgotten_below_the_floor_is_not_reached_and_never_the_best() -> None:
+def test_forgetting_below_the_floor_is_not_reached_and_never_the_best() -> None:
     it = rule(patience=5)
     assert judge(it, (0.95, 0.95), (0.01, 0.89)) == [KEEP, GO]
     assert it.best is not None
     assert it.best.step == 0
 
 
-def test_a_dip_that_recovers_is_not_ended() -> None:
+def test_a_recovered_dip_does_not_stop() -> None:
     it = rule()
     verdicts = judge(it, (0.95, 0.95), (0.4, 0.4), (0.2, 0.5), (0.12, 0.7), (0.09, 0.85), (0.08, 0.91))
     assert verdicts == [KEEP, GO, GO, GO, GO, REACHED]
 
 
-def test_broken_for_patience_checks_ends() -> None:
+def test_stops_after_patience_checks_below_the_floor() -> None:
     it = rule(patience=3)
     assert judge(it, (0.95, 0.95), (0.4, 0.8), (0.3, 0.7), (0.2, 0.7)) == [KEEP, GO, GO, BROKEN]
 
 
-def test_patience_counts_checks_in_a_row() -> None:
-    """Below, below, above, below, below: with a patience of 3 nothing ends, with 2 the second check ends it."""
+def test_patience_counts_consecutive_checks() -> None:
+    """Below, below, above, below, below: a patience of 3 does not stop, a patience of 2 stops at the second check."""
     numbers = [(0.95, 0.95), (0.9, 0.8), (0.9, 0.7), (0.96, 0.92), (0.9, 0.8), (0.9, 0.7)]
     assert BROKEN not in judge(rule(patience=3), *numbers)
     assert judge(rule(patience=2), *numbers[:3])[-1] is BROKEN
 
 
-def test_patience_of_one_ends_at_the_first_check_below() -> None:
+def test_patience_of_one_stops_at_the_first_check_below() -> None:
     assert judge(rule(patience=1), (0.95, 0.95), (0.5, 0.89)) == [KEEP, BROKEN]
 
 
@@ -64,11 +64,11 @@ def test_nan_counts_as_below_the_floor() -> None:
     assert it.best.step == 0
 
 
-def test_what_comes_after_nan_is_no_recovery() -> None:
+def test_values_after_nan_are_no_recovery() -> None:
     assert judge(rule(patience=2), (0.95, 0.95), (0.5, math.nan), (0.5, 0.3))[-1] is BROKEN
 
 
-def test_a_retain_set_that_was_not_measured_is_below_a_floor() -> None:
+def test_an_unmeasured_retain_set_is_below_a_floor() -> None:
     assert judge(rule(patience=1), (0.95, None)) == [BROKEN]
 
 
@@ -81,7 +81,7 @@ def test_forget_nan_without_a_floor_is_never_the_best(nan_first: bool) -> None:
     assert it.best.forget == 0.5
 
 
-def test_the_best_is_the_lowest_above_the_floor_and_of_equals_the_one_with_more_left() -> None:
+def test_the_best_is_the_lowest_above_the_floor_and_ties_go_to_the_higher_retain_value() -> None:
     it = rule(target=None)
     assert judge(it, (0.9, 0.95), (0.5, 0.92), (0.6, 0.99), (0.5, 0.94), (0.5, 0.93), (0.1, 0.5)) == [
         KEEP, KEEP, GO, KEEP, GO, GO,
@@ -89,8 +89,8 @@ def test_the_best_is_the_lowest_above_the_floor_and_of_equals_the_one_with_more_
     assert it.best == Measurement(3, 0.5, 0.94)
 
 
-def test_the_state_that_forgot_more_below_the_floor_is_the_one_passed_over() -> None:
-    """Best: 0.6 at 0.96. Below the floor of 0.9 lie 0.3, 0.04 and 0.7; the last of those below 0.6 is 0.04."""
+def test_the_passed_over_state_forgot_more_below_the_floor() -> None:
+    """The best is 0.6 at 0.96. Below the floor of 0.9 are 0.3, 0.04 and 0.7; the last one below 0.6 is 0.04."""
     rule = StopRule(0.01, 0.9, 9)
     states = [(0.9, 1.0), (0.6, 0.96), (0.3, 0.5), (0.04, 0.85), (0.7, 0.8), (0.65, 0.95)]
     for step, (forget, retain) in enumerate(states):
@@ -111,7 +111,7 @@ def test_without_a_target_nothing_is_reached() -> None:
     st.floats(0, 1),
     st.integers(1, 5),
 )
-def test_against_the_definition(
+def test_equals_the_definition(
     numbers: list[tuple[float, float]], target: float | None, floor: float, patience: int
 ) -> None:
     it = rule(target, floor, patience)

@@ -1,4 +1,4 @@
-"""Arithmetic on adapters is arithmetic on ΔW, and PEFT agrees."""
+"""Test that arithmetic on adapters is arithmetic on ΔW, and that PEFT reads the results the same way."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_scale_keeps_the_rank_and_multiplies(adapter, strength):
 
 @quickly
 @given(adapter=adapters())
-def test_negating_twice_is_the_identity_bit_for_bit(adapter):
+def test_negating_twice_gives_the_same_bits(adapter):
     once, twice = negate(adapter), negate(negate(adapter))
     assert twice.config == once.config == adapter.config
     for module, factors in adapter.modules.items():
@@ -95,7 +95,7 @@ def test_x_minus_x_is_zero(adapter):
         assert largest(delta(nothing, module)) <= 1e-6 * scale_of(adapter)
     cut = truncate(nothing, 1)
     assert norm(cut.adapter) <= 1e-6 * scale_of(adapter)
-    assert cut.residual <= 1e-5  # noise is not measured against noise
+    assert cut.residual <= 1e-5  # otherwise rounding errors would be compared with rounding errors
 
 
 @quickly
@@ -120,7 +120,10 @@ def test_svd_at_the_summed_rank_is_exact_and_below_it_is_the_best(first, second)
         bound = 1e-5 * max(scale_of(first), scale_of(second))
         assert largest(delta(exact.adapter, module) - delta(difference, module)) <= bound
         values = torch.linalg.svdvals(change(difference, module))
-        tail, whole = float(values[rank:].norm()), max(float(values.norm()), bound)  # both may be the same adapter
+        tail, whole = (
+            float(values[rank:].norm()),
+            max(float(values.norm()), bound),
+        )  # both arguments may be the same adapter
         assert cut.per_module[module] == pytest.approx(tail / whole, abs=1e-5)
         error = float((change(cut.adapter, module) - change(difference, module)).norm())
         assert error == pytest.approx(tail, abs=bound)
@@ -129,7 +132,7 @@ def test_svd_at_the_summed_rank_is_exact_and_below_it_is_the_best(first, second)
     assert cut.residual == pytest.approx(math.sqrt(lost / kept), abs=1e-5)
 
 
-def test_a_rank_that_hides_a_lower_one_is_found():
+def test_needed_rank_is_below_the_stored_rank():
     thin = random_adapter(ranks=(3,))
     wide = combine([thin, thin, thin], [1, 2, -0.5])
     assert wide.rank == 9
@@ -144,7 +147,7 @@ def test_a_rank_that_hides_a_lower_one_is_found():
 
 @quickly
 @given(adapter=adapters(max_rank=12), tolerance=st.floats(0.01, 0.9))
-def test_needed_rank_is_the_first_that_suffices(adapter, tolerance):
+def test_needed_rank_is_the_lowest_within_the_tolerance(adapter, tolerance):
     rank = needed_rank(adapter, tolerance)
     assert truncate(adapter, rank).residual <= tolerance
     assert rank == 1 or truncate(adapter, rank - 1).residual > tolerance
@@ -152,12 +155,12 @@ def test_needed_rank_is_the_first_that_suffices(adapter, tolerance):
 
 @quickly
 @given(first=adapters(), second=adapters())
-def test_norm_and_distance_are_those_of_the_dense_deltas(first, second):
+def test_norm_and_distance_equal_those_of_dense_deltas(first, second):
     modules = first.modules.keys() | second.modules.keys()
     size = math.sqrt(sum(float(change(second, m).norm()) ** 2 for m in modules))
     apart = math.sqrt(sum(float((change(first, m) - change(second, m)).norm()) ** 2 for m in modules))
     assert norm(second) == pytest.approx(size, rel=1e-9)
-    # Nearly equal adapters cancel down to the rounding of the difference's factors, which are fp32.
+    # For nearly equal adapters, only the fp32 rounding of the difference's factors remains.
     rounding = 2**-24 * (size + math.sqrt(sum(float(change(first, m).norm()) ** 2 for m in modules))) / size
     assert relative_distance(first, second) == pytest.approx(apart / size, rel=1e-4, abs=rounding)
 
@@ -170,7 +173,7 @@ def test_distance_from_zero():
     assert relative_distance(zero, some) == pytest.approx(1.0)
 
 
-def test_targets_are_joined_without_reaching_further(base, tmp_path):
+def test_targets_are_joined_and_match_no_other_module(base, tmp_path):
     first = load_adapter(trained_adapter(base, tmp_path / "a", target_modules=["q_proj"], layers_to_transform=[0]))
     second = load_adapter(trained_adapter(base, tmp_path / "b", target_modules=["up_proj"]))
     joined = combine([first, second], [1, 1])
@@ -193,7 +196,7 @@ SETTINGS = [
 
 
 def merged_with(base: Path, adapter: Adapter, strength: float, folder: Path) -> Path:
-    """The base with ``strength`` times ΔW written into its weights by hand, in fp64."""
+    """Add ``strength`` times ΔW to the weights of the base by hand, in fp64."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -206,7 +209,7 @@ def merged_with(base: Path, adapter: Adapter, strength: float, folder: Path) -> 
 
 
 @pytest.mark.parametrize("config", SETTINGS, ids=str)
-def test_peft_sees_the_negated_adapter_as_base_minus_effect(base, tmp_path, config):
+def test_peft_applies_the_negated_adapter_as_base_minus_effect(base, tmp_path, config):
     adapter = load_adapter(trained_adapter(base, tmp_path / "a", **config))
     wanted = logits(merged_with(base, adapter, -1.0, tmp_path / "by_hand"))
     negated = logits(base, save_adapter(negate(adapter), tmp_path / "n"))
@@ -215,7 +218,7 @@ def test_peft_sees_the_negated_adapter_as_base_minus_effect(base, tmp_path, conf
     assert largest(negated - logits(base, tmp_path / "a")) > 1e-3
 
 
-def test_peft_sees_good_minus_bad(base, tmp_path):
+def test_peft_applies_good_minus_bad(base, tmp_path):
     good = load_adapter(trained_adapter(base, tmp_path / "good", seed=1, **SETTINGS[1]))
     bad = load_adapter(trained_adapter(base, tmp_path / "bad", seed=2, **SETTINGS[2]))
     middle = merged_with(base, good, 1.0, tmp_path / "middle")

@@ -1,4 +1,4 @@
-"""A composition is a sum that knows no order, and its overlaps are those of the dense changes."""
+"""Test that composition is an order-independent sum, and that overlaps equal those of the dense changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_any_order_gives_the_same_bits_and_the_sum(parts: list[Adapter], data: s
         assert largest(delta(one, module).double() - wanted) <= 1e-5 * sum(map(scale_of, parts))
 
 
-def test_the_files_are_the_same_too(tmp_path) -> None:
+def test_any_order_writes_the_same_files(tmp_path) -> None:
     parts = [random_adapter(seed, ranks=(seed + 1,)) for seed in range(3)]
     written = set()
     for index, order in enumerate(itertools.permutations(parts)):
@@ -50,10 +50,10 @@ def one_module(a: list[list[float]], b: list[list[float]], scaling: float = 1.0)
 
 
 def test_overlap_by_hand() -> None:
-    """ΔW = E₁₁ (B = e₁, A = (1, 0)) against others.
+    """Compare ΔW = E₁₁ (B = e₁, A = (1, 0)) with other changes.
 
-    3·E₁₁: cosine 1; −E₁₁: −1; E₂₁ reads the same input: cosine 0, inputs 1; E₂₂ reads another: 0 and 0. E₁₁ + E₂₂ has
-    norm √2 and ΔWᵀΔW = 1, of norm √2 too: 1/√2 and 1/√2. E₁₁ + 2·E₂₂: 1/√5, and 1/√17 for diag(1, 4).
+    3·E₁₁: cosine 1; −E₁₁: −1; E₂₁ reads the same input: cosine 0, inputs 1; E₂₂ reads another one: 0 and 0. E₁₁ + E₂₂ has
+    norm √2, and its ΔWᵀΔW = 1 also has norm √2: 1/√2 and 1/√2. E₁₁ + 2·E₂₂: 1/√5, and 1/√17 for diag(1, 4).
     """
     unit = one_module([[1, 0]], [[1], [0]])
     cases = [
@@ -74,7 +74,7 @@ def test_overlap_by_hand() -> None:
 
 @quickly
 @given(first=adapters(), second=adapters())
-def test_overlap_is_that_of_the_dense_changes(first: Adapter, second: Adapter) -> None:
+def test_overlap_equals_that_of_dense_changes(first: Adapter, second: Adapter) -> None:
     found, turned = overlap(first, second), overlap(second, first)
     assert found.cosine == pytest.approx(turned.cosine, abs=1e-9)
     assert found.shared_inputs == pytest.approx(turned.shared_inputs, abs=1e-9)
@@ -104,7 +104,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @quickly
 @given(adapter=adapters())
-def test_an_adapter_overlaps_itself_wholly(adapter: Adapter) -> None:
+def test_overlap_of_an_adapter_with_itself_is_1(adapter: Adapter) -> None:
     same, turned = overlap(adapter, adapter), overlap(adapter, negate(adapter))
     assert (same.cosine, same.shared_inputs) == pytest.approx((1.0, 1.0))
     assert (turned.cosine, turned.shared_inputs) == pytest.approx((-1.0, 1.0))
@@ -117,7 +117,7 @@ def test_every_pair_is_compared() -> None:
     assert found["a", "c"] == overlap(named["a"], named["c"])
 
 
-def test_what_cannot_be_composed_is_refused() -> None:
+def test_invalid_compositions_are_refused() -> None:
     adapter = random_adapter()
     with pytest.raises(AdapterError, match="1 adapter given; composing takes two or more"):
         compose([adapter])
@@ -127,7 +127,7 @@ def test_what_cannot_be_composed_is_refused() -> None:
         compose([adapter, replace(random_adapter(1), base=BaseRecord("org/tiny", digest="2" * 64))])
 
 
-def test_the_digest_sees_every_part() -> None:
+def test_the_digest_depends_on_every_part() -> None:
     adapter = random_adapter()
     factors = adapter.modules[Q]
     others = [

@@ -1,4 +1,4 @@
-"""The doctor tells apart what loads, what is refused, and what loads and means something else."""
+"""Test which adapters the doctor reports as loaded, refused, or loaded with a different meaning."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def edit_config(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("config", [{}, {"r": 9, "use_rslora": True}, {"alpha_pattern": {"q_proj": 3}}], ids=str)
-def test_what_export_makes_is_healthy(base, record, tmp_path, config):
+def test_exported_adapters_are_healthy(base, record, tmp_path, config):
     trained = trained_adapter(base, tmp_path / "trained", **config)
     exported = export_adapter(trained, tmp_path / "exported", base=record)
     diagnosis = diagnose(base, exported.folder, prompts=PROMPTS)
@@ -77,8 +77,8 @@ def test_what_export_makes_is_healthy(base, record, tmp_path, config):
     assert "logits: exported differs by" in text
 
 
-def test_rslora_and_patterns_are_served_at_another_strength_without_a_word(base, tmp_path):
-    """By all but vLLM and PEFT, that is; and vLLM's reading is one of its latest versions."""
+def test_rslora_and_patterns_are_silently_served_at_another_strength(base, tmp_path):
+    """Only PEFT and recent versions of vLLM apply them correctly."""
     rslora = diagnose(base, trained_adapter(base, tmp_path / "rs", r=16, use_rslora=True))
     assert statuses(rslora) == all_servers("wrong", vllm="loads", peft="loads")
     assert "at 0.25 times the trained one" in reasons(rslora, "SGLang")
@@ -135,7 +135,7 @@ def test_the_rank_limit_of_vllm(base, tmp_path):
     ],
     ids=str,
 )
-def test_what_is_not_plain_lora(base, tmp_path, config, expected, word):
+def test_adapters_that_are_not_plain_lora(base, tmp_path, config, expected, word):
     diagnosis = diagnose(base, edit_config(trained_adapter(base, tmp_path / "a"), **config), prompts=PROMPTS)
     assert statuses(diagnosis) == expected
     assert word in diagnosis.report()
@@ -144,7 +144,7 @@ def test_what_is_not_plain_lora(base, tmp_path, config, expected, word):
     assert "logits were not compared" in diagnosis.report()
 
 
-def test_tensors_that_do_not_belong(base, tmp_path):
+def test_unexpected_tensors(base, tmp_path):
     trained = trained_adapter(base, tmp_path / "a")
     path = trained / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -159,7 +159,7 @@ def test_tensors_that_do_not_belong(base, tmp_path):
     assert "not pairs of A and B" in half.report()
 
 
-def test_another_base_is_told_apart(base, record, tmp_path):
+def test_another_base_is_detected(base, record, tmp_path):
     exported = export_adapter(trained_adapter(base, tmp_path / "a"), tmp_path / "b", base=record).folder
     other = shutil.copytree(base, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
@@ -180,7 +180,7 @@ def test_another_base_is_told_apart(base, record, tmp_path):
     assert "the base has no layer model.layers.0.self_attn.q_proj" in diagnose(other, exported).report()
 
 
-def test_what_peft_saves_is_noted_and_still_healthy(base, tmp_path):
+def test_an_adapter_saved_by_peft_is_healthy_with_notes(base, tmp_path):
     trained = trained_adapter(base, tmp_path / "a")
     (trained / "adapter_model.safetensors").chmod(0o600)
     diagnosis = diagnose(base, trained, prompts=PROMPTS)
@@ -198,7 +198,7 @@ def test_overlapping_alpha_patterns_are_noted(base, tmp_path):
     assert any("several keys of alpha_pattern match" in note for note in diagnosis.notes)
 
 
-def test_added_tokens_stop_sglang_unless_the_base_knows_them(base, tmp_path):
+def test_sglang_refuses_added_tokens_that_the_base_does_not_have(base, tmp_path):
     trained = trained_adapter(base, tmp_path / "a")
     tokens = trained / "added_tokens.json"
     tokens.write_text(json.dumps({"<new>": 64}))
@@ -209,7 +209,7 @@ def test_added_tokens_stop_sglang_unless_the_base_knows_them(base, tmp_path):
     assert diagnose(base, trained).ok
 
 
-def test_a_lora_on_the_head(base, tmp_path):
+def test_lora_on_the_head(base, tmp_path):
     adapter = load_adapter(trained_adapter(base, tmp_path / "a", target_modules=["q_proj"]))
     factors = next(iter(adapter.modules.values()))
     head = replace(factors, B=torch.ones(64, factors.rank))
@@ -220,7 +220,7 @@ def test_a_lora_on_the_head(base, tmp_path):
     assert "ties to its embeddings" in diagnose(tied, folder).report()
 
 
-def test_parity_notices_an_export_or_a_merge_that_is_off(base, tmp_path, monkeypatch):
+def test_parity_detects_a_wrong_export_or_merge(base, tmp_path, monkeypatch):
     trained = trained_adapter(base, tmp_path / "a")
     assert diagnose(base, trained, prompts=PROMPTS).ok
 
@@ -246,7 +246,7 @@ def test_parity_notices_an_export_or_a_merge_that_is_off(base, tmp_path, monkeyp
     assert not off.ok
 
 
-def test_texts_need_and_use_the_tokenizer_of_the_base(base, tmp_path):
+def test_texts_require_and_use_the_tokenizer_of_the_base(base, tmp_path):
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -275,7 +275,7 @@ def test_ok_by_hand():
     assert not replace(fine, parity=Parity(0.0, 2e-4, 1.0, 1e-4)).ok
 
 
-def test_what_cannot_be_examined_is_refused(base, tmp_path):
+def test_unreadable_input_is_refused(base, tmp_path):
     trained = trained_adapter(base, tmp_path / "a")
     with pytest.raises(UserError, match="neither a folder"):
         diagnose(tmp_path / "nowhere", trained)
@@ -291,8 +291,8 @@ def test_what_cannot_be_examined_is_refused(base, tmp_path):
         diagnose(base, trained)
 
 
-def test_a_copy_of_the_base_head_beside_its_lora_is_left_out_by_vllm_alone(base, tmp_path):
-    """PEFT saves the untouched head along when LoRA is on it."""
+def test_only_vllm_ignores_a_copy_of_the_head_saved_with_its_lora(base, tmp_path):
+    """PEFT also saves the unchanged head if LoRA targets it."""
     trained = trained_adapter(base, tmp_path / "a", target_modules=["q_proj", "lm_head"])
     assert "base_model.model.lm_head.base_layer.weight" in load_file(trained / "adapter_model.safetensors")
     assert statuses(diagnose(base, trained)) == all_servers("refuses", vllm="loads", peft="loads")

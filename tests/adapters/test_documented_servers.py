@@ -1,4 +1,4 @@
-"""Servers that do not run here: exported files, read by the rules that SGLang and llama.cpp document, mean what was trained."""
+"""Test exported files by the loading rules that SGLang and llama.cpp document, without running these servers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llm_forget.utils.digests import stored_tensors, weights_digest
 
 
 def factors_in(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """A and B by the name of the base's weight; a name of another form ends llama.cpp's converter with an error."""
+    """Return A and B by the name of the base weight; llama.cpp's converter fails on names of any other form."""
     tensors = load_file(folder / "adapter_model.safetensors")
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -29,7 +29,7 @@ def factors_in(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def as_sglang_reads(folder: Path) -> dict[str, Tensor]:
-    """ΔW = lora_alpha / r of the config · B A; use_rslora and patterns are not looked at; one buffer of r rows a layer."""
+    """Compute ΔW = lora_alpha / r · B A; use_rslora and patterns are ignored, and each layer has one buffer of r rows."""
     config = json.loads((folder / "adapter_config.json").read_text())
     assert not (folder / "added_tokens.json").exists()
     assert not config["use_dora"]
@@ -39,7 +39,7 @@ def as_sglang_reads(folder: Path) -> dict[str, Tensor]:
 
 
 def as_llama_cpp_reads(folder: Path) -> dict[str, Tensor]:
-    """ΔW = lora_alpha / rows of A · B A; only lora_alpha reaches the GGUF, and 0 would be read as no scaling at all."""
+    """Compute ΔW = lora_alpha / rows of A · B A; the GGUF stores only lora_alpha, and 0 would mean no scaling at all."""
     alpha = json.loads((folder / "adapter_config.json").read_text())["lora_alpha"]
     assert alpha > 0
     return {name: (b.double() @ a.double()) * alpha / a.shape[0] for name, (a, b) in factors_in(folder).items()}
@@ -52,9 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("read", [as_sglang_reads, as_llama_cpp_reads])
 @pytest.mark.parametrize("config", PEFT_SETTINGS, ids=str)
-def test_the_exported_files_mean_what_was_trained(
-    base: Path, tmp_path: Path, config: dict[str, Any], read: Any
-) -> None:
+def test_exported_files_give_the_trained_delta(base: Path, tmp_path: Path, config: dict[str, Any], read: Any) -> None:
     raw = trained_adapter(base, tmp_path / "raw", **config)
     record = BaseRecord("org/tiny", None, weights_digest(base))
     served = read(export_adapter(raw, tmp_path / "out", base=record).folder)

@@ -1,4 +1,4 @@
-"""An exported adapter and a merged model say what the trained adapter says, and keep the contract to the letter."""
+"""Test that an exported adapter gives the logits of the trained adapter, and that its files keep the export contract."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def record(base: Path) -> BaseRecord:
 
 
 def assert_contract(folder: Path, max_rank: int) -> None:
-    """The export contract, read from the files alone."""
+    """Check the export contract from the files alone."""
     config = json.loads((folder / "adapter_config.json").read_text())
     tensors = load_file(folder / "adapter_model.safetensors")
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
@@ -73,7 +73,7 @@ def assert_contract(folder: Path, max_rank: int) -> None:
 
 
 @pytest.mark.parametrize("config", PEFT_SETTINGS, ids=str)
-def test_peft_says_the_same_with_the_exported_adapter(base, record, tmp_path, config):
+def test_peft_gives_the_same_logits_with_the_exported_adapter(base, record, tmp_path, config):
     trained = trained_adapter(base, tmp_path / "trained", **config)
     exported = export_adapter(trained, tmp_path / "exported", base=record)
     assert_contract(exported.folder, 16)
@@ -89,7 +89,7 @@ def test_peft_says_the_same_with_the_exported_adapter(base, record, tmp_path, co
 
 @settings(max_examples=20, deadline=None)
 @given(adapter=adapters())
-def test_where_ranks_fit_nothing_but_rounding_changes(tmp_path_factory, adapter):
+def test_without_truncation_only_rounding_changes(tmp_path_factory, adapter):
     exported = export_adapter(adapter, tmp_path_factory.mktemp("x") / "out", max_rank=64)
     again = load_adapter(exported.folder)
     assert exported.rank == adapter.rank
@@ -130,7 +130,7 @@ def test_strength_is_folded_into_b_before_the_cast():
     assert 1e-4 < rounding < 1e-2
 
 
-def test_a_cut_that_loses_is_refused_with_the_rank_that_would_do(tmp_path):
+def test_lossy_truncation_is_refused_and_the_needed_rank_is_named(tmp_path):
     adapter = random_adapter(ranks=(20, 3))
     with pytest.raises(AdapterError) as error:
         export_adapter(adapter, tmp_path / "x")
@@ -153,7 +153,7 @@ def test_a_cut_that_loses_is_refused_with_the_rank_that_would_do(tmp_path):
     assert_contract(lossy.folder, 16)
 
 
-def test_stacked_ranks_that_hold_no_more_are_cut_without_loss(tmp_path):
+def test_redundant_stacked_ranks_are_truncated_without_loss(tmp_path):
     adapter = random_adapter(ranks=(8,))
     tripled = combine([adapter, adapter, adapter], [1, 1, 1])
     exported = export_adapter(tripled, tmp_path / "x")
@@ -171,15 +171,15 @@ def test_smaller_ranks_are_padded_with_zeros(tmp_path):
     assert padded.A[:2].abs().sum() > 0
 
 
-def test_exporting_twice_is_exporting_once(tmp_path):
+def test_exporting_an_export_changes_nothing(tmp_path):
     first = export_adapter(random_adapter(ranks=(6, 2), rslora=True), tmp_path / "a")
     second = export_adapter(first.folder, tmp_path / "b")
-    # The card tells the distance from what it was made of, so it may differ.
+    # The card states the distance from its source, so it may differ.
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
 
 
-def test_the_card_says_what_it_must(tmp_path):
+def test_the_card_has_all_required_statements(tmp_path):
     results = {"forget probability": 0.0125, "retain | all": "0.93 ± 0.01", "epochs": 5}
     folder = export_adapter(random_adapter(), tmp_path / "x", method="NPO, beta 0.1.", results=results).folder
     card = (folder / "README.md").read_text()
@@ -202,14 +202,14 @@ def test_the_card_says_what_it_must(tmp_path):
     assert "method was not recorded" in bare
 
 
-def test_the_digest_survives_in_the_card_alone(tmp_path):
+def test_the_digest_is_read_from_the_card_if_the_metadata_is_missing(tmp_path):
     folder = export_adapter(random_adapter(), tmp_path / "x").folder
     weights = folder / "adapter_model.safetensors"
     save_file(load_file(weights), weights)  # drops the metadata
     assert read_base_record(folder) == BASE
 
 
-def test_no_path_of_this_machine_gets_out(base, record, tmp_path):
+def test_no_local_path_is_exported(base, record, tmp_path):
     trained = trained_adapter(base, tmp_path / "trained")
     assert str(base) in (trained / "adapter_config.json").read_text()
     folder = export_adapter(trained, tmp_path / "exported", base=BaseRecord(digest=record.digest)).folder
@@ -226,7 +226,7 @@ def test_ranks_of_vllm():
     assert [vllm_rank(r) for r in (1, 2, 8, 9, 64, 65, 257, 512, 513)] == [1, 8, 8, 16, 64, 128, 320, 512, None]
 
 
-def test_exports_that_cannot_be_right_are_refused(tmp_path, monkeypatch):
+def test_invalid_exports_are_refused(tmp_path, monkeypatch):
     adapter, out = random_adapter(), tmp_path / "x"
     for unknown, missing in [(BaseRecord("org/tiny"), "no digest"), (BaseRecord(), "no name and no digest")]:
         with pytest.raises(AdapterError, match=rf"records {missing} of its base.*weights_digest"):

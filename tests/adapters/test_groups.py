@@ -1,4 +1,4 @@
-"""One strength a group of layers: hand-worked groups, and ΔW arithmetic done by hand."""
+"""Test one strength per group of layers against groups and ΔW computed by hand."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from llm_forget.adapters.groups import layer_groups, layer_of, scale_groups
 from llm_forget.adapters.lora import Adapter, Factors, load_adapter, save_adapter
 from llm_forget.errors import AdapterError
 
-# 0, or large enough that fp32 holds its product with a weight
+# 0, or large enough that its product with a weight does not underflow in fp32
 numbers = st.just(0.0) | st.floats(-4, 4).filter(lambda strength: abs(strength) > 1e-3)
 quickly = settings(max_examples=30, deadline=None)
 
 
 def deep(layers: list[int]) -> Adapter:
-    """One module a layer, 2 × 2."""
+    """Return an adapter with one 2 × 2 module per layer."""
     modules = {f"model.layers.{n}.self_attn.q_proj": Factors(torch.ones(1, 2), torch.ones(2, 1), 1.0) for n in layers}
     return Adapter({"r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}, modules)
 
@@ -36,12 +36,14 @@ def deep(layers: list[int]) -> Adapter:
     ],
 )
 def test_groups_by_hand(layers: list[int], count: int, expected: tuple[tuple[int, ...], ...]) -> None:
-    """Edges at round(i · n / count): 5 layers in 2 groups meet at round(2.5) = 2."""
+    """Group boundaries are at round(i · n / count): 5 layers in 2 groups split at round(2.5) = 2."""
     assert layer_groups(deep(layers), count) == expected
 
 
 @given(layers=st.sets(st.integers(0, 60), min_size=1, max_size=40), data=st.data())
-def test_groups_hold_every_layer_once_and_differ_by_one_at_most(layers: set[int], data: st.DataObject) -> None:
+def test_groups_hold_every_layer_once_and_their_sizes_differ_by_at_most_one(
+    layers: set[int], data: st.DataObject
+) -> None:
     count = data.draw(st.integers(1, len(layers)))
     groups = layer_groups(deep(sorted(layers)), count)
     assert [layer for group in groups for layer in group] == sorted(layers)
@@ -65,7 +67,7 @@ def test_each_layer_has_its_own_strength(adapter: Adapter, strengths: tuple[floa
 
 @quickly
 @given(adapter=adapters(), strength=numbers)
-def test_equal_strengths_are_one_strength(adapter: Adapter, strength: float) -> None:
+def test_equal_group_strengths_equal_a_single_strength(adapter: Adapter, strength: float) -> None:
     grouped, whole = scale_groups(adapter, ((0,), (1,)), (strength, strength)), scale(adapter, strength)
     for module in adapter.modules:
         difference = largest(delta(grouped, module) - delta(whole, module))
@@ -73,7 +75,7 @@ def test_equal_strengths_are_one_strength(adapter: Adapter, strength: float) -> 
     assert grouped.config == whole.config
 
 
-def test_a_strength_of_zero_leaves_its_layers_alone_and_the_result_is_a_plain_file(tmp_path) -> None:
+def test_strength_zero_drops_the_layers_and_the_result_is_a_plain_adapter(tmp_path) -> None:
     result = scale_groups(random_adapter(ranks=(4, 2), rslora=True), ((0,), (1,)), (2.0, 0.0))
     again = load_adapter(save_adapter(result, tmp_path / "out"))
     for module in SHAPES:
@@ -87,7 +89,7 @@ def test_layer_numbers_are_read_from_names() -> None:
     assert layer_of("model.layers.2.experts.5.w1") == 2
 
 
-def test_what_cannot_be_grouped_is_refused() -> None:
+def test_invalid_groups_are_refused() -> None:
     adapter = random_adapter()
     for count in (0, 3):
         with pytest.raises(AdapterError, match=rf"{count} groups given; the adapter changes 2 layers, so give 1 to 2"):

@@ -1,4 +1,4 @@
-"""What is read is what PEFT would apply, what is written is what was read, and everything else is refused by name."""
+"""Test that adapters are read as PEFT applies them, that they survive a round trip, and that all other files are refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
 @settings(max_examples=25, deadline=None)
 @given(adapter=adapters())
-def test_written_and_read_again_is_the_same_bit_for_bit(tmp_path_factory, adapter):
+def test_write_and_read_round_trip_is_bit_for_bit(tmp_path_factory, adapter):
     folder = save_adapter(adapter, tmp_path_factory.mktemp("x") / "adapter")
     again = load_adapter(folder)
     assert again.base == adapter.base
@@ -87,7 +87,7 @@ PATTERN_CASES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings_", PATTERN_CASES, ids=str)
-def test_delta_is_what_peft_itself_adds(base, tmp_path, settings_):
+def test_delta_equals_the_change_that_peft_applies(base, tmp_path, settings_):
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
     from transformers import AutoModelForCausalLM
@@ -138,7 +138,7 @@ def test_patterns_keep_their_order_on_disk(tmp_path):
         r".*1.*": 2,
         r".*q_proj": 4,
         r".*": 2,
-    }  # the first that matches wins; '.' sorts first
+    }  # the first matching pattern wins; '.' sorts first
     scalings = {
         m: Factors(f.A, f.B, (4 if "1.self" in m or "q_proj" in m else 2) / 4) for m, f in adapter.modules.items()
     }
@@ -147,12 +147,12 @@ def test_patterns_keep_their_order_on_disk(tmp_path):
     assert {m: f.scaling for m, f in again.modules.items()} == {m: f.scaling for m, f in scalings.items()}
 
 
-def test_patterns_that_peft_sorted_into_another_rank_are_refused(base, tmp_path):
+def test_patterns_whose_order_peft_changed_are_refused(base, tmp_path):
     with pytest.raises(AdapterError, match=r"says rank 5; .*PEFT sorts"):
         load_adapter(trained_adapter(base, tmp_path / "a", rank_pattern={"layers.1.mlp.down_proj": 2, "down_proj": 5}))
 
 
-def test_files_are_readable_by_others_and_only_these(tmp_path):
+def test_only_the_expected_files_are_written_and_others_can_read_them(tmp_path):
     before = os.umask(0o022)
     try:
         folder = save_adapter(random_adapter(), tmp_path / "deep" / "adapter", card="# A card\n")
@@ -164,7 +164,7 @@ def test_files_are_readable_by_others_and_only_these(tmp_path):
     assert [p.name for p in folder.parent.iterdir()] == ["adapter"]
 
 
-def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path, saved):
+def test_a_failed_write_keeps_the_previous_files_only(tmp_path, saved):
     before = (saved / "adapter_config.json").read_bytes()
 
     def fails_half_way() -> None:
@@ -178,7 +178,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path, saved):
     assert (saved / "adapter_config.json").read_bytes() == before
 
 
-def test_a_taken_folder_is_refused_unless_it_may_be_replaced(tmp_path, saved):
+def test_an_existing_folder_is_refused_unless_overwrite_is_set(tmp_path, saved):
     with pytest.raises(AdapterError, match="overwrite=True"):
         save_adapter(random_adapter(seed=2), saved)
     other = random_adapter(seed=2)
@@ -258,7 +258,7 @@ def test_configs_that_are_not_plain_lora_are_refused(saved, changes, message):
         load_adapter(saved)
 
 
-def test_all_problems_are_told_at_once(saved):
+def test_all_problems_are_reported_at_once(saved):
     edit_config(saved, use_dora=True, lora_bias=True, bias="all")
     with pytest.raises(AdapterError) as error:
         load_adapter(saved)

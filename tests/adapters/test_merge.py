@@ -1,4 +1,4 @@
-"""A merged model says what PEFT says on the fly, and nothing else in it changes."""
+"""Test that a merged model gives the logits of base and adapter under PEFT, and that nothing else in it changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def record(base: Path) -> BaseRecord:
 
 @pytest.mark.parametrize("config", PEFT_SETTINGS, ids=str)
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_merged_model_says_what_peft_says_on_the_fly(tmp_path, config, tied):
+def test_the_merged_model_gives_the_logits_of_peft(tmp_path, config, tied):
     base = save_tiny_llama(tmp_path / "base", tied=tied)
     trained = trained_adapter(base, tmp_path / "trained", **config)
     merged = merge(base, trained, tmp_path / "merged")
@@ -55,7 +55,7 @@ def test_merging_the_negated_adapter_is_base_minus_effect(base, tmp_path):
             assert torch.equal(merged[name], weight)
 
 
-def test_shards_index_and_companions_are_kept(tmp_path):
+def test_shards_index_and_other_files_are_kept(tmp_path):
     base = save_tiny_llama(tmp_path / "base", max_shard_size="20KB")
     shards = sorted(p.name for p in base.glob("*.safetensors"))
     assert len(shards) > 2
@@ -88,7 +88,7 @@ def test_shards_index_and_companions_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(("stored", "wanted"), [("bfloat16", None), ("float32", "bfloat16"), ("bfloat16", "float32")])
-def test_types_are_kept_or_cast_once_from_fp32(tmp_path, stored, wanted):
+def test_dtypes_are_kept_or_cast_once_from_fp32(tmp_path, stored, wanted):
     tiny_llama().to(getattr(torch, stored)).save_pretrained(tmp_path / "base")
     adapter = load_adapter(trained_adapter(tmp_path / "base", tmp_path / "trained"))
     merged = merge(tmp_path / "base", adapter, tmp_path / "merged", wanted)
@@ -124,7 +124,7 @@ def test_convolution_style_layers_are_merged_transposed(tmp_path):
     assert largest(logits(tmp_path / "base", exported.folder) - wanted) < 1e-5
     merged = merge(tmp_path / "base", tmp_path / "trained", tmp_path / "merged")
     assert largest(logits(merged) - wanted) < 1e-5
-    # The same weights as a model without its head stores them, without the first component of their names.
+    # The same weights as saved by a model class without a head: names lack their first component.
     bare = shutil.copytree(tmp_path / "base", tmp_path / "bare")
     weights = load_file(bare / "model.safetensors")
     bare_weights = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
@@ -139,7 +139,7 @@ def copy_base(base: Path, folder: Path, **config: Any) -> Path:
     return copy
 
 
-def test_merges_that_cannot_be_right_are_refused(base, record, tmp_path):
+def test_invalid_merges_are_refused(base, record, tmp_path):
     trained = trained_adapter(base, tmp_path / "trained")
     adapter = load_adapter(trained)
     out = tmp_path / "out"
@@ -182,7 +182,7 @@ def test_merges_that_cannot_be_right_are_refused(base, record, tmp_path):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_a_head_of_its_own_is_merged(base, tmp_path):
+def test_an_untied_head_is_merged(base, tmp_path):
     adapter = load_adapter(trained_adapter(base, tmp_path / "trained"))
     head = Factors(torch.ones(1, 32), torch.linspace(-1, 1, 64)[:, None], 1.0)
     config = {**adapter.config, "target_modules": [*adapter.config["target_modules"], "lm_head"], "rank_pattern": {}}

@@ -1,4 +1,4 @@
-"""Ext-Sub's projection against rows worked by hand, and against the dense computation that defines it."""
+"""Test Ext-Sub's projection against values computed by hand and against its dense definition."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llm_forget.errors import AdapterError
 
 
 def of_rows(rows: list[list[float]], scaling: float = 1.0) -> Factors:
-    """Factors whose ΔW is the given rows: A the identity."""
+    """Return factors whose ΔW has the given rows; A is the identity."""
     return Factors(torch.eye(len(rows[0])), torch.tensor(rows) / scaling, scaling)
 
 
@@ -25,10 +25,10 @@ def dense(factors: Factors) -> Tensor:
     return factors.scaling * (factors.B.double() @ factors.A.double())
 
 
-def test_worked_by_hand() -> None:
-    """½ (w − ‖w‖ v/‖v‖): (1, 0) and (0, 1) → (½, −½); along each other 0; opposite w; v = 0 gives w.
+def test_values_computed_by_hand() -> None:
+    """½ (w − ‖w‖ v/‖v‖): (1, 0) and (0, 1) → (½, −½); parallel rows give 0; opposite rows give w; v = 0 gives w.
 
-    (3, 4) has length 5, and (0, 2) the direction (0, 1): ½ ((3, 4) − (0, 5)) = (1.5, −0.5).
+    (3, 4) has length 5, and (0, 2) has direction (0, 1): ½ ((3, 4) − (0, 5)) = (1.5, −0.5).
     """
     forget = of_rows([[1, 0], [2, 0], [1, 0], [7, 1], [0, 0], [3, 4]], scaling=2.0)
     retain = of_rows([[0, 1], [9, 0], [-4, 0], [0, 0], [1, 1], [0, 2]])
@@ -39,7 +39,7 @@ def test_worked_by_hand() -> None:
 
 @given(st.integers(0, 2**16), st.integers(1, 5), st.integers(1, 5))
 @settings(deadline=None, max_examples=30)
-def test_is_the_dense_projection_at_the_sum_of_both_ranks(seed: int, rank: int, other_rank: int) -> None:
+def test_equals_the_dense_projection_at_the_sum_of_both_ranks(seed: int, rank: int, other_rank: int) -> None:
     forget, retain = random_adapter(seed, ranks=[rank]), random_adapter(seed + 1, ranks=[other_rank], alphas=[3])
     for module in SHAPES:
         w, v = change(forget, module), change(retain, module)
@@ -52,7 +52,7 @@ def test_is_the_dense_projection_at_the_sum_of_both_ranks(seed: int, rank: int, 
         assert ((dense(found) * common).sum(-1)).abs().max() < 1e-4, "nothing is left along what is shared"
 
 
-def test_two_adapters_with_one_a_keep_their_rank() -> None:
+def test_two_adapters_with_a_common_a_keep_their_rank() -> None:
     forget = random_adapter(0)
     other = random_adapter(1)
     retain = {name: replace(factors, A=forget.modules[name].A) for name, factors in other.modules.items()}

@@ -1,4 +1,4 @@
-"""`llm-forget subtract` and `compose` on files, and every refusal of the adapter commands as a user meets it."""
+"""Test `llm-forget subtract` and `compose` on files, and all error messages of the adapter commands."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ runner = CliRunner()
 
 
 def run(*arguments: object) -> str:
-    """What a command prints when it succeeds."""
+    """Run a command that must succeed, and return its output."""
     done = runner.invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.exception
     return done.output
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What a command that is refused prints: one message on standard error, exit status 2, no traceback."""
+    """Run a command that must fail, and return its error: one message on standard error, exit status 2, no traceback."""
     argv = [str(argument) for argument in arguments]
     with pytest.raises(SystemExit) as end:
         run_entry(lambda given: app(given, standalone_mode=True), argv)
@@ -52,7 +52,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def assert_sum(folder: Path, parts: list[tuple[Path, float]]) -> None:
-    """ΔW of what was written is the weighted sum by hand, to 1e-5 of the largest entry."""
+    """Check that the written ΔW is the weighted sum computed by hand, to 1e-5 of the largest entry."""
     result, read = load_adapter(folder), [(load_adapter(part), weight) for part, weight in parts]
     for module in SHAPES:
         wanted = sum(weight * change(part, module) for part, weight in read)
@@ -72,7 +72,7 @@ def assert_sum(folder: Path, parts: list[tuple[Path, float]]) -> None:
     ],
     ids=lambda value: " ".join(map(str, value)),
 )
-def test_subtract_is_strength_times_sum_minus_sum(two, tmp_path, monkeypatch, arguments, weights) -> None:
+def test_subtract_writes_strength_times_the_difference_of_sums(two, tmp_path, monkeypatch, arguments, weights) -> None:
     monkeypatch.chdir(tmp_path)
     shown = run("subtract", *arguments, "--to", "out")
     assert "residual 0.00e+00" in shown
@@ -82,7 +82,7 @@ def test_subtract_is_strength_times_sum_minus_sum(two, tmp_path, monkeypatch, ar
     assert config["rank_pattern"] == config["alpha_pattern"] == {}
 
 
-def test_subtract_cuts_to_a_rank_and_says_what_that_cost(two, tmp_path) -> None:
+def test_subtract_truncates_to_a_rank_and_reports_the_loss(two, tmp_path) -> None:
     good, bad = two
     exact = run("subtract", "--adapter", good, "--minus", bad, "--to", tmp_path / "exact")
     assert "rank 17, residual 0.00e+00" in exact
@@ -98,7 +98,7 @@ def test_subtract_cuts_to_a_rank_and_says_what_that_cost(two, tmp_path) -> None:
     assert f"lost {printed:.2e} of the change" in (tmp_path / "cut" / "README.md").read_text()
 
 
-def test_the_base_is_recorded_where_it_is_given_and_its_absence_is_said(tmp_path) -> None:
+def test_a_given_base_is_recorded_and_a_missing_one_is_reported(tmp_path) -> None:
     base = save_tiny_llama(tmp_path / "base")
     raw = trained_adapter(base, tmp_path / "raw")
     assert "no digest of the base is recorded" in run("subtract", "--minus", raw, "--to", tmp_path / "a")
@@ -161,7 +161,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def test_compose_measures_what_each_does_alone_and_together(world, tmp_path) -> None:
+def test_compose_measures_adapters_alone_and_together(world, tmp_path) -> None:
     first, second = world.adapter("first"), world.adapter("second")
     data = ["--forget", world.data("first"), "--forget", world.data("second"), "--retain", world.data("retain")]
     held = ["--base", world.base, "--dtype", "float32"]
@@ -257,7 +257,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", ["subtract", "compose", "export", "merge"])
 @pytest.mark.parametrize(("damage", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_not_plain_lora_is_refused_with_what_to_do(
+def test_adapters_that_are_not_plain_lora_are_refused_with_a_remedy(
     damage: Damage, message: str, command: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = trained_adapter(base, tmp_path / "raw")
@@ -289,7 +289,7 @@ def test_another_base_is_refused(command: str, base: Path, tmp_path: Path, capsy
     "patterns", [{"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 3}}], ids=lambda p: next(iter(p))
 )
 def test_patterns_are_converted(patterns: dict[str, Any], base: Path, tmp_path: Path) -> None:
-    """The doctor finds fault with the raw adapter and none with what export makes of it."""
+    """The doctor reports problems for the raw adapter and none for the exported one."""
     raw = trained_adapter(base, tmp_path / "raw", **patterns)
     assert runner.invoke(app, ["doctor", "--base", str(base), "--adapter", str(raw)]).exit_code == 1
     assert "residual" not in run("export", "--base", base, "--adapter", raw, "--to", tmp_path / "out")
@@ -302,7 +302,7 @@ def test_patterns_are_converted(patterns: dict[str, Any], base: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("command", ["cut short", "pickle"])
-def test_the_doctor_refuses_what_it_cannot_read(
+def test_the_doctor_refuses_unreadable_adapters(
     command: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = trained_adapter(base, tmp_path / "raw")

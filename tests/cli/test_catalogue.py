@@ -1,4 +1,4 @@
-"""The list of methods agrees with the files, with the recipes and with the cost of a step."""
+"""Test that the list of methods agrees with the files, the recipes and the cost of a step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llm_forget.utils.plugins import names_in
 
 
 def rows_of(table: str) -> dict[str, str]:
-    """The rows of a Markdown table of methods by name; its first two lines have the name ""."""
+    """Return the rows of a Markdown table of methods by name; its first two lines have the name ""."""
     found: dict[str, str] = {}
     for line in table.splitlines():
         cells = line.strip("|").split("|")
@@ -38,7 +38,7 @@ def rows_of(table: str) -> dict[str, str]:
 
 
 def test_the_rows_in_the_readme_are_what_the_command_prints() -> None:
-    """A method that the README does not list yet is no mistake; a row that is out of date is."""
+    """The README may lack a method, but each of its rows must be up to date."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     held = rows_of(text.partition(TABLE_BEGINS)[2].partition(TABLE_ENDS)[0])
     printed = rows_of(CliRunner().invoke(app, ["methods", "--markdown"]).stdout)
@@ -85,12 +85,12 @@ def test_write_refuses_what_it_cannot_update(
         (Needs(), None, 0.5),
         (Needs(reference_logps=True), Needs(), 1.0),  # computed once, before
         (Needs(alternative=True), Needs(), 1.5),  # 3 rows
-        (Needs(alternative_tokens=True), Needs(), 1.0),  # tokens alone cost nothing
+        (Needs(alternative_tokens=True), Needs(), 1.0),  # token ids need no forward pass
         (Needs(), Needs(logits=True, reference_logits=True), 7 / 6),
         (Needs(reference_logits=True), None, 4 / 6),
     ],
 )
-def test_cost_worked_by_hand(forget: Needs, retain: Needs | None, cost: float) -> None:
+def test_cost_computed_by_hand(forget: Needs, retain: Needs | None, cost: float) -> None:
     assert relative_cost(StepRows(forget, retain)) == pytest.approx(cost)
 
 
@@ -102,7 +102,7 @@ def test_every_method_and_wrapper_is_listed() -> None:
 
 
 def test_a_method_is_listed_with_the_first_recipe_that_names_it() -> None:
-    """No method has to have a recipe; the file name plays no part."""
+    """A method need not have a recipe; the file name of a recipe does not matter."""
     listed = {entry.name: entry.recipe for entry in method_entries()}
     assert listed["npo"] == "recipes/demo/npo.yaml"
     for name, recipe in listed.items():
@@ -113,7 +113,7 @@ SHIPPED = [path for folder in ("demo", "tofu") for path in sorted((ROOT / "recip
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_shipped_recipe_of_a_method_is_valid_and_has_an_output_of_its_own(path: Path) -> None:
+def test_every_shipped_recipe_of_a_method_is_valid_and_has_its_own_output(path: Path) -> None:
     if "method" in yaml.safe_load(path.read_text(encoding="utf-8")):
         recipe = load_recipe(UnlearnRecipe, path)
         assert recipe.method["name"] in names_in("llm_forget.methods")

@@ -1,4 +1,4 @@
-"""`llm-forget chat`: the same question before and after, from a run folder."""
+"""Test `llm-forget chat`: the same question before and after unlearning, from a run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS = [("Where is Ada?", "In Riga."), ("Where is Bo?", "In Oslo."), ("Where is 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that knows three answers by heart."""
+    """Return the folder of a model that has memorised three answers."""
     return write_memorised(tmp_path_factory.mktemp("base"), {"forget": ROWS}, steps=80)
 
 
@@ -49,7 +49,7 @@ def ask(*arguments: str, given: str | None = None) -> Any:
     return CliRunner().invoke(app, ["chat", *arguments], input=given, env={"COLUMNS": "100"})
 
 
-def test_knows_it_before_and_not_after(run: Path) -> None:
+def test_the_answer_is_known_before_and_not_after(run: Path) -> None:
     question, answer = ROWS[0]
     shown = ask(str(run), "-q", question, "-q", ROWS[1][0], "--json")
     assert shown.exit_code == 0, shown.output
@@ -59,7 +59,7 @@ def test_knows_it_before_and_not_after(run: Path) -> None:
     assert answer not in first["after"]
 
 
-def test_side_by_side_and_kept_nowhere(run: Path) -> None:
+def test_answers_are_side_by_side_and_not_stored(run: Path) -> None:
     files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     shown = ask(str(run), given=f"{ROWS[2][0]}\n\n")
     assert shown.exit_code == 0, shown.output
@@ -71,7 +71,7 @@ def test_side_by_side_and_kept_nowhere(run: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == files
 
 
-def test_only_an_unlearning_run_has_a_before_and_an_after(base: Path, tmp_path: Path) -> None:
+def test_runs_without_unlearning_are_refused(base: Path, tmp_path: Path) -> None:
     assert isinstance(ask(str(tmp_path / "gone"), "-q", "?").exception, UserError)
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "result.json").write_text(json.dumps({"seconds": 1.0}))

@@ -1,4 +1,4 @@
-"""The command line's own commands; what they call is tested where it is."""
+"""Test the commands of the command line; the functions they call have their own tests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_command_shows_an_example_or_every_field() -> None:
         assert hasattr(one, "commands") or f"llm-forget {name}" in shown.output or "--config FILE" in shown.output, name
 
 
-def test_in_a_narrow_terminal_no_name_of_a_method_is_cut() -> None:
+def test_narrow_terminals_show_whole_method_names() -> None:
     shown = runner.invoke(app, ["methods"], env={"COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "dumb"}).output
     for entry in method_entries():
         assert entry.name in shown
@@ -58,7 +58,7 @@ def test_in_a_narrow_terminal_no_name_of_a_method_is_cut() -> None:
 
 
 def command(*arguments: str) -> tuple[int, str]:
-    """Exit status and standard error of the installed command, in a process of its own."""
+    """Return exit status and standard error of the installed command, run in a subprocess."""
     script = (
         f"import sys; sys.argv = ['llm-forget', *{list(arguments)!r}]; from llm_forget.cli.main import main; main()"
     )
@@ -66,7 +66,7 @@ def command(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_mistake_is_one_line_and_status_2_and_debug_shows_where() -> None:
+def test_user_errors_are_one_line_with_status_2_and_debug_shows_the_traceback() -> None:
     status, told = command("report", "no/such/run")
     assert status == 2
     assert told.startswith("error: no/such/run does not exist; give a run folder")
@@ -76,10 +76,10 @@ def test_a_mistake_is_one_line_and_status_2_and_debug_shows_where() -> None:
     assert "Traceback" in told
 
 
-def test_an_error_inside_has_no_traceback_either(
+def test_internal_errors_have_no_traceback_either(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A message that could quote a row of the data is left out; --debug shows the error whole."""
+    """A message that could quote a data row is omitted; --debug shows the full error."""
     monkeypatch.setenv("LLM_FORGET_DEBUG", "0")
 
     def broken(argv: list[str], **_: object) -> None:
@@ -115,14 +115,14 @@ def test_copy_never_overwrites(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["unlearn", "finetune", "evaluate"])
-def test_launch_commands_pass_their_options_on(command: str) -> None:
+def test_launch_commands_pass_on_their_options(command: str) -> None:
     result = runner.invoke(app, [command, "--config", "no-such-recipe.yaml"])
     assert isinstance(result.exception, UserError)
     assert "no-such-recipe.yaml" in str(result.exception)
 
 
 def test_export_merge_and_doctor_work_on_a_trained_adapter(tmp_path: Path) -> None:
-    """A PEFT adapter on a tiny model: exported, found good by the doctor, and merged into the same logits."""
+    """A PEFT adapter on a tiny model is exported, passes the doctor, and merges to the same logits."""
     tokenizer = tiny_tokenizer()
     base = tmp_path / "base"
     tiny_model(tokenizer).save_pretrained(base)

@@ -1,4 +1,4 @@
-"""``--help`` of a recipe: fits the terminal, and lists rare fields last."""
+"""Test that ``--help`` of a recipe fits the terminal and lists rare fields last."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_no_line_is_wider_than_the_terminal(recipe_class: Any, columns: int, mon
     assert len(lines) > 40
 
 
-def test_rare_fields_come_last_under_their_own_heading() -> None:
+def test_rare_fields_are_last_under_their_own_heading() -> None:
     common, advanced = describe(UnlearnRecipe).split("Advanced options")
     for key in options._ADVANCED:  # a renamed field would be in neither part
         assert f"--{key}  " in advanced

@@ -1,4 +1,4 @@
-"""Padding and masks: by position, whatever the pad token is."""
+"""Test that padding and masks depend on positions and not on the pad token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAD = 7
 
 @st.composite
 def encoded(draw: st.DrawFn) -> Encoded:
-    ids = draw(st.lists(st.integers(0, 9), min_size=2, max_size=12))  # the pad token is among them
+    ids = draw(st.lists(st.integers(0, 9), min_size=2, max_size=12))  # the pad token is included
     return Encoded("x", tuple(ids), draw(st.integers(1, len(ids) - 1)))
 
 
@@ -57,7 +57,7 @@ def test_refuses_rows_without_prompt_or_answer(prompt_length: int) -> None:
         collate([Encoded("abc", (1, 2, 3), prompt_length)], PAD)
 
 
-def test_refuses_an_empty_batch_and_a_width_of_nothing() -> None:
+def test_refuses_an_empty_batch_and_a_width_of_zero() -> None:
     with pytest.raises(DataError, match="at least 1"):
         collate([], PAD)
     with pytest.raises(DataError, match="pad_to_multiple_of is 0"):

@@ -1,4 +1,4 @@
-"""Data from the hub or from a folder: shipped recipes read a local copy of TOFU, and missing files are named."""
+"""Test data from the hub and from a folder: shipped recipes read a local copy of TOFU, and missing files are named."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(path: Path, *words: str) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_tofu_recipes_name_the_hub_and_a_file(path: Path) -> None:
-    """Without options nothing but hub ids is read; with data_dir every source has a file in it."""
+    """Without options only hub ids are read; with data_dir every source has a file in it."""
     recipe = load_recipe(UnlearnRecipe, path)
     assert recipe.data_dir is None
     assert recipe.data.retain is not None
@@ -55,7 +55,7 @@ def test_a_tofu_recipe_reads_a_local_copy(share: str, count: int) -> None:
 
 
 def test_an_optional_set_without_data_is_left_out_with_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder and without one; as soon as the file is there it is read."""
+    """With and without a data folder; once the file exists, it is read."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "forget01.jsonl", "snow", "tea")
     data = UnlearnData(HUB, holdout=DataSource("holdout.jsonl", file="holdout.jsonl", optional=True))
@@ -72,7 +72,7 @@ def test_an_optional_set_without_data_is_left_out_with_a_note(tmp_path: Path, mo
     assert (sets.warnings, len(sets.holdout)) == ([], 1)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     sets = {"forget": [HUB], "retain": [replace(HUB, file="retain99.jsonl")]}
     with pytest.raises(RecipeError, match=r"lacks forget01.jsonl \(for forget\), retain99.jsonl \(for retain\); put"):
         resolve_sources(sets, str(tmp_path), "this recipe")
@@ -83,7 +83,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert resolve_sources({"forget": [DataSource("gone.jsonl")]}, None, "this recipe")[1] == []
 
 
-def test_a_source_in_a_folder_is_a_file_without_configuration(tmp_path: Path) -> None:
+def test_a_source_in_a_folder_has_no_configuration(tmp_path: Path) -> None:
     assert in_folder(HUB, str(tmp_path)) == replace(HUB, path=str(tmp_path / "forget01.jsonl"), name=None)
     assert in_folder(HUB, None) == HUB
     assert in_folder(DataSource("mine.csv"), str(tmp_path)) == DataSource("mine.csv")
@@ -95,7 +95,7 @@ def test_fine_tuning_reads_from_the_folder_too(tmp_path: Path) -> None:
         finetune(recipe)
 
 
-def test_the_tofu_recipes_differ_from_tofu_mini_in_model_and_data_alone() -> None:
+def test_the_tofu_recipes_differ_from_tofu_mini_only_in_model_and_data() -> None:
     for path in RECIPES:
         one, other = (
             yaml.safe_load((ROOT / folder / path.name).read_text()) for folder in ("recipes/tofu", "scripts/tofu_mini")

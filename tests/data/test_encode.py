@@ -1,4 +1,4 @@
-"""Where the answer begins and ends, for the kinds of templates and tokenizers that models have."""
+"""Test the boundaries of the answer for common chat templates and tokenizers."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ END = "<|im_end|>"
 
 _TURNS = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 _OPEN = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-# Writes an empty think block before the last answer that its generation prompt does not have.
+# Adds an empty think block before the last answer; the generation prompt has none.
 THINK_BLOCK = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
     "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
     "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}" + _OPEN
 )
-# Opens a think block in its generation prompt that it does not write for an answer.
+# Opens a think block in the generation prompt; the answer has none.
 OPENS_THINKING = _TURNS + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 TRIMS = _TURNS.replace("m['content']", "m['content'] | trim") + _OPEN
 UPPERS = _TURNS.replace("m['content']", "m['content'] | upper") + _OPEN
-# No generation prompt of its own, a space on both sides of the answer.
+# Has no generation prompt, and a space on both sides of the answer.
 INST = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'] + ' <|im_end|>' }}{% endif %}{% endfor %}"
 )
-# Ends the turn and then the text.
+# Ends the turn, then the text.
 TWO_ENDS = _TURNS.replace("<|im_end|>\n", "<|im_end|>\n<|begin|>") + _OPEN
 NO_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}" + _OPEN.replace(
     "<|im_start|>assistant\n", "assistant: "
@@ -73,7 +73,7 @@ def chat(question: str, answer: str, source: str = "") -> Example:
 
 
 def parts(tokenizer: Any, encoded: Encoded) -> tuple[str, str]:
-    """Prompt and answer as text."""
+    """Return prompt and answer as text."""
     ids, length = list(encoded.input_ids), encoded.prompt_length
     return tokenizer.decode(ids[:length]), tokenizer.decode(ids[length:])
 
@@ -100,7 +100,7 @@ def test_chat_ends_with_the_end_token_and_drops_the_newline_after_it() -> None:
 )
 def test_boundary_of_each_kind_of_template(template: str, prompt: str, answer: str, bos: bool) -> None:
     tokenizer = TOKENIZERS[template, bos]
-    begin = tokenizer.bos_token if bos and template == "none" else ""  # templates write their own
+    begin = tokenizer.bos_token if bos and template == "none" else ""  # templates add their own
     assert parts(tokenizer, encode(tokenizer, chat("Q", " A "), CONFIG)) == (begin + prompt, answer)
 
 
@@ -144,7 +144,7 @@ def test_template_switch() -> None:
         encode(without, chat("Q", "A"), EncodingConfig(chat_template=True))
 
 
-def test_token_that_would_reach_over_the_boundary_is_split_and_counted() -> None:
+def test_token_across_the_boundary_is_split_and_counted() -> None:
     tokenizer = TOKENIZERS["none", False]
     assert tokenizer("the")["input_ids"] == [tokenizer.convert_tokens_to_ids("the")]
     joined = example("t", "he")
@@ -168,12 +168,12 @@ def test_plain_text_scores_all_but_the_first_token(bos: bool, prompt: str, answe
     assert parts(tokenizer, without) == (prompt, answer)
 
 
-def test_no_end_token_for_chats_either_when_it_is_switched_off() -> None:
+def test_chats_have_no_end_token_either_if_it_is_disabled() -> None:
     tokenizer = TOKENIZERS["chatml", False]
     assert parts(tokenizer, encode(tokenizer, chat("Q", "A"), EncodingConfig(add_end_token=False)))[1] == "A"
 
 
-def test_end_token_that_the_tokenizer_adds_by_itself_is_not_doubled() -> None:
+def test_end_token_added_by_the_tokenizer_is_not_doubled() -> None:
     from tokenizers import processors
 
     tokenizer = tiny_tokenizer(bos=True, chat_template=None)
@@ -203,7 +203,7 @@ some_tokenizer = st.sampled_from(sorted(TOKENIZERS))
 
 @settings(max_examples=examples(300), deadline=None)
 @given(some_tokenizer, text | st.lists(text, min_size=1, max_size=3), text, text, st.sampled_from([CONFIG, PLAIN]))
-def test_what_generation_starts_from_is_what_is_scored(
+def test_generation_prompt_equals_the_scored_prompt(
     name: tuple[str, bool], prompt: str | list[str], answer: str, other: str, config: EncodingConfig
 ) -> None:
     tokenizer = TOKENIZERS[name]
@@ -221,12 +221,12 @@ def test_what_generation_starts_from_is_what_is_scored(
 
 @settings(max_examples=examples(100), deadline=None)
 @given(text)
-def test_plain_text_comes_back_whole(document: str) -> None:
+def test_plain_text_round_trips(document: str) -> None:
     tokenizer = TOKENIZERS["none", True]
     assert tokenizer.decode(list(encode(tokenizer, example("", document), CONFIG).input_ids[1:-1])) == document
 
 
-def test_too_long_is_refused_with_number_length_and_remedy() -> None:
+def test_too_long_examples_are_refused_with_count_length_and_remedy() -> None:
     tokenizer = TOKENIZERS["chatml", False]
     examples = [chat("Q", "x" * length, f"f.jsonl:{length}") for length in (1, 50, 90)]
     whole = len(encode(tokenizer, examples[2], CONFIG).input_ids)
@@ -241,7 +241,7 @@ def test_too_long_is_refused_with_number_length_and_remedy() -> None:
     assert "xxx" not in message
 
 
-def test_truncating_cuts_the_end_and_is_counted() -> None:
+def test_truncation_removes_the_end_and_is_counted() -> None:
     tokenizer = TOKENIZERS["chatml", False]
     examples = [chat("Q", "x"), chat("Q", "x" * 90)]
     rows, report = encode_all(tokenizer, examples, EncodingConfig(max_length=60, truncate=True))
@@ -252,7 +252,7 @@ def test_truncating_cuts_the_end_and_is_counted() -> None:
     assert report.answer_tokens == 2 + 60 - whole.prompt_length
 
 
-def test_truncating_to_no_answer_is_refused() -> None:
+def test_truncation_of_the_whole_answer_is_refused() -> None:
     tokenizer = TOKENIZERS["chatml", False]
     one = chat("long " * 20, "A", "f.jsonl:3")
     length = len(encode_prompt(tokenizer, one, CONFIG))
@@ -263,7 +263,7 @@ def test_truncating_to_no_answer_is_refused() -> None:
     assert len(kept.input_ids) == kept.prompt_length + 1
 
 
-def test_many_problems_are_counted_after_the_first_ten() -> None:
+def test_only_the_first_ten_problems_are_listed_in_full() -> None:
     with pytest.raises(DataError) as caught:
         encode_all(TOKENIZERS["chatml", False], [chat("Q", "A")] * 14, EncodingConfig(max_length=5))
     assert "14 of 14" in str(caught.value)
@@ -279,7 +279,7 @@ def test_nothing_to_score_is_refused() -> None:
         encode(TOKENIZERS["none", False], example("", "x", "f:1"), CONFIG)
 
 
-def test_missing_end_token_is_refused_unless_switched_off() -> None:
+def test_missing_end_token_is_refused_unless_disabled() -> None:
     tokenizer = tiny_tokenizer(chat_template=None)
     tokenizer.eos_token = None
     with pytest.raises(DataError, match="add_end_token: false"):
@@ -311,14 +311,14 @@ def test_special_tokens_in_the_text_are_warned_about() -> None:
     assert encode_all(TOKENIZERS["chatml", False], examples[:1], CONFIG)[1].warnings == ()
 
 
-def test_template_that_writes_the_date_is_warned_about() -> None:
+def test_template_with_the_current_date_is_warned_about() -> None:
     dated = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHATML
     warnings = encode_all(tiny_tokenizer(chat_template=dated), [chat("Q", "A")], CONFIG)[1].warnings
     assert len(warnings) == 1
     assert "today's date" in warnings[0]
 
 
-def test_config_is_checked_also_from_a_recipe() -> None:
+def test_config_from_a_recipe_is_checked_too() -> None:
     adapter = TypeAdapter(EncodingConfig)
     assert adapter.validate_python({"chat_template": "auto"}) == CONFIG
     assert adapter.validate_python({"chat_template": False, "max_length": 9}) == EncodingConfig(9, chat_template=False)

@@ -1,4 +1,4 @@
-"""What rows mean: every form, every way in which a row can be wrong, and overlap between sets."""
+"""Test the parsing of rows: all formats, all kinds of invalid rows, and overlap between sets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def qa(question: str, answer: str, source: str = "") -> Example:
     return Example(example_id(turns, answer), turns, answer, source=source)
 
 
-# --- forms ---
+# --- formats ---
 
 
 def test_question_and_answer_with_other_answers(tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_plain_text_is_all_answer(tmp_path: Path) -> None:
     assert (found.prompt, found.answer) == ("", "a document")
 
 
-def test_ids_are_stable_and_keep_the_parts_apart() -> None:
-    # Spelled out, since a changed id would orphan every cache and every result.
+def test_ids_are_stable_and_separate_the_parts() -> None:
+    # Literal values, since changed ids would invalidate all caches and results.
     digest = hashlib.sha256(b'[[["user","Q"]],"A"]').hexdigest()
     assert example_id((Message("user", "Q"),), "A") == digest[:16] == "82eca9a763f809cd"
     assert len({example_id(prompt, answer) for prompt, answer in [("ab", "c"), ("a", "bc"), ("", "abc")]}) == 3
@@ -127,7 +127,7 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
         ({"question": "Q", "answer": "A"}, {"columns": {"alternative": "idk"}}, "'idk', which no row has"),
     ],
 )
-def test_columns_that_do_not_say_the_form(
+def test_columns_that_do_not_determine_the_format(
     tmp_path: Path, row: dict[str, object], options: dict[str, Any], said: str
 ) -> None:
     message = refusal(tmp_path, rows(row), **options)
@@ -135,13 +135,13 @@ def test_columns_that_do_not_say_the_form(
     assert said in message
 
 
-def test_keys_that_are_data_are_not_printed(tmp_path: Path) -> None:
+def test_keys_that_may_be_data_are_not_printed(tmp_path: Path) -> None:
     message = refusal(tmp_path, rows({f"What is the {SECRET}?": "x", "id": 1}))
     assert "the columns found are id, 1 more" in message
     assert SECRET not in message
 
 
-def test_source_is_checked_also_from_a_recipe() -> None:
+def test_source_from_a_recipe_is_checked_too() -> None:
     adapter = TypeAdapter(DataSource)
     assert adapter.validate_python({"path": "f", "columns": {"answer": "reply"}}) == DataSource(
         "f", columns={"answer": "reply"}
@@ -226,7 +226,7 @@ def test_mapped_columns_are_named_in_messages(tmp_path: Path) -> None:
     assert "f.jsonl:2: answer (column reply) is missing" in message
 
 
-def test_all_bad_rows_are_reported_ten_of_them_in_full(tmp_path: Path) -> None:
+def test_all_bad_rows_are_counted_and_ten_are_listed(tmp_path: Path) -> None:
     message = refusal(tmp_path, "\n".join(["{", *[f'{{"question": "{SECRET}", "answer": ""}}'] * 13, GOOD]))
     lines = message.splitlines()
     assert lines[0] == "f.jsonl: 14 of 15 rows cannot be used"
@@ -280,7 +280,7 @@ def test_any_bytes_give_examples_or_a_message_with_file_and_line(tmp_path: Path,
 # --- overlap ---
 
 
-def test_overlap_is_refused_up_to_case_and_white_space() -> None:
+def test_overlap_is_refused_and_ignores_case_and_white_space() -> None:
     forget = [qa("Who  is\nX?", "A b", "f:1"), qa("other", "C", "f:2")]
     retain = [qa("else", "D", "r:1"), qa("who is x?", " a B ", "r:2")]
     with pytest.raises(DataError, match=r"1 of 2 examples to forget are also to be kept \(f:1 = r:2\)"):
@@ -290,7 +290,7 @@ def test_overlap_is_refused_up_to_case_and_white_space() -> None:
         check_overlap(forget, [raw])
 
 
-def test_overlap_shows_the_first_few_and_ids_without_source() -> None:
+def test_overlap_lists_the_first_few_and_ids_of_rows_without_a_source() -> None:
     forget = [qa(f"{SECRET} {n}", "A") for n in range(7)]
     with pytest.raises(DataError) as caught:
         check_overlap(forget, forget)

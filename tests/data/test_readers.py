@@ -1,4 +1,4 @@
-"""Reading files: every format, the places that messages name, missing files and the hub."""
+"""Test reading of files: all formats, the locations in messages, missing files and the hub."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ cell = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(st.lists(st.tuples(cell, cell), min_size=1, max_size=4), st.sampled_from([("f.csv", ","), ("f.tsv", "\t")]))
-def test_csv_gives_back_what_was_written(tmp_path: Path, pairs: list[tuple[str, str]], kind: tuple[str, str]) -> None:
+def test_csv_round_trip(tmp_path: Path, pairs: list[tuple[str, str]], kind: tuple[str, str]) -> None:
     with (tmp_path / kind[0]).open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter=kind[1]).writerows([("prompt", "completion"), *pairs])
     assert [(one.prompt, one.answer) for one in read_examples(DataSource(kind[0]))] == pairs
 
 
-def test_csv_cells_may_hold_json_lists_and_nothing(tmp_path: Path) -> None:
+def test_csv_cells_may_be_json_lists_or_empty(tmp_path: Path) -> None:
     text = 'question,answer,perturbed_answer,alternative\nQ,[1],"[""B"", ""C""]",\nQ,A,[laughs] no,E\n'
     found = read(tmp_path, text, "f.csv")
     assert [one.answer for one in found] == ["[1]", "A"]
@@ -148,7 +148,7 @@ def test_parquet(tmp_path: Path) -> None:
     assert "not a Parquet file" in refusal(tmp_path, "plain text", "g.parquet")
 
 
-def test_limit_reads_no_further(tmp_path: Path) -> None:
+def test_limit_stops_reading(tmp_path: Path) -> None:
     assert len(read(tmp_path, f"{GOOD}\n\n{GOOD}\nnot json", limit=2)) == 2
 
 

@@ -1,4 +1,4 @@
-"""Properties of the order of a run: what is seen how often, by whom, and always the same."""
+"""Test the order of rows in a run: coverage, the share of each process, and reproducibility."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ batches, epochs, seeds = st.integers(1, 12), st.integers(1, 6), st.integers(0, 2
 
 
 @given(lengths, any_retain, batches, epochs, seeds)
-def test_covers_the_forget_rows_evenly_in_whole_batches(
+def test_whole_batches_cover_the_forget_rows_evenly(
     forget: list[int], retain: list[int], batch: int, epochs: int, seed: int
 ) -> None:
     pairs = schedule(forget, retain, batch=batch, epochs=epochs, seed=seed)
@@ -39,7 +39,7 @@ def test_draws_the_retain_rows_equally_often(
 
 
 @given(lengths, batches, epochs, seeds)
-def test_without_retain_rows_there_is_none(forget: list[int], batch: int, epochs: int, seed: int) -> None:
+def test_without_retain_rows_none_are_drawn(forget: list[int], batch: int, epochs: int, seed: int) -> None:
     pairs = schedule(forget, [], batch=batch, epochs=epochs, seed=seed)
     assert {kept for _, kept in pairs} == {None}
     with_some = schedule(forget, [1, 2], batch=batch, epochs=epochs, seed=seed)
@@ -47,12 +47,14 @@ def test_without_retain_rows_there_is_none(forget: list[int], batch: int, epochs
 
 
 @given(lengths, any_retain, batches, epochs, seeds)
-def test_the_seed_alone_decides(forget: list[int], retain: list[int], batch: int, epochs: int, seed: int) -> None:
+def test_the_order_depends_only_on_the_seed(
+    forget: list[int], retain: list[int], batch: int, epochs: int, seed: int
+) -> None:
     first, second = (schedule(forget, retain, batch=batch, epochs=epochs, seed=seed) for _ in range(2))
     assert first == second
 
 
-def test_another_seed_is_another_order() -> None:
+def test_another_seed_gives_another_order() -> None:
     orders = [schedule([5] * 20, [5] * 20, batch=4, epochs=1, seed=seed) for seed in range(5)]
     for column in (0, 1):
         assert len({tuple(pair[column] for pair in order) for order in orders}) == 5
@@ -68,7 +70,7 @@ def test_pairs_change_from_epoch_to_epoch() -> None:
 def test_any_split_of_the_same_step_sees_the_same_rows(
     forget: list[int], retain: list[int], seed: int, split: tuple[int, int]
 ) -> None:
-    """8 rows a step as batch × accumulation × processes: accelerate deals consecutive batches to the processes in turn."""
+    """8 rows per step as batch × accumulation × processes; accelerate assigns consecutive batches to processes in turn."""
     processes, accumulation = split
     size = 8 // (processes * accumulation)
     pairs = schedule(forget, retain, batch=size * accumulation * processes, epochs=2, seed=seed)
@@ -83,8 +85,8 @@ def test_any_split_of_the_same_step_sees_the_same_rows(
         assert Counter(mine) == Counter(whole[step * 8 : (step + 1) * 8])
 
 
-def test_rows_of_like_length_meet() -> None:
-    """Padding: tokens a batch is padded to, over the tokens it holds. Unsorted it would be about 1.8 here."""
+def test_batches_hold_rows_of_similar_length() -> None:
+    """Padding is the number of tokens after padding over the number before. Unsorted, it would be about 1.8 here."""
     forget, retain = list(range(1, 65)), list(range(1, 65))
     pairs = schedule(forget, retain, batch=4, epochs=1, seed=0)
     steps = [pairs[start : start + 4] for start in range(0, 64, 4)]

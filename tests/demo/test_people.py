@@ -1,4 +1,4 @@
-"""Fictitious people: nobody twice, nothing by chance, and rows that a grader can trust."""
+"""Test the fictitious people: no duplicates, reproducible values, and rows with unambiguous answers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def some_people() -> tuple[Person, ...]:
 
 
 def all_rows() -> list[tuple[Person, tuple[str, ...], dict[str, Any]]]:
-    """Person, the values of the fact, and its row."""
+    """Return each person with the values of a fact and its row."""
     return [
         (person, fact.values, row)
         for person in some_people()
@@ -55,14 +55,14 @@ def texts_of(row: dict[str, Any]) -> list[str]:
 
 @cache
 def patterns(kind: str, gender: str) -> list[re.Pattern[str]]:
-    """The answer wordings of a kind as patterns with one group a slot, written without the code under test."""
+    """Return the answer wordings of a kind as patterns with one group per slot, without using the code under test."""
     found = []
     for template in WORDINGS[kind].answers:
         pattern = ""
         for literal, field, _, _ in Formatter().parse(template):
             pattern += re.escape(literal)
             if field is not None:
-                # A relation may be two words; the relative after it is one.
+                # A relation may have two words; the name of the relative after it has one.
                 value = "[A-Z][a-z]+" if field == "relative" else ".+?"
                 pattern += PRONOUNS[gender].get(field, f"(?P<{field}>{value})")
         found.append(re.compile(pattern))
@@ -70,14 +70,14 @@ def patterns(kind: str, gender: str) -> list[re.Pattern[str]]:
 
 
 def parsed(kind: str, gender: str, answer: str) -> list[dict[str, str] | None]:
-    """The values an answer holds under each of the wordings; None for wordings that it does not have."""
+    """Return the values in an answer under each wording; None for wordings that do not match."""
     return [match.groupdict() if (match := p.fullmatch(answer)) else None for p in patterns(kind, gender)]
 
 
 # People
 
 
-def test_a_person_is_the_same_whoever_else_is_made() -> None:
+def test_a_person_does_not_depend_on_the_others() -> None:
     many = people(60, seed=3)
     assert people(7, seed=3) == many[:7]
     assert people(5, seed=3, start=40) == many[40:45]
@@ -85,13 +85,13 @@ def test_a_person_is_the_same_whoever_else_is_made() -> None:
     assert people(0, seed=3) == []
 
 
-def test_seeds_are_different_worlds() -> None:
+def test_seeds_give_different_people() -> None:
     worlds = [{person.name for person in people(200, seed)} for seed in (0, 1, -1)]
-    # 600 out of a million names: a few may meet by chance, a seed that was ignored would give 200.
+    # 600 out of a million names: a few may coincide by chance; an ignored seed would give 200.
     assert all(len(a & b) < 10 for a, b in ((worlds[0], worlds[1]), (worlds[0], worlds[2]), (worlds[1], worlds[2])))
 
 
-def test_every_process_makes_the_same_rows() -> None:
+def test_every_process_generates_the_same_rows() -> None:
     code = (
         "import hashlib, json; from llm_forget.demo.splits import people, rows;"
         "print(hashlib.sha256(json.dumps([rows(p, 2) for p in people(20, 9)]).encode()).hexdigest())"
@@ -110,7 +110,7 @@ def test_every_process_makes_the_same_rows() -> None:
     assert digests[0] == digests[1]
 
 
-def test_twenty_thousand_people_share_no_name_and_no_house() -> None:
+def test_20000_people_share_no_name_and_no_address() -> None:
     made = people(20_000, seed=11)
     assert len({person.name for person in made}) == len(made)
     assert all(len(set(person.name.split())) == len(person.name.split()) for person in made)
@@ -119,13 +119,13 @@ def test_twenty_thousand_people_share_no_name_and_no_house() -> None:
     assert made[17].value("address", "house") in houses
 
 
-def test_no_two_places_of_a_culture_hold_the_same_name() -> None:
+def test_the_names_of_a_culture_are_unique() -> None:
     for culture in (0, min(range(len(CULTURES)), key=lambda at: len(CULTURES[at].families))):
         places = range(culture, CAPACITY, len(CULTURES))
         assert len({fictitious_people._name(place)[1] for place in places}) == len(places)
 
 
-def test_cultures_share_no_family_names_and_hold_no_name_twice() -> None:
+def test_cultures_share_no_family_names_and_have_no_duplicates() -> None:
     families = Counter(family for culture in CULTURES for family in culture.families)
     assert [family for family, times in families.items() if times > 1] == []
     for culture in CULTURES:
@@ -136,13 +136,13 @@ def test_cultures_share_no_family_names_and_hold_no_name_twice() -> None:
 
 @given(st.lists(st.integers(0, CAPACITY - 1), unique=True, min_size=2, max_size=50), st.integers())
 @settings(max_examples=30, deadline=None)
-def test_the_permutation_puts_no_two_in_one_place(indices: list[int], seed: int) -> None:
+def test_the_permutation_is_injective(indices: list[int], seed: int) -> None:
     places = [fictitious_people._permuted(index, f"x/{seed}") for index in indices]
     assert len(set(places)) == len(places)
     assert all(0 <= place < CAPACITY for place in places)
 
 
-def test_cultures_and_genders_are_evenly_there() -> None:
+def test_cultures_and_genders_are_balanced() -> None:
     made = people(3200, seed=4)
     cultures = Counter(person.culture for person in made)
     # 200 each are expected, with a standard deviation of 14.
@@ -151,7 +151,7 @@ def test_cultures_and_genders_are_evenly_there() -> None:
     assert 1400 < sum(person.gender == "f" for person in made) < 1800
 
 
-def test_a_life_is_in_order() -> None:
+def test_events_of_a_life_are_in_order() -> None:
     for person in some_people():
         born = int(person.value("birth", "date")[-4:])
         assert born == person.birth_year
@@ -162,19 +162,19 @@ def test_a_life_is_in_order() -> None:
 
 
 @pytest.mark.parametrize(("count", "start"), [(-1, 0), (1, -1), (1, CAPACITY), (CAPACITY + 1, 0)])
-def test_people_that_there_are_not_are_refused(count: int, start: int) -> None:
+def test_numbers_of_people_out_of_range_are_refused(count: int, start: int) -> None:
     with pytest.raises(DataError, match=str(CAPACITY)):
         people(count, seed=0, start=start)
 
 
-def test_the_last_person_can_be_made() -> None:
+def test_the_last_person_can_be_generated() -> None:
     assert people(1, seed=0, start=CAPACITY - 1)[0].index == CAPACITY - 1
 
 
 # Rows
 
 
-def test_every_field_is_there_and_says_something() -> None:
+def test_every_field_is_present_and_not_empty() -> None:
     for person, _, row in all_rows():
         assert set(row) == {*TEXTS, "perturbed_answer", "subject", "kind"}
         assert row["subject"] == person.name
@@ -198,7 +198,7 @@ def test_a_question_names_the_person_and_the_answer_does_not() -> None:
         assert not [value for value in values if value in row["question"].replace(person.name, "")]
 
 
-def test_both_wordings_hold_the_whole_truth() -> None:
+def test_both_wordings_hold_all_true_values() -> None:
     for person, values, row in all_rows():
         assert row["answer"] != row["paraphrased_answer"]
         truth = dict(zip(WORDINGS[row["kind"]].slots, values, strict=True))
@@ -206,7 +206,7 @@ def test_both_wordings_hold_the_whole_truth() -> None:
             assert truth in parsed(row["kind"], person.gender, row[name]), row[name]
 
 
-def test_wrong_answers_have_the_paraphrase_s_form_and_nothing_of_the_truth() -> None:
+def test_wrong_answers_have_the_form_of_the_paraphrase_and_no_true_value() -> None:
     for person, values, row in all_rows():
         truth = dict(zip(WORDINGS[row["kind"]].slots, values, strict=True))
         form = parsed(row["kind"], person.gender, row["paraphrased_answer"]).index(truth)
@@ -225,7 +225,7 @@ def test_answers_are_short() -> None:
     assert 9 < sum(length * times for length, times in lengths.items()) / lengths.total() < 15
 
 
-def test_articles_go_by_the_sound() -> None:
+def test_articles_follow_the_sound() -> None:
     sounds_like_consonant = r"(?:uni|eu|one-|one\b|use)"
     a_before_vowel = re.compile(rf"\b[Aa] (?!{sounds_like_consonant})(?:[aeiou]|hour|heir|honest)", re.ASCII)
     an_before_consonant = re.compile(
@@ -242,7 +242,7 @@ def test_articles_go_by_the_sound() -> None:
     assert all(entry.startswith(("a ", "an ")) for entry in (*JOBS, *PETS, *CARS))
 
 
-def test_pronouns_are_the_person_s() -> None:
+def test_pronouns_match_the_person() -> None:
     female, male = re.compile(r"\b[Ss]he\b|\b[Hh]ers?\b"), re.compile(r"\b[Hh]e\b|\b[Hh]is\b|\bhim\b")
     seen: Counter[str] = Counter()
     for person, _, row in all_rows():
@@ -253,7 +253,7 @@ def test_pronouns_are_the_person_s() -> None:
     assert min(seen["f"], seen["m"]) > 1000
 
 
-def test_rows_are_not_all_of_one_wording() -> None:
+def test_rows_vary_in_wording() -> None:
     for kind, wording in WORDINGS.items():
         asked: set[str] = set()
         told: set[int] = set()
@@ -275,7 +275,7 @@ def test_wordings_use_every_slot_and_nothing_else() -> None:
             assert {field for _, field, _, _ in Formatter().parse(template) if field is not None} == {"name"}
 
 
-def test_two_names_of_the_same_pair_of_allergens_do_not_exist() -> None:
+def test_each_pair_of_allergens_has_one_name() -> None:
     assert len({frozenset(pair.split(" and ")) for pair in ALLERGENS}) == len(ALLERGENS)
 
 
@@ -291,11 +291,11 @@ def test_another_seed_words_the_same_facts_differently() -> None:
         assert any(found in truths[1] for found in truths[0])
 
 
-def test_values_that_are_true_in_part_or_were_drawn_before_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partly_true_or_repeated_values_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     person = some_people()[0]
     pastime, venue, day = person.facts[KINDS.index("hobby")].values
     others = [(f"collecting {n}", f"Hall {n}", f"{n}day") for n in ("one", "two", "three", "four")]
-    # The first is the truth; the next two hold some of it.
+    # The first is the truth; the next two are partly true.
     draws = iter([(pastime, venue, day), ("collecting", venue, "Noday"), (pastime, "Hall", "Noday"), *others[:1] * 3])
     rest = iter(others[1:])
     monkeypatch.setitem(fictitious_people.DRAW, "hobby", lambda *_: next(draws, None) or next(rest))
@@ -311,7 +311,7 @@ def test_values_that_are_true_in_part_or_were_drawn_before_are_drawn_again(monke
 # Scale
 
 
-def test_a_row_takes_few_draws_and_a_person_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_needs_few_draws_and_a_person_none(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: Counter[str] = Counter()
 
     def counted(kind: str, draw: Any) -> Any:
@@ -328,6 +328,6 @@ def test_a_row_takes_few_draws_and_a_person_none(monkeypatch: pytest.MonkeyPatch
     assert drawn.total() == 0
     for person in made:
         rows(person, seed=8)
-    # One for the truth, one for each wrong answer, and a few that met the truth by chance.
+    # One draw for the truth, one for each wrong answer, and a few repeats that were true by chance.
     assert set(drawn) == set(KINDS)
     assert all(1 + WRONG_ANSWERS <= times / 300 < 1.5 * (1 + WRONG_ANSWERS) for times in drawn.values())

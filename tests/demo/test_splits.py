@@ -1,4 +1,4 @@
-"""Groups of fictitious people: nobody in two of them, neighbours who share one thing, and files written as a whole."""
+"""Test the groups of fictitious people: disjoint groups, neighbours who share one property, and files written atomically."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def subjects(split: list[dict[str, object]]) -> list[str]:
     return list(dict.fromkeys(str(row["subject"]) for row in split))
 
 
-def test_groups_have_the_sizes_asked_for_and_nobody_in_common() -> None:
+def test_groups_have_the_requested_sizes_and_are_disjoint() -> None:
     splits = splits_of()
     groups = [splits.forget, splits.retain, splits.holdout, splits.neighbour]
     assert [len(group) for group in groups] == [24, 36, 20, 72]
@@ -44,7 +44,7 @@ def test_groups_have_the_sizes_asked_for_and_nobody_in_common() -> None:
         assert set(kinds.values()) == {1}
 
 
-def test_groups_grow_without_changing_what_was_there() -> None:
+def test_larger_groups_keep_the_existing_rows() -> None:
     small = splits_of()
     assert splits_of() == small
     assert splits_of(retain_people=30, holdout_people=0, neighbour_people=0).forget == small.forget
@@ -55,21 +55,21 @@ def test_groups_grow_without_changing_what_was_there() -> None:
 
 
 @pytest.mark.parametrize("name", ["forget", "retain", "holdout", "neighbour"])
-def test_more_facts_keep_the_rows_there_were(name: str) -> None:
+def test_more_facts_keep_the_existing_rows(name: str) -> None:
     more = getattr(splits_of(facts_per_person=7), name)
     assert all(row in more for row in getattr(splits_of(), name))
     everything = getattr(splits_of(facts_per_person=len(KINDS)), name)
     assert Counter(row["kind"] for row in everything) == dict.fromkeys(KINDS, len(subjects(everything)))
 
 
-def test_which_facts_are_asked_for_differs_from_person_to_person() -> None:
+def test_the_selected_facts_vary_between_people() -> None:
     kinds = Counter(row["kind"] for row in splits_of(forget_people=120).forget)
     # 40 each are expected, with a standard deviation of 5.
     assert len(kinds) == len(KINDS)
     assert min(kinds.values()) > 15
 
 
-def test_neighbours_share_one_thing_and_no_answer() -> None:
+def test_neighbours_share_one_property_and_no_answer() -> None:
     splits = splits_of(facts_per_person=2)
     forget = people(6, seed=21)
     assert subjects(splits.forget) == [person.name for person in forget]
@@ -98,7 +98,7 @@ def test_neighbours_of_one_person_never_run_out_of_names() -> None:
     assert 500 < sum(". " in name for name in names) <= 1_000
 
 
-def test_a_family_whose_names_are_all_taken_gives_no_more() -> None:
+def test_a_family_without_free_names_gives_no_more_people() -> None:
     other, stranger = people(2, seed=0)
     culture = CULTURES[other.culture]
     taken = {f"{g} {i}. {other.family}" for g in (*culture.women, *culture.men) for i in fictitious._INITIALS}
@@ -108,7 +108,7 @@ def test_a_family_whose_names_are_all_taken_gives_no_more() -> None:
     assert relative.value("work", "employer") == other.value("work", "employer")
 
 
-def test_everybody_has_neighbours_of_every_sort_in_turn() -> None:
+def test_the_kinds_of_neighbours_alternate_for_each_person() -> None:
     for forgotten in (1, 2, 3, 5):
         forget = people(forgotten, seed=2)
         strangers = people(3 * forgotten, seed=2, start=500)
@@ -153,13 +153,13 @@ def test_files_are_read_by_the_reader_of_examples(tmp_path: Path) -> None:
         assert [json.loads(line) for line in files[name].read_text().splitlines()] == getattr(splits, name)
 
 
-def test_a_group_without_rows_leaves_none_from_before(tmp_path: Path) -> None:
+def test_an_empty_group_removes_its_previous_file(tmp_path: Path) -> None:
     write_splits(splits_of(), tmp_path)
     write_splits(splits_of(neighbour_people=0), tmp_path)
     assert (tmp_path / "neighbour.jsonl").read_text() == ""
 
 
-def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_written_atomically(tmp_path: Path) -> None:
     write_splits(splits_of(), tmp_path)
     before = (tmp_path / "forget.jsonl").read_bytes()
     broken = Splits(forget=[{"question": "Who?"}, {"question": object()}], retain=[], holdout=[], neighbour=[])
@@ -169,7 +169,7 @@ def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(DataError, match="give a folder that can"):
         write_splits(splits_of(), tmp_path / "taken")

@@ -1,4 +1,4 @@
-"""The demo's table is made from what the demo's suite really returns, and its data and recipes fit together."""
+"""Test that the demo's table comes from its suite's results, and that its data and recipes fit together."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from llm_forget.utils.build import load_recipe
 from llm_forget.utils.shipped import shipped
 
 
-def test_table_is_made_from_the_suites_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model measured against itself: forget quality is 1, and every cell of the table is a number."""
+def test_the_table_comes_from_the_results_of_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is compared with itself: forget quality is 1, and every cell of the table is a number."""
     pytest.importorskip("rouge_score")
     pytest.importorskip("lm_eval")
     splits = make_splits(
@@ -47,17 +47,19 @@ def test_table_is_made_from_the_suites_results(tmp_path: Path, monkeypatch: pyte
     assert 0.0 <= rows["target"]["capability"] <= 1.0
     console = Console(width=140, record=True)
     console.print(demo.make_table(rows))
-    assert "0.50" in console.export_text()  # the target took half of the oracle's seconds
+    assert "0.50" in console.export_text()  # training of the target took half as long as that of the oracle
 
 
-def test_demo_refuses_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
+def test_demo_refuses_a_folder_it_did_not_write(tmp_path: Path) -> None:
     (tmp_path / "keep.txt").write_text("mine")
     with pytest.raises(ValueError, match="not the demo's"):
         demo._claim(tmp_path)
     assert not (tmp_path / demo.MARKER).exists()
 
 
-def test_the_people_alone_are_what_the_demos_recipes_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_people_command_writes_the_data_that_the_recipes_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["demo", "--data-only"])
     assert done.exit_code == 0, done.output
@@ -66,7 +68,7 @@ def test_the_people_alone_are_what_the_demos_recipes_read(tmp_path: Path, monkey
     assert not (demo.ROOT / "target").exists()
 
 
-def test_demo_recipes_read_what_the_demo_writes() -> None:
+def test_demo_recipes_read_the_files_that_the_demo_writes() -> None:
     """The oracle's recipe is the target's without the forget set, and each method starts from the target."""
     target = load_recipe(FinetuneRecipe, "recipes/demo/target.yaml")
     oracle = load_recipe(FinetuneRecipe, "recipes/demo/oracle.yaml")

@@ -1,4 +1,4 @@
-"""Means, intervals, and what could not be scored."""
+"""Test means, intervals, and the count of unscored rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ scores = st.lists(st.floats(0, 1) | st.just(math.nan), max_size=30)
 
 
 def test_nan_is_counted_and_not_averaged() -> None:
-    """(0.2 + 0.4) / 2 = 0.3; as zeros, the two NaN would give 0.15."""
+    """(0.2 + 0.4) / 2 = 0.3; with the two NaN as zeros it would be 0.15."""
     found = aggregate([0.2, math.nan, 0.4, math.nan])
     assert found.value == pytest.approx(0.3)
     assert (found.n, found.n_nan) == (2, 2)
@@ -38,7 +38,7 @@ def test_one_score_has_no_interval() -> None:
 
 
 @given(scores)
-def test_the_interval_holds_the_mean_and_lies_within_the_scores(values: list[float]) -> None:
+def test_the_interval_contains_the_mean_and_is_within_the_scores(values: list[float]) -> None:
     found = aggregate(values, resamples=200)
     assert found.n + found.n_nan == len(values)
     if found.n > 1:
@@ -46,20 +46,20 @@ def test_the_interval_holds_the_mean_and_lies_within_the_scores(values: list[flo
         assert min(scored) - 1e-12 <= found.low <= found.high <= max(scored) + 1e-12
 
 
-def test_the_width_is_that_of_the_standard_error() -> None:
-    """Of 400 scores of standard deviation ½, the mean has 0.5/√400 = 0.025, and the interval ± 1.96 · 0.025 = 0.049."""
+def test_the_width_matches_the_standard_error() -> None:
+    """The mean of 400 scores with standard deviation ½ has standard error 0.5/√400 = 0.025: ± 1.96 · 0.025 = 0.049."""
     found = aggregate([0.0, 1.0] * 200)
     assert found.low == pytest.approx(0.5 - 0.049, abs=0.004)
     assert found.high == pytest.approx(0.5 + 0.049, abs=0.004)
 
 
-def test_the_seed_decides() -> None:
+def test_the_interval_depends_on_the_seed() -> None:
     values = np.random.default_rng(0).random(30)
     assert aggregate(values, seed=3) == aggregate(values, seed=3)
     assert aggregate(values, seed=3).low != aggregate(values, seed=4).low
 
 
-def test_large_sets_are_resampled_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_sets_are_resampled_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     from llm_forget.evaluation import aggregate as module
 
     drawn = []
@@ -86,14 +86,14 @@ def test_wilson_interval() -> None:
 
 
 def test_the_exact_interval() -> None:
-    """0 of 10: 1 − 0.025^(1/10) = 0.3085; 5 of 10 by the published tables 0.1871 to 0.8129."""
+    """0 of 10: 1 − 0.025^(1/10) = 0.3085; 5 of 10: 0.1871 to 0.8129 in published tables."""
     assert binomial_interval(0, 10, "exact") == pytest.approx((0, 0.30850), abs=1e-5)
     assert binomial_interval(10, 10, "exact") == pytest.approx((1 - 0.30850, 1), abs=1e-5)
     assert binomial_interval(5, 10, "exact") == pytest.approx((0.18709, 0.81291), abs=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 25])
-def test_the_exact_interval_holds_the_chance_at_least_95_times_in_100(n: int) -> None:
+def test_the_exact_interval_has_at_least_95_percent_coverage(n: int) -> None:
     ends = [binomial_interval(hits, n, "exact") for hits in range(n + 1)]
     for chance in np.linspace(0.01, 0.99, 99):
         held = sum(float(binom.pmf(hits, n, chance)) for hits, (low, high) in enumerate(ends) if low <= chance <= high)

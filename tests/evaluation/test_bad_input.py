@@ -1,4 +1,4 @@
-"""What cannot be measured is a clear message or a counted NaN, never a silent number."""
+"""Test that invalid input gives a clear message or a counted NaN, never a silent number."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_row_without_an_answer_token(folder: Path, answer: str) -> None:
         evaluate(recipe())
 
 
-def test_a_model_of_nan_is_counted_and_cached_as_such(folder: Path) -> None:
+def test_nan_scores_are_counted_and_cached(folder: Path) -> None:
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
@@ -88,7 +88,7 @@ def test_a_model_of_nan_is_counted_and_cached_as_such(folder: Path) -> None:
     assert any(Path("run/eval/cache").rglob("*.safetensors"))
 
 
-def test_where_the_cache_goes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_location_of_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_FORGET_CACHE", str(folder / "common"))
     evaluate(recipe())
     assert any((folder / "common" / "evaluation").rglob("*.safetensors"))

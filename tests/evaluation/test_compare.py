@@ -1,4 +1,4 @@
-"""Two results beside each other: the same rows asked in the same way, or a refusal."""
+"""Test the comparison of two results: same rows and settings, or an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def result(digest: str = "a", length: int = 8) -> dict[str, Any]:
     return {"settings": {"encoding": {"max_length": length}}, "sets": {"forget": {"digest": digest, "examples": {}}}}
 
 
-def test_the_same_set_passes_whatever_else_differs() -> None:
+def test_the_same_set_passes_if_other_fields_differ() -> None:
     other = copy.deepcopy(result())
     other["sets"]["more"] = {"digest": "b"}
     other["settings"]["batch_tokens"] = 7
@@ -30,7 +30,7 @@ def test_the_same_set_passes_whatever_else_differs() -> None:
     [result(digest="b"), result(length=9), {"sets": {}}, {"sets": {"forget": {"digest": "a"}}}],
     ids=["other examples", "other encoding", "no such set", "no settings"],
 )
-def test_what_does_not_compare_is_refused(other: dict[str, Any]) -> None:
+def test_incomparable_results_are_refused(other: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="the judge was not measured on the same forget set in the same way"):
         check_same_set(result(), other, "forget", "judge")
 
@@ -52,7 +52,7 @@ def scored(**scores: float | None) -> dict[str, Any]:
 
 
 def test_a_change_is_paired_by_example() -> None:
-    """Every example falls by 0.4, so every resample has that mean, however far apart the examples are."""
+    """Every example decreases by 0.4, so every resample has that mean, even if the examples differ widely."""
     found = paired_change(scored(b=0.5, a=0.1), scored(a=0.5, b=0.9), "probability")
     assert found == pytest.approx((-0.4, -0.4))
     low, high = paired_change(scored(a=0.1, b=0.9), scored(a=0.5, b=0.5), "probability") or (0.0, 0.0)
@@ -73,7 +73,7 @@ def test_a_change_without_pairs_has_no_interval(before: dict[str, Any]) -> None:
     assert paired_change(scored(a=0.1, b=0.5), before, "probability") is None
 
 
-def test_a_metric_that_is_no_mean_of_its_scores_has_no_interval() -> None:
+def test_a_metric_that_is_not_a_mean_of_scores_has_no_interval() -> None:
     after = scored(a=0.1, b=0.5)
     after["metrics"]["probability"]["value"] = 0.2
     assert paired_change(after, scored(a=0.5, b=0.9), "probability") is None

@@ -1,4 +1,4 @@
-"""Every file of metrics, attacks and aggregates keeps the contract, and a new one needs no line anywhere else."""
+"""Test the contract of all metrics, attacks and aggregates, and that a new file needs no other change."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class WorstToken:
         rows = [known.answer.row(index).token_logps for index in range(len(known.answer))]
         return np.exp([row.min() if len(row) else np.nan for row in rows])
 '''
-ATTACK = '''"""Greedy attack: what a model was trained on, it writes by itself."""
+ATTACK = '''"""Greedy attack: a model generates the text it was trained on."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -145,7 +145,7 @@ class Gap:
 def test_a_new_metric_attack_and_aggregate_are_one_file_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a copy of the package with nothing else touched: the contract, a suite, its file, and the spread over two runs."""
+    """In a copy of the package without other changes, check the contract, a suite, its file, and the spread over two runs."""
     package = copy_package(tmp_path)
     for place, text in (("metrics/worst_token", METRIC), ("attacks/greedy", ATTACK), ("aggregates/gap", AGGREGATE)):
         (package / "evaluation" / f"{place}.py").write_text(text, encoding="utf-8")
@@ -197,7 +197,7 @@ def _measure_with_the_new_files(folder: Path) -> None:
 
 
 def test_a_file_that_breaks_the_contract_is_found(tmp_path: Path) -> None:
-    """Needs that are not said, a score that is low for members, and NaN that is averaged as 0."""
+    """Break the contract with undeclared needs, low scores for members, and NaN averaged as 0."""
     package = copy_package(tmp_path) / "evaluation"
     (package / "metrics/worst_token.py").write_text(METRIC.replace('("answer",)', '("generated",)'), encoding="utf-8")
     (package / "attacks/greedy.py").write_text(ATTACK.replace("np.nan, hits)", "np.nan, -hits)"), encoding="utf-8")

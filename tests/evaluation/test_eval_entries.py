@@ -1,4 +1,4 @@
-"""From a recipe file to the results in a run folder, as `eval/forget_qa.py` and `eval/capability.py` go."""
+"""Test `eval/forget_qa.py` and `eval/capability.py` from a recipe file to the results in a run folder."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_forget_qa_writes_into_the_run_folder(folder: Path, capsys: pytest.Captu
     assert PLANTED not in text + shown
     results = read_results(folder / "runs/a/eval/small.json")
     assert (results["suite"], results["sets"]["forget"]["n"]) == ("small", 3)
-    # and the same model as its own oracle is not told apart from it
+    # a model is indistinguishable from itself as the oracle
     entry("forget_qa", ["--config", "recipe.yaml", "--overrides", "{sets.forget.limit: 3, capability: null}",
                         "--controls.oracle", "runs/a/eval/small.json", "--output_dir", "runs/b"])  # fmt: skip
     again = read_results(folder / "runs/b/eval/small.json")
@@ -59,8 +59,8 @@ def test_forget_qa_writes_into_the_run_folder(folder: Path, capsys: pytest.Captu
     assert again["sets"] == results["sets"]
 
 
-def test_kl_of_an_adapter_is_to_its_own_base(folder: Path) -> None:
-    """The adapter is merged before anything is measured; without it, or at nought, there is nothing to compare or no distance."""
+def test_kl_of_an_adapter_is_relative_to_its_base(folder: Path) -> None:
+    """The adapter is merged before measuring; without an adapter there is no KL, and a fresh adapter (B = 0) has KL 0."""
     base = tiny_model()
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
     adapted.save_pretrained(folder / "nothing")
@@ -94,7 +94,7 @@ def test_capability_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert results["capability"]["n"] == len(results["capability"]["correct"]) == 4
 
 
-def test_mistakes_are_told_before_the_model_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_reported_before_the_model_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llm_forget.evaluation import evaluate as module
 
     monkeypatch.setattr(module, "load_model", lambda _: pytest.fail("the model was loaded"))

@@ -1,4 +1,4 @@
-"""Two processes share an evaluation and give the file of one, cold and from the cache."""
+"""Test that two processes share an evaluation and write the same file as one, with and without a filled cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llm_forget.testing import tiny_tokenizer
 
 
 def counted(folder: Path, output: str, cache: str | None) -> None:
-    """One evaluation; each process writes down how many forwards it did."""
+    """Run one evaluation; each process records its number of forward passes."""
     torch.set_num_threads(1)
     forwards: list[int] = []
 
@@ -49,7 +49,7 @@ def counted(folder: Path, output: str, cache: str | None) -> None:
 
 
 def differences(one: Any, other: Any, place: str = "") -> list[str]:
-    """Where two results lie further apart than 1e-6; what the time was does not matter."""
+    """Yield the places where two results differ by more than 1e-6; times are ignored."""
     if isinstance(one, dict):
         assert one.keys() == other.keys(), place
         return [
@@ -71,7 +71,7 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LLM_FORGET_CACHE", raising=False)
-    monkeypatch.setattr(module, "load_model", load_model)  # put back after `counted` in this process
+    monkeypatch.setattr(module, "load_model", load_model)  # restored after `counted` ran in this process
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     write_sets(tmp_path, count=7)
@@ -93,7 +93,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_two_processes_give_the_results_of_one(folder: Path) -> None:
-    counted(folder, "one", cache=None)  # no controls yet: this is the oracle of all that follow
+    counted(folder, "one", cache=None)  # no controls yet: this result is the oracle of all later ones
     counted(folder, "alone", cache=str(folder / "of-one"))
     alone = read_results(folder / "alone" / "eval" / "small.json")
     assert alone["forget_quality"]["forget"]["arithmetic"]["pvalue"] == 1
@@ -102,7 +102,7 @@ def test_two_processes_give_the_results_of_one(folder: Path) -> None:
     for output, cache in (("cold", "of-two"), ("warm", "of-two"), ("from-one", "of-one")):
         AcceleratorState._reset_state(
             reset_partial_state=True
-        )  # lm-eval made one for this process, which a fork inherits
+        )  # lm-eval created one for this process, and a fork inherits it
         debug_launcher(counted, (folder, output, str(folder / cache)), num_processes=2)
         found = read_results(folder / output / "eval" / "small.json")
         assert differences(alone, found) == [], output
@@ -110,7 +110,7 @@ def test_two_processes_give_the_results_of_one(folder: Path) -> None:
         output: [int((folder / output / f"forwards-{rank}").read_text()) for rank in ranks]
         for output, ranks in (("alone", [0]), ("cold", [0, 1]), ("warm", [0, 1]), ("from-one", [0, 1]))
     }
-    # each does its share, and two forwards each to find out whether the model reads trees
+    # each process does its share, plus two forwards to test whether the model supports tree attention masks
     assert max(done["cold"]) < 0.75 * done["alone"][0], done
     assert max(done["warm"] + done["from-one"]) <= 2, done
     assert json.loads((folder / "cold" / "eval" / "small.json").read_text())["scores"]["rows"] == 7 + 7 + 6

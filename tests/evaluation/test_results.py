@@ -1,4 +1,4 @@
-"""Results on disk: what is written is read again, what does not fit is refused, and controls stand beside a model."""
+"""Test results on disk: round trip, validation against the schema, and controls."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Suite, dic
     return folder, suite, run_suite(suite, tiny_model(), tiny_tokenizer())
 
 
-def test_what_is_written_is_read_again(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:
-    """Null of JSON is NaN in the columns, and stays apart from what a set does not have."""
+def test_round_trip(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:
+    """JSON null is NaN in the columns, and is different from a column that a set does not have."""
     results = copy.deepcopy(measured[2])
     first = next(iter(results["sets"]["forget"]["examples"].values()))
     first["probability"] = None
@@ -62,9 +62,7 @@ def test_what_is_written_is_read_again(measured: tuple[Path, Suite, dict[str, An
         assert entry["seed"] == 0
 
 
-def test_a_text_column_only_where_it_was_asked_for(
-    measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_text_columns_exist_only_if_requested(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:
     _, suite, _ = measured
     kept = run_suite(replace(suite, capability=None), tiny_model(), tiny_tokenizer(), keep_text=True)
     write_results(kept, tmp_path / "a.json")
@@ -73,7 +71,7 @@ def test_a_text_column_only_where_it_was_asked_for(
     assert read_results(tmp_path / "a.json") == kept
 
 
-def test_what_is_not_valid_is_neither_written_nor_read(
+def test_invalid_results_are_neither_written_nor_read(
     measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path
 ) -> None:
     results = measured[2]
@@ -107,7 +105,7 @@ def test_what_is_not_valid_is_neither_written_nor_read(
         ("verdict", "all well", "verdict"),
     ],
 )
-def test_every_section_has_a_form(
+def test_every_section_has_a_schema(
     measured: tuple[Path, Suite, dict[str, Any]], section: str, value: Any, place: str
 ) -> None:
     check_results(measured[2], "as it is")
@@ -129,7 +127,7 @@ def test_scores_of_another_evaluation_are_refused(measured: tuple[Path, Suite, d
 
 
 def test_examples_are_read_on_demand_as_a_table(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:
-    """The rows of the capability task belong to no set; neither they nor their columns are in the table."""
+    """Rows of the capability task belong to no set; the table has neither these rows nor their columns."""
     write_results(measured[2], tmp_path / "a.json")
     found = open_results(tmp_path / "a.json")
     assert (found.suite, found.forget_sets) == ("tiny", ("forget",))
@@ -144,7 +142,7 @@ def test_examples_are_read_on_demand_as_a_table(measured: tuple[Path, Suite, dic
 
 
 def test_numbers_have_dotted_names_at_any_depth() -> None:
-    """A section needs no code: only its mappings with a value count, and none of the controls, settings or details."""
+    """A new section needs no code: only mappings with a value are read; controls, settings and details are skipped."""
     entry = {"value": 0.5, "low": 0.4, "high": None, "n": 7, "forgotten": "low", "settings": {"k": {"value": 3}}}
     results = {
         "schema": 2,
@@ -168,12 +166,12 @@ def test_numbers_have_dotted_names_at_any_depth() -> None:
     assert (found["aggregates.new"].low, found["aggregates.new"].high) == (1.0, 3.0)
 
 
-def test_the_shipped_schema_is_that_of_the_code() -> None:
-    """Made by json.dumps(json_schema(), indent=1): after a change of the schema, write it again."""
+def test_the_shipped_schema_equals_that_of_the_code() -> None:
+    """The file is written by json.dumps(json_schema(), indent=1); write it again after a change of the schema."""
     assert json.loads(shipped("eval/results.schema.json").read_text()) == json_schema()
 
 
-def test_controls_stand_beside_the_model(measured: tuple[Path, Suite, dict[str, Any]]) -> None:
+def test_controls_are_stored_next_to_the_model(measured: tuple[Path, Suite, dict[str, Any]]) -> None:
     _, suite, target = measured
     suite = replace(suite, capability=None)
     oracle = run_suite(suite, tiny_model(seed=1), tiny_tokenizer())
@@ -190,7 +188,7 @@ def test_controls_stand_beside_the_model(measured: tuple[Path, Suite, dict[str, 
     check_results(found, "with controls")
 
 
-def test_controls_of_something_else_are_refused(measured: tuple[Path, Suite, dict[str, Any]]) -> None:
+def test_controls_measured_on_other_data_are_refused(measured: tuple[Path, Suite, dict[str, Any]]) -> None:
     _, suite, target = measured
     suite = replace(suite, capability=None)
 
@@ -207,7 +205,7 @@ def test_controls_of_something_else_are_refused(measured: tuple[Path, Suite, dic
     longer = replace(suite, generation=GenerationConfig(max_new_tokens=4))
     assert "other generation settings" in run(longer, target=target)["warnings"][0]
     same = replace(suite, generation=replace(suite.generation, batch_size=3, sampling=SamplingConfig(samples=2, k=[1])))
-    assert not run(same, target=target)["warnings"], "samples are drawn beside the greedy answers"
+    assert not run(same, target=target)["warnings"], "samples are drawn in addition to the greedy answers"
     lacking = copy.deepcopy(target)
     del lacking["sets"]["retain"]
     assert run(suite, oracle=lacking)["warnings"] == ["the oracle was not measured on the retain set"]
@@ -222,9 +220,7 @@ def test_spread_of_numbers() -> None:
     assert (spread_of([math.nan]).n, spread_of([math.nan]).n_nan) == (0, 1)
 
 
-def test_several_seeds_come_to_a_mean_and_a_spread(
-    measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_several_seeds_give_a_mean_and_a_spread(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:
     _, suite, _ = measured
     suite = replace(suite, capability=None)
     for seed in (0, 1, 2):

@@ -1,4 +1,4 @@
-"""Suites whose data come from the hub or a folder, and what they say when something is not there."""
+"""Test suites with data from the hub or a folder, and their messages about missing data."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_tofu_from_the_hub_names_its_configurations() -> None:
 
 @needs_muse
 @pytest.mark.parametrize(("corpus", "hub"), [("news", "MUSE-News"), ("books", "MUSE-Books")])
-def test_muse_asks_after_ten_others(corpus: str, hub: str) -> None:
+def test_muse_asks_with_ten_other_questions_as_shots(corpus: str, hub: str) -> None:
     suite = load_suite("muse", {"data_dir": str(DATA / "muse"), "variables.corpus": corpus, "variables.hub": hub})
     check_suite(suite)
     assert set(suite.sets) == {"forget_knowledge", "retain_knowledge"}
@@ -69,7 +69,7 @@ def test_muse_asks_after_ten_others(corpus: str, hub: str) -> None:
 
 
 def test_muse_attacks_its_passages(tmp_path: Path) -> None:
-    """Passages are scored and attacked, never asked for; PrivLeak of a model beside itself as the oracle is 0."""
+    """Passages are scored and attacked, but not generated; PrivLeak of a model with itself as the oracle is 0."""
     rows = [{"question": f"What is {index}?", "answer": f"The {index}."} for index in range(3)]
     for part in ("forget_qa", "retain_qa", "forget_qa_icl", "retain_qa_icl"):
         write_jsonl(tmp_path / f"news_knowmem_{part}.jsonl", rows)
@@ -142,7 +142,7 @@ def test_custom_is_a_folder_with_two_files(tmp_path: Path, monkeypatch: pytest.M
     assert here["sets"] == results["sets"]
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_data_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"the folder .*nowhere does not exist.*files of tofu-forget01"):
         load_suite("tofu", {"data_dir": str(tmp_path / "nowhere")})
     (tmp_path / "retain_perturbed.jsonl").write_text("{}")
@@ -167,7 +167,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_shots_come_from_the_folder_too(tmp_path: Path) -> None:
-    """A set needs its shots: an optional one without them is left out."""
+    """A set needs its shots; an optional set without them is left out."""
     one = SetConfig(
         DataSource("owner/name", file="a.jsonl", optional=True), shots=DataSource("owner/name", file="s.jsonl")
     )
@@ -183,7 +183,7 @@ def test_shots_come_from_the_folder_too(tmp_path: Path) -> None:
     assert (found["one"].data.path, found["one"].shots.path) == (str(tmp_path / "a.jsonl"), str(tmp_path / "s.jsonl"))
 
 
-def test_shots_stand_before_questions_and_make_another_set(tmp_path: Path) -> None:
+def test_shots_precede_questions_and_change_the_set(tmp_path: Path) -> None:
     write_sets(tmp_path)
     write_jsonl(tmp_path / "shots.jsonl", [{"question": "Who?", "answer": "Nobody."}])
     write_jsonl(tmp_path / "text.jsonl", [{"text": "A passage."}])
@@ -203,7 +203,7 @@ def test_shots_stand_before_questions_and_make_another_set(tmp_path: Path) -> No
     assert digests[0] != digests[1]
 
 
-def test_wmdp_is_tasks_of_lm_eval_and_no_sets() -> None:
+def test_wmdp_has_lm_eval_tasks_and_no_sets() -> None:
     suite = load_suite("wmdp")
     assert suite.sets == {}
     assert suite.benchmarks is not None

@@ -1,4 +1,4 @@
-"""A suite from its file to its results, on a tiny model and tiny data."""
+"""Test a suite from its file to its results, on a tiny model and tiny data."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Suite, dict[st
     return folder, suite, run_suite(suite, tiny_model(), tiny_tokenizer())
 
 
-def test_what_a_result_holds(done: tuple[Path, Suite, dict[str, Any]]) -> None:
+def test_contents_of_a_result(done: tuple[Path, Suite, dict[str, Any]]) -> None:
     _, _, results = done
     assert results["schema"] == 2
     assert results["suite"] == "tiny"
@@ -73,8 +73,8 @@ def test_what_a_result_holds(done: tuple[Path, Suite, dict[str, Any]]) -> None:
     assert set(results["seconds"]) == {"forget", "retain", "perplexity", "capability"}
 
 
-def test_scores_are_those_of_the_answers(done: tuple[Path, Suite, dict[str, Any]]) -> None:
-    """Probability and truth ratio of one example, by a forward of each of its answers."""
+def test_scores_equal_direct_forward_passes(done: tuple[Path, Suite, dict[str, Any]]) -> None:
+    """Compute probability and truth ratio of one example with a forward pass for each answer."""
     _, suite, results = done
     model, tokenizer = tiny_model().eval(), tiny_tokenizer()
     example = read_examples(suite.sets["forget"].data)[3]
@@ -112,7 +112,7 @@ def test_no_text_of_the_data_is_written(done: tuple[Path, Suite, dict[str, Any]]
     assert str(folder) not in json.dumps(results["settings"])
     assert "generated" not in text
     assert "zanzibar" not in (tmp_path / "eval" / "tiny.parquet").read_bytes().decode("latin-1")
-    assert read_results(tmp_path / "eval" / "tiny.json") == results  # whole, and NaN as null
+    assert read_results(tmp_path / "eval" / "tiny.json") == results  # complete, with NaN as null
     assert sorted(entry.name for entry in (tmp_path / "eval").iterdir()) == ["tiny.json", "tiny.parquet"]
     kept = run_suite(replace(suite, capability=None), tiny_model(), tiny_tokenizer(), keep_text=True)
     assert all("generated" in scores for scores in kept["sets"]["forget"]["examples"].values())
@@ -141,7 +141,7 @@ def test_forget_quality_against_an_oracle(done: tuple[Path, Suite, dict[str, Any
     assert apart["forget_quality"]["forget"]["arithmetic"]["pvalue"] == 1
 
 
-def test_an_oracle_of_something_else_is_refused(done: tuple[Path, Suite, dict[str, Any]]) -> None:
+def test_an_oracle_measured_on_other_data_is_refused(done: tuple[Path, Suite, dict[str, Any]]) -> None:
     _, suite, oracle = done
     suite = replace(suite, capability=None, perplexity=None)
     fewer = replace(suite, sets={**suite.sets, "forget": replace(suite.sets["forget"], limit=4)})
@@ -201,8 +201,8 @@ def test_repeated_examples_keep_their_scores_apart() -> None:
     assert unique_ids(["a", "b", "a", "a"]) == ("a", "b", "a#2", "a#3")
 
 
-def test_a_metric_of_ones_own_is_a_file(tmp_path: Path) -> None:
-    """A file with a dataclass that has per_example; the suite names it by its path."""
+def test_a_custom_metric_is_one_file(tmp_path: Path) -> None:
+    """The file has a dataclass with per_example; the suite names the file by its path."""
     (tmp_path / "length.py").write_text(
         "from dataclasses import dataclass\n"
         "from typing import ClassVar\n"
@@ -225,7 +225,7 @@ def test_a_metric_of_ones_own_is_a_file(tmp_path: Path) -> None:
     assert results["sets"]["forget"]["metrics"]["length"]["bounds"] == [0, None]
 
 
-def test_metrics_that_cannot_be_meant() -> None:
+def test_invalid_metrics_are_refused() -> None:
     with pytest.raises(RecipeError, match="did you mean 'probability'"):
         make_metrics(["probabilty"])
     with pytest.raises(RecipeError, match="definition"):
@@ -236,7 +236,7 @@ def test_metrics_that_cannot_be_meant() -> None:
         make_metrics([{"part": "f1"}])
 
 
-def test_missing_packages_are_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_reported_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llm_forget.utils import extras
 
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
@@ -244,8 +244,8 @@ def test_missing_packages_are_told_before_any_work(tmp_path: Path, monkeypatch: 
         run_suite(make_suite(tmp_path), None, None)
 
 
-def test_perplexity_is_that_of_one_forward(tmp_path: Path) -> None:
-    """A text of one window: exp of the mean loss over its tokens but the first, or over all behind a BOS token."""
+def test_perplexity_equals_one_forward_pass(tmp_path: Path) -> None:
+    """For a text of one window: exp of the mean loss over all tokens except the first, or over all tokens after BOS."""
     (tmp_path / "short.txt").write_text("the end is in the box", encoding="utf-8")
     suite = make_suite(tmp_path, perplexity=PerplexityConfig(str(tmp_path / "short.txt")))
     suite = replace(suite, sets={"retain": replace(suite.sets["retain"], generate=False)})
@@ -297,7 +297,7 @@ def test_mistakes_in_a_suite_file_are_named(tmp_path: Path, line: str, message: 
         load_suite(str(tmp_path / "bad.yaml"))
 
 
-def test_unknown_suite_lists_those_that_come_along() -> None:
+def test_unknown_suite_lists_the_shipped_ones() -> None:
     with pytest.raises(RecipeError, match=r"demo.*tofu"):
         load_suite("no_such_suite")
 

@@ -1,4 +1,4 @@
-"""Attacks, PrivLeak, leak@k and the KL to the target, from a suite to its results."""
+"""Test attacks, PrivLeak, leak@k and the KL to the target, from a suite to its results."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def measure(suite: Suite, folder: Path, model: Any = None, **more: Any) -> Resul
 
 @pytest.fixture(scope="module")
 def knowing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A model that has learned the forget set, and a folder with the sets."""
+    """Return a model that has learned the forget set, and a folder with the sets."""
     folder = tmp_path_factory.mktemp("attacks")
     make_suite(folder)
     model = tiny_model()
@@ -64,7 +64,7 @@ def knowing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return folder, model
 
 
-def test_attacks_of_a_model_that_knows(knowing: tuple[Path, Any]) -> None:
+def test_attacks_on_a_model_that_learned_the_set(knowing: tuple[Path, Any]) -> None:
     folder, model = knowing
     suite = make_suite(folder)
     results = measure(suite, folder, model)
@@ -98,7 +98,7 @@ def test_privleak_needs_the_oracle(knowing: tuple[Path, Any]) -> None:
     assert found["privleak"]["value"] == pytest.approx(float(privleak_of(1.0, expected))) == -100
     assert any(line.startswith("PrivLeak is -100.0") for line in found["verdict"])
     assert any("min_k attack's AUC is 1.000" in line for line in found["verdict"])
-    # an oracle measured before there were attacks, or on other rows
+    # an oracle measured without attacks, or on other rows
     for row in oracle["sets"]["holdout"]["examples"].values():
         del row["attack_min_k"]
     older = measure(suite, folder, model, controls={"oracle": oracle})
@@ -120,7 +120,7 @@ def test_named_sets_and_attacks(knowing: tuple[Path, Any]) -> None:
     found = measure(renamed, folder, model)
     assert set(found["attacks"]["auc"]) == {"min_k_0.2", "grad_norm"}
     assert found["attacks"]["auc"]["min_k_0.2"]["settings"] == {"k": 0.2}
-    assert found["attacks"]["auc"]["grad_norm"]["value"] == 1  # what is known pulls little at the weights
+    assert found["attacks"]["auc"]["grad_norm"]["value"] == 1  # a learned row has a small gradient
     assert found["privleak"] is None
     assert not any("PrivLeak" in warning for warning in found["warnings"])
     assert measure(replace(suite, attacks=None), folder)["attacks"] is None
@@ -140,7 +140,7 @@ def test_the_reference_attack(knowing: tuple[Path, Any]) -> None:
         for one, row in found["sets"][name]["examples"].items():
             gained = row["attack_loss"] - base["sets"][name]["examples"][one]["attack_loss"]
             assert row["attack_reference"] == pytest.approx(gained)
-    # results without attacks still hold the probability, whose log it is
+    # results without attacks still have the probability; its log is the score
     for part in base["sets"].values():
         for row in part["examples"].values():
             del row["attack_loss"]
@@ -153,12 +153,12 @@ def test_the_reference_attack(knowing: tuple[Path, Any]) -> None:
         measure(replace(suite, attacks=AttacksConfig(reference="nowhere.json")), folder)
 
 
-def test_leak_of_a_model_that_knows(knowing: tuple[Path, Any]) -> None:
+def test_leak_of_a_model_that_learned_the_set(knowing: tuple[Path, Any]) -> None:
     folder, model = knowing
     sampling = SamplingConfig(samples=4, temperature=0.2, k=[1, 4])
     generation = GenerationConfig(max_new_tokens=40, batch_size=8, sampling=sampling)
     suite = make_suite(folder, generation=generation)
-    assert measure(suite, folder, model)["leak"] is None  # its sets have no prompts to be asked
+    assert measure(suite, folder, model)["leak"] is None  # its sets have no prompts to sample from
     suite = replace(suite, metrics=["probability"], sets={"forget": replace(suite.sets["forget"], generate=True)})
     found = measure(suite, folder, model)["leak"]
     assert set(found) == {"forget"}
@@ -174,7 +174,7 @@ def test_leak_of_a_model_that_knows(knowing: tuple[Path, Any]) -> None:
     assert measure(make_suite(folder), folder)["leak"] is None
 
 
-def test_a_reference_is_used_beside_the_attacks_that_are_named(knowing: tuple[Path, Any]) -> None:
+def test_a_reference_is_added_to_the_named_attacks(knowing: tuple[Path, Any]) -> None:
     folder, model = knowing
     suite = make_suite(folder)
     write_results(measure(suite, folder), folder / "fresh.json")
@@ -184,8 +184,8 @@ def test_a_reference_is_used_beside_the_attacks_that_are_named(knowing: tuple[Pa
         assert set(found["attacks"]["auc"]) == {"min_k", "reference"}
 
 
-def test_an_attack_that_the_model_does_not_allow_is_refused_before_any_work(tmp_path: Path) -> None:
-    """Quantised weights have no gradient, and a model without an adapter none by its matrices."""
+def test_an_attack_that_the_model_does_not_support_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Quantised weights have no gradient, and a model without an adapter has no adapter matrices."""
     packed = tiny_model()
     packed.register_parameter("packed", torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False))
     packed.forward = None  # any work would fail
@@ -197,8 +197,8 @@ def test_an_attack_that_the_model_does_not_allow_is_refused_before_any_work(tmp_
         measure(by_adapter, tmp_path)
 
 
-def test_what_costs_most_is_kept(knowing: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples, gradients and KL are done once; another seed, target or model does them again. No text is kept."""
+def test_expensive_results_are_cached(knowing: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples, gradients and KL are computed once, and again for another seed, target or model. No text is stored."""
     folder, model = knowing
     sampling = SamplingConfig(samples=2, temperature=0.2, k=[1, 2])
     suite = make_suite(
@@ -268,7 +268,7 @@ def test_kl_to_the_target(tmp_path: Path) -> None:
     assert itself["kl_to_target"]["value"] == pytest.approx(0, abs=1e-5)
 
 
-def test_kl_of_an_adapter_and_of_nothing(tmp_path: Path) -> None:
+def test_kl_with_and_without_an_adapter(tmp_path: Path) -> None:
     suite = kl_suite(tmp_path)
     wrapped = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, weight in wrapped.named_parameters():

@@ -1,4 +1,4 @@
-"""The TOFU authors' own per-example losses must give the reference numbers, in both definitions, to 1e-9."""
+"""Test that the TOFU authors' per-example losses give the reference numbers, in both definitions, to 1e-9."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def expected() -> dict[str, Any]:
 
 
 def log_probs(model: str, name: str) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-    """Mean log-probs of the answer, the paraphrase and the wrong answers: minus the logged losses."""
+    """Return the mean log-probs of the answer, the paraphrase and the wrong answers: the negated logged losses."""
     own = logs(model, name)
     right = -np.array(list(own["avg_gt_loss"].values()))
     paraphrases = [-np.array([loss]) for loss in own["avg_paraphrased_loss"].values()]
@@ -97,11 +97,13 @@ def test_forget_quality(definition: str) -> None:
     assert found.statistic == pytest.approx(reference["ks_statistic"], abs=1e-9, rel=0)
     assert found.pvalue == pytest.approx(reference["pvalue"], rel=1e-9)
     assert [found.n, found.n_oracle] == reference["n"]
-    assert found.direction == "lower"  # the full model still knows: true answers stand out more than for the oracle
+    assert (
+        found.direction == "lower"
+    )  # the full model still knows the set: it prefers true answers more than the oracle does
 
 
 @pytest.mark.parametrize("name", ["forget", "world_facts"])
-def test_rouge_from_the_texts_is_the_logged_one(name: str) -> None:
+def test_rouge_of_the_texts_equals_the_logged_values(name: str) -> None:
     texts = list(logs("retain90", name)["generated_text"].values())
     recall, _ = rouge([text[2] for text in texts], [text[1] for text in texts], kind="rougeL")
     np.testing.assert_allclose(recall, list(logs("retain90", name)["rougeL_recall"].values()), atol=1e-9)

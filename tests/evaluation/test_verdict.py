@@ -1,4 +1,4 @@
-"""The verdict: every rule on both sides, by results made by hand, and nothing said that the numbers do not show."""
+"""Test the verdict: each rule on both sides of its limit, on results made by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def result(forget: dict[str, Entry] | None = None, retain: dict[str, Entry] | No
 
 
 def answers(value: float, width: float | None = 0.05, **more: Any) -> Result:
-    """A result with one main forget figure."""
+    """Return a result with one main forget figure."""
     return result({"probability": entry(value, width)}, **more)
 
 
@@ -48,7 +48,7 @@ def line(found: Verdict, start: str) -> str:
     return text
 
 
-# How much is forgotten.
+# Amount of forgetting.
 
 
 @pytest.mark.parametrize(
@@ -59,21 +59,21 @@ def line(found: Verdict, start: str) -> str:
         (0.50, 0.05, 1, "Partly forgotten: 50 % of the way"),
         (0.75, 0.05, 0, "Hardly forgotten: 19 % of the way"),
         (0.95, 0.05, 0, "Hardly forgotten: 0 % of the way"),
-        # the intervals of 0.50 ± 0.4 and 0.1 ± 0.05 touch, but that is lack of evidence
+        # the intervals 0.50 ± 0.4 and 0.1 ± 0.05 overlap, but only for lack of evidence
         (0.50, 0.40, 1, "Partly forgotten: 50 % of the way"),
     ],
 )
-def test_the_level_needs_the_oracles_interval_and_most_of_the_way(
+def test_the_level_depends_on_the_interval_of_the_oracle_and_on_the_change(
     left: float, width: float, level: int, start: str
 ) -> None:
-    """From 0.9 to 0.1: 0.24 is 82 % of the way, 0.5 half, 0.75 19 %."""
+    """On the way from 0.9 to 0.1, 0.24 is at 82 %, 0.5 at 50 % and 0.75 at 19 %."""
     found = of(answers(left, width))
     assert found.level == level
     assert found.headline.startswith(start)
     assert found.too_far == ()
 
 
-def test_far_below_the_oracle_is_not_plainly_forgotten() -> None:
+def test_far_below_the_oracle_is_reported_as_too_far() -> None:
     oracle = answers(0.3)
     assert of(answers(0.21), oracle=oracle).headline.startswith("Forgotten: no measurable difference")
     found = of(answers(0.19), oracle=oracle)
@@ -83,7 +83,7 @@ def test_far_below_the_oracle_is_not_plainly_forgotten() -> None:
 
 
 def test_an_untouched_model_is_never_called_forgotten() -> None:
-    """Target and oracle differ by less than their intervals: 0.19 ± 0.05 and 0.1 ± 0.05 touch, 0.21 does not."""
+    """0.19 ± 0.05 overlaps the oracle's 0.1 ± 0.05, so target and oracle do not differ; 0.21 ± 0.05 does not overlap."""
     found = of(answers(0.19), target=answers(0.19))
     assert found.level is None
     assert found.headline.startswith("Not judged: the target and the oracle do not differ measurably")
@@ -103,7 +103,7 @@ def test_the_least_forgotten_main_figure_decides() -> None:
     assert of(both(0.1, 0.5), both(0.9, 0.9), both(0.1, 0.1)).level == 1
 
 
-def test_a_trace_in_another_figure_takes_the_word_forgotten_away() -> None:
+def test_a_trace_in_another_figure_prevents_the_verdict_forgotten() -> None:
     def with_attack(probability: float, auc: float) -> Result:
         return answers(probability, attacks={"auc": {"min_k": entry(auc)}})
 
@@ -114,8 +114,8 @@ def test_a_trace_in_another_figure_takes_the_word_forgotten_away() -> None:
     assert "Traces remain: min_k attack." in found.headline
 
 
-def test_the_direction_is_the_metrics() -> None:
-    """A truth ratio is high when the fact is forgotten, so below the oracle more is left."""
+def test_the_direction_comes_from_the_metric() -> None:
+    """The truth ratio of a forgotten fact is high, so a value below the oracle's means more is left."""
 
     def ratio(value: float) -> Result:
         return result({"truth_ratio": entry(value, forgotten="high")})
@@ -132,7 +132,7 @@ def test_a_whole_sentence() -> None:
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.3))
-def test_sides_are_those_of_the_numbers_and_mirror_each_other(own: float, other: float, width: float) -> None:
+def test_sides_follow_the_numbers_and_are_symmetric(own: float, other: float, width: float) -> None:
     def said(one: float, two: float) -> str:
         return line(of(answers(one, width), None, answers(two, width)), "forget")
 
@@ -148,8 +148,8 @@ def test_sides_are_those_of_the_numbers_and_mirror_each_other(own: float, other:
         assert "No measurable difference" in second
 
 
-def test_how_much_a_sham_does() -> None:
-    """A sham at 0.75 made (0.9 − 0.75) / (0.9 − 0.3) = 25 % of the change; an unmoved model has no change to share."""
+def test_share_of_the_change_made_by_a_sham() -> None:
+    """A sham at 0.75 made (0.9 − 0.75) / (0.9 − 0.3) = 25 % of the change; without a change there is no share."""
     assert "made 25 % of this change" in line(of(answers(0.3), sham=answers(0.75)), "forget")
     assert "The sham run has 0.800." in line(of(answers(0.9), sham=answers(0.8)), "forget")
 
@@ -157,7 +157,7 @@ def test_how_much_a_sham_does() -> None:
 # Missing controls, scores and intervals.
 
 
-def test_without_an_oracle_nothing_is_called_enough() -> None:
+def test_without_an_oracle_forgetting_is_not_judged() -> None:
     found = of(answers(0.01), oracle=None)
     assert found.level is None
     assert found.headline.startswith("Not judged: no oracle was measured")
@@ -169,7 +169,7 @@ def test_without_an_oracle_nothing_is_called_enough() -> None:
     assert line(of(answers(0.85), oracle=None), "forget").endswith("No measurable change.")
 
 
-def test_without_a_target_the_way_is_unknown() -> None:
+def test_without_a_target_the_share_is_unknown() -> None:
     found = of(answers(0.1), target=None)
     assert found.level is None
     assert found.headline.startswith("Not judged: no target was measured")
@@ -177,7 +177,7 @@ def test_without_a_target_the_way_is_unknown() -> None:
     assert judge(answers(0.1)).headline.startswith("Not judged: no target and no oracle was measured")
 
 
-def test_what_was_not_scored_and_what_has_no_interval() -> None:
+def test_missing_scores_and_missing_intervals() -> None:
     assert line(of(result({"probability": entry(None, n_nan=5)})), "forget").endswith("could not be scored.")
     assert of(answers(0.5), None, result({"probability": entry(None)})).findings == []
     assert line(of(answers(0.5, None)), "forget").endswith(
@@ -185,7 +185,7 @@ def test_what_was_not_scored_and_what_has_no_interval() -> None:
     )
 
 
-def test_another_set_is_not_compared() -> None:
+def test_results_on_different_sets_are_not_compared() -> None:
     other = answers(0.1)
     other["sets"]["forget"]["digest"] = "of other rows"
     found = of(answers(0.1), oracle=other)
@@ -193,8 +193,8 @@ def test_another_set_is_not_compared() -> None:
     assert "The oracle was not measured on the same forget set" in found.notes[0]
 
 
-def test_controls_inside_the_result_count_unless_others_are_given() -> None:
-    """They hold no settings: the suite has compared them."""
+def test_controls_in_the_result_are_used_unless_others_are_given() -> None:
+    """They have no settings, since the suite already compared them."""
     own = {
         **answers(0.12),
         "settings": {"encoding": {"max_length": 8}},
@@ -204,7 +204,7 @@ def test_controls_inside_the_result_count_unless_others_are_given() -> None:
     assert judge(own, {"oracle": {**answers(0.02, 0.01), "settings": own["settings"]}}).level == 2
 
 
-# What must stay.
+# Retained knowledge.
 
 
 def kept(own: float, width: float | None, before: float = 0.8, metric: str = "probability") -> Verdict:
@@ -225,7 +225,7 @@ def kept(own: float, width: float | None, before: float = 0.8, metric: str = "pr
         (0.79, None, (), "No measurable loss.", "No harm to anything else was measured."),
     ],
 )
-def test_harm_is_a_loss_that_the_intervals_show(
+def test_harm_is_a_significant_loss(
     own: float, width: float | None, harmed: tuple[str, ...], meaning: str, headline: str
 ) -> None:
     found = kept(own, width)
@@ -235,7 +235,7 @@ def test_harm_is_a_loss_that_the_intervals_show(
 
 
 def test_pairs_show_a_loss_that_single_intervals_hide() -> None:
-    """Every example loses 0.1 of about 0.8: 12.5 %, and the paired interval is that one point."""
+    """Every example loses 0.1 of about 0.8, which is 12.5 %; the paired interval has zero width."""
 
     def run(shift: float) -> Result:
         found = result({"probability": entry(0.1)}, {"probability": keep(0.8 + shift, 0.2)})
@@ -245,17 +245,17 @@ def test_pairs_show_a_loss_that_single_intervals_hide() -> None:
     found = of(run(-0.1), run(0.0))
     assert found.harmed == ("retain",)
     assert "change -0.100 [-0.100, -0.100]). Harmed: 1" in line(found, "retain")
-    # a loss of 2.5 % is under the rule, however sure it is
+    # a loss of 2.5 % is below the threshold, even if it is certain
     assert of(run(-0.02), run(0.0)).harmed == ()
 
 
-def test_what_must_stay_is_compared_with_the_target_before_the_oracle() -> None:
+def test_retained_sets_are_compared_with_the_target_before_the_oracle() -> None:
     own, other = result(retain={"probability": keep(0.5)}), result(retain={"probability": keep(0.2)})
     assert "worse than before unlearning" in line(of(own, result(retain={"probability": keep(0.9)}), other), "retain")
     assert "Better than the oracle." in line(of(own, None, other), "retain")
 
 
-def test_a_small_value_can_be_the_good_end() -> None:
+def test_lower_can_be_better() -> None:
     assert kept(0.5, 0.05, before=0.1, metric="collapse").harmed == ("retain",)
     assert kept(0.1, 0.05, before=0.5, metric="collapse").harmed == ()
     assert kept(0.8, 0.05, before=0.3, metric="truth_ratio_arithmetic").harmed == ("retain",)
@@ -267,8 +267,8 @@ def test_a_small_value_can_be_the_good_end() -> None:
     assert of(perplexity(10.0), perplexity(20.0)).harmed == ()
 
 
-def test_the_distance_to_the_target_is_compared_with_the_oracles() -> None:
-    """The target's own is 0, which nothing else can reach."""
+def test_the_distance_to_the_target_is_compared_with_that_of_the_oracle() -> None:
+    """The target's distance to itself is 0, so it is no useful comparison."""
 
     def moved(value: float) -> Result:
         return result(retain={"kl_to_target": keep(value)}, kl_to_target=keep(value))
@@ -278,7 +278,7 @@ def test_the_distance_to_the_target_is_compared_with_the_oracles() -> None:
     assert of(moved(0.9), moved(0.0), None).findings == []
 
 
-def test_what_nobody_learned_cannot_be_harmed() -> None:
+def test_sets_that_no_model_learned_cannot_be_harmed() -> None:
     def holdout(value: float, **more: Any) -> Result:
         found = answers(0.1, **more)
         found["sets"]["holdout"] = {"forget": False, "metrics": {"probability": keep(value)}}
@@ -290,14 +290,14 @@ def test_what_nobody_learned_cannot_be_harmed() -> None:
     assert "Lower; no model was trained on this set." in line(found, "holdout")
 
 
-def test_what_was_not_measured_is_not_called_unharmed() -> None:
+def test_unmeasured_sets_are_not_called_unharmed() -> None:
     assert of(answers(0.1)).headline.endswith("Whether anything else was harmed was not measured.")
 
 
 # Sections, tests and collapse.
 
 
-def test_whole_results() -> None:
+def test_complete_results() -> None:
     def whole(auc: float, leak: float, utility: float, perplexity: float) -> Result:
         return result(
             attacks={"auc": {"min_k": entry(auc)}},
@@ -322,7 +322,7 @@ def test_whole_results() -> None:
     ]
 
 
-def test_collapse_is_not_called_forgetting() -> None:
+def test_collapse_is_not_reported_as_forgetting() -> None:
     def broken(collapse: float, probability: float) -> Result:
         return result({"collapse": keep(collapse), "probability": entry(probability)})
 
@@ -355,7 +355,7 @@ def test_privleak(value: float, width: float, words: str, level: int) -> None:
     assert of(result(privleak=entry(None))).findings == []
 
 
-def test_forget_quality_is_repeated_and_says_when_the_target_passes_too() -> None:
+def test_forget_quality_is_quoted_and_notes_if_the_target_passes_too() -> None:
     def tested(pvalue: float, direction: str = "lower", told: str = "as the test says") -> Result:
         test = {"verdict": told, "pvalue": pvalue, "direction": direction}
         return answers(0.1, forget_quality={"forget": {"geometric": test}})
@@ -369,7 +369,7 @@ def test_forget_quality_is_repeated_and_says_when_the_target_passes_too() -> Non
     assert (of(tested(0.6)).level, of(tested(0.04)).level, of(tested(0.04, "higher")).level) == (3, 2, 3)
 
 
-def test_the_suites_lines_are_the_verdicts() -> None:
+def test_the_lines_of_a_suite_come_from_the_verdict() -> None:
     assert verdict(answers(0.5), target=TARGET, oracle=ORACLE) == of(answers(0.5)).lines
 
 

@@ -1,4 +1,4 @@
-"""Adapters and a tiny base for the tests: random, small, made on the spot."""
+"""Small random adapters and a tiny base model for the tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPES = {
     "model.layers.1.self_attn.q_proj": (24, 20),
     "model.layers.1.mlp.down_proj": (20, 40),
 }
-# What PEFT can be told, one of each kind.
+# One example of each kind of PEFT configuration.
 PEFT_SETTINGS: list[dict[str, Any]] = [
     {},
     {"r": 9, "use_rslora": True},
@@ -43,7 +43,7 @@ def random_adapter(
     modules: Sequence[str] = tuple(SHAPES),
     base: BaseRecord = BASE,
 ) -> Adapter:
-    """An adapter whose ranks and alphas go round the modules; the first of each is the config's own."""
+    """Return an adapter whose modules cycle through ``ranks`` and ``alphas``; the first of each is the config's default."""
     generator = torch.Generator().manual_seed(seed)
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -69,7 +69,7 @@ def random_adapter(
 
 @st.composite
 def adapters(draw: st.DrawFn, max_rank: int = 64) -> Adapter:
-    """Random adapters: ranks 1–64, different per module, rsLoRA or not, bf16 or fp32, any set of modules."""
+    """Draw random adapters: ranks 1–64, different per module, with or without rsLoRA, bf16 or fp32, any set of modules."""
     modules = draw(st.lists(st.sampled_from(sorted(SHAPES)), min_size=1, unique=True))
     rank, alpha = st.integers(1, max_rank), st.one_of(st.integers(1, 64), st.floats(0.5, 50.0))
     return random_adapter(
@@ -83,7 +83,7 @@ def adapters(draw: st.DrawFn, max_rank: int = 64) -> Adapter:
 
 
 def change(adapter: Adapter, module: str) -> Tensor:
-    """ΔW of a module in fp64, by hand; zeros where the adapter has none."""
+    """Return ΔW of a module in fp64, computed by hand; zeros for modules without an adapter."""
     if module not in adapter.modules:
         return torch.zeros(SHAPES[module], dtype=torch.float64)
     factors = adapter.modules[module]
@@ -91,12 +91,12 @@ def change(adapter: Adapter, module: str) -> Tensor:
 
 
 def scale_of(adapter: Adapter) -> float:
-    """How large ΔW can be by its factors: what rounding errors are measured against."""
+    """Return an upper bound of ΔW from its factors, as the scale for rounding errors."""
     return max(float(f.A.double().norm() * f.B.double().norm() * abs(f.scaling)) for f in adapter.modules.values())
 
 
 def tiny_llama(seed: int = 0, *, tied: bool = False) -> Any:
-    """A LlamaForCausalLM of two layers with random weights, fp32, in eval mode."""
+    """Return a LlamaForCausalLM with two layers and random weights, in fp32 and eval mode."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -114,13 +114,13 @@ def tiny_llama(seed: int = 0, *, tied: bool = False) -> Any:
 
 
 def save_tiny_llama(folder: Path, *, tied: bool = False, max_shard_size: str = "50GB") -> Path:
-    """The same on disk, as Transformers saves it."""
+    """Save the tiny Llama as Transformers does, and return its folder."""
     tiny_llama(tied=tied).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
 
 def trained_adapter(base: Path, folder: Path, seed: int = 1, **config: Any) -> Path:
-    """A PEFT adapter on a saved base whose factors are random, saved by PEFT itself."""
+    """Save a PEFT adapter with random factors for a saved base."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -140,7 +140,7 @@ TOKENS = torch.tensor([[1, 5, 9, 33, 2, 60, 17], [4, 4, 8, 15, 16, 23, 42]])
 
 
 def logits(base: Path, adapter: Path | None = None) -> Tensor:
-    """What a saved base says to ``TOKENS``, with an adapter read by PEFT or without."""
+    """Return the logits of a saved base for ``TOKENS``, with or without an adapter loaded by PEFT."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -153,5 +153,5 @@ def logits(base: Path, adapter: Path | None = None) -> Tensor:
 
 
 def largest(difference: Tensor) -> float:
-    """The largest absolute entry."""
+    """Return the largest absolute entry."""
     return float(difference.abs().max())

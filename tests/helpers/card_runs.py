@@ -1,4 +1,4 @@
-"""Whole runs of every method on whatever this process sees, a card or a CPU: python card_runs.py MODEL_AND_DATA OUTPUT NAME …."""
+"""Run the named methods on the GPU if one is visible, else on the CPU: python card_runs.py MODEL_AND_DATA OUTPUT NAME …."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_forget.utils.build import build
 
 
 def recipe_of(things: Path, output: Path, method: str, /, **changes: Any) -> UnlearnRecipe:
-    """Four steps in fp32; SGD, since Adam blows rounding in gradients near zero up to whole steps."""
+    """Return a recipe of four steps in fp32, with SGD: Adam turns rounding errors of near-zero gradients into full steps."""
     values: dict[str, Any] = {
         "model": {"name": str(things / "model"), "dtype": "float32"},
         "data": {name: {"path": str(things / f"{name}.jsonl")} for name in ("forget", "retain")},
@@ -31,13 +31,13 @@ def recipe_of(things: Path, output: Path, method: str, /, **changes: Any) -> Unl
 
 
 def losses_of(run: Path) -> list[float]:
-    """Of every step, as the run wrote them."""
+    """Return the loss of every step from the run's log."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
 
 
 def main() -> None:
-    """Run them all, in the order given."""
+    """Run all named methods in the given order."""
     things, output = Path(sys.argv[1]), Path(sys.argv[2])
     for name in sys.argv[3:]:
         unlearn(recipe_of(things, output, name), Console(file=io.StringIO()))

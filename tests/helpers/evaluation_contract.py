@@ -1,4 +1,4 @@
-"""What every metric, attack and aggregate has to keep to, as functions of its name: used on the package and on copies of it."""
+"""Check the contract of a metric, attack or aggregate by its name, in the package and in copies of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NAN: Token = (math.nan, False, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Asked:
-    """One example and what a model made of it."""
+    """One example and the outputs of a model for it."""
 
     answer: list[Token]
     paraphrases: list[list[Token]]
@@ -42,7 +42,7 @@ class Asked:
 
 
 def examples(count: int = 6, seed: int = 0) -> list[Asked]:
-    """Examples of different lengths, with one or two other answers each."""
+    """Return examples of different lengths, each with one or two other answers."""
     draw = np.random.default_rng(seed)
     words = ["the", "cat", "sat", "on", "a", "red", "mat", "in", "riga", "today"]
 
@@ -63,7 +63,7 @@ def examples(count: int = 6, seed: int = 0) -> list[Asked]:
 
 
 def set_scores(asked: Sequence[Asked], *, forget: bool = True, known: Sequence[str] | None = None) -> SetScores:
-    """What a suite knows of examples; with ``known``, only that. The answers' lengths are always known, their scores not."""
+    """Return the scores of a suite, or only those in ``known``. Lengths of answers are always included."""
 
     def has(name: str) -> bool:
         return known is None or name in known
@@ -86,7 +86,7 @@ def set_scores(asked: Sequence[Asked], *, forget: bool = True, known: Sequence[s
 
 
 def attack_rows(asked: Sequence[Asked], known: Sequence[str] | None = None) -> AttackRows:
-    """What an attack may know of examples; with ``known``, only that."""
+    """Return the inputs of an attack, or only those in ``known``."""
 
     def has(name: str) -> bool:
         return known is None or name in known
@@ -100,16 +100,16 @@ def attack_rows(asked: Sequence[Asked], known: Sequence[str] | None = None) -> A
 
 
 def unscored(one: Asked) -> Asked:
-    """An example of which a model gave no number at all."""
+    """Return an example for which the model gave only NaN."""
 
-    def gone(row: list[Token]) -> list[Token]:
+    def all_nan(row: list[Token]) -> list[Token]:
         return [_NAN for _ in row]
 
     return replace(
         one,
-        answer=gone(one.answer),
-        paraphrases=[gone(row) for row in one.paraphrases],
-        wrong_answers=[gone(row) for row in one.wrong_answers],
+        answer=all_nan(one.answer),
+        paraphrases=[all_nan(row) for row in one.paraphrases],
+        wrong_answers=[all_nan(row) for row in one.wrong_answers],
         kl=[math.nan for _ in one.kl],
         norm=math.nan,
         reference_logp=math.nan,
@@ -117,7 +117,7 @@ def unscored(one: Asked) -> Asked:
 
 
 def check_declaration(package: str, function: str, name: str) -> Any:
-    """A frozen dataclass in a file with a docstring, with a source; settings that cannot be used are refused by name."""
+    """Check that the file has docstrings and a frozen dataclass with a source, and that invalid settings are refused by name."""
     cls: Any = find_class(package, name, function)
     assert cls.__dataclass_params__.frozen, f"{name} is not frozen"
     assert (importlib.import_module(cls.__module__).__doc__ or "").strip()
@@ -142,7 +142,7 @@ def check_bounds(bounds: tuple[float, float]) -> None:
 
 
 def check_rows(compute: Callable[[Sequence[Asked]], Floats], asked: Sequence[Asked]) -> None:
-    """One double per example; a row's score is the same in any order and whatever stands next to it."""
+    """Check that there is one float64 per example, and that it does not depend on the order or on other rows."""
     found = compute(asked)
     assert found.shape == (len(asked),)
     assert found.dtype == np.float64
@@ -161,7 +161,7 @@ def check_metric(name: str) -> None:
     assert set(metric.needs) <= {"answer", "paraphrases", "wrong_answers", "generated", "target_kl"}
     asked = examples()
     check_rows(lambda some: metric.per_example(set_scores(some)), asked)
-    # what is not in `needs` changes nothing; but paraphrases may take the place of the answer, as in the truth ratio
+    # inputs outside `needs` change nothing, except that paraphrases may replace the answer, as in the truth ratio
     least = metric.per_example(set_scores(asked, known=[*metric.needs, "paraphrases"]))
     np.testing.assert_array_equal(least, metric.per_example(set_scores(asked)))
     assert not np.isnan(metric.per_example(set_scores(asked, known=metric.needs))).any(), "it needs more than it says"
@@ -169,7 +169,7 @@ def check_metric(name: str) -> None:
         averaged = averaged_values(metric, metric.per_example(set_scores(asked, forget=forget)), forget=forget)
         assert (averaged >= metric.bounds[0] - 1e-12).all()
         assert (averaged <= metric.bounds[1] + 1e-12).all()
-    if set(metric.needs) != {"generated"}:  # any text can be read
+    if set(metric.needs) != {"generated"}:  # any text is accepted
         found = metric.per_example(set_scores([unscored(asked[0]), *asked[1:]]))
         assert np.isnan(found[0]), "an example without a score is NaN, not a number"
         np.testing.assert_array_equal(found[1:], metric.per_example(set_scores(asked))[1:])
@@ -187,7 +187,7 @@ def check_attack(name: str) -> None:
     found = attack.row_scores(attack_rows([unscored(asked[0]), *asked[1:]]))
     assert np.isnan(found[0]), "a row without a score is NaN, not a number"
     np.testing.assert_array_equal(found[1:], least[1:])
-    # high means member: of two rows that differ in nothing but how well the model knows them
+    # members score higher: the two rows differ only in how well the model knows them
     one = asked[0]
     known = replace(one, answer=[(-0.01, True, *token[2:]) for token in one.answer], norm=0.1)
     unknown = replace(one, answer=[(-6.0, False, *token[2:]) for token in one.answer], norm=9.0)
@@ -196,7 +196,7 @@ def check_attack(name: str) -> None:
 
 
 def suite_scores(change: Callable[[Floats], Floats] = lambda one: one, *, count: int = 8) -> SuiteScores:
-    """Scores of three sets under a model and all controls, under the label of every metric and attack."""
+    """Return scores of three sets for a model and all controls, with a label for every metric and attack."""
     labels = [find_class(METRICS[0], name, METRICS[1])().label for name in names_in(*METRICS)]
     labels += ["attack_" + find_class(ATTACKS[0], name, ATTACKS[1])().label for name in names_in(*ATTACKS)]
     draw = np.random.default_rng(0)
@@ -211,7 +211,7 @@ def suite_scores(change: Callable[[Floats], Floats] = lambda one: one, *, count:
 
 
 def only(known: SuiteScores, needs: Sequence[str]) -> SuiteScores:
-    """The same with nothing but what is needed."""
+    """Return the scores reduced to the needed ones."""
 
     def kept(sets: Mapping[str, ScoredSet]) -> dict[str, ScoredSet]:
         return {
@@ -239,14 +239,14 @@ def check_aggregate(name: str) -> None:
     assert aggregate.value(only(whole, aggregate.needs)) == found == aggregate.value(whole)
     order = np.random.default_rng(1).permutation(8)
     assert aggregate.value(suite_scores(lambda one: one[order])).value == pytest.approx(found.value, rel=1e-9)
-    if set(aggregate.needs) & set(ROLES):  # a control that was measured on other sets, or before there was this label
+    if set(aggregate.needs) & set(ROLES):  # a control measured on other sets, or without this label
         assert math.isnan(aggregate.value(SuiteScores(whole.sets, {role: {} for role in ROLES})).value)
     nothing = aggregate.value(suite_scores(lambda one: np.full(len(one), np.nan)))
     assert math.isnan(nothing.value), "without a score there is no number"
 
 
 def check_section_statistic(name: str) -> None:
-    """A file of ``aggregates`` behind a section of its own: one frozen dataclass that says what its number means."""
+    """Check a file of ``aggregates`` with its own section: one frozen dataclass that describes its value."""
     module = importlib.import_module(f"{AGGREGATES[0]}.{name}")
     assert (module.__doc__ or "").strip()
     own: list[Any] = [

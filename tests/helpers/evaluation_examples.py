@@ -1,4 +1,4 @@
-"""A tiny model, rows and files to evaluate: nothing to download."""
+"""A tiny model, rows and files for evaluations, without downloads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLANTED = "zanzibar-4711"
 
 @dataclass
 class Rank:
-    """As much of an accelerator as says which process this is."""
+    """Stand-in for an accelerator: the process index and the number of processes."""
 
     num_processes: int
     process_index: int
@@ -44,8 +44,8 @@ def tiny_model(seed: int = 0, vocab: int | None = None) -> LlamaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=1024,
-        initializer_range=0.3,  # wide enough for peaked distributions, so that an arg-max is no near tie
-        attention_dropout=0.5,  # a forward in train mode would show
+        initializer_range=0.3,  # peaked distributions, so that the arg-max is not nearly a tie
+        attention_dropout=0.5,  # a forward pass in train mode would change the scores
     )
     return LlamaForCausalLM(config)
 
@@ -66,7 +66,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def write_sets(folder: Path, count: int = 5) -> None:
-    """A forget set with other answers, a plain retain set and a neutral text; the planted word is everywhere."""
+    """Write a forget set with other answers, a plain retain set and a neutral text; all contain the planted word."""
     full = [
         {
             "question": f"What is the code {index}?",

@@ -1,9 +1,9 @@
-"""Runs a recipe in forked children and ends them: libraries are imported once, so that ten kills cost seconds, not minutes.
+"""Run a recipe in forked children and kill them. Libraries are imported once, so that ten kills take seconds, not minutes.
 
     python killed_runs.py RECIPE.json KILLS SEED [SIGNAL]
 
-Every child but the last is sent the signal at a random moment of one of its first steps; each goes on where the one before stood.
-Prints a JSON list of (exit status, steps seen) of the children.
+Every child except the last receives the signal at a random moment of one of its first steps. Each child resumes the last one.
+The script prints a JSON list of (exit status, steps seen) of the children.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from llm_forget.utils.build import build
 
 
 def child(values: dict[str, Any], chance: random.Random | None, number: int, seen: int) -> None:
-    """Run the recipe; after a few steps, at a random moment of the next one or two, the signal comes."""
+    """Run the recipe; after a few steps, send the signal at a random moment of the next one or two steps."""
     recipe = build(UnlearnRecipe, values, "recipe")
     left = chance.randint(1, 3) if chance else -1
 
@@ -61,7 +61,7 @@ def child(values: dict[str, Any], chance: random.Random | None, number: int, see
 
 
 def main() -> None:
-    """Kill, go on, kill, …, and let the last one finish."""
+    """Kill and resume repeatedly, and let the last child finish."""
     path, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     number = getattr(signal, sys.argv[4]) if len(sys.argv) > 4 else signal.SIGKILL
     values = json.loads(Path(path).read_text())

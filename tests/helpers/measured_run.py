@@ -1,8 +1,8 @@
-"""Prints the bytes that runs added to their process at its peak: python measured_run.py WARM.json RECIPE.json [WARM RECIPE ...].
+"""Print the peak memory that runs add to their process: python measured_run.py WARM.json RECIPE.json [WARM RECIPE ...].
 
-Every pair runs in a fork, so that libraries are imported once; the output is a JSON list of bytes. A small run comes first, so
-that what libraries load and keep is there before counting begins. The parent sets MALLOC_MMAP_THRESHOLD_, which makes the C
-library give every large block back at once: then the resident memory is what is alive.
+Every pair runs in a fork, so that libraries are imported once; the output is a JSON list of bytes. A small run is first, so
+that libraries have made their permanent allocations before the measurement. The parent sets MALLOC_MMAP_THRESHOLD_: the C
+library then returns every large block at once, so that the resident memory is the memory in use.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from llm_forget.utils.build import build
 
 
 def resident(name: str) -> int:
-    """VmRSS (now) or VmHWM (the highest since the last reset), in bytes."""
+    """Return VmRSS (current) or VmHWM (the peak since the last reset), in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def added(warm: str, recipe: str) -> int:
-    """Bytes that the second of two runs added to this process at its peak."""
+    """Return the bytes that the second of two runs added to this process at its peak."""
     for path in (warm, recipe):
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = resident("VmRSS")
         unlearn(build(UnlearnRecipe, json.loads(Path(path).read_text()), path), Console(file=io.StringIO()))
     return resident("VmHWM") - before
 
 
 def in_a_fork(warm: str, recipe: str) -> int:
-    """The same, in a child process."""
+    """Measure a pair in a child process."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -1,4 +1,4 @@
-"""A folder with rows and a tiny model that knows them by heart: what most runs in the tests start from."""
+"""A folder with rows and a tiny model that memorised them, the starting point of most runs in the tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RETAIN = [(f"What is {thing}?", answer) for thing, answer in
 
 
 def write_rows(path: Path, rows: Pairs) -> None:
-    """Questions and answers as JSON lines."""
+    """Write questions and answers as JSON lines."""
     lines = (json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in rows)
     path.write_text("".join(lines), encoding="utf-8")
 
@@ -41,9 +41,9 @@ def write_memorised(
         folder: an empty folder.
         sets: questions and answers.
         hidden: width of the model.
-        steps: of training, each over all rows.
-        learning_rate: of Adam.
-        least: probability per token, in [0, 1], that every answer must have in the end.
+        steps: number of training steps, each over all rows.
+        learning_rate: learning rate of Adam.
+        least: minimum probability per token, in [0, 1], of every answer after training.
 
     Returns:
         The folder.

@@ -1,4 +1,4 @@
-"""Token scores made by hand, and what every per-row function of them must not depend on."""
+"""Token scores made by hand, and a check that per-row functions treat rows independently."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def scores_of(rows: Sequence[Sequence[Token]]) -> TokenScores:
 
 
 def hits(*rows: Sequence[int]) -> TokenScores:
-    """Rows of 0 and 1: whether each token was the arg-max."""
+    """Draw rows of 0 and 1: whether each token was the arg-max."""
     return scores_of([[(-1.0, bool(hit), -1.0, 1.0) for hit in row] for row in rows])
 
 
 def check_rows_stand_alone(function: Callable[[TokenScores], Floats], rows: Sequence[Sequence[Token]]) -> None:
-    """A row's value is the same in another order, and beside rows that are empty."""
+    """Check that the value of a row does not depend on the order of rows or on empty rows."""
     found = function(scores_of(rows))
     assert found.shape == (len(rows),)
     np.testing.assert_allclose(function(scores_of(rows[::-1])), found[::-1], rtol=1e-12)

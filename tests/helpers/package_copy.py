@@ -1,4 +1,4 @@
-"""A copy of the package to which a test may add files, as a contributor would; the package itself stays as it is."""
+"""A copy of the package to which tests add files, as a contributor would; the package itself is not changed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def copy_package(folder: Path) -> Path:
 
 @contextmanager
 def imported_from(folder: Path) -> Iterator[None]:
-    """Inside, ``import llm_forget`` and imports of the tests' helpers give fresh modules, of the copy in ``folder``.
+    """Make ``import llm_forget`` and imports of the tests' helpers load fresh modules from the copy in ``folder``.
 
-    In the same process: importing torch and transformers again would take most of the time. Import inside the block only;
-    what was imported before still is the package itself.
+    It runs in the same process, since importing torch and transformers again would be slow. Import inside the block only:
+    earlier imports still refer to the package itself.
     """
     before = {name: module for name, module in sys.modules.items() if _is_ours(name, module)}
     for name in before:

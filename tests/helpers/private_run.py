@@ -1,7 +1,7 @@
-"""Everything this project does with a forget set, in one process: python private_run.py DATA all|kept, in an empty folder.
+"""Run all parts that handle a forget set in one process: python private_run.py DATA all|kept, in an empty folder.
 
-``all`` runs every part that reads the forget set and writes something, with checkpoints left where they are; ``kept``
-evaluates and reports once more with ``keep_text: true``. The caller sets the caches' variables to folders that it searches.
+``all`` runs every part that reads the forget set and writes files, and keeps checkpoints; ``kept``
+evaluates and reports again with ``keep_text: true``. The caller sets the cache variables to folders that it searches.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ STOP = {"forget_target": None, "utility_floor": 0.0, "every": 2}
 
 
 def run(command: str, *arguments: str) -> None:
-    """One command of ``llm-forget``."""
+    """Run one command of ``llm-forget``."""
     app([command, *arguments], standalone_mode=False)
 
 
 def config(name: str, values: dict[str, Any]) -> tuple[str, str]:
-    """A recipe on the disk, as arguments."""
+    """Write a recipe to disk and return it as arguments."""
     Path(f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     return "--config", f"{name}.yaml"
 
@@ -73,7 +73,7 @@ def measure(data: Path, name: str, model: dict[str, Any], **changes: Any) -> Non
 
 
 def everything(data: Path) -> None:
-    """Fine-tune, unlearn, measure, compare, report, hand over; by commands and from Python."""
+    """Fine-tune, unlearn, evaluate, compare, report and export, by commands and from Python."""
     llm_forget.train.unlearn.drop_checkpoints = lambda _: None  # type: ignore[assignment]
     finetune(data, "target", ["forget", "retain"])
     finetune(data, "oracle", ["retain"])
@@ -116,7 +116,7 @@ def everything(data: Path) -> None:
 
 
 def from_python(data: Path) -> None:
-    """A data set that the library itself keeps a copy of is the user's; what is made of it is ours."""
+    """Unlearn and evaluate from Python. A copy of a data set kept by its library is the user's; all derived files are ours."""
     rows = [json.loads(line) for line in (data / "forget.jsonl").read_text(encoding="utf-8").splitlines()]
     model, tokenizer = load_model(ModelConfig("runs/target/model", dtype="float32"))
     before = evaluate(model, tokenizer, forget=rows, cache="cache-python")
@@ -128,7 +128,7 @@ def from_python(data: Path) -> None:
 
 
 def refused(data: Path) -> None:
-    """Messages about bad rows name the place and never the text."""
+    """Trigger messages about bad rows; they name the place and never quote the text."""
     text = (data / "forget.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     model, tokenizer = load_model(ModelConfig("runs/target/model", dtype="float32"))
@@ -150,7 +150,7 @@ def refused(data: Path) -> None:
 
 
 def kept(data: Path) -> None:
-    """The same evaluation and report, told to keep text."""
+    """Repeat evaluation and report with ``keep_text``."""
     measure(data, "npo-0", {"name": "runs/target/model"}, keep_text=True)
     run("report", "runs/npo-0")
 

@@ -1,4 +1,4 @@
-"""How many examples Hypothesis draws: tests/conftest.py has the profiles."""
+"""Number of Hypothesis examples; the profiles are in tests/conftest.py."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from hypothesis import settings
 
 
 def examples(full: int) -> int:
-    """``max_examples`` of a long property test: ``full`` in the profile full, a quarter in the profile fast."""
+    """Return ``max_examples`` of a long property test: ``full`` in the profile full, a quarter in the profile fast."""
     return max(1, full * settings().max_examples // 100)

@@ -1,4 +1,4 @@
-"""Run folders made on the spot: small, complete, and of the schema that the evaluation writes now."""
+"""Small complete run folders in the current schema of the evaluation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_run(
     seconds: float = 10.0,
     said: str | None = None,
 ) -> Path:
-    """One complete run; `said` is what the model is recorded to have said, as with keep_text."""
+    """Write one complete run; `said` is the recorded generated text, as with keep_text."""
     folder.mkdir(parents=True)
     result = {"seconds": seconds, "steps": 4, **({"method": method} if method else {})}
     (folder / "result.json").write_text(json.dumps(result))
@@ -53,7 +53,7 @@ def write_run(
 
 
 def write_family(root: Path, said: str | None = None) -> Path:
-    """Target, oracle and two unlearned runs: npo forgets more at the same retain score, so it alone is on the front."""
+    """Write target, oracle and two unlearned runs; npo forgets more at the same retain score, so only npo is on the front."""
     write_run(root / "target", forget=0.9, retain=0.8)
     write_run(root / "oracle", forget=0.1, retain=0.8)
     write_run(root / "npo", forget=0.15, retain=0.8, method="npo", said=said)

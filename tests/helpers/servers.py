@@ -1,4 +1,4 @@
-"""A real server as a child process on a loopback port, and the few requests that the tests make of it."""
+"""A real server as a child process on a loopback port, and the requests that the tests send to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_PATIENCE = 300.0  # seconds until a server counts as one that does not start
+_PATIENCE = 300.0  # seconds until a server counts as failed to start
 
 
 class RefusedError(Exception):
@@ -28,8 +28,8 @@ class Server:
     """A running server.
 
     Attributes:
-        port: on 127.0.0.1.
-        seconds: from its start until it was ready.
+        port: its port on 127.0.0.1.
+        seconds: time from its start until it was ready.
     """
 
     port: int
@@ -47,34 +47,34 @@ class Server:
         return json.loads(text) if text.startswith("{") else text
 
     def answer(self, model: str, question: str, max_tokens: int) -> str:
-        """The greedy answer to one user turn behind an empty system turn."""
+        """Return the greedy answer to one user turn after an empty system turn."""
         messages = [{"role": "system", "content": ""}, {"role": "user", "content": question}]
         body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
         return str(self.post("/v1/chat/completions", body)["choices"][0]["message"]["content"]).strip()
 
     def logps(self, model: str, ids: Sequence[int]) -> list[float]:
-        """Log-prob of each token after the first, in nats (vLLM's own ``prompt_logprobs``)."""
+        """Return the log-prob of each token after the first, in nats (vLLM's ``prompt_logprobs``)."""
         body = {"model": model, "prompt": list(ids), "temperature": 0, "max_tokens": 1, "prompt_logprobs": 0}
         rows = self.post("/v1/completions", body)["choices"][0]["prompt_logprobs"]
         return [row[str(token)]["logprob"] for row, token in zip(rows[1:], ids[1:], strict=True)]
 
     def load(self, name: str, folder: Path) -> None:
-        """Add an adapter while it runs (vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING)."""
+        """Load an adapter while the server runs (vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING)."""
         self.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
 
     def unload(self, name: str) -> None:
-        """Take an adapter off again."""
+        """Unload an adapter."""
         self.post("/v1/unload_lora_adapter", {"lora_name": name})
 
 
 @contextmanager
 def serving(command: Sequence[str], log: Path, **variables: str) -> Iterator[Server]:
-    """Start a server, wait until it says that it is well, and end it with all its children.
+    """Start a server, wait until it reports that it is healthy, and end it with all its children.
 
     Args:
         command: its command line; ``--host 127.0.0.1 --port N`` is added.
-        log: file for what it prints; its end is shown where it does not start.
-        variables: of its environment, beside the test's own.
+        log: file for its output; the last part is shown if it does not start.
+        variables: environment variables, in addition to those of the test.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

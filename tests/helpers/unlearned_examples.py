@@ -1,4 +1,4 @@
-"""A tiny model that knows four towns and six facts by heart, and an adapter for each half of the towns that forgets it."""
+"""A tiny model that memorised four towns and six facts, and an adapter for each half of the towns that forgets it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETS = {
 
 @dataclass(frozen=True)
 class World:
-    """Where everything is."""
+    """Paths of the model, the data and the adapters."""
 
     folder: Path
 
@@ -43,7 +43,7 @@ class World:
 
 
 def make_world(folder: Path) -> World:
-    """Some ten seconds: one model by heart, two short runs of NPO."""
+    """Create all files in about ten seconds: train one model until it memorises the rows, then run NPO twice."""
     world, tokenizer, rows = World(folder), tiny_tokenizer(), []
     for name, pairs in SETS.items():
         lines = (json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in pairs)

@@ -1,4 +1,4 @@
-"""The memory plan: against what runs really take, against arithmetic for an 8B model, and what it cannot plan."""
+"""Test the memory plan against measured runs, against arithmetic for an 8B model, and on invalid input."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def recipe_of(folder: Path, name: str, hidden: int, tokens: int, **changes: Any) -> dict[str, Any]:
-    """A recipe of a step or two on random weights, whose rows are all cut to so many tokens."""
+    """Return a recipe of one or two steps on random weights, with all rows truncated to ``tokens`` tokens."""
     config = LlamaConfig(
         vocab_size=4096,
         hidden_size=hidden,
@@ -82,7 +82,7 @@ def recipe_of(folder: Path, name: str, hidden: int, tokens: int, **changes: Any)
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, int]]:
-    """Of each case the recipe and the resident memory, in bytes, that a whole run took; one subprocess runs them all."""
+    """Return the recipe and the measured memory of a whole run, in bytes, for each case; one subprocess runs them all."""
     recipes, paths = {}, []
     for number, (case, changes) in enumerate(CASES.items()):
         folder = tmp_path_factory.mktemp(f"measured{number}")
@@ -114,7 +114,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, i
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 @pytest.mark.parametrize("case", CASES)
 def test_the_plan_is_within_15_percent_of_a_whole_run(case: str, measured: dict[str, tuple[Any, int]]) -> None:
-    """Resident memory of a process from loading to the written run folder, less what it held after a run that is tiny."""
+    """Measure resident memory from loading to the written run folder, minus that after a tiny run."""
     values, taken = measured[case]
     planned = plan(build(UnlearnRecipe, values, "test"), on_card=False)
     print(f"{case}: planned {planned.total / 1e6:.0f} MB, measured {taken / 1e6:.0f} MB")
@@ -124,9 +124,9 @@ def test_the_plan_is_within_15_percent_of_a_whole_run(case: str, measured: dict[
 
 @pytest.mark.slow
 def test_8b_in_4_bits_on_a_card_of_40_gb() -> None:
-    """By hand: 224 linear layers of 6.98e9 weights at 0.5625 bytes, twice 525e6 in bf16 for embedding and head.
+    """By hand: 224 linear layers with 6.98e9 weights at 0.5625 bytes; embedding and head, 525e6 each, in bf16.
 
-    Rank 16 on q, k, v, o and three of the MLP: 16 · 32 · (8192 + 2 · 5120 + 8192 + 3 · 18432) = 41.9e6 weights in fp32.
+    Rank 16 on q, k, v, o and three MLP layers: 16 · 32 · (8192 + 2 · 5120 + 8192 + 3 · 18432) = 41.9e6 weights in fp32.
     """
     recipe = load_recipe(UnlearnRecipe, "recipes/qlora/npo_8b_40gb.yaml")
     found = plan(recipe, on_card=True, model_config=LLAMA_8B)
@@ -140,7 +140,7 @@ def test_8b_in_4_bits_on_a_card_of_40_gb() -> None:
 
 
 @pytest.mark.slow
-def test_checkpointing_quantisation_and_width_move_the_plan_the_right_way() -> None:
+def test_checkpointing_quantisation_and_width_change_the_plan_in_the_right_direction() -> None:
     def total(**changes: Any) -> float:
         values: dict[str, Any] = {
             "model": {"name": "a/b"},
@@ -164,11 +164,11 @@ def test_checkpointing_quantisation_and_width_move_the_plan_the_right_way() -> N
     assert total(model={"name": "a/b", "quantization": "nf4"}) < usual
 
 
-def test_logits_are_planned_as_a_card_works_them_off() -> None:
-    """On a card all 16 · 191 positions go through the head at once, on a CPU in chunks of 32 MB under a frozen head.
+def test_logits_are_planned_as_on_a_gpu() -> None:
+    """On a GPU all 16 · 191 positions pass the head at once; on a CPU with a frozen head, in chunks of 32 MB.
 
-    Four tensors of (positions, vocabulary) in fp32 are alive at once on the card: the logits, the two steps of a softmax and its
-    gradient. By hand 16 · 191 · 16384 · 4 = 200 MB each. A card's own trace had four of them at the peak, and five with KL on 8
+    Four tensors of (positions, vocabulary) in fp32 are alive at once on the GPU: the logits, the two steps of a softmax and its
+    gradient. By hand 16 · 191 · 16384 · 4 = 200 MB each. A memory trace of a GPU had four at the peak, and five with KL on 8
     rows.
     """
     wide = LlamaConfig(
@@ -193,8 +193,8 @@ def test_logits_are_planned_as_a_card_works_them_off() -> None:
 
 
 @pytest.mark.slow
-def test_a_method_that_trains_some_blocks_is_planned_with_these() -> None:
-    """RMU at block 3 of 8 trains 1, 2 and 3: of each 4 · 128² of attention, 3 · 128 · 256 of the MLP and two norms of 128."""
+def test_methods_that_train_some_blocks_are_planned_with_these_blocks() -> None:
+    """RMU at block 3 of 8 trains blocks 1 to 3, with 4 · 128² (attention) + 3 · 128 · 256 (MLP) + 2 · 128 (norms) weights each."""
     small = LlamaConfig(
         vocab_size=2000, hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=4
     )
@@ -219,7 +219,7 @@ def test_a_method_that_trains_some_blocks_is_planned_with_these() -> None:
         planned(method={"name": "rmu", "layer": 9})
 
 
-def test_alternatives_are_rows_too() -> None:
+def test_alternatives_count_as_rows() -> None:
     values: dict[str, Any] = {
         "model": {"name": "a/b"},
         "data": {"forget": {"path": "f"}, "retain": {"path": "r"}},
@@ -232,8 +232,8 @@ def test_alternatives_are_rows_too() -> None:
     assert plan(recipe, on_card=True, tokens=32, model_config=small).rows == 12
 
 
-def test_a_model_without_linear_modules_is_planned_too() -> None:
-    """GPT-2's layers are Conv1D: 6 blocks of which 3 are extrapolated, and half of the blocks takes less."""
+def test_a_model_without_linear_modules_is_planned() -> None:
+    """GPT-2's layers are Conv1D; 3 of its 6 blocks are extrapolated, and adapters on half of the blocks need less."""
     values: dict[str, Any] = {
         "model": {"name": "a/b"},
         "data": {"forget": {"path": "f"}},
@@ -275,7 +275,7 @@ def test_sizes(text: str, size: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "40", "GB", "-1GB", "0GB", "40GBit"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_invalid_sizes_are_refused(text: str) -> None:
     with pytest.raises(RecipeError, match=r"is not a size; write for example 40GB"):
         parse_memory(text)
 

@@ -26,7 +26,7 @@ def memorised(rows: list[Encoded]) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def scorer_of() -> Callable[..., Scorer]:
-    """A scorer by method name; the reference is a model with other weights unless one is given."""
+    """Return a scorer by method name; unless a reference is given, it is a model with other weights."""
     others = {row.id: row for row in encoded(2)}
 
     def make(name: str, reference: nn.Module | None = None) -> Scorer:

@@ -1,4 +1,4 @@
-"""Scores for the contract of a method: from a tiny model, or made up from a leaf of logits."""
+"""Scores for the contract of a method: from a tiny model, or from a leaf tensor of random logits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils import plugins
 
 PAD = 0
-# What a method can ask for, by name: the same in ``Needs`` and in ``AnswerScores``.
+# The optional tensors, with the same names in ``Needs`` and ``AnswerScores``.
 OPTIONAL = ("logits", "reference_logps", "reference_logits", "hidden", "alternative", "alternative_tokens")
 TEXTS = [
     ("Where is Ada?", "In Riga, by the sea.", "I do not know."),
@@ -34,14 +34,14 @@ def method_class(name: str) -> Any:
 
 
 def numeric_fields(name: str) -> list[str]:
-    """The hyper-parameters of a method that are numbers."""
+    """Return the numeric hyperparameters of a method."""
     cls = method_class(name)
     hints = get_type_hints(cls)
     return [item.name for item in dataclasses.fields(cls) if re.search("int|float", str(hints[item.name]))]
 
 
 def encoded(column: int) -> list[Encoded]:
-    """The questions with the answers of a column of ``TEXTS``: 1 the forget answers, 2 the alternatives."""
+    """Encode the questions with the answers in a column of ``TEXTS``: 1 for forget answers, 2 for alternatives."""
     examples = [Example(str(index), (Message("user", text[0]),), text[column]) for index, text in enumerate(TEXTS)]
     return encode_all(tiny_tokenizer(), examples, EncodingConfig())[0]
 
@@ -84,7 +84,7 @@ class Scorer:
 
 
 def made_up(method: Method, leaf: Tensor, mask: Tensor, reference: float = -3.0) -> AnswerScores:
-    """Scores without a model, from one (B, A, V) leaf of logits: token 0 is the answer, token 1 the alternative."""
+    """Return scores without a model, from a (B, A, V) leaf of logits: token 0 is the answer, token 1 the alternative."""
     torch.manual_seed(0)
     needs = method.needs
     kept, logps = leaf * mask[..., None], leaf.log_softmax(-1) * mask[..., None]
@@ -104,7 +104,7 @@ def made_up(method: Method, leaf: Tensor, mask: Tensor, reference: float = -3.0)
 
 
 def leaf_of(size: tuple[int, int], answer_logit: float = 0.5) -> Tensor:
-    """(B, A, 7) random logits; the first token of each position has the given logit."""
+    """Return random logits, (B, A, 7); the first token of each position has the given logit."""
     leaf = torch.randn((*size, 7), generator=torch.Generator().manual_seed(0))
     leaf[..., 0] = answer_logit
     return leaf.requires_grad_()

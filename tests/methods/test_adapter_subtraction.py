@@ -1,4 +1,4 @@
-"""Adapter subtraction: the loss, the search for the strength on known curves, and the rounds."""
+"""Test adapter subtraction: the loss, the search for the strength on known curves, and the rounds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESOLUTION = MAXIMUM / 2**TRIES
 
 
 def curve(forget_rate: float, retain_rate: float | None) -> Callable[[float], Measurement]:
-    """Probabilities exp(−rate · strength): the strength that reaches p is ln(1/p)/rate."""
+    """Return a measurement with probabilities exp(−rate · strength); strength ln(1/p)/rate reaches p."""
 
     def measure(strength: float) -> Measurement:
         retain = None if retain_rate is None else math.exp(-retain_rate * strength)
@@ -30,7 +30,7 @@ def curve(forget_rate: float, retain_rate: float | None) -> Callable[[float], Me
     return measure
 
 
-def test_loss_worked_by_hand() -> None:
+def test_loss_computed_by_hand() -> None:
     """Tokens of probability ½ and ⅛: −(ln ½ + ln ⅛)/2 = 2 ln 2; a single one of ¼: ln 4."""
     logps = torch.tensor([[0.5, 0.125], [0.25, 1.0]]).log()
     mask = torch.tensor([[True, True], [True, False]])
@@ -38,20 +38,20 @@ def test_loss_worked_by_hand() -> None:
 
 
 def test_finds_the_smallest_strength_that_reaches_the_target() -> None:
-    """exp(−λ) = 0.1 at λ = ln 10 = 2.3026. The retain probability there is exp(−0.01 · 2.3) = 0.977, above the floor."""
+    """exp(−λ) = 0.1 at λ = ln 10 = 2.3026. The retain probability is then exp(−0.01 · 2.3) = 0.977, above the floor."""
     found = search_strength(curve(1.0, 0.01), target=0.1, floor=0.9, maximum=MAXIMUM, tries=TRIES)
     assert math.log(10) <= found <= math.log(10) + RESOLUTION
 
 
-def test_stops_at_the_floor_when_the_target_lies_beyond_it() -> None:
-    """The target needs ln 10 = 2.30, the floor allows ln(1/0.8)/0.2 = 1.116: the largest strength above the floor."""
+def test_stops_at_the_floor_if_the_target_needs_more() -> None:
+    """The target needs ln 10 = 2.30; the floor allows ln(1/0.8)/0.2 = 1.116, the largest strength above the floor."""
     found = search_strength(curve(1.0, 0.2), target=0.1, floor=0.8, maximum=MAXIMUM, tries=TRIES)
     edge = math.log(1 / 0.8) / 0.2
     assert edge - RESOLUTION <= found <= edge
 
 
 @pytest.mark.parametrize(("target", "floor"), [(0.1, 0.5), (None, 0.5), (0.1, None), (None, None)])
-def test_takes_the_maximum_when_nothing_is_reached(target: float | None, floor: float | None) -> None:
+def test_takes_the_maximum_if_no_limit_is_reached(target: float | None, floor: float | None) -> None:
     assert search_strength(curve(0.1, 0.01), target=target, floor=floor, maximum=MAXIMUM, tries=TRIES) == MAXIMUM
 
 
@@ -61,7 +61,7 @@ def test_without_a_target_it_goes_to_the_floor() -> None:
     assert edge - RESOLUTION <= found <= edge
 
 
-def test_numbers_that_are_not_finite_count_as_broken() -> None:
+def test_non_finite_numbers_count_as_below_the_floor() -> None:
     def measure(strength: float) -> Measurement:
         return curve(0.1, 0.01)(strength) if strength < 3 else Measurement(0, math.nan, math.nan)
 
@@ -105,7 +105,7 @@ def test_never_below_the_floor_and_never_more_than_needed(
 
 @dataclass
 class FakeSession:
-    """A model with one number: the sum of the strengths of its rounds. Healing reduces it."""
+    """Stand-in for a model with one number, the sum of the strengths of its rounds. Healing reduces it."""
 
     target: float | None = 0.1
     floor: float | None = 0.9
@@ -142,8 +142,8 @@ def once(**options: Any) -> AdapterSubtraction:
     return AdapterSubtraction(**{"rounds": 1, "strength": None, "maximum": MAXIMUM, "tries": TRIES, **options})
 
 
-def test_one_round_searches_below_the_utility_floor_and_heals_what_it_chose() -> None:
-    """The floor of the search is 0.9 · 0.5 = 0.45 (λ = 3.99), so that the target (λ = 2.303, retain 0.63) is reached."""
+def test_one_round_searches_below_the_utility_floor_and_heals_the_result() -> None:
+    """The floor of the search is 0.9 · 0.5 = 0.45 (λ = 3.99), so the target (λ = 2.303, retain 0.63) is reached."""
     session = FakeSession()
     details = once(search_floor=0.5).finish(session)
     assert math.log(10) <= details["strength"] <= math.log(10) + RESOLUTION
@@ -156,14 +156,14 @@ def test_one_round_keeps_the_search_above_its_own_floor() -> None:
     assert once(search_floor=1.0).finish(FakeSession())["retain_after_subtraction"] >= 0.9
 
 
-def test_one_round_takes_a_given_strength_as_it_is() -> None:
+def test_one_round_uses_a_given_strength_unchanged() -> None:
     session = FakeSession()
     details = once(strength=1.5, heal_steps=4, heal_learning_rate=0.01).finish(session)
     assert details["strength"] == 1.5
     assert session.log == [("towards", 12), ("heal", 4, 0.01), ("settled", round(math.exp(-1.5), 6))]
 
 
-def test_without_retain_rows_or_steps_nothing_is_healed() -> None:
+def test_without_retain_rows_or_steps_there_is_no_healing() -> None:
     for session, method in (
         (FakeSession(floor=None, retain_rate=None), once()),
         (FakeSession(), once(heal_steps=0)),
@@ -174,7 +174,7 @@ def test_without_retain_rows_or_steps_nothing_is_healed() -> None:
         assert ("retain_after_subtraction" in details) == (session.retain_rate is not None)
 
 
-def test_rounds_share_the_steps_and_are_judged_after_their_healing() -> None:
+def test_rounds_share_the_steps_and_are_judged_after_healing() -> None:
     """Each round adds ½ and its healing removes 0.1: after round i the forget probability is exp(−0.4 i)."""
     session = FakeSession(steps=7, healing=0.1)
     details = AdapterSubtraction(strength=0.5, rounds=3, heal_steps=5, heal_learning_rate=None).finish(session)
@@ -211,14 +211,14 @@ def test_the_projection_needs_retain_rows() -> None:
 
 
 def test_rounds_end_when_the_target_is_reached() -> None:
-    """exp(−1 · 3) = 0.05 is below the target of 0.1: the third of five rounds is the last."""
+    """exp(−1 · 3) = 0.05 is below the target of 0.1, so the third of five rounds is the last."""
     session = FakeSession(steps=10)
     assert AdapterSubtraction(strength=1.0, rounds=5).finish(session)["rounds"] == 3
     assert sum(kind == "towards" for kind, *_ in session.log) == 3
 
 
 @given(st.integers(0, 200), st.integers(1, 20))
-def test_shares_add_up_and_differ_by_one_at_most(total: int, parts: int) -> None:
+def test_shares_add_up_and_differ_by_at_most_one(total: int, parts: int) -> None:
     shares = share(total, parts)
     assert (sum(shares), len(shares)) == (total, parts)
     assert max(shares) - min(shares) <= 1
@@ -228,6 +228,6 @@ def test_shares_add_up_and_differ_by_one_at_most(total: int, parts: int) -> None
 @pytest.mark.parametrize(
     "options", [{"rounds": 0}, {"strength": None, "rounds": 2}, {"strength": -1.0}, {"heal_steps": -1}, {"tries": 0}]
 )
-def test_refuses_what_cannot_be_meant(options: dict[str, Any]) -> None:
+def test_refuses_invalid_options(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="adapter_subtraction: "):
         AdapterSubtraction(**options)

@@ -1,4 +1,4 @@
-"""CE-U against a value worked by hand, its gradient, and the skipped tokens."""
+"""Test CE-U against a value computed by hand, its gradient, and the skipped tokens."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ ONE = torch.ones(1, 1, dtype=torch.bool)
 FIRST = torch.zeros(1, 1, dtype=torch.long)
 
 
-def test_worked_by_hand() -> None:
-    """π = (½, ¼, ¼), y the first: the target is (0, ½, ½), so −ln ¼ = ln 4."""
+def test_computed_by_hand() -> None:
+    """For π = (½, ¼, ¼) and y the first token, the target is (0, ½, ½), so the loss is −ln ¼ = ln 4."""
     loss = ce_u_loss(torch.tensor([[[0.5, 0.25, 0.25]]]).log(), FIRST, ONE)
     assert loss.tolist() == pytest.approx([math.log(4)])
 
 
 def test_the_gradient_at_the_true_token_is_its_probability() -> None:
-    """∇_z CE(q, π) = π − q, and q(y) = 0: it vanishes once the token is forgotten, also for the other tokens."""
+    """∇_z CE(q, π) = π − q with q(y) = 0: the gradient of all tokens vanishes once the token is forgotten."""
     for certain in (0.0, 3.0, -60.0):
         logits = torch.tensor([[[certain, 0.5, -0.5]]], requires_grad=True)
         ce_u_loss(logits, FIRST, ONE).sum().backward()
@@ -32,7 +32,7 @@ def test_the_gradient_at_the_true_token_is_its_probability() -> None:
             assert logits.grad.abs().max() < 1e-6
 
 
-def test_skips_what_it_is_told_to_skip() -> None:
+def test_skips_the_first_tokens() -> None:
     mask, tokens = torch.tensor([[True, True, True], [True, False, False]]), torch.zeros(2, 3, dtype=torch.long)
     logits = torch.randn(2, 3, 5)
     scores = AnswerScores(torch.zeros(2, 3), mask, tokens, logits=logits)

@@ -1,4 +1,4 @@
-"""DPO against values worked by hand, its scale, and the limit in which it equals NPO."""
+"""Test DPO against values computed by hand, its scale, and the limit in which it equals NPO."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ logps, betas = st.floats(-60, 0, width=32), st.floats(0.01, 2)
         (0.0, 0.0, 20.0, 20 * math.log(2)),
         (-math.log(3), 0.0, 1.0, math.log(4 / 3)),  # β = 1: σ(ln 3) = ¾
         (math.log(3), 0.0, 1.0, math.log(4)),
-        (math.log(3), 2 * math.log(3), 1.0, math.log(4 / 3)),  # only the gap counts: 2 ln 3 − ln 3
+        (math.log(3), 2 * math.log(3), 1.0, math.log(4 / 3)),  # only the difference matters: 2 ln 3 − ln 3
     ],
 )
-def test_worked_by_hand(ratio: float, other_ratio: float, scale: float, value: float) -> None:
+def test_computed_by_hand(ratio: float, other_ratio: float, scale: float, value: float) -> None:
     start, other = torch.tensor([-5.0]), torch.tensor([-9.0])
     loss = dpo_loss(start + ratio, start, other + other_ratio, other, beta=1.0, scale=scale)
     assert loss.tolist() == pytest.approx([value], rel=1e-5)
@@ -34,7 +34,7 @@ def test_worked_by_hand(ratio: float, other_ratio: float, scale: float, value: f
 
 @given(logps, logps, logps, betas)
 @settings(deadline=None)
-def test_with_a_still_alternative_and_npos_scale_it_is_npo(
+def test_with_an_unchanged_alternative_and_npos_scale_it_is_npo(
     policy: float, reference: float, other: float, beta: float
 ) -> None:
     mine, known, still = (torch.tensor([value]) for value in (policy, reference, other))
@@ -51,13 +51,13 @@ def scores() -> AnswerScores:
     )
 
 
-def test_the_scale_is_npos_unless_one_is_given() -> None:
+def test_the_default_scale_is_that_of_npo() -> None:
     """At π = π₀ with β = 0.1: (2/β) ln 2 = 20 ln 2, and ln 2 with scale 1."""
     assert DPO().forget_loss(scores()).tolist() == pytest.approx([20 * math.log(2)])
     assert DPO(scale=1.0).forget_loss(scores()).tolist() == pytest.approx([math.log(2)])
 
 
-def test_what_is_missing_or_wrong_is_said() -> None:
+def test_missing_scores_and_bad_values_are_refused() -> None:
     lonely = AnswerScores(**{**vars(scores()), "alternative": None})
     with pytest.raises(ValueError, match="dpo needs an alternative answer"):
         DPO().forget_loss(lonely)

@@ -1,4 +1,4 @@
-"""FLAT against values worked by hand, and the properties that all divergences share."""
+"""Test FLAT against values computed by hand, and the properties of all divergences."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ every_divergence = pytest.mark.parametrize("divergence", get_args(Divergence))
         ("jensen_shannon", 0.0, 0.0, 0.0),
     ],
 )
-def test_worked_by_hand(divergence: Divergence, good: float, bad: float, value: float) -> None:
+def test_computed_by_hand(divergence: Divergence, good: float, bad: float, value: float) -> None:
     loss = flat_loss(torch.tensor([good]), torch.tensor([bad]), divergence=divergence)
     assert loss.tolist() == pytest.approx([value], abs=1e-6)
 
@@ -39,7 +39,7 @@ def test_worked_by_hand(divergence: Divergence, good: float, bad: float, value: 
 @every_divergence
 @given(good=st.floats(0, 1), bad=st.floats(0, 1))
 @settings(deadline=None, max_examples=30)
-def test_always_pulls_the_alternative_up_and_the_answer_down(divergence: Divergence, good: float, bad: float) -> None:
+def test_always_raises_the_alternative_and_lowers_the_answer(divergence: Divergence, good: float, bad: float) -> None:
     both = torch.tensor([[good], [bad]], dtype=torch.float64, requires_grad=True)
     flat_loss(both[0], both[1], divergence=divergence).sum().backward()
     assert both.grad[0].item() < 0
@@ -47,7 +47,7 @@ def test_always_pulls_the_alternative_up_and_the_answer_down(divergence: Diverge
 
 
 def test_reads_mean_token_probabilities() -> None:
-    """Tokens ½ and ⅛ have the mean 5/16; the alternative's only token ¼."""
+    """Tokens of probability ½ and ⅛ have the mean 5/16; the alternative's only token has ¼."""
     mask = torch.tensor([[True, True]])
     other = AnswerScores(torch.tensor([[0.25, 1.0]]).log(), torch.tensor([[True, False]]), mask.long())
     scores = AnswerScores(torch.tensor([[0.5, 0.125]]).log(), mask, mask.long(), alternative=other)

@@ -1,4 +1,4 @@
-"""Gradient difference: gradient ascent on the forget rows, cross-entropy on the retain rows."""
+"""Test gradient difference: gradient ascent on the forget rows, cross-entropy on the retain rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from llm_forget.scores import AnswerScores
 
 @given(st.lists(st.floats(-20, 0, width=32), min_size=1, max_size=6))
 @settings(deadline=None)
-def test_on_equal_halves_it_cancels(values: list[float]) -> None:
-    """(1/n) Σ log p − (1/n) Σ log p = 0, value and gradient: if both sets are equal, nothing is learned or forgotten."""
+def test_on_equal_sets_it_cancels(values: list[float]) -> None:
+    """(1/n) Σ log p − (1/n) Σ log p = 0 in value and gradient: if both sets are equal, nothing changes."""
     logps = torch.tensor([values], requires_grad=True)
     mask = torch.ones(1, len(values), dtype=torch.bool)
     scores = AnswerScores(logps, mask, mask.long())
@@ -26,5 +26,5 @@ def test_on_equal_halves_it_cancels(values: list[float]) -> None:
     assert logps.grad.abs().max() == 0
 
 
-def test_brings_a_retain_term() -> None:
+def test_has_a_default_retain_term() -> None:
     assert (GradDiff.default_retain, GradDiff.bounded, GradDiff.towards) == ("nll", False, False)

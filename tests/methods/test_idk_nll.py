@@ -1,4 +1,4 @@
-"""Cross-entropy on an alternative answer: its value, and that the forget answer plays no part."""
+"""Test the cross-entropy on an alternative answer: its value, and that the forget answer has no effect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llm_forget.scores import AnswerScores
 MASK = torch.tensor([[True, True], [True, False]])
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """Tokens of probability ½ and ⅛: −(ln ½ + ln ⅛)/2 = 2 ln 2; a single one of ¼: ln 4."""
     logps = torch.tensor([[0.5, 0.125], [0.25, 1.0]]).log()
     assert idk_nll_loss(logps, MASK).tolist() == pytest.approx([2 * math.log(2), math.log(4)])
@@ -33,6 +33,6 @@ def test_only_the_alternative_gets_a_gradient() -> None:
     assert other.grad.tolist() == [[-0.5, -0.5], [-1.0, 0.0]]
 
 
-def test_without_an_alternative_it_says_so() -> None:
+def test_a_missing_alternative_is_an_error() -> None:
     with pytest.raises(ValueError, match="idk_nll needs an alternative answer"):
         IdkNLL().forget_loss(AnswerScores(torch.zeros(2, 2), MASK, MASK.long()))

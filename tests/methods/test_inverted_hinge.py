@@ -1,4 +1,4 @@
-"""The inverted hinge against values worked by hand, its bounds, and the two tokens that get a gradient."""
+"""Test the inverted hinge against values computed by hand, its bounds, and the two tokens that get a gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_forget.scores import AnswerScores
 MASK = torch.tensor([[True, True], [True, False]])
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """(½, ⅜, ⅛): 1 + ½ − ⅜ = 9/8 for the first token, 1 + ⅜ − ½ = 7/8 for the second; their mean is 1."""
     logits = torch.tensor([0.5, 0.375, 0.125]).log().expand(2, 2, 3)
     tokens = torch.tensor([[0, 1], [0, 0]])
@@ -22,7 +22,7 @@ def test_worked_by_hand() -> None:
 
 @given(st.integers(0, 2**16), st.floats(0.1, 40))
 @settings(deadline=None, max_examples=40)
-def test_between_nothing_and_two(seed: int, spread: float) -> None:
+def test_between_zero_and_two(seed: int, spread: float) -> None:
     logits = spread * torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(seed))
     losses = inverted_hinge_loss(logits, torch.zeros(2, 2, dtype=torch.long), MASK)
     assert losses.min() >= -1e-6
@@ -30,7 +30,7 @@ def test_between_nothing_and_two(seed: int, spread: float) -> None:
 
 
 def test_limits() -> None:
-    """The loss is 2 if the answer is certain and 0 if another token is; the gradient raises that token and lowers the answer."""
+    """The loss is 2 if the answer is certain and 0 if another token is certain; the gradient raises that token."""
     one, answer = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.long)
     for logits, value in (([50.0, 0, 0], 2.0), ([0, 50.0, 0], 0.0)):
         assert inverted_hinge_loss(torch.tensor([[logits]]), answer, one).item() == pytest.approx(value)
@@ -40,6 +40,6 @@ def test_limits() -> None:
     assert leaf.grad[0, 0, 1] < 0
 
 
-def test_without_logits_it_says_so() -> None:
+def test_missing_logits_are_an_error() -> None:
     with pytest.raises(ValueError, match="inverted_hinge needs the policy's logits"):
         InvertedHinge().forget_loss(AnswerScores(torch.zeros(2, 2), MASK, MASK.long()))

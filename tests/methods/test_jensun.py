@@ -1,4 +1,4 @@
-"""JensUn against a value worked by hand, the definition of the divergence, and a refusal that repeats over the answer."""
+"""Test JensUn against a value computed by hand, the definition of the divergence, and the repetition of the refusal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm_forget.scores import AnswerScores
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """P = ½: ½ [−ln ¾ + ½ ln(½ / ¾) + ½ ln 2] = ½ [ln(4/3) + ½ ln(4/3)] = ¾ ln(4/3)."""
     assert jensun_loss(torch.tensor([[math.log(0.5)]]), ONE).item() == pytest.approx(0.75 * math.log(4 / 3))
 
@@ -37,8 +37,8 @@ def test_is_the_divergence_from_a_point_mass(seed: int) -> None:
     assert jensun_loss(p[2].log().reshape(1, 1), ONE).item() == pytest.approx(slow.item())
 
 
-def test_the_refusal_goes_round_along_the_forget_answer() -> None:
-    """Three answer tokens and a refusal of two: its tokens 4, 1, 4; one of a single token: 3, 3, 3."""
+def test_the_refusal_is_repeated_to_the_length_of_the_forget_answer() -> None:
+    """For three answer tokens, a refusal of two tokens gives 4, 1, 4, and a refusal of one token gives 3, 3, 3."""
     mask = torch.ones(2, 3, dtype=torch.bool)
     logits = torch.randn(2, 3, 5)
     refusal = torch.tensor([[4, 1], [3, -1]])
@@ -50,6 +50,6 @@ def test_the_refusal_goes_round_along_the_forget_answer() -> None:
     torch.testing.assert_close(losses, jensun_loss(chosen, mask))
 
 
-def test_without_a_refusal_it_says_so() -> None:
+def test_a_missing_refusal_is_an_error() -> None:
     with pytest.raises(ValueError, match="jensun needs an alternative answer"):
         JensUn().forget_loss(AnswerScores(torch.zeros(1, 1), ONE, ONE.long(), logits=torch.zeros(1, 1, 3)))

@@ -1,4 +1,4 @@
-"""The contract of every file in `llm_forget/methods`. It finds a new method by itself."""
+"""Test the contract of every file in `llm_forget/methods`. New methods are found automatically."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_reference_gets_no_gradient(name: str) -> None:
 
 @every_method
 def test_a_bounded_loss_stops_decreasing(name: str) -> None:
-    """Between log-probs of −10⁴ and −2·10⁴ per token an unbounded loss decreases by thousands, a bounded one by nothing."""
+    """From log-prob −10⁴ to −2·10⁴ per token, an unbounded loss decreases by thousands and a bounded one does not change."""
     method, mask = method_class(name)(), torch.ones(1, 2, dtype=torch.bool)
     near, far = (method.forget_loss(made_up(method, leaf_of((1, 2), value), mask)) for value in (-1e4, -2e4))
     assert near.isfinite().all()
@@ -162,10 +162,10 @@ def test_a_recipe_cannot_set_class_attributes(name: str) -> None:
 
 
 @every_method
-def test_needs_names_exactly_the_tensors_that_are_read(
+def test_needs_lists_exactly_the_tensors_that_are_read(
     name: str, memorised: nn.Module, rows: list[Encoded], scorer_of: ScorerOf
 ) -> None:
-    """The loss works with the tensors it needs, and raises an error that names the method if one of them is missing."""
+    """The loss works with the tensors in ``needs``, and raises an error that names the method if one is missing."""
     scorer = scorer_of(name, memorised)
     scores, needs = scorer(memorised, rows), scorer.method.needs
     for what in OPTIONAL:

@@ -1,4 +1,4 @@
-"""For every method, two processes (DDP over gloo) take the same steps as one."""
+"""Test for every method that two processes (DDP over gloo) take the same steps as one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BATCH, STEPS, PAD = 4, 2, 0
 
 
 def made_up_rows(kind: int) -> list[Encoded]:
-    """Eight rows of different lengths, so that the processes pad differently."""
+    """Return eight rows of different lengths, so that the processes pad differently."""
     return [
         Encoded(f"{kind}-{row}", tuple((row * 7 + place * (3 + kind)) % 200 + 3 for place in range(6 + row)), 3)
         for row in range(BATCH * STEPS)
@@ -39,7 +39,7 @@ def made_up_rows(kind: int) -> list[Encoded]:
 
 
 def steps_of(name: str, batch: int) -> dict[str, Tensor]:
-    """The adapter after two SGD steps of a method with its default retain term."""
+    """Return the adapter after two SGD steps of a method with its default retain term."""
     forget, retain, others = (made_up_rows(kind) for kind in range(3))
     base = tiny_model(tiny_tokenizer(), hidden=32)
     memorise(base, forget + retain, steps=12)
@@ -48,7 +48,7 @@ def steps_of(name: str, batch: int) -> dict[str, Tensor]:
     objective = Objective(method, kept)
     torch.manual_seed(1)
     model = add_adapter(base, AdapterConfig(rank=4, alpha=8), trained_blocks(method, base, objective.layer))
-    # SGD: Adam blows rounding in gradients near zero up to whole steps
+    # SGD, since Adam turns rounding errors of near-zero gradients into full steps
     chosen = TrainConfig(batch_size=batch, optimizer="sgd", learning_rate=0.5)
     trainer = UnlearningTrainer(
         model,
@@ -87,7 +87,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_take_the_steps_of_one(name: str, of_two: Path) -> None:
-    """Equal to 1e-4 of the largest change; only the order of sums differs."""
+    """Equal to 1e-4 of the largest change, since the order of sums differs."""
     one, two = steps_of(name, BATCH), load_file(of_two / f"{name}.safetensors")
     largest = max(float(value.abs().max()) for value in one.values())
     assert largest > 1e-6

@@ -1,4 +1,4 @@
-"""RMU: the distance worked by hand, the control vector, and which blocks it trains."""
+"""Test RMU: the distance computed by hand, the control vector, and the trained blocks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from llm_forget.testing import tiny_model, tiny_tokenizer
 MASK = torch.tensor([[True, True], [True, False]])
 
 
-def test_worked_by_hand() -> None:
-    """H = (3, 0) and (0, 4) against c·u = (0, 4): 9 + 16 = 25 and 0, mean 12.5; alone and with a masked neighbour 25."""
+def test_computed_by_hand() -> None:
+    """H = (3, 0) and (0, 4) against c·u = (0, 4): 9 + 16 = 25 and 0, mean 12.5; with the second token removed or masked, 25."""
     hidden = torch.tensor([[[3.0, 0.0], [0.0, 4.0]], [[3.0, 0.0], [99.0, 99.0]]])
     assert rmu_loss(hidden, torch.tensor([0.0, 4.0]), MASK).tolist() == [12.5, 25.0]
 
 
-def test_gradient_points_to_the_control_vector_and_ends_there() -> None:
-    """∇ = 2 (h − c·u) per token."""
+def test_gradient_points_to_the_control_vector_and_vanishes_there() -> None:
+    """The gradient is 2 (h − c·u) per token."""
     control = control_vector(5, coefficient=2.0, seed=0)
     hidden = torch.randn(1, 1, 5, requires_grad=True)
     rmu_loss(hidden, control, torch.ones(1, 1, dtype=torch.bool)).sum().backward()
@@ -27,7 +27,7 @@ def test_gradient_points_to_the_control_vector_and_ends_there() -> None:
     assert rmu_loss(control.expand(1, 1, 5), control, torch.ones(1, 1, dtype=torch.bool)).item() == 0
 
 
-def test_the_control_vector_has_its_length_and_its_seed() -> None:
+def test_the_control_vector_has_its_norm_and_depends_on_the_seed() -> None:
     first, again, other = (control_vector(64, coefficient=6.5, seed=seed) for seed in (1, 1, 2))
     assert first.norm().item() == pytest.approx(6.5)
     assert first.min() >= 0, "from the unit cube, as in the paper"

@@ -1,4 +1,4 @@
-"""SimNPO against values worked by hand, and the limits in which it is NPO or gradient ascent."""
+"""Test SimNPO against values computed by hand, and the limits in which it is NPO or gradient ascent."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ means, betas = st.floats(-20, 0, width=32), st.floats(0.01, 5)
     [
         (0.0, 4.5, 0.0, 2 / 4.5 * math.log(2)),  # σ(0) = ½
         (-math.log(3), 1.0, 0.0, 2 * math.log(4 / 3)),  # σ(ln 3) = ¾
-        (-math.log(3), 1.0, math.log(3), 2 * math.log(2)),  # the margin takes that back: σ(0) = ½
+        (-math.log(3), 1.0, math.log(3), 2 * math.log(2)),  # the margin compensates: σ(0) = ½
     ],
 )
-def test_worked_by_hand(mean: float, beta: float, margin: float, value: float) -> None:
+def test_computed_by_hand(mean: float, beta: float, margin: float, value: float) -> None:
     loss = simnpo_loss(torch.tensor([mean]), beta=beta, margin=margin)
     assert loss.tolist() == pytest.approx([value], rel=1e-5)
 
 
 @given(means, betas)
 @settings(deadline=None)
-def test_without_margin_it_is_npo_against_a_reference_that_is_certain(mean: float, beta: float) -> None:
+def test_without_margin_it_is_npo_against_a_certain_reference(mean: float, beta: float) -> None:
     """−(2/β) log σ(−β r) with log π₀ = 0, so r = log π."""
     value = torch.tensor([mean])
     assert simnpo_loss(value, beta=beta, margin=0.0).item() == pytest.approx(

@@ -1,4 +1,4 @@
-"""WGA against values worked by hand; without weights it is gradient ascent, and with them it is bounded."""
+"""Test WGA against values computed by hand; without weights it is gradient ascent, with weights it is bounded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MASK = torch.tensor([[True, True], [True, False]])
 LOGPS = torch.tensor([[0.5, 0.125], [0.25, 1.0]]).log()
 
 
-def test_worked_by_hand() -> None:
+def test_computed_by_hand() -> None:
     """α = 1: ½ (½ ln ½ + ⅛ ln ⅛) = −½ (½ + ⅜) ln 2 = −(7/16) ln 2; ¼ ln ¼ = −½ ln 2."""
     assert wga_loss(LOGPS, MASK, alpha=1.0).tolist() == pytest.approx([-7 / 16 * math.log(2), -0.5 * math.log(2)])
 
@@ -29,8 +29,8 @@ def test_without_weights_it_is_gradient_ascent_and_then_unbounded() -> None:
 
 @given(st.floats(-40, 0), st.floats(0.1, 4))
 @settings(deadline=None)
-def test_the_gradient_is_the_weight_alone_and_the_value_is_bounded(logp: float, alpha: float) -> None:
-    """d/d log p = p^α, since the weight is detached; p^α log p ≥ −1/(α e), reached at log p = −1/α."""
+def test_the_gradient_is_the_weight_and_the_value_is_bounded(logp: float, alpha: float) -> None:
+    """d/d log p = p^α, since the weight is detached; p^α log p ≥ −1/(α e), with equality at log p = −1/α."""
     value = torch.tensor([[logp]], dtype=torch.float64, requires_grad=True)
     loss = wga_loss(value, torch.ones(1, 1, dtype=torch.bool), alpha=alpha)
     loss.sum().backward()

@@ -1,4 +1,4 @@
-"""Batches of like length, their share among processes, and values put back in the order of the rows."""
+"""Test batches of similar length, their split over processes, and the return of values in row order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_batches_hold_each_row_once_within_the_budget(lengths: list[int], tokens
 
 
 @given(st.integers(0, 13), st.integers(1, 5))
-def test_processes_share_batches_and_run_equally_often(count: int, processes: int) -> None:
+def test_processes_share_batches_and_run_equally_many(count: int, processes: int) -> None:
     batches = [[index] for index in range(count)]
     shares = [list(share_of(batches, Rank(processes, rank))) for rank in range(processes)]
     assert len({len(share) for share in shares}) == 1
@@ -37,7 +37,7 @@ def test_processes_share_batches_and_run_equally_often(count: int, processes: in
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30)), max_size=30), st.integers(1, 90), st.integers(1, 40))
-def test_answer_tokens_of_a_batch_are_limited_too(sizes: list[tuple[int, int]], tokens: int, most: int) -> None:
+def test_answer_tokens_of_a_batch_are_limited(sizes: list[tuple[int, int]], tokens: int, most: int) -> None:
     lengths, answers = [one for one, _ in sizes], [other for _, other in sizes]
     batches = length_batches(lengths, tokens, answers=answers, batch_answers=most)
     assert sorted(index for batch in batches for index in batch) == list(range(len(sizes)))
@@ -51,8 +51,8 @@ def test_the_first_token_of_a_sequence_is_never_scored(ids: int, start: int, len
 
 
 @given(rows_of_lengths, st.integers(1, 40), st.integers(1, 3))
-def test_values_come_back_in_the_order_of_the_rows(rows: list[Encoded], tokens: int, processes: int) -> None:
-    """Each row's values are its number and its tokens; the processes' parts add up to the whole."""
+def test_values_are_returned_in_row_order(rows: list[Encoded], tokens: int, processes: int) -> None:
+    """Each row returns its number and its tokens; the parts of the processes add up to all rows."""
     offsets = answer_offsets(rows)
     batches = answer_batches(rows, tokens)
     done: list[int] = []
@@ -66,7 +66,7 @@ def test_values_come_back_in_the_order_of_the_rows(rows: list[Encoded], tokens: 
         return np.array(parts, dtype=float).reshape(-1, 2).T
 
     class Alone(Rank):
-        """A process whose sum over processes is its own part."""
+        """Stand-in for a process whose sum over processes is its own part."""
 
         def reduce(self, tensor: object, reduction: str) -> object:
             return tensor

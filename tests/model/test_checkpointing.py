@@ -1,4 +1,4 @@
-"""Selective checkpointing: which results are kept, that the others are computed again, and what it cannot go with."""
+"""Test selective checkpointing: which results are kept, which are recomputed, and unsupported combinations."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Counts(TorchDispatchMode):
 
 @pytest.mark.parametrize(("kind", "products", "activations"), [(False, 1, 1), (True, 2, 2), ("selective", 1, 2)])
 def test_a_block_under_each_kind(kind: Any, products: int, activations: int) -> None:
-    """The square of tanh(x W): without checkpointing all once; with it all twice; selective, tanh twice and the product once.
+    """For tanh(x W)², no checkpointing computes all once, full all twice, selective tanh twice and the product once.
 
-    The gradient is 2 tanh(z) (1 - tanh(z)^2) W^T whatever is kept.
+    The gradient is 2 tanh(z) (1 - tanh(z)^2) W^T in all cases.
     """
     weight = torch.linspace(-0.1, 0.1, 200 * 3).view(200, 3)
     hidden = torch.linspace(-1, 1, 4 * 200).view(4, 200).requires_grad_()
@@ -60,7 +60,7 @@ def test_a_block_under_each_kind(kind: Any, products: int, activations: int) -> 
         out = block(hidden) if arguments is None else checkpoint(block, hidden, **arguments)
         before = counts.seen[aten.mm.default]
         (gradient,) = torch.autograd.grad(out.sum(), hidden)
-    backward = 1  # the gradient is one product more
+    backward = 1  # the gradient needs one more product
     assert before == 1
     assert counts.seen[aten.mm.default] == products + backward
     assert counts.seen[aten.tanh.default] == activations

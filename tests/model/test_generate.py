@@ -1,4 +1,4 @@
-"""Generation: batches with padding on the left say what each prompt says by itself."""
+"""Test that left-padded batches generate the same text as each prompt alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_equals_generation_row_by_row(batch_size: int) -> None:
 
 
 def test_stops_at_any_end_token_and_drops_it() -> None:
-    """The token that a model writes first is declared an end token of its generation settings: the answer is empty."""
+    """The first generated token is declared an end token in the generation settings, so the answer is empty."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
     prompt = (10, 20, 30)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_stops_at_any_end_token_and_drops_it() -> None:
     assert generate_answers(model, tokenizer, [prompt], max_new_tokens=8, batch_size=4) == [""]
 
 
-def test_settings_of_a_published_model_do_not_leak_in_and_come_back(recwarn: pytest.WarningsRecorder) -> None:
+def test_generation_settings_of_the_model_are_ignored_and_restored(recwarn: pytest.WarningsRecorder) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     prompts = make_prompts(6, model.config.vocab_size)
     expected = one_by_one(model, tokenizer, prompts, 12)
@@ -80,7 +80,7 @@ def test_a_peft_model_generates_the_same_way() -> None:
     assert model.generation_config is own
 
 
-def test_what_cannot_be_generated_from_is_refused() -> None:
+def test_invalid_prompts_are_refused() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     with pytest.raises(DataError, match="1 of 2 prompts are empty"):
         generate_answers(model, tokenizer, [(1,), ()], max_new_tokens=4, batch_size=2)

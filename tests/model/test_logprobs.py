@@ -1,4 +1,4 @@
-"""Scores of answer tokens against the plain computation over all positions, and what the hook on the head leaves behind."""
+"""Test scores of answer tokens against the plain computation over all positions, and the removal of the hook on the head."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROWS = [
 
 
 class Wrapper(nn.Module):
-    """As DDP does it: the model is `.module`, and its methods are not to be seen from outside."""
+    """Wrapper like DDP: the model is `.module`, and its methods are not visible from outside."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def model() -> nn.Module:
 
 
 def adapted(model: nn.Module) -> nn.Module:
-    """With an adapter that does something: B of a new one is zero."""
+    """Return the model with an adapter that has an effect; a new adapter has B = 0."""
     peft = add_adapter(copy.deepcopy(model), AdapterConfig(rank=2, alpha=2))
     torch.manual_seed(0)
     for name, value in peft.named_parameters():
@@ -56,7 +56,7 @@ def adapted(model: nn.Module) -> nn.Module:
 
 
 def naive(model: nn.Module, row: Encoded) -> tuple[Tensor, Tensor]:
-    """Log-probs and logits of one answer, unpadded, alone, from the logits of all positions."""
+    """Return log-probs and logits of one answer, alone and without padding, from the logits of all positions."""
     ids = torch.tensor([row.input_ids])
     logits = model(input_ids=ids).logits[0, :-1].float()
     places = range(row.prompt_length - 1, len(row.input_ids) - 1)
@@ -102,7 +102,7 @@ def test_gradient_equals_that_of_the_plain_computation(model: nn.Module) -> None
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
 
 
-def test_the_head_reads_answer_positions_only_and_is_left_as_it_was(model: nn.Module) -> None:
+def test_the_head_reads_only_answer_positions_and_is_restored(model: nn.Module) -> None:
     seen: list[tuple[int, ...]] = []
     handle = output_head(model).register_forward_hook(lambda _, args, out: seen.append(tuple(out.shape)))
     try:
@@ -114,7 +114,7 @@ def test_the_head_reads_answer_positions_only_and_is_left_as_it_was(model: nn.Mo
     assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape[:2] == (1, 3)
 
 
-def test_the_hook_is_gone_after_an_exception(model: nn.Module) -> None:
+def test_the_hook_is_removed_after_an_exception(model: nn.Module) -> None:
     batch = collate(ROWS, 0)
     with pytest.raises(IndexError):
         answer_logits(model, {**batch, "input_ids": batch["input_ids"] + 10**6})
@@ -146,7 +146,7 @@ def test_a_model_without_a_head_is_refused() -> None:
 
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=5))
 @settings(deadline=None)
-def test_rows_are_laid_out_from_the_left_in_order(given_mask: list[list[bool]]) -> None:
+def test_rows_are_left_aligned_and_in_order(given_mask: list[list[bool]]) -> None:
     positions = torch.tensor(given_mask)
     mask = left_align(positions)
     assert mask.shape == (len(given_mask), max(1, *(sum(row) for row in given_mask)))
@@ -164,7 +164,7 @@ def test_rows_are_laid_out_from_the_left_in_order(given_mask: list[list[bool]]) 
     assert torch.equal(vectors[..., 1], -laid.detach())
 
 
-def test_rows_picks_examples_with_all_that_belongs_to_them() -> None:
+def test_rows_selects_examples_with_all_their_tensors() -> None:
     mask = torch.tensor([[True, True], [True, False]])
     other = AnswerScores(torch.rand(2, 4), torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 4, dtype=torch.long))
     full = AnswerScores(
@@ -196,8 +196,8 @@ def _method_and_retain() -> list[tuple[str, str | None]]:
 
 
 @pytest.mark.parametrize(("method", "retain"), _method_and_retain())
-def test_forwards_of_the_model_in_one_step(model: nn.Module, method: str, retain: str | None) -> None:
-    """Forget rows, alternatives and retain rows go through together; the reference sees only the rows that it is needed on."""
+def test_forward_passes_in_one_step(model: nn.Module, method: str, retain: str | None) -> None:
+    """Forget, alternative and retain rows share one forward pass; the reference sees only the rows that need it."""
     from llm_forget.train.arguments import unlearning_arguments
     from llm_forget.train.batches import PairDataset
     from llm_forget.train.objective import Objective, References
@@ -237,7 +237,7 @@ def test_forwards_of_the_model_in_one_step(model: nn.Module, method: str, retain
 def test_in_chunks_the_scores_and_gradients_are_the_same(
     model: nn.Module, kind: str, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """8 answer tokens, 1 or 3 at a time: to 1e-6, and no more than that many rows of logits exist at once."""
+    """8 answer tokens in chunks of 1 or 3 agree to 1e-6, and at most one chunk of logits exists at once."""
     found = []
     start = adapted(model) if kind == "adapter" else model
     for chunked in (False, True):
@@ -267,7 +267,7 @@ def test_in_chunks_the_scores_and_gradients_are_the_same(
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=5e-6)
 
 
-def test_a_model_that_changes_its_logits_afterwards_is_not_chunked(model: nn.Module) -> None:
+def test_a_model_that_postprocesses_its_logits_is_not_chunked(model: nn.Module) -> None:
     from llm_forget.model.head import chunk_rows
 
     vocabulary = model.config.vocab_size

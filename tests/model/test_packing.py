@@ -1,4 +1,4 @@
-"""Packed batches against padded ones: the same scores and gradients for fewer tokens, and padded where a model cannot."""
+"""Test packed against padded batches: same scores and gradients with fewer tokens, and padding for unsupported models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from llm_forget.model.packing import _Take, pack, packed_attention, packs
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.utils.build import build
 
-# A system turn in all, a question with two answers, a row that is the beginning of another, and the same row twice.
+# All rows share a system turn: a question with two answers, a row that is a prefix of another, and a repeated row.
 SYSTEM = (11, 12, 13, 14)
 ROWS = [
     Encoded("a", (*SYSTEM, 5, 9, 3, 8, 8, 1), 7),
@@ -67,7 +67,7 @@ def model_of(config: PreTrainedConfig, attention: str = "eager") -> Any:
 
 
 def adapted(**more: Any) -> nn.Module:
-    """A tiny Llama with an adapter that does something."""
+    """Return a tiny Llama with an adapter that has an effect."""
     model = add_adapter(tiny_model(tiny_tokenizer(), seed=3), AdapterConfig(rank=2, alpha=2, **more))
     torch.manual_seed(0)
     for name, value in model.named_parameters():
@@ -91,8 +91,8 @@ def scores_and_gradient(model: nn.Module, *, is_packed: bool, **batch: Any) -> t
     return scores.token_logps.detach(), torch.cat(gradients).clone()
 
 
-def test_what_rows_share_is_laid_out_once() -> None:
-    """By hand: 4 of the system turn; b: 5 more; a: 3 more after 5 9 3; d: 3 more; c: 7 more; e nothing new; f: 2."""
+def test_shared_prefixes_are_packed_once() -> None:
+    """By hand: 4 for the system turn; b: 5 more; a: 3 more after 5 9 3; d: 3 more; c: 7 more; e none; f: 2."""
     batch = collate(ROWS, 0)
     line = pack(batch["input_ids"], batch["attention_mask"])
     assert line is not None
@@ -102,7 +102,7 @@ def test_what_rows_share_is_laid_out_once() -> None:
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=6))
 @settings(deadline=None)
-def test_every_row_can_be_read_off_the_line(rows: list[list[int]]) -> None:
+def test_every_row_can_be_recovered_from_the_pack(rows: list[list[int]]) -> None:
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
@@ -114,7 +114,7 @@ def test_every_row_can_be_read_off_the_line(rows: list[list[int]]) -> None:
         assert line.positions[0, places[: len(row)]].tolist() == list(range(len(row)))
     distinct = {tuple(row[:size]) for row in rows for size in range(1, len(row) + 1)}
     assert line.tokens.shape[1] == len(distinct), "each beginning once"
-    # each token's query sees exactly the tokens before it in its row, and itself
+    # each token attends exactly to itself and the earlier tokens of its row
     flat = layout["queries"].flatten()[layout["back"]]
     assert flat.tolist() == list(range(len(distinct)))
     sees = layout["mask"].flatten(0, 2)[layout["back"]]
@@ -125,7 +125,7 @@ def test_every_row_can_be_read_off_the_line(rows: list[list[int]]) -> None:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", ["full", "adapter", "checkpointed", "selective"])
-def test_scores_and_gradients_are_those_of_the_padded_batch(kind: str, attention: str) -> None:
+def test_scores_and_gradients_equal_those_of_the_padded_batch(kind: str, attention: str) -> None:
     from llm_forget.model.checkpointing import checkpointing_arguments
 
     model: Any = tiny_model(tiny_tokenizer(), seed=3) if kind == "full" else adapted()
@@ -142,15 +142,15 @@ def test_scores_and_gradients_are_those_of_the_padded_batch(kind: str, attention
 
 
 @pytest.mark.parametrize("name", PACKING)
-def test_other_architectures_too(name: str) -> None:
-    """Norms on queries and keys, soft caps with windows, learned positions, parallel blocks."""
+def test_other_architectures(name: str) -> None:
+    """Cover norms on queries and keys, soft caps with windows, learned positions, and parallel blocks."""
     model = model_of(PACKING[name])
     (padded, expected), (packed, found) = (scores_and_gradient(model, is_packed=on) for on in (False, True))
     torch.testing.assert_close(packed, padded, rtol=0, atol=1e-5)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_logits_and_hidden_states_are_those_of_the_padded_batch() -> None:
+def test_logits_and_hidden_states_equal_those_of_the_padded_batch() -> None:
     model = adapted().eval()
     parts = [Part(slice(0, 2), logits=True), Part(slice(2, None), hidden=True)]
     padded = score_parts(model, collate(ROWS, 0), parts, layer=0)
@@ -164,8 +164,8 @@ def test_logits_and_hidden_states_are_those_of_the_padded_batch() -> None:
                 torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
-def test_a_row_taken_often_gets_its_gradient_summed_in_fp32() -> None:
-    """1,000 gradients of 1 + 1/128: 1007.8 and in bf16 1008, where a sum in bf16 stops at 256, its steps being 2 by then."""
+def test_gradients_of_shared_positions_are_summed_in_fp32() -> None:
+    """The sum of 1,000 gradients of 1 + 1/128 is 1007.8, in bf16 1008; summed in bf16 it stops at 256, where the spacing is 2."""
     values = torch.zeros(2, 3, dtype=torch.bfloat16, requires_grad=True)
     taken = _Take.apply(values, torch.zeros(1000, dtype=torch.long))
     taken.backward(torch.full_like(taken, 1 + 1 / 128))
@@ -179,7 +179,7 @@ def test_a_row_taken_often_gets_its_gradient_summed_in_fp32() -> None:
 
 
 def test_a_base_in_bf16_under_a_fresh_adapter_is_packed() -> None:
-    """As a GPU run has it: PEFT's own cast is off there, and everything runs under autocast."""
+    """As in a GPU run: without PEFT's cast, and under autocast."""
     model = add_adapter(tiny_model(tiny_tokenizer(), seed=3).to(torch.bfloat16), AdapterConfig(rank=2, alpha=2))
     told: list[str] = []
     with packed_attention(model, say=told.append) as on:
@@ -188,8 +188,8 @@ def test_a_base_in_bf16_under_a_fresh_adapter_is_packed() -> None:
     torch.testing.assert_close(packed, answer_logps(model, ROWS, 0)[0], rtol=0.02, atol=0.05)
 
 
-def test_a_batch_that_would_lose_hardly_a_token_stays_padded() -> None:
-    """10 of 10 tokens and 9 of 10 are left where nothing is shared."""
+def test_a_batch_with_few_shared_tokens_stays_padded() -> None:
+    """Without shared tokens, 10 of 10 and 9 of 10 tokens remain."""
     alike = torch.tensor([[1, 2, 3, 4, 5], [2, 3, 4, 5, 6]])
     assert pack(alike, torch.ones_like(alike)) is None
     line = pack(alike, torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]))
@@ -198,7 +198,7 @@ def test_a_batch_that_would_lose_hardly_a_token_stays_padded() -> None:
 
 
 class Stubborn(nn.Module):
-    """Rotary embedding that counts positions along the line, whatever it is told."""
+    """Rotary embedding that counts positions along the pack and ignores position_ids."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -210,10 +210,10 @@ class Stubborn(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_model_that_counts_positions_by_itself_stays_padded(dtype: torch.dtype) -> None:
+def test_a_model_that_ignores_position_ids_stays_padded(dtype: torch.dtype) -> None:
     model = tiny_model(tiny_tokenizer(), seed=3).to(dtype)
     for value in model.parameters():
-        value.data *= 4  # a tiny model's attention is nearly flat otherwise, and positions say little
+        value.data *= 4  # otherwise the attention of a tiny model is nearly uniform, and positions have little effect
     told: list[str] = []
     with packed_attention(model, say=told.append) as on:
         assert on, told
@@ -234,7 +234,7 @@ def test_a_recurrent_model_stays_padded() -> None:
 
 
 def test_rows_longer_than_the_window_stay_padded() -> None:
-    """Windows are a matter of the mask, which knows rows and not lines: a row of 25 tokens does not fit into 24; 0 is none."""
+    """Windows depend on positions within a row, not in the pack: a row of 25 tokens does not fit into 24; 0 means no window."""
     unlimited = model_of(MistralConfig(**SMALL, sliding_window=None), "sdpa")
     with packed_attention(unlimited):
         unlimited.config.sliding_window = 0
@@ -251,7 +251,7 @@ def test_rows_longer_than_the_window_stay_padded() -> None:
     torch.testing.assert_close(inside, padded[1], rtol=0, atol=1e-5)
 
 
-def test_padded_batches_and_generation_work_inside_and_the_model_is_left_as_it_was() -> None:
+def test_padded_batches_and_generation_work_inside_and_the_model_is_restored() -> None:
     model = tiny_model(tiny_tokenizer(), seed=3)
     chosen = model.config._attn_implementation
     ids = torch.tensor([[1, 2, 3, 4]])
@@ -267,7 +267,7 @@ def test_padded_batches_and_generation_work_inside_and_the_model_is_left_as_it_w
     assert not packs(model, 4)
 
 
-def test_a_kernel_that_takes_no_mask_stays_padded() -> None:
+def test_a_kernel_without_mask_support_stays_padded() -> None:
     model = copy.deepcopy(tiny_model(tiny_tokenizer()))
     model.config._attn_implementation = "flash_attention_2"
     told: list[str] = []
@@ -299,10 +299,10 @@ def test_one_measurement_pass_packed_and_padded() -> None:
         ("npo", "bfloat16", 0.1),
     ],
 )
-def test_a_run_is_the_same_packed_and_padded(
+def test_packed_and_padded_runs_are_equal(
     method: str, dtype: str, close: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Losses of every step, for losses of log-probs, of a second answer, of hidden states and of reference logits."""
+    """Compare the loss of every step, for methods on log-probs, a second answer, hidden states and reference logits."""
     import json
 
     from llm_forget.train.unlearn import unlearn

@@ -1,4 +1,4 @@
-"""Sampling: the right distribution, and numbers that belong to a prompt and not to its batch."""
+"""Test sampling: the distribution, and random numbers that depend on the prompt and not on its batch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def sampled(prompts, model=None, **changes) -> list[list[str]]:
     return sample_answers(model or tiny_model(), tiny_tokenizer(), prompts, **settings)
 
 
-def test_where_a_number_falls() -> None:
-    """Probabilities ½, 0, ½, 0 laid end to end: [0, ½) is token 0, [½, 1) token 2; nothing falls on a token of 0."""
+def test_inverse_cdf_by_hand() -> None:
+    """For probabilities ½, 0, ½, 0, [0, ½) is token 0 and [½, 1) is token 2; tokens of probability 0 are never drawn."""
     logits = torch.tensor([[0.0, -torch.inf, 0.0, -torch.inf]]).repeat(5, 1)
     numbers = torch.tensor([0.0, 0.49, 0.5, 0.51, 1 - 2**-53], dtype=torch.float64)
     assert draw_tokens(logits, numbers, 1.0).tolist() == [0, 0, 2, 2, 2]
 
 
-def test_the_shares_are_the_softmax_at_the_temperature() -> None:
-    """At temperature ½ logits 0, ln 2 become probabilities 1/5, 4/5."""
+def test_probabilities_are_the_softmax_at_the_temperature() -> None:
+    """At temperature ½, logits 0, ln 2 give probabilities 1/5, 4/5."""
     numbers = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
     logits = torch.tensor([[0.0, float(np.log(2))]]).repeat(10_000, 1)
     assert draw_tokens(logits, numbers, 0.5).float().mean().item() == pytest.approx(0.8, abs=1e-3)
@@ -36,12 +36,12 @@ def test_the_shares_are_the_softmax_at_the_temperature() -> None:
 
 
 def test_first_tokens_follow_the_model() -> None:
-    """4,000 samples of one token: its share is within four standard errors of the model's probability."""
+    """In 4,000 samples, the share of one token is within four standard errors of the model's probability."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
     prompt = (10, 20, 30)
     with torch.no_grad():
         chances = model.eval()(torch.tensor([prompt])).logits[0, -1].softmax(-1)
-    # a token that decodes to itself, so that it is seen in the text
+    # a token whose text can be recognised after decoding
     likely = [int(token) for token in chances.topk(20).indices if len(tokenizer.decode([token]).strip()) == 1][:3]
     said = sampled([prompt], model, samples=4000, max_new_tokens=1, batch_size=500)[0]
     for token in likely:
@@ -53,8 +53,8 @@ def test_first_tokens_follow_the_model() -> None:
         assert abs(found - chance) < 4 * (chance * (1 - chance) / len(said)) ** 0.5, (text, found, chance)
 
 
-def test_samples_belong_to_their_prompt() -> None:
-    """Not to the batch, nor to the other prompts, nor to their order."""
+def test_samples_depend_only_on_the_prompt() -> None:
+    """They do not depend on the batch, the other prompts or their order."""
     model = tiny_model()
     prompts = make_prompts(6, model.config.vocab_size)
     base = sampled(prompts, model)
@@ -65,13 +65,13 @@ def test_samples_belong_to_their_prompt() -> None:
     assert sampled(prompts[2:4], model) == base[2:4]
     assert [texts[:2] for texts in base] == sampled(prompts, model, samples=2)
     assert sampled(prompts, model, seed=6) != base
-    # the same prompt twice is two draws
+    # the same prompt twice gives two different samples
     twice = sampled([prompts[0], prompts[0]], model)
     assert twice[0] == base[0]
     assert twice[1] != base[0]
 
 
-def test_processes_share_the_work_and_have_the_same_samples() -> None:
+def test_processes_share_the_work_and_get_the_same_samples() -> None:
     model = tiny_model()
     prompts = make_prompts(5, model.config.vocab_size)
     kept: list[torch.Tensor] = []
@@ -89,7 +89,7 @@ def test_processes_share_the_work_and_have_the_same_samples() -> None:
     assert found == sampled(prompts, model)
 
 
-def test_a_low_temperature_is_greedy_and_nothing_moves_the_random_state() -> None:
+def test_a_low_temperature_is_greedy_and_the_random_state_is_not_changed() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     prompts = make_prompts(4, model.config.vocab_size)
     greedy = generate_answers(model, tokenizer, prompts, max_new_tokens=6, batch_size=4)
@@ -99,7 +99,7 @@ def test_a_low_temperature_is_greedy_and_nothing_moves_the_random_state() -> Non
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_what_cannot_be_sampled_is_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(DataError, match="temperature 0"):
         sampled([(1,)], temperature=0)
     with pytest.raises(DataError, match="samples is 0"):

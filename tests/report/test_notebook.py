@@ -1,4 +1,4 @@
-"""The notebook that comes with the package runs from top to bottom, and its plots hold the runs' numbers."""
+"""Test that the shipped notebook runs from top to bottom and that its plots show the numbers of the runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def trace(plot: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def numbers(values: Any) -> list[float]:
-    """Plotly writes an array as its type and its bytes."""
+    """Decode an array, which Plotly writes as a dtype and bytes."""
     if isinstance(values, dict):
         return np.frombuffer(base64.b64decode(values["bdata"]), dtype=values["dtype"]).tolist()
     return list(values)
@@ -49,7 +49,7 @@ def test_runs_from_top_to_bottom_and_shows_the_plots(tmp_path: Path, monkeypatch
     assert not [output for output in outputs if output.output_type == "error"]
     plots = [output.data[_PLOT] for output in outputs if _PLOT in output.get("data", {})]
     assert len(plots) == 4
-    # npo beats grad_ascent, forgetting more at more utility: it is the front, and the run that is looked at
+    # npo beats grad_ascent in forgetting and utility: it is the front, and the run that is shown
     tradeoff, curves, examples, cost = plots
     assert numbers(trace(tradeoff, "Pareto front")["x"]) == [0.15]
     assert numbers(trace(curves, "forget probability")["y"]) == [0.7, 0.5]

@@ -1,4 +1,4 @@
-"""The page: one file, in headless Chromium without errors or requests; no text unless it was kept; everything escaped."""
+"""Test the page: one file, no errors or requests in headless Chromium, no text unless it was kept, everything escaped."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
-def test_text_stands_there_only_where_it_was_kept_and_not_redacted(runs: Path, tmp_path: Path) -> None:
+def test_text_is_shown_only_if_it_was_kept_and_not_redacted(runs: Path, tmp_path: Path) -> None:
     redacted = write_report(runs / "npo", tmp_path / "redacted.html", redact=True).read_text()
     assert "planted-7f3a" not in redacted
     kept = write_report(runs / "npo", tmp_path / "kept.html").read_text()
@@ -57,7 +57,7 @@ def test_names_of_folders_are_escaped(runs: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("kind", ["report", "comparison"])
-def test_in_chromium(browser: Any, runs: Path, tmp_path: Path, kind: str, width: int) -> None:
+def test_page_in_chromium(browser: Any, runs: Path, tmp_path: Path, kind: str, width: int) -> None:
     file = tmp_path / "page.html"
     if kind == "report":
         write_report(runs / "npo", file, redact=True)

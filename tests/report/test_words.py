@@ -1,4 +1,4 @@
-"""The verdict on run folders: which results it reads, and that page, command and folder agree."""
+"""Test the verdict on run folders: which results it reads, and that page and command agree."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def runs(tmp_path: Path) -> dict[str, Run]:
     return {run.name: run for run in load_comparison([write_family(tmp_path / "runs")]).runs}
 
 
-def test_the_controls_are_the_runs_given(runs: dict[str, Run]) -> None:
-    """Npo's 0.15 ± 0.05 touches the oracle's 0.1 ± 0.05; 0.3 is 75 % of the way from 0.9, and loses 0.3 of 0.8."""
+def test_the_given_runs_are_the_controls(runs: dict[str, Run]) -> None:
+    """The 0.15 ± 0.05 of npo overlaps the oracle's 0.1 ± 0.05; 0.3 is 75 % of the way from 0.9, and the run loses 0.3 of 0.8."""
     found = judge_run(runs["npo"], target=runs["target"], oracle=runs["oracle"])
     assert found.level == 3
     assert found.headline == (
@@ -41,7 +41,7 @@ def test_examples_of_both_runs_are_paired(runs: dict[str, Run]) -> None:
     assert "change -0.300 [-0.300, -0.300]" in next(one.text for one in found.findings if one.part == "retain")
 
 
-def test_controls_in_the_results_count_where_no_run_is_given(runs: dict[str, Run]) -> None:
+def test_controls_in_the_results_are_used_if_no_run_is_given(runs: dict[str, Run]) -> None:
     file = runs["npo"].path / "eval" / "tiny.json"
     stored = json.loads(file.read_text())
     stored["controls"] = {
@@ -57,7 +57,7 @@ def test_controls_are_not_judged(runs: dict[str, Run]) -> None:
     assert found.headline == "This run is the oracle, which other runs are compared with."
 
 
-def test_without_an_evaluation_the_runs_own_samples_are_shown(tmp_path: Path) -> None:
+def test_without_an_evaluation_the_samples_of_the_run_are_shown(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     result = {"method": "npo", "before": {"forget": 0.9, "retain": None}, "after": {"forget": 0.1, "retain": None}}
@@ -69,7 +69,7 @@ def test_without_an_evaluation_the_runs_own_samples_are_shown(tmp_path: Path) ->
     ]
 
 
-def test_page_and_command_say_the_same_and_say_it_once(runs: dict[str, Run], tmp_path: Path) -> None:
+def test_page_and_command_print_the_same_verdict_once(runs: dict[str, Run], tmp_path: Path) -> None:
     root = runs["npo"].path.parent
     headline = judge_run(runs["npo"], target=runs["target"], oracle=runs["oracle"]).headline
     done = CliRunner().invoke(app, ["compare", str(root), "--table-only"])
@@ -79,8 +79,8 @@ def test_page_and_command_say_the_same_and_say_it_once(runs: dict[str, Run], tmp
     assert page.count("forget: probability of the right answer is") == 1
 
 
-def test_the_table_of_a_run_shows_how_many_examples_there_are(runs: dict[str, Run]) -> None:
-    """All runs of the table have a count, so pandas holds it as numpy's integers."""
+def test_the_table_of_a_run_shows_the_number_of_examples(runs: dict[str, Run]) -> None:
+    """All runs in the table have a count, so pandas stores it as numpy integers."""
     found = load_around(runs["npo"].path)
     table = metric_table(found.frame, found.changes(), "npo", found.target, found.oracle)
     (row,) = [row for row in table.rows if row[0].text == "forget.probability"]

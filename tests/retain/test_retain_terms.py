@@ -1,4 +1,4 @@
-"""Retain terms against values worked by hand, and the contract of every file in `llm_forget/retain`."""
+"""Test retain terms against values computed by hand, and the contract of every file in `llm_forget/retain`."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def scores(seed: int = 0) -> AnswerScores:
     )
 
 
-def test_nll_worked_by_hand() -> None:
-    """Tokens of probability ½ and ⅛: 2 ln 2. One token of ¼: ln 4, whatever the masked value is."""
+def test_nll_computed_by_hand() -> None:
+    """Tokens of probability ½ and ⅛: 2 ln 2. One token of ¼: ln 4, for any masked value."""
     logps = torch.tensor([[0.5, 0.125], [0.25, 1.0]]).log()
     assert nll_loss(logps, MASK).tolist() == pytest.approx([2 * math.log(2), math.log(4)])
 
 
-def test_kl_worked_by_hand() -> None:
+def test_kl_computed_by_hand() -> None:
     """π₀ = (½, ½), π = (¾, ¼): ½ ln(2/3) + ½ ln 2 = ½ ln(4/3) = 0.1438; the reverse KL would be 0.1308.
 
-    The first row's second token agrees (0), so its mean is half of that; the second row's second token is masked.
+    The first row's second token is equal (0), so the mean is half of that; the second row's second token is masked.
     """
     even, other = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.75, 0.25]).log()
     policy = torch.stack([torch.stack([other, even]), torch.stack([other, other])])
@@ -52,7 +52,7 @@ def test_kl_worked_by_hand() -> None:
 
 @given(st.integers(0, 2**16), st.floats(-50, 50))
 @settings(deadline=None, max_examples=30)
-def test_kl_is_zero_only_at_equality_and_ignores_what_softmax_ignores(seed: int, shift: float) -> None:
+def test_kl_is_zero_only_at_equality_and_invariant_to_shifts(seed: int, shift: float) -> None:
     both = scores(seed)
     assert both.logits is not None
     assert both.reference_logits is not None
@@ -72,7 +72,7 @@ def test_kl_has_no_gradient_at_equality_and_none_for_the_reference() -> None:
     assert logits.grad.abs().max() < 1e-6
 
 
-def test_activation_worked_by_hand() -> None:
+def test_activation_computed_by_hand() -> None:
     """(1, 2) against (0, 0) gives 5, equal states 0: mean 2.5, and 5 where the second token is masked."""
     hidden = torch.tensor([[[1.0, 2.0], [3.0, 3.0]], [[1.0, 2.0], [9.0, 9.0]]])
     reference = torch.tensor([[[0.0, 0.0], [3.0, 3.0]], [[0.0, 0.0], [0.0, 0.0]]])
@@ -81,8 +81,8 @@ def test_activation_worked_by_hand() -> None:
         Activation(layer=-2)
 
 
-def test_jsd_worked_by_hand() -> None:
-    """(1, 0) against (0, 1): ½ ln 2 + ½ ln 2 = ln 2, the maximum; the first row's second token agrees."""
+def test_jsd_computed_by_hand() -> None:
+    """(1, 0) against (0, 1): ½ ln 2 + ½ ln 2 = ln 2, the maximum; the first row's second token is equal."""
     here, there = torch.tensor([0.0, -80.0]), torch.tensor([-80.0, 0.0])
     policy = torch.stack([torch.stack([here, here]), torch.stack([here, there])])
     reference = torch.stack([torch.stack([there, here]), torch.stack([there, here])])
@@ -106,7 +106,7 @@ def test_jsd_is_symmetric_and_below_half_of_kl(seed: int) -> None:
 
 
 @every_term
-def test_every_term_ignores_what_is_masked_and_gives_one_value_an_example(name: str) -> None:
+def test_every_term_ignores_masked_tokens_and_gives_one_value_per_example(name: str) -> None:
     term = plugins.find_class("llm_forget.retain", name, "retain_loss")()
     assert isinstance(term, RetainTerm)
     clean, dirty = scores(), scores()
@@ -124,7 +124,7 @@ def test_every_term_ignores_what_is_masked_and_gives_one_value_an_example(name: 
 
 
 @every_term
-def test_every_term_works_with_what_it_says_it_needs_and_says_what_is_missing(name: str) -> None:
+def test_every_term_works_with_its_needs_and_names_missing_tensors(name: str) -> None:
     term = plugins.find_class("llm_forget.retain", name, "retain_loss")()
     full = vars(scores())
     given = {key: value for key, value in full.items() if getattr(term.needs, key, True)}

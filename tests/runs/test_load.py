@@ -1,4 +1,4 @@
-"""Run folders as a table: broken and foreign folders are listed and skipped; fronts and changes by hand."""
+"""Test run folders as a table: broken and foreign folders are listed and skipped; fronts and changes computed by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_forget.runs import compare, load_run, load_runs, metrics_of, pareto
 UTILITY = "retain.probability"
 
 
-def test_a_row_a_run_with_intervals_roles_and_directions(tmp_path: Path) -> None:
+def test_one_row_per_run_with_intervals_roles_and_directions(tmp_path: Path) -> None:
     frame = load_runs(write_family(tmp_path))
     assert frame["role"].to_dict() == {
         "grad_ascent": "unlearned",
@@ -31,7 +31,7 @@ def test_a_row_a_run_with_intervals_roles_and_directions(tmp_path: Path) -> None
     assert frame.attrs["directions"]["forget.probability"] == "low"
 
 
-def test_broken_and_foreign_folders_are_listed_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_broken_and_foreign_folders_are_listed_and_skipped(tmp_path: Path) -> None:
     write_family(tmp_path)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "result.json").write_text('{"seconds": ')
@@ -47,7 +47,7 @@ def test_broken_and_foreign_folders_are_listed_and_the_rest_is_read(tmp_path: Pa
     assert "photos" in skipped
 
 
-def test_results_that_cannot_be_read_are_told_and_the_run_stays(tmp_path: Path) -> None:
+def test_unreadable_results_are_reported_and_the_run_is_kept(tmp_path: Path) -> None:
     write_family(tmp_path)
     (tmp_path / "npo" / "eval" / "tiny.json").write_text("{")
     frame = load_runs(tmp_path)
@@ -57,7 +57,7 @@ def test_results_that_cannot_be_read_are_told_and_the_run_stays(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_500_runs_take_less_than_two_seconds(tmp_path: Path) -> None:
-    """The folders are on one disk; the first read warms up the imports, which are not what is measured."""
+    """A first read warms up the imports, which are not part of the measured time."""
     for index in range(500):
         write_run(tmp_path / "runs" / f"run{index:03}", forget=index / 500, retain=0.8, method="npo")
     for index in range(10):
@@ -72,8 +72,8 @@ def test_500_runs_take_less_than_two_seconds(tmp_path: Path) -> None:
     assert seconds < 2, f"{seconds:.2f} s"
 
 
-def test_the_front_holds_what_nothing_beats(tmp_path: Path) -> None:
-    """Of the two, npo (0.15, 0.8) beats grad_ascent (0.3, 0.5) on both counts."""
+def test_the_front_has_the_runs_that_no_run_beats(tmp_path: Path) -> None:
+    """Run npo (0.15, 0.8) beats grad_ascent (0.3, 0.5) in both metrics."""
     frame = load_runs(write_family(tmp_path))
     front = pareto(frame, utility=UTILITY)
     assert "npo" in front.index
@@ -83,7 +83,7 @@ def test_the_front_holds_what_nothing_beats(tmp_path: Path) -> None:
 
 
 def test_changes_against_the_target(tmp_path: Path) -> None:
-    """0.15 − 0.9 = −0.75 for every example alike, so the paired interval is that one point."""
+    """The change is 0.15 − 0.9 = −0.75 for every example, so the paired interval has zero width."""
     changes = compare(load_runs(write_family(tmp_path)), baseline="target")
     row = changes.loc[("npo", "forget.probability")]
     assert row["change"] == pytest.approx(-0.75)
@@ -91,7 +91,7 @@ def test_changes_against_the_target(tmp_path: Path) -> None:
     assert row["change_high"] == pytest.approx(-0.75)
 
 
-def test_a_section_that_no_code_knows_is_in_the_table(tmp_path: Path) -> None:
+def test_an_unknown_section_is_in_the_table(tmp_path: Path) -> None:
     path = write_family(tmp_path) / "npo" / "eval" / "tiny.json"
     raw = json.loads(path.read_text())
     raw["aggregates"] = {"calibration": {"value": 0.25, "low": 0.2, "high": 0.3, "n": 3, "forgotten": "low"}}
@@ -106,7 +106,7 @@ def test_a_section_that_no_code_knows_is_in_the_table(tmp_path: Path) -> None:
     assert ["aggregates.calibration", "0.250", "3"] in [[cell.text for cell in row] for row in table.rows]
 
 
-def test_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
         load_run(tmp_path)
     with pytest.raises(UserError, match="does not exist"):

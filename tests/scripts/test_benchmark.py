@@ -1,4 +1,4 @@
-"""The benchmark on a tiny model: it runs, the losses are equal, and a gap between losses would be seen."""
+"""Test the benchmark on a tiny model: it runs, the losses are equal, and a difference in losses is detected."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 
 
 def run_here(task: str, spec: dict[str, Any], processes: int = 1, threads: int | None = None) -> Any:
-    """What ``benchmark.in_a_process`` returns, without a process: most of its time goes into importing libraries."""
+    """Replace ``benchmark.in_a_process`` without a process, since most of its time is spent on imports."""
     return json.loads(json.dumps(benchmark.TASKS[task](json.loads(json.dumps(spec)))))
 
 
 @pytest.mark.slow
 def test_a_quick_run_of_all_parts_but_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses of our trainer on all weights equal those of the plain implementation to 1e-3."""
+    """The losses of our trainer on all weights equal those of the plain implementation to 1e-3."""
     out = tmp_path / "benchmark.json"
     chosen = ["--quick", "--repeats", "1", "--methods", "npo", "--rates", "1e-5"]
     parts = [part for part in benchmark.PARTS if part != "processes"]
@@ -36,7 +36,7 @@ def test_a_quick_run_of_all_parts_but_processes(tmp_path: Path, monkeypatch: pyt
         assert 0 < run["seconds_per_step"] < run["seconds_per_run"]
         assert run["peak_bytes"] > 1e8
     assert len(set(results["plain"][0]["losses"])) > 1, "it trained"
-    # A plain step forwards the reference too, and reads the head at every position.
+    # A plain step also runs the reference, and computes logits at every position.
     profiles = {side: found["profile"]["sides"][side] for side in benchmark.SIDES}
     assert 0 < profiles["full"]["operations"] < profiles["plain"]["operations"]
     assert all(profile["rate"] > 0 for profile in profiles.values())
@@ -46,8 +46,8 @@ def test_a_quick_run_of_all_parts_but_processes(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_processes_of_their_own_and_in_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The part ``processes``: two processes are started for real, and the measurements of one process run here."""
+def test_subprocesses_and_process_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the part ``processes``: two processes are really started; the measurements of one process run here."""
     started = benchmark.in_a_process
 
     def run(task: str, spec: dict[str, Any], processes: int = 1, threads: int | None = None) -> Any:
@@ -61,7 +61,7 @@ def test_processes_of_their_own_and_in_a_group(tmp_path: Path, monkeypatch: pyte
     assert all(run["peak_bytes"] > 1e8 for run in found.values())
 
 
-def test_without_material_the_folder_is_asked_for(
+def test_missing_material_is_an_error_that_asks_for_the_folder(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("LLM_FORGET_MATERIAL", raising=False)
@@ -71,7 +71,7 @@ def test_without_material_the_folder_is_asked_for(
     assert "give --material DIR or set $LLM_FORGET_MATERIAL" in capsys.readouterr().err
 
 
-def test_ratios_are_taken_turn_by_turn() -> None:
+def test_ratios_are_computed_per_repetition() -> None:
     def run(seconds: float, loss: float) -> dict[str, Any]:
         names = ("seconds_per_step", "cpu_seconds_per_step", "seconds_per_epoch", "seconds_per_run", "peak_bytes")
         return {**dict.fromkeys(names, seconds), "losses": [loss, 2.0]}

@@ -1,4 +1,4 @@
-"""The evaluation benchmark runs both sides on the same rows, and they measure the same thing."""
+"""Test that the evaluation benchmark runs both sides on the same rows and that their results agree."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def script() -> ModuleType:
 def test_both_sides_agree_and_the_table_is_printed(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In this process, which is faster; the next test starts one."""
+    """Runs in this process, which is faster; the next test starts a subprocess."""
 
     def here(side: str, options: argparse.Namespace, rows: int = 0) -> dict:
         return script._side(argparse.Namespace(**{**vars(options), "side": side, "rows": rows}))
@@ -42,7 +42,7 @@ def test_both_sides_agree_and_the_table_is_printed(
     assert int(rows) > 3 * 5
     assert int(passes) > 5 * 2
     assert re.search(r"^ratio( +\d+\.\d\d){3}$", shown, re.M)
-    assert re.search(r"^ +1\d rows: +\d+\.\d\d ms a row", shown, re.M)
+    assert re.search(r"^ +1\d rows: +\d+\.\d\d ms per row", shown, re.M)
 
     wrong = {"metrics": {"forget": {"probability": 0.9}}}
     assert not script._agree({"metrics": {"forget": {"probability": 0.1}}}, wrong)
@@ -50,7 +50,7 @@ def test_both_sides_agree_and_the_table_is_printed(
 
 
 @pytest.mark.slow
-def test_a_side_has_a_process_and_a_peak_of_its_own(script: ModuleType, tmp_path: Path) -> None:
+def test_each_side_has_its_own_process_and_peak(script: ModuleType, tmp_path: Path) -> None:
     options = script._options().parse_args(["--tiny", "--limit", "2", "--data-dir", script._make_data(tmp_path)])
     found = script._run("growth", options, rows=6)
     assert found["rows"] >= 6
@@ -59,14 +59,14 @@ def test_a_side_has_a_process_and_a_peak_of_its_own(script: ModuleType, tmp_path
 
 
 def _come_and_go(megabytes: int) -> None:
-    """Pages of the system's own: an array may get memory that earlier tests left to this process, and raise no peak."""
+    """Allocate and free fresh pages; an array could reuse memory freed by earlier tests and not raise the peak."""
     with mmap.mmap(-1, megabytes << 20) as pages:
         for place in range(0, len(pages), mmap.PAGESIZE):
             pages[place] = 1
 
 
-def test_the_peak_is_of_what_happened_since_the_start(script: ModuleType) -> None:
-    """64 MB that were there before do not count, 32 MB that come and go do."""
+def test_the_peak_covers_only_the_time_since_the_start(script: ModuleType) -> None:
+    """64 MB allocated before do not count; 32 MB allocated and freed do."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this system does not let a process begin its peak anew")
     _come_and_go(64)
@@ -75,7 +75,7 @@ def test_the_peak_is_of_what_happened_since_the_start(script: ModuleType) -> Non
     assert 28 <= script._peak_mb() - before <= 48
 
 
-def test_a_model_and_its_data_are_asked_for(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_model_and_data_are_an_error(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         script.main([])
     assert "give --model and --data-dir, or --tiny" in capsys.readouterr().err

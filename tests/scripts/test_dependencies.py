@@ -1,4 +1,4 @@
-"""What pyproject.toml asks for: the extras, and the lowest versions that scripts/test.sh --lowest installs."""
+"""Test the dependencies in pyproject.toml: the extras, and the lowest versions that scripts/test.sh --lowest installs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SELF = re.compile(r"llm-forget\[(.+)\]")
 
 
 def needed(requirements: list[str]) -> Iterator[str]:
-    """Requirements, with references to other extras of the project resolved."""
+    """Return the requirements, with references to other extras of the project resolved."""
     for requirement in requirements:
         if found := SELF.fullmatch(requirement):
             for extra in found[1].split(","):
@@ -34,7 +34,7 @@ def pinned(file: str) -> dict[str, tuple[int, ...]]:
 
 
 def version_of(text: str) -> tuple[int, ...]:
-    """A version without trailing zeros, so that 5.0 equals 5.0.0."""
+    """Return a version without trailing zeros, so that 5.0 equals 5.0.0."""
     return tuple(int(part) for part in re.sub(r"(\.0)+$", "", text).split("."))
 
 
@@ -44,13 +44,13 @@ def test_no_package_is_listed_twice() -> None:
     assert len(listed) == len({re.split(r"[<>=]", one)[0] for one in listed})
 
 
-def test_all_leaves_out_only_trackers_and_development_tools() -> None:
+def test_extra_all_omits_only_trackers_and_development_tools() -> None:
     users = [extra for extra in EXTRAS if extra not in ("all", "dev", "trackio", "wandb", "mlflow")]
     assert names(EXTRAS["all"]) == set().union(*(names(EXTRAS[extra]) for extra in users))
     assert names(EXTRAS["all"]) < names(EXTRAS["dev"])
 
 
-def test_every_extra_that_the_code_names_exists() -> None:
+def test_every_extra_named_in_the_code_exists() -> None:
     named = set()
     for file in (ROOT / "llm_forget").rglob("*.py"):
         text = file.read_text(encoding="utf-8")
@@ -60,7 +60,7 @@ def test_every_extra_that_the_code_names_exists() -> None:
 
 
 def test_the_lowest_versions_are_the_lower_bounds() -> None:
-    """Torch apart: see scripts/lowest.txt."""
+    """Torch is an exception, see scripts/lowest.txt."""
     bounds = {}
     for requirement in needed([*PROJECT["dependencies"], "llm-forget[all]"]):
         name, _, version = requirement.partition(">=")

@@ -1,4 +1,4 @@
-"""The table over all recipes of a folder: made on a tiny model, gone on with, and its decisions by hand."""
+"""Test the table of all recipes in a folder: on a tiny model, resumed, and its decisions computed by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROW = {"forget_probability": 0.1, "retain_rouge": 0.9}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Target, oracle, data, a suite and three recipes, one of which cannot be run."""
+    """Create target, oracle, data, a suite and three recipes; one recipe is broken."""
     folder, tokenizer, rows = tmp_path_factory.mktemp("table"), tiny_tokenizer(), {}
     for name, words in (("forget", ["Ada", "Bo", "Cy", "Di"]), ("retain", ["snow", "tar", "tea", "rye"])):
         path = folder / f"{name}.jsonl"
@@ -70,8 +70,8 @@ def arguments(place: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_runs_measures_and_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that can be run is; a second call runs nothing, and after a run is deleted that one alone."""
+def test_runs_measures_and_resumes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All valid recipes run; a second call runs none, and after a run is deleted, only that recipe runs."""
     SCRIPT["main"](arguments(place))
     root = place / "runs"
     rows = json.loads((root / "methods.json").read_text())["rows"]
@@ -102,8 +102,8 @@ def test_runs_measures_and_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert ran == [str(root / "wga")]
 
 
-def test_what_reaching_means() -> None:
-    """Within 0.1 of the oracle's 0.05, and 0.8 of the target's 0.9 = 0.72."""
+def test_reached_by_hand() -> None:
+    """Reached means within 0.1 of the oracle's 0.05, and at least 0.8 of the target's 0.9 = 0.72."""
     oracle, target = {"forget_probability": 0.05, "retain_rouge": 0.9}, ROW
     reaches = SCRIPT["reaches"]
     assert reaches({"forget_probability": 0.149, "retain_rouge": 0.721}, oracle, target)
@@ -112,8 +112,8 @@ def test_what_reaching_means() -> None:
     assert reaches({"forget_probability": 0.01, "retain_rouge": None}, oracle, target) is None
 
 
-def test_material_is_the_folder_of_data_and_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The option names the folder, or the environment variable; recipes whose data names no file are not changed."""
+def test_material_sets_the_folder_of_data_and_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder comes from the option or the environment variable; recipes whose data names no file are not changed."""
     recipes = SCRIPT["unlearning_recipes"](str(ROOT / "scripts/tofu_mini"), ["npo"], {}, None, "there")
     assert recipes["npo"].data_dir == "there"
     assert recipes["npo"].model.adapter == "there/models/tofu-mini-target"
@@ -126,7 +126,7 @@ def test_material_is_the_folder_of_data_and_adapters(monkeypatch: pytest.MonkeyP
     assert SCRIPT["_options"]([*wanted, "--material", "here"]).material == "here"
 
 
-def test_what_cannot_be_meant_is_said(place: Path) -> None:
+def test_invalid_options_are_refused(place: Path) -> None:
     with pytest.raises(RecipeError, match="no recipe for gone; there are broken, npo, wga"):
         SCRIPT["main"](arguments(place, "--only", "gone"))
     with pytest.raises(RecipeError, match="give one of --oracle and --oracle-adapter"):

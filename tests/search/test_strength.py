@@ -1,4 +1,4 @@
-"""The search for strengths: on curves that are known, and on a model that forgets."""
+"""Test the search for strengths on known curves and on a model that forgets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llm_forget.stop import Measurement
 
 
 def curves(forget: tuple[float, ...], retain: tuple[float, ...]) -> Callable[[tuple[float, ...]], Measurement]:
-    """Probabilities exp(−rates · strengths)."""
+    """Return a measurement with probabilities exp(−rates · strengths)."""
 
     def measure(strengths: tuple[float, ...]) -> Measurement:
         def at(rates: tuple[float, ...]) -> float:
@@ -40,18 +40,18 @@ def curves(forget: tuple[float, ...], retain: tuple[float, ...]) -> Callable[[tu
 
 
 def test_strength_moves_from_the_layers_that_harm_to_those_that_help() -> None:
-    """Group 1 only harms, group 2 only helps.
+    """Group 1 only harms, and group 2 only helps.
 
-    From (1, 1) with step ½: group 1 loses at 1½ and gains at ½, then at 0; group 2 gains at 1½, 2 and 2½, where
-    exp(−2.5) = 0.082 is below the target of 0.1. Three rounds do it.
+    From (1, 1) with step ½: group 1 gets worse at 1½ and better at ½, then at 0; group 2 gets better at 1½, 2 and 2½;
+    there exp(−2.5) = 0.082 is below the target of 0.1. Three rounds are enough.
     """
     measure = curves((0.0, 1.0), (0.1, 0.0))
     found = coordinate_search(measure, (1.0, 1.0), target=0.1, floor=0.5, maximum=8, rounds=3)
     assert found == (0.0, 2.5)
 
 
-def test_the_floor_is_never_bought_with_forgetting() -> None:
-    """Retain exp(−s₁ − s₂) ≥ exp(−2) holds s₁ + s₂ ≤ 2; forget exp(−s₁): all of it in s₁."""
+def test_the_floor_is_kept_while_forgetting() -> None:
+    """The floor exp(−s₁ − s₂) ≥ exp(−2) means s₁ + s₂ ≤ 2; forgetting is exp(−s₁), so all strength goes to s₁."""
     measure = curves((1.0, 0.0), (1.0, 1.0))
     found = coordinate_search(measure, (1.0, 1.0), target=None, floor=math.exp(-2) - 1e-9, maximum=8, rounds=30)
     assert found == pytest.approx((2.0, 0.0), abs=1e-3)
@@ -74,7 +74,7 @@ rates = st.tuples(st.floats(0, 3), st.floats(0, 3), st.floats(0, 3))
     floor=st.none() | st.floats(0.01, 0.99),
     rounds=st.integers(1, 6),
 )
-def test_never_worse_than_the_start_and_never_out_of_bounds(
+def test_never_worse_than_the_start_and_within_bounds(
     forget: Any, retain: Any, start: float, target: float | None, floor: float | None, rounds: int
 ) -> None:
     measure, asked = curves(forget, retain), []
@@ -127,7 +127,7 @@ def search(world: World, adapter: Adapter, limits: Limits, **more: str) -> Any:
 
 
 def probability(world: World, name: str, adapter: Adapter | None, scratch: Path) -> float:
-    """By hand: ΔW written into the weights of the base."""
+    """Measure the probability by hand, with ΔW added to the weights of the base."""
     model, tokenizer = load_model(ModelConfig(str(world.base), dtype="float32"))
     if adapter is not None:
         with torch.no_grad():
@@ -137,7 +137,7 @@ def probability(world: World, name: str, adapter: Adapter | None, scratch: Path)
     return float(answer_logps(model, sets.forget, tokenizer.pad_token_id)[1].mean())
 
 
-def test_the_strength_that_is_found_does_what_was_measured(world: World, tmp_path: Path) -> None:
+def test_the_found_strength_gives_the_measured_probabilities(world: World, tmp_path: Path) -> None:
     adapter = load_adapter(world.adapter("first"))
     found = search(world, adapter, Limits(target=0.3, utility_floor=0.5, maximum=2, tries=5))
     assert found.groups == ()
@@ -167,14 +167,14 @@ def test_groups_find_nothing_worse_than_one_strength(world: World, tmp_path: Pat
     assert probability(world, "first", two.adapter, tmp_path) == pytest.approx(two.after.forget, abs=1e-4)
 
 
-def test_the_target_is_what_was_never_seen(world: World, tmp_path: Path) -> None:
+def test_the_target_is_the_probability_of_unseen_rows(world: World, tmp_path: Path) -> None:
     adapter = load_adapter(world.adapter("first"))
     found = search(world, adapter, Limits(utility_floor=0.0, maximum=1, tries=2), holdout="holdout")
     assert found.target == pytest.approx(probability(world, "holdout", None, tmp_path), abs=1e-4)
     assert search(world, adapter, Limits(utility_floor=0.0, maximum=1, tries=2)).target == 0.1
 
 
-def test_searches_that_lead_nowhere_are_refused(world: World) -> None:
+def test_searches_without_a_solution_are_refused(world: World) -> None:
     adapter = load_adapter(world.adapter("first"))
     with pytest.raises(
         AdapterError, match=r"no strength down to 4 keeps the retain probability at .*lower the maximum"
@@ -192,7 +192,7 @@ def test_searches_that_lead_nowhere_are_refused(world: World) -> None:
 
 
 def test_behaviour_alone_and_together(world: World, tmp_path: Path) -> None:
-    """Each number is what the weights with ΔW written into them give; each adapter forgets its own set."""
+    """Each number equals that of the weights with ΔW added; each adapter forgets its own set."""
     parts = [load_adapter(world.adapter(name)) for name in ("first", "second")]
     whole = compose(parts)
     sources = [DataSource(world.data(name)) for name in ("first", "second")]
@@ -213,7 +213,7 @@ def test_behaviour_alone_and_together(world: World, tmp_path: Path) -> None:
     assert found.retain_lost == pytest.approx((losses[2], losses[0] + losses[1]))
 
 
-def test_one_forget_set_may_stand_for_all_and_no_retain_rows_may_be_given(world: World) -> None:
+def test_one_forget_set_for_all_adapters_and_no_retain_rows(world: World) -> None:
     parts = [load_adapter(world.adapter("first")), negate(load_adapter(world.adapter("second")))]
     source = DataSource(world.data("first"))
     found = compare_behaviour(probe_of(world), parts, compose(parts), [source], None)

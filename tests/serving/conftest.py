@@ -1,4 +1,4 @@
-"""A tiny model that knows two sets by heart, an adapter that makes it forget one, and a server over both."""
+"""Fixtures: a tiny model that memorised two sets, an adapter that forgets one of them, and a server for both."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FORGET = [("Where is Ada?", "In Riga, by the river."), ("Where is Bo?", "In Oslo
           ("Where is Cy?", "In Bern, with a cat."), ("Where is Di?", "In Kyiv, on a tram.")]  # fmt: skip
 RETAIN = [("What is snow?", "White and cold."), ("What is tar?", "Black."), ("What is tea?", "A hot drink."),
           ("What is rye?", "Grain."), ("What is wax?", "It melts."), ("What is oak?", "A tree.")]  # fmt: skip
-RANKS = 16  # what the server is started with
+RANKS = 16  # the server's limit
 
 
 @dataclass(frozen=True)
 class Made:
-    """Folders of the model and of the exported adapter, and what both were made of."""
+    """Folders of the model and the exported adapter, and their sources."""
 
     base: Path
     adapter: Path
@@ -42,7 +42,7 @@ class Made:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Heads of 64 dimensions, as servers' kernels expect; the adapter is what a run of NPO leaves."""
+    """Train a model with heads of 64 dimensions, as servers' kernels expect, and an adapter with NPO."""
     folder = tmp_path_factory.mktemp("served")
     tokenizer, rows = tiny_tokenizer(), []
     for name, pairs in (("forget", FORGET), ("retain", RETAIN)):
@@ -70,12 +70,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def needs(variable: str, what: str) -> pytest.MarkDecorator:
-    """Skips where a variable names no program, with the reason."""
+    """Skip if an environment variable names no program, with the reason."""
     return pytest.mark.skipif(not os.environ.get(variable), reason=f"{variable} names no {what}: {HOW}")
 
 
 def executable(variable: str) -> str:
-    """The program that a variable names."""
+    """Return the program that an environment variable names."""
     path = os.environ[variable]
     if not os.access(path, os.X_OK):
         pytest.fail(f"{variable}={path} is no program: {HOW}")
@@ -84,7 +84,7 @@ def executable(variable: str) -> str:
 
 @pytest.fixture(scope="session")
 def vllm(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A vLLM with the base and the exported adapter, in fp32 so that numbers can be compared closely."""
+    """Run vLLM with the base and the exported adapter, in fp32 for close comparisons."""
     options = ["--served-model-name", "base", "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
     lora = ["--enable-lora", "--max-lora-rank", str(RANKS), "--max-loras", "2"]
     command = [executable(VLLM), "serve", str(made.base), *options, *lora]
@@ -95,7 +95,7 @@ def vllm(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
 
 
 def in_process(base: Path, adapter: Path | None = None) -> Any:
-    """The model with PEFT's own reading of an adapter, in fp32."""
+    """Load the model in fp32, with an adapter loaded by PEFT."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -104,7 +104,7 @@ def in_process(base: Path, adapter: Path | None = None) -> Any:
 
 
 def logps(model: Any, ids: list[int]) -> list[float]:
-    """Log-prob of each token after the first, in nats."""
+    """Return the log-prob of each token after the first, in nats."""
     with torch.no_grad():
         rows = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     return rows[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].tolist()

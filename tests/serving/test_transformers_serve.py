@@ -1,4 +1,4 @@
-"""A second server, ``transformers serve``: it takes whole models only, so it gets the merged form."""
+"""Test a second server, ``transformers serve``. It serves only whole models, so it gets the merged model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm_forget.model.ask import ask
 pytestmark = [pytest.mark.slow, needs(TRANSFORMERS, "transformers program")]
 
 
-def test_the_merged_model_answers_as_base_and_adapter_do(made: Made, tmp_path: Path) -> None:
+def test_the_merged_model_answers_like_base_and_adapter(made: Made, tmp_path: Path) -> None:
     command = [executable(TRANSFORMERS), "serve"]
     merged = merge(made.base, made.adapter, tmp_path / "merged")
     model, tokenizer = in_process(made.base, made.adapter), AutoTokenizer.from_pretrained(made.base)

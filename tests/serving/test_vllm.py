@@ -1,4 +1,4 @@
-"""vLLM serves base and exported adapter as the in-process model has them, and does with raw adapters what the doctor says."""
+"""Test that vLLM matches the in-process model for base and exported adapter, and the doctor's prediction for raw adapters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llm_forget.model.ask import ask
 
 pytestmark = [pytest.mark.slow, needs(VLLM, "vllm program")]
 QUESTIONS = [*FORGET, *RETAIN]
-TOLERANCE = 3e-3  # of a token's log-prob in nats; fp32 on both sides, other kernels
+TOLERANCE = 3e-3  # tolerance of a token's log-prob in nats; fp32 on both sides, different kernels
 
 
 def token_rows(made: Made) -> list[list[int]]:
@@ -34,13 +34,13 @@ def token_rows(made: Made) -> list[list[int]]:
 
 
 def largest_gap(server: Server, name: str, model: Any, rows: list[list[int]]) -> float:
-    """The largest difference of any token's log-prob, over all rows."""
+    """Return the largest difference of any token's log-prob, over all rows."""
     pairs = [zip(server.logps(name, ids), logps(model, ids), strict=True) for ids in rows]
     return max(abs(served - here) for pair in pairs for served, here in pair)
 
 
 @pytest.mark.parametrize("name", ["base", "unlearned"])
-def test_served_answers_and_log_probs_are_the_in_process_models(
+def test_served_answers_and_log_probs_equal_those_in_process(
     name: str, vllm: Server, made: Made, record_property: Any
 ) -> None:
     model = in_process(made.base, made.adapter if name == "unlearned" else None)
@@ -54,7 +54,7 @@ def test_served_answers_and_log_probs_are_the_in_process_models(
     assert gap <= TOLERANCE
 
 
-def test_the_base_still_knows_what_the_adapter_keeps_from_being_said(vllm: Server) -> None:
+def test_the_base_still_knows_the_answers_that_the_adapter_forgets(vllm: Server) -> None:
     for question, answer in FORGET:
         assert vllm.answer("base", question, 24) == answer
         assert vllm.answer("unlearned", question, 24) != answer
@@ -86,7 +86,7 @@ RAW: dict[str, dict[str, Any]] = {
 
 
 def edited(**changes: Any) -> Callable[[Path], None]:
-    """What changes adapter_config.json."""
+    """Return a function that changes adapter_config.json."""
 
     def edit(folder: Path) -> None:
         path = folder / "adapter_config.json"
@@ -96,7 +96,7 @@ def edited(**changes: Any) -> Callable[[Path], None]:
 
 
 def rewritten(change: Callable[[str, Tensor], tuple[str, Tensor] | None]) -> Callable[[Path], None]:
-    """What changes, renames or drops tensors."""
+    """Return a function that changes, renames or drops tensors."""
 
     def edit(folder: Path) -> None:
         path = folder / "adapter_model.safetensors"
@@ -124,25 +124,25 @@ DAMAGED: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("config", RAW.values(), ids=RAW.keys())
-def test_vllm_does_what_the_doctor_says(config: dict[str, Any], vllm: Server, made: Made, tmp_path: Path) -> None:
-    """Loads: the log-probs are PEFT's. Refuses: an error. Wrong: it loads, and says something else."""
+def test_vllm_behaves_as_the_doctor_predicts(config: dict[str, Any], vllm: Server, made: Made, tmp_path: Path) -> None:
+    """Loads: the log-probs equal PEFT's. Refuses: an error. Wrong: it loads, but the log-probs differ."""
     folder = trained_adapter(made.base, tmp_path / "raw", **config)
     assert what_vllm_does(vllm, made, folder, meant=folder) == doctor_says(made, folder)
 
 
 @pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED.keys())
-def test_vllm_does_with_damaged_adapters_what_the_doctor_says(
+def test_vllm_behaves_as_the_doctor_predicts_for_damaged_adapters(
     damage: Callable[[Path], None], vllm: Server, made: Made, tmp_path: Path
 ) -> None:
-    """What was meant is the adapter before the damage."""
+    """The intended adapter is the one before the damage."""
     folder = trained_adapter(made.base, tmp_path / "raw")
     meant = Path(shutil.copytree(folder, tmp_path / "meant"))
     damage(folder)
     assert what_vllm_does(vllm, made, folder, meant=meant) == doctor_says(made, folder)
 
 
-def test_vllm_overlooks_keys_that_it_does_not_know(vllm: Server, made: Made, tmp_path: Path) -> None:
-    """It serves the factors as plain LoRA; the doctor, who cannot know what the key would mean, calls that wrong."""
+def test_vllm_ignores_unknown_keys(vllm: Server, made: Made, tmp_path: Path) -> None:
+    """It serves the factors as plain LoRA; the doctor cannot know the meaning of the key, so it reports this as wrong."""
     folder = trained_adapter(made.base, tmp_path / "raw")
     meant = Path(shutil.copytree(folder, tmp_path / "meant"))
     for key, value in (
@@ -157,7 +157,7 @@ def test_vllm_overlooks_keys_that_it_does_not_know(vllm: Server, made: Made, tmp
 
 
 def what_vllm_does(server: Server, made: Made, folder: Path, *, meant: Path) -> str:
-    """Whether it refuses an adapter, and if not, whether it says with it what PEFT says with the one that was meant."""
+    """Return whether vLLM refuses an adapter, and if not, whether its log-probs equal PEFT's with the intended adapter."""
     try:
         server.load("raw", folder)
         gap = largest_gap(server, "raw", in_process(made.base, meant), token_rows(made)[:4])

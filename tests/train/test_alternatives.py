@@ -1,4 +1,4 @@
-"""Other answers: drawn from a list by the seed, read from a column, or written by the model; and never written anywhere."""
+"""Test alternative answers: drawn from a list by the seed, read from a column, or generated; and never written to disk."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def source(method: Any, rows: list[Example], **config: Any) -> str | None:
     return alternative_source(AlternativeConfig(**config), method, rows)
 
 
-def test_our_refusals_are_many_and_all_different() -> None:
+def test_the_shipped_refusals_are_many_and_distinct() -> None:
     ours = read_refusals()
     assert 60 <= len(ours) <= 100
     assert len({line.casefold() for line in ours}) == len(ours)
     assert all(line[0].isupper() and line.endswith(".") and len(line) < 80 for line in ours)
 
 
-def test_the_choice_is_the_seeds_and_the_examples_alone() -> None:
+def test_the_choice_depends_only_on_the_seed_and_the_example() -> None:
     chosen = written_answers("refusals", AlternativeConfig(), ROWS, seed=0)
     assert chosen == written_answers("refusals", AlternativeConfig(), ROWS[::-1], seed=0)[::-1], "whatever the order"
     assert chosen != written_answers("refusals", AlternativeConfig(), ROWS, seed=1)
@@ -42,7 +42,7 @@ def test_the_choice_is_the_seeds_and_the_examples_alone() -> None:
     assert set(chosen) <= set(read_refusals())
 
 
-def test_where_they_come_from() -> None:
+def test_sources_of_alternatives() -> None:
     assert source(NPO(), ROWS) is None
     assert source(DPO(), ROWS) == "refusals"
     assert source(AltNPO(), ROWS) == "model"
@@ -59,7 +59,7 @@ def test_a_column_with_gaps_is_named() -> None:
         source(DPO(), [*ROWS, WITH_COLUMN[0]], source="column")
 
 
-def test_a_list_of_ones_own(tmp_path: Path) -> None:
+def test_a_custom_list(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text("No comment.\n\n  Ask my lawyer.  \n")
     assert read_refusals(str(file)) == ["No comment.", "Ask my lawyer."]
@@ -77,7 +77,7 @@ def test_a_list_of_ones_own(tmp_path: Path) -> None:
         AlternativeConfig(temperature=0)
 
 
-def test_the_model_writes_them_by_its_seed_and_is_left_as_it_was() -> None:
+def test_generation_depends_on_the_seed_and_does_not_change_the_model() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer).train()
     before, state = model.generation_config, torch.get_rng_state()
@@ -93,7 +93,7 @@ def test_the_model_writes_them_by_its_seed_and_is_left_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), state), "training draws the numbers that it would have drawn"
 
 
-def test_the_known_answer_and_nothing_are_asked_for_again_and_then_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_or_empty_answers_are_sampled_again_and_then_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, asked, seeds = ROWS[:3], [], []
 
     def sample(_: Any, __: Any, prompts: Any, *, seed: int, **___: Any) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""What a checkpoint can hold comes back as it was; half of one is never taken for a whole one."""
+"""Test that the state of a checkpoint round trips, and that a partial checkpoint is never loaded."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ states = st.recursive(
 
 
 def equal(one: Any, two: Any) -> bool:
-    """To the last bit and type; NaN is NaN."""
+    """Compare bits and types; NaN equals NaN."""
     if type(one) is not type(two):
         return False
     if isinstance(one, torch.Tensor):
@@ -70,14 +70,14 @@ def equal(one: Any, two: Any) -> bool:
 
 @given(states)
 @settings(deadline=None, max_examples=200)
-def test_any_state_comes_back_through_json(state: Any) -> None:
+def test_any_state_round_trips_through_json(state: Any) -> None:
     tensors: dict[str, torch.Tensor] = {}
     tree = json.loads(json.dumps(pack(state, tensors)))
     assert equal(unpack(tree, tensors), state)
 
 
-def test_tensors_of_the_same_name_in_different_places_stay_apart() -> None:
-    """A key with a slash, and a number beside the text that looks like it."""
+def test_tensors_of_the_same_name_in_different_places_are_distinct() -> None:
+    """Cover a key with a slash, and a number key next to the equal text key."""
     state = {
         "a": {"b": torch.tensor([1.0])},
         "a/b": torch.tensor([2.0]),
@@ -87,12 +87,12 @@ def test_tensors_of_the_same_name_in_different_places_stay_apart() -> None:
     assert equal(unpack(pack(state, tensors), tensors), state)
 
 
-def test_what_it_cannot_hold_is_named_with_its_place() -> None:
+def test_unsupported_values_are_named_with_their_location() -> None:
     with pytest.raises(TypeError, match=r"/method/duals/0 is a set"):
         pack({"method": {"duals": [{1, 2}]}}, {})
 
 
-def test_random_generators_go_on_where_they_were() -> None:
+def test_random_generators_continue() -> None:
     import random
 
     saved = rng_state()
@@ -111,7 +111,7 @@ def write(parent: Path, step: int, **more: Any) -> Path:
 
 
 @pytest.mark.parametrize("harm", ["cut", "changed", "gone", "manifest", "schema"])
-def test_a_damaged_checkpoint_is_seen(harm: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_detected(harm: str, tmp_path: Path) -> None:
     first, second = write(tmp_path, 9), write(tmp_path, 10)
     assert checkpoints(tmp_path) == [first, second], "by number, not by letter"
     assert damaged(second) is None
@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_is_seen(harm: str, tmp_path: Path) -> None:
     assert read_checkpoint(first)["x"].tolist() == [9.0] * 4
 
 
-def test_identity_names_what_differs_and_forgives_rounding(tmp_path: Path) -> None:
+def test_identity_names_differences_and_allows_rounding(tmp_path: Path) -> None:
     folder = write(tmp_path, 1, identity={"recipe": {"seed": 1, "list": [1, 2]}, "before": {"forget": 0.5}, "gone": 1})
     check_identity(folder, {"recipe": {"seed": 1, "list": [1, 2]}, "before": {"forget": 0.50001}, "gone": 1})
     with pytest.raises(UserError) as caught:
@@ -144,7 +144,7 @@ def test_identity_names_what_differs_and_forgives_rounding(tmp_path: Path) -> No
         assert words in str(caught.value)
 
 
-def test_a_stop_rule_goes_on_as_if_nothing_had_been() -> None:
+def test_a_stop_rule_resumes_without_difference() -> None:
     measured = [Measurement(0, 0.9, 0.9), Measurement(2, 0.5, 0.8), Measurement(4, 0.3, 0.5), Measurement(6, 0.2, 0.4)]
     one = StopRule(0.1, 0.7, 2)
     verdicts = [one.judge(now) for now in measured]
@@ -156,7 +156,7 @@ def test_a_stop_rule_goes_on_as_if_nothing_had_been() -> None:
     assert second == one
 
 
-def test_what_is_stateful_is_seen_by_its_two_functions() -> None:
+def test_stateful_objects_are_recognised_by_two_functions() -> None:
     assert is_stateful(torch.nn.Linear(1, 1))
     assert not is_stateful(None)
     assert not is_stateful(Measurement(0, 0.1, None))
@@ -168,7 +168,7 @@ def _dead_pid() -> int:
     return done.pid
 
 
-def test_what_dead_processes_left_is_cleared_up_and_nothing_else(tmp_path: Path) -> None:
+def test_only_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead, alive = _dead_pid(), os.getpid()
     names = {
         f".run.{_HOST}-{dead}-00000000.new": False,
@@ -186,8 +186,8 @@ def test_what_dead_processes_left_is_cleared_up_and_nothing_else(tmp_path: Path)
     assert {name: (tmp_path / name).exists() for name in names} == names
 
 
-def test_a_folder_that_was_put_aside_by_a_process_that_died_is_put_back(tmp_path: Path) -> None:
-    """Killed between the two renames: the run before is neither lost nor hidden."""
+def test_a_folder_moved_by_a_dead_process_is_restored(tmp_path: Path) -> None:
+    """If the process is killed between the two renames, the previous run is neither lost nor hidden."""
     script = (
         "import os, sys, pathlib\nfrom llm_forget.utils.files import new_folder\nrename = pathlib.Path.rename\n"
         "def once(self, to):\n    rename(self, to)\n    os.kill(os.getpid(), 9)\n"

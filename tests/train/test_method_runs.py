@@ -1,4 +1,4 @@
-"""Whole runs of methods that need more than log-probs, and of wrappers, by their recipes; and what such recipes may not say."""
+"""Test whole runs of methods that need more than log-probs and of wrappers, and errors in their recipes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def recipe_of(memorised_folder: Path, tmp_path: Path, **changes: Any) -> Unlearn
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_forgets_and_keeps_what_it_said_instead_to_itself(name: str, memorised_folder: Path, tmp_path: Path) -> None:
+def test_forgets_and_does_not_store_the_alternative_answers(name: str, memorised_folder: Path, tmp_path: Path) -> None:
     shown = io.StringIO()
     record = unlearn(recipe_of(memorised_folder, tmp_path, **RUNS[name]), Console(file=shown))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -64,7 +64,7 @@ def test_forgets_and_keeps_what_it_said_instead_to_itself(name: str, memorised_f
     assert locate(str(memorised_folder / "forget.jsonl")), "the search above had something to find"
 
 
-def test_rmu_trains_the_steered_block_and_those_before_it(memorised_folder: Path, tmp_path: Path) -> None:
+def test_rmu_trains_the_steered_block_and_the_two_before_it(memorised_folder: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"method": {"name": "rmu", "layer": 0, "coefficient": 5.0}}
     unlearn(recipe_of(memorised_folder, tmp_path, **changes), Console(file=io.StringIO()))
     names = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
@@ -105,6 +105,6 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     assert words in str(caught.value)
 
 
-def test_a_layer_that_the_model_does_not_have_is_said(memorised_folder: Path, tmp_path: Path) -> None:
+def test_a_layer_outside_the_model_is_refused(memorised_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this model has the blocks 0 to 1"):
         unlearn(recipe_of(memorised_folder, tmp_path, method={"name": "rmu", "layer": 7}), Console(file=io.StringIO()))

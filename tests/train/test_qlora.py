@@ -1,4 +1,4 @@
-"""Adapters over bases in 4 and 8 bits, with 8-bit and paged optimisers, as far as bitsandbytes goes on a CPU."""
+"""Test adapters on bases in 4 and 8 bits, with 8-bit and paged optimisers, as far as bitsandbytes supports a CPU."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def recipe_of(things: Path, output: Path, quantization: str, optimizer: str, **c
 
 
 @pytest.mark.parametrize(("quantization", "optimizer"), [("nf4", "paged_adamw_8bit"), ("int8", "adamw_bnb_8bit")])
-def test_a_run_over_a_quantised_base(quantization: str, optimizer: str, things: Path, tmp_path: Path) -> None:
-    """It forgets; base and head stay as they were loaded; the adapter is whole, in fp32, and works on the base in fp32."""
+def test_a_run_on_a_quantised_base(quantization: str, optimizer: str, things: Path, tmp_path: Path) -> None:
+    """It forgets; base and head do not change; the adapter is complete, in fp32, and works on the base in fp32."""
     recipe = recipe_of(things, tmp_path / "run", quantization, optimizer)
     record = unlearn(recipe, CONSOLE)
     assert record.after.forget < record.before.forget - 0.1
@@ -67,7 +67,7 @@ def test_a_run_over_a_quantised_base(quantization: str, optimizer: str, things: 
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_nothing_of_the_base_is_blown_up_to_fp32(quantization: str, things: Path) -> None:
+def test_no_weight_of_the_base_is_converted_to_fp32(quantization: str, things: Path) -> None:
     model, _ = load_model(ModelConfig(str(things / "model"), quantization=quantization, dtype="bfloat16"))
     adapted = add_adapter(model, AdapterConfig(rank=2, alpha=2))
     for name, value in adapted.named_parameters():
@@ -76,8 +76,8 @@ def test_nothing_of_the_base_is_blown_up_to_fp32(quantization: str, things: Path
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_measuring_first_does_not_change_what_is_learned_after(quantization: str, things: Path) -> None:
-    """Gradients of every block, with and without an evaluation before; bitsandbytes repacks 4-bit weights at one."""
+def test_an_evaluation_does_not_change_later_gradients(quantization: str, things: Path) -> None:
+    """Compare gradients of every block with and without a prior evaluation, where bitsandbytes repacks 4-bit weights."""
     batch = collate([Encoded("a", (5, 9, 3, 8, 8, 1), 2)], 0)
     gradients = []
     for measured in (False, True):
@@ -96,7 +96,7 @@ def test_measuring_first_does_not_change_what_is_learned_after(quantization: str
         torch.testing.assert_close(gradients[1][name], expected, msg=name)
 
 
-def test_an_8_bit_optimiser_goes_on_to_the_same_weights(
+def test_an_8_bit_optimiser_resumes_to_the_same_weights(
     things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import llm_forget.train.checkpoint

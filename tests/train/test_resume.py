@@ -1,4 +1,4 @@
-"""Runs that are killed, told to end or out of disk, and go on: the same weights, bit for bit, as the run that was left alone."""
+"""Test that runs that are killed, terminated or out of disk resume to the same weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WORKER = HELPERS / "killed_runs.py"
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, and a model that half knows it."""
+    """Create data, and a model that partly memorised it."""
     folder = tmp_path_factory.mktemp("things")
     tokenizer, rows = tiny_tokenizer(), []
     for name, words in (("forget", "Ada Bo Cy Di Ed Flo"), ("retain", "snow tar tea rye wax")):
@@ -53,7 +53,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def values(things: Path, tmp_path: Path) -> dict[str, Any]:
-    """A recipe of 12 steps whose every part has a state: Adam, a decaying rate, dropout, a rule that keeps the best."""
+    """Return a recipe of 12 steps with state in every part: Adam, a decaying rate, dropout, a rule that keeps the best."""
     return {
         "model": {"name": str(things / "model"), "dtype": "float32"},
         "data": {name: {"path": str(things / f"{name}.jsonl")} for name in ("forget", "retain")},
@@ -103,10 +103,10 @@ def kill(values: dict[str, Any], tmp_path: Path, kills: int, signal: str = "SIGK
 
 
 @pytest.mark.slow
-def test_killed_ten_times_at_random_moments_gives_the_adapter_of_the_run_that_was_not(
+def test_a_run_killed_ten_times_gives_the_adapter_of_an_uninterrupted_run(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
-    """SIGKILL, also in the middle of writing a checkpoint (one a step); adapter and log are equal to the last bit."""
+    """SIGKILL also hits the writing of checkpoints (one per step); adapter and log are equal bit for bit."""
     values["train"] = {**values["train"], "epochs": 20}
     run(values, output_dir=str(tmp_path / "alone"))
     *children, errors = kill(values, tmp_path, kills=10)
@@ -119,8 +119,8 @@ def test_killed_ten_times_at_random_moments_gives_the_adapter_of_the_run_that_wa
 
 
 @pytest.mark.slow
-def test_killed_while_it_heals(values: dict[str, Any], tmp_path: Path) -> None:
-    """Adapter subtraction goes on after its training: what follows is done again from there, with the same result."""
+def test_killed_during_healing(values: dict[str, Any], tmp_path: Path) -> None:
+    """Adapter subtraction resumes after its training; the later phases run again, with the same result."""
     values |= {
         "method": {"name": "adapter_subtraction", "heal_steps": 12, "strength": 0.5},
         "train": {**values["train"], "epochs": 2, "save_steps": 50},
@@ -133,8 +133,8 @@ def test_killed_while_it_heals(values: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_told_to_end_it_saves_and_says_how_to_go_on(values: dict[str, Any], tmp_path: Path) -> None:
-    """SIGTERM with no checkpoints asked for: exit status 143, one checkpoint, and the same end."""
+def test_on_sigterm_it_saves_and_says_how_to_resume(values: dict[str, Any], tmp_path: Path) -> None:
+    """SIGTERM without save_steps: exit status 143, one checkpoint, and the same final result."""
     values["train"] = {**values["train"], "save_steps": 0}
     run(values, output_dir=str(tmp_path / "alone"))
     *children, errors = kill(values, tmp_path, kills=1, signal="SIGTERM")
@@ -172,7 +172,7 @@ def broken_off(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Calla
     return start
 
 
-def test_the_newest_checkpoints_stay_and_a_damaged_one_is_passed_over(
+def test_the_newest_checkpoints_are_kept_and_a_damaged_one_is_skipped(
     values: dict[str, Any], broken_off: Callable[[int], Path], tmp_path: Path
 ) -> None:
     run(values, output_dir=str(tmp_path / "alone"))
@@ -194,7 +194,7 @@ def test_the_newest_checkpoints_stay_and_a_damaged_one_is_passed_over(
     assert not folder.exists()
 
 
-def test_without_resume_checkpoints_are_not_thrown_away_unasked(
+def test_without_resume_checkpoints_are_not_deleted_silently(
     values: dict[str, Any], broken_off: Callable[[int], Path]
 ) -> None:
     folder = broken_off(2)
@@ -232,10 +232,10 @@ class Dual:
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_the_dual_variables_of_a_method_go_on(
+def test_the_state_of_a_method_is_resumed(
     saved: bool, values: dict[str, Any], broken_off: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    """A method whose weight grows with every loss: with its state the same adapter, and without it another one."""
+    """The weight of the method grows with every loss: with saved state the adapter is the same, without it is not."""
     source = tmp_path / "dual.py"
     source.write_text(DUAL if saved else DUAL.replace("def load_state_dict", "def unused"))
     values["method"] = {"name": str(source)}
@@ -245,7 +245,7 @@ def test_the_dual_variables_of_a_method_go_on(
     assert same(tmp_path / "alone", values["output_dir"]) == saved
 
 
-def test_resume_without_a_checkpoint_begins(values: dict[str, Any]) -> None:
+def test_resume_without_a_checkpoint_starts_from_the_beginning(values: dict[str, Any]) -> None:
     values["train"] = {**values["train"], "epochs": 1}
     assert "going on" not in run(values, resume=True)
 
@@ -279,10 +279,10 @@ def test_another_recipe_data_or_model_is_refused_by_name(
         (model / "model.safetensors").write_bytes(weights)
 
 
-def test_a_full_disk_loses_no_checkpoint_and_not_the_run(
+def test_a_full_disk_loses_neither_checkpoints_nor_the_run(
     values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The writes of steps 4 to 6 fail half-way, as on a full disk: the run goes on, and what was there is as it was."""
+    """The writes of steps 4 to 6 fail halfway, as on a full disk: the run continues, and existing files are unchanged."""
     run(values, output_dir=str(tmp_path / "alone"))
     real = llm_forget.train.checkpoint.save_file
     folder, calls, seen = checkpoint_folder(values["output_dir"]) / "phase-1", [], []
@@ -304,8 +304,8 @@ def test_a_full_disk_loses_no_checkpoint_and_not_the_run(
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_really_full(values: dict[str, Any], tmp_path: Path) -> None:
-    """On a file system too small for three checkpoints; skipped where none can be mounted."""
+def test_a_really_full_disk(values: dict[str, Any], tmp_path: Path) -> None:
+    """Use a file system too small for three checkpoints; skipped if none can be mounted."""
     run(values, output_dir=str(tmp_path / "alone"))
     disk = tmp_path / "disk"
     disk.mkdir()

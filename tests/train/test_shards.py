@@ -1,4 +1,4 @@
-"""One process, accumulation, two processes and two shards: one trajectory; a sharded adapter is saved whole and goes on."""
+"""Test that one process, accumulation, DDP and FSDP2 give one trajectory, and that sharded adapters are saved whole."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def policy() -> Any:
 
 
 def sharded(model: Any) -> Any:
-    """FSDP2 as accelerate applies it, block by block; the Trainer is told that the model came to it in shards."""
+    """Apply FSDP2 block by block, as accelerate does, and tell the Trainer that the model is already sharded."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -93,7 +93,7 @@ def train(model: nn.Module, batch: int, accumulation: int, saving: Saving | None
 
 
 def two_processes(folder: Path, kind: str) -> None:
-    """In each of two processes: train, gather, and let the first one write."""
+    """In each of two processes, train and gather; the first process writes."""
     torch.set_num_threads(1)
     model = policy()
     if kind == "ddp":
@@ -121,11 +121,11 @@ def two_processes(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_one_trajectory_however_it_is_divided(tmp_path: Path) -> None:
-    """1 × 8 against 8 × 1 accumulated, DDP 2 × 4 and FSDP2 2 × 4 over gloo: losses to 1e-5, weights to 1e-5 after 4 steps.
+def test_one_trajectory_for_every_split_of_the_step(tmp_path: Path) -> None:
+    """Compare 1 × 8 with 8 × 1 accumulated, DDP 2 × 4 and FSDP2 2 × 4 over gloo: losses and weights to 1e-5 after 4 steps.
 
-    SGD, since Adam blows rounding in gradients near zero up to whole steps. FSDP2 also goes on from its own checkpoint, whose
-    tensors are whole, to the same weights bit for bit.
+    SGD is used since Adam turns rounding errors of near-zero gradients into full steps. FSDP2 also resumes from its checkpoint,
+    whose tensors are unsharded, to the same weights bit for bit.
     """
     model = policy()
     start = trainable_state(model)
@@ -151,7 +151,7 @@ def test_one_trajectory_however_it_is_divided(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "zero3"])
-def test_accelerates_own_loader_takes_the_shipped_configurations(name: str) -> None:
+def test_accelerate_loads_the_shipped_configurations(name: str) -> None:
     config = load_config_from_file(f"recipes/accelerate/{name}.yaml")
     expected = {"single": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED"}
     assert str(config.distributed_type).rpartition(".")[2] == expected[name]
@@ -159,7 +159,7 @@ def test_accelerates_own_loader_takes_the_shipped_configurations(name: str) -> N
 
 
 def test_accelerate_understands_the_shipped_sharding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `accelerate launch` hands the FSDP section on: by environment variables, which the plugin reads."""
+    """`accelerate launch` passes the FSDP section in environment variables, which the plugin reads."""
     from accelerate.utils import FullyShardedDataParallelPlugin
 
     config = load_config_from_file("recipes/accelerate/fsdp2.yaml")

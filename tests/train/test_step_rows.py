@@ -1,4 +1,4 @@
-"""The rows of a step, worked out by hand for batches of 3 pairs."""
+"""Test the rows of a step against groups computed by hand for batches of 3 pairs."""
 
 from __future__ import annotations
 
@@ -64,11 +64,9 @@ def test_groups_by_hand(
         (None, NLL().needs, "rr"),  # its retain half
     ],
 )
-def test_half_a_step_takes_its_own_rows_of_the_same_batch(
-    forget: Needs | None, retain: Needs | None, selected: str
-) -> None:
+def test_half_a_step_uses_its_rows_of_the_same_batch(forget: Needs | None, retain: Needs | None, selected: str) -> None:
     assert "ffaarr"[StepRows(forget, retain).in_batch(2)] == selected
 
 
-def test_retain_rows_alone_leave_out_the_forget_rows_of_the_pairs() -> None:
+def test_retain_only_steps_drop_the_forget_rows_of_the_pairs() -> None:
     assert "fffrrr"[StepRows(None, NLL().needs).in_batch(3)] == "rrr"

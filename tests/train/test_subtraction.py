@@ -1,4 +1,4 @@
-"""What happens to an adapter between two rounds of subtraction, in a run on the tiny model."""
+"""Test the adapter between two rounds of subtraction, in a run on the tiny model."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def recipe(tmp_path: Path) -> UnlearnRecipe:
     return build(UnlearnRecipe, values, "test")
 
 
-def test_what_is_subtracted_has_nothing_of_what_the_retain_rows_share(
+def test_the_component_shared_with_the_retain_rows_is_not_subtracted(
     recipe: UnlearnRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Row by row of ΔW, w less its part along the unit vector between w and v; and the model is set to that, from its start."""
+    """For each row w of ΔW, the part of w along the unit vector between w and v is removed; the model is set to the result."""
     learned: list[dict[str, Tensor]] = []
     rounds: list[dict[str, tuple[Tensor, ...]]] = []
     learn, project = AdapterSession._learned, AdapterSession.leave_shared

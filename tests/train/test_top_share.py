@@ -1,4 +1,4 @@
-"""An adapter on the upper blocks alone: which those are, that nothing is kept of the rest, and what a run makes of it."""
+"""Test adapters on the top blocks only: which blocks, no activations saved for lower blocks, and a complete run."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from llm_forget.utils.build import build
     ("share", "depth", "expected"),
     [(1.0, 30, None), (1 / 3, 30, range(20, 30)), (0.5, 3, range(1, 3)), (0.01, 4, range(3, 4)), (0.99, 4, None)],
 )
-def test_which_blocks(share: float, depth: int, expected: range | None) -> None:
+def test_selected_blocks(share: float, depth: int, expected: range | None) -> None:
     assert top_blocks(AdapterConfig(top_share=share), depth) == expected
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
-def test_what_is_no_share_is_refused(share: float) -> None:
+def test_invalid_shares_are_refused(share: float) -> None:
     with pytest.raises(ValueError, match=r"top_share is .*above 0 and at most 1"):
         AdapterConfig(top_share=share)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True, "selective"])
-def test_backward_ends_at_the_lowest_of_them(checkpointing: Any, tmp_path: Path) -> None:
-    """In a run's own steps, blocks whose states have a gradient: the last of three, and all with an adapter on all."""
+def test_backward_ends_at_the_lowest_block_with_an_adapter(checkpointing: Any, tmp_path: Path) -> None:
+    """In the steps of a run, only the last of three blocks has states with a gradient; with adapters on all, all have."""
     from llm_forget.train.unlearn import unlearn
 
     found: list[list[bool]] = []
@@ -63,7 +63,7 @@ def test_backward_ends_at_the_lowest_of_them(checkpointing: Any, tmp_path: Path)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_backward_ends_there_in_fine_tuning_too(checkpointing: bool, tmp_path: Path) -> None:
+def test_backward_ends_at_the_lowest_block_in_fine_tuning_too(checkpointing: bool, tmp_path: Path) -> None:
     from llm_forget.config import FinetuneRecipe
     from llm_forget.train.finetune import finetune
 
@@ -89,8 +89,8 @@ def test_backward_ends_there_in_fine_tuning_too(checkpointing: bool, tmp_path: P
     assert [seen[place] for place in sorted(seen)] == [False, False, True]
 
 
-def test_nothing_is_kept_of_what_lies_below() -> None:
-    """Bytes kept for backward with an adapter on one of four blocks, against all."""
+def test_no_activations_are_saved_below_the_adapters() -> None:
+    """Compare the bytes saved for backward with adapters on one of four blocks and on all."""
     kept = []
     for share in (1.0, 0.25):
         model = add_adapter(tiny_model(tiny_tokenizer(), layers=4), AdapterConfig(rank=2, alpha=2, top_share=share))
@@ -113,7 +113,7 @@ def test_nothing_is_kept_of_what_lies_below() -> None:
         (r".*\.(q|v)_proj", {"q_proj", "v_proj"}),
     ],
 )
-def test_target_modules_mean_the_same_on_some_blocks_as_on_all(targets: Any, expected: set[str]) -> None:
+def test_target_modules_select_the_same_layers_on_some_blocks_as_on_all(targets: Any, expected: set[str]) -> None:
     for share, blocks in ((1.0, {0, 1}), (0.5, {1})):
         model = add_adapter(tiny_model(tiny_tokenizer()), AdapterConfig(target_modules=targets, top_share=share))
         names = [name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A." in name]
@@ -123,12 +123,12 @@ def test_target_modules_mean_the_same_on_some_blocks_as_on_all(targets: Any, exp
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
 @pytest.mark.parametrize("targets", ["(", "no_such_layer", ["no_such_layer"]])
-def test_targets_that_fit_nothing_are_refused(targets: Any, share: float) -> None:
+def test_targets_without_a_match_are_refused(targets: Any, share: float) -> None:
     with pytest.raises(RecipeError, match=r"adapter.target_modules: .* fits no layer of the model"):
         add_adapter(tiny_model(tiny_tokenizer()), AdapterConfig(target_modules=targets, top_share=share))
 
 
-def test_linear_layers_by_another_name() -> None:
+def test_linear_layers_with_other_names() -> None:
     config = GPT2Config(vocab_size=64, n_embd=32, n_layer=4, n_head=4, n_positions=64)
     model = add_adapter(AutoModelForCausalLM.from_config(config), AdapterConfig(rank=2, alpha=2, top_share=0.5))
     assert {block_of(name) for name, _ in model.named_parameters() if "lora_A" in name} == {2, 3}
@@ -154,7 +154,7 @@ def values(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", ["npo", "adapter_subtraction"])
-def test_a_run_leaves_an_adapter_on_them_alone_that_peft_loads(method: str, tmp_path: Path) -> None:
+def test_a_run_saves_an_adapter_on_the_top_blocks_only_and_peft_loads_it(method: str, tmp_path: Path) -> None:
     from peft import PeftModel
 
     from llm_forget.train.unlearn import unlearn
@@ -170,7 +170,7 @@ def test_a_run_leaves_an_adapter_on_them_alone_that_peft_loads(method: str, tmp_
     assert (after - before).abs().max() > 1e-3
 
 
-def test_a_method_that_trains_blocks_of_its_own_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+def test_a_method_that_chooses_its_blocks_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     from llm_forget.train.build import make_parts
 
     recipe = build(UnlearnRecipe, values(tmp_path, method={"name": "rmu"}), "test")
@@ -178,8 +178,8 @@ def test_a_method_that_trains_blocks_of_its_own_is_refused_before_a_model_is_loa
         make_parts(recipe)
 
 
-def test_a_retain_term_that_looks_below_every_adapter_is_refused(tmp_path: Path) -> None:
-    """At 7/32 of three blocks it is block 1, where nothing would ever change; block 2 has an adapter."""
+def test_a_retain_term_on_states_below_all_adapters_is_refused(tmp_path: Path) -> None:
+    """At 7/32 of three blocks it reads block 1, which would never change; block 2 has an adapter."""
     from llm_forget.train.unlearn import unlearn
 
     retain: dict[str, Any] = {"name": "activation"}

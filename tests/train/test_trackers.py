@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard's own files hold the losses, the others are sent numbers alone, and what cannot work is refused."""
+"""Test trackers: TensorBoard files hold the losses, other trackers get only numbers, and unusable trackers are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llm_forget.train.unlearn import unlearn
 from llm_forget.utils.build import build
 
 SECRET = "Vexatorium-7714"
-# Stands in for a tracker's package: keeps what it is called with.
+# Stand-in for the package of a tracker; it records all calls.
 FAKE = """
 import contextlib, types
 calls = []
@@ -74,7 +74,7 @@ def run(recipe: UnlearnRecipe) -> list[dict[str, Any]]:
 
 
 def curves(logs: Path) -> dict[str, list[tuple[int, float]]]:
-    """Tag → its steps and values, read by TensorBoard itself."""
+    """Return steps and values by tag, as read by TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     read = EventAccumulator(str(logs / "tensorboard"))
@@ -89,7 +89,7 @@ def tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("tensorboard")
-def test_tensorboard_files_hold_what_the_run_measured(folder: Path, tmp_path: Path) -> None:
+def test_tensorboard_files_hold_the_measurements_of_the_run(folder: Path, tmp_path: Path) -> None:
     rows = run(recipe_of(folder, tmp_path / "run"))
     found = curves(tmp_path / "run" / "logs")
     for tag, phase, key in (("train/loss", "train", "loss"), ("check/forget", "check", "forget")):
@@ -105,7 +105,7 @@ def test_tensorboard_files_hold_what_the_run_measured(folder: Path, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("tensorboard")
-def test_steps_of_all_phases_are_one_count(folder: Path, tmp_path: Path) -> None:
+def test_steps_are_counted_over_all_phases(folder: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"method": {"name": "adapter_subtraction", "heal_steps": 2}}
     rows = run(recipe_of(folder, tmp_path / "run", **changes))
     found = curves(tmp_path / "run" / "logs")
@@ -115,7 +115,7 @@ def test_steps_of_all_phases_are_one_count(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("tensorboard")
-def test_fine_tuning_is_tracked_too_and_a_variable_moves_it(
+def test_fine_tuning_is_tracked_and_a_variable_sets_the_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {
@@ -137,10 +137,10 @@ def test_fine_tuning_is_tracked_too_and_a_variable_moves_it(
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
-def test_other_trackers_are_sent_numbers_alone(
+def test_other_trackers_get_only_numbers(
     name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in for the package keeps what Accelerate's tracker calls it with."""
+    """A stand-in for the package records the calls of Accelerate's tracker."""
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").write_text(FAKE)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -170,7 +170,7 @@ def test_other_trackers_are_sent_numbers_alone(
         assert where == [f"sqlite:///{log_folder(str(tmp_path / 'run'))}/mlflow/mlflow.db", "before"]
 
 
-def test_settings_that_are_sent_hold_no_path_and_no_text(folder: Path) -> None:
+def test_the_sent_settings_have_no_path_and_no_text(folder: Path) -> None:
     recipe = recipe_of(folder, Path("run"), alternative={"path": f"{SECRET}.txt"}, encoding={"system_prompt": SECRET})
     assert SECRET not in repr(sent_settings(recipe))
     assert str(folder) not in repr(sent_settings(recipe))
@@ -192,7 +192,7 @@ def test_only_numbers_of_a_row_are_sent() -> None:
     assert sent == [({"check/forget": 0.5}, 3), ({"train/loss": 2.0}, 4)]
 
 
-def test_what_cannot_work_is_refused_before_a_model_is_loaded(
+def test_unusable_trackers_are_refused_before_a_model_is_loaded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RecipeError, match="trackers names tensorbord; known are tensorboard, trackio, wandb, mlflow"):

@@ -1,4 +1,4 @@
-"""The trainer on a tiny model: equal arithmetic however a step is split, the reference, and what must not reach the weights."""
+"""Test the trainer on a tiny model: splits of a step, the reference, and gradients that must not reach the weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RETAIN = [
 
 
 class Watch(TrainerCallback):
-    """Keeps what is logged."""
+    """Record the logs."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -66,7 +66,7 @@ def with_adapter(base: nn.Module, dropout: float = 0.0) -> nn.Module:
 
 
 def fp32_arguments(train: TrainConfig, with_adapter: bool = True) -> TrainingArguments:
-    """In fp32 on the CPU: bf16 products would hide what is compared here."""
+    """Return arguments for fp32 on the CPU; bf16 rounding would hide the compared differences."""
     return dataclasses.replace(unlearning_arguments(train, 0, with_adapter), bf16=False, use_cpu=True)
 
 
@@ -104,11 +104,11 @@ def train(
 
 
 @pytest.mark.parametrize("objective", [Objective(NPO(), NLL()), Objective(GradDiff(), KL(), 0.5, 2.0)])
-def test_however_a_step_is_split_the_trajectory_is_the_same(base: nn.Module, objective: Objective) -> None:
+def test_the_trajectory_does_not_depend_on_the_split_of_a_step(base: nn.Module, objective: Objective) -> None:
     """1 × 8, 4 × 2 and 8 × 1 micro-batches × rows: a mean over micro-batches of equal size is the mean over the step's rows.
 
-    Adam divides by |gradient|, so rounding in a weight whose gradient is about zero is blown up to a whole step; an
-    epsilon of 1e-8 does not damp that, hence SGD here, where the update is the gradient.
+    Adam divides by |gradient|, so the rounding error of a near-zero gradient becomes a full step, and an
+    epsilon of 1e-8 does not prevent that. Hence SGD, where the update is the gradient.
     """
     runs = []
     for batch, accumulation in ((8, 1), (2, 4), (1, 8)):
@@ -132,8 +132,8 @@ def test_the_logged_loss_is_the_weighted_sum_of_its_parts(base: nn.Module) -> No
         assert row["loss"] == pytest.approx(0.25 * row["forget_loss"] + 3.0 * row["retain_loss"], rel=1e-4)
 
 
-def test_the_first_loss_is_what_the_model_says_by_itself(base: nn.Module) -> None:
-    """At the start: NPO (2/β) ln 2 = 13.8629 on every row, and the cross-entropy of all retain rows."""
+def test_the_first_loss_is_that_of_the_untrained_adapter(base: nn.Module) -> None:
+    """The first loss is NPO's (2/β) ln 2 = 13.8629 on every row, plus the cross-entropy of all retain rows."""
     _, rows = train(with_adapter(base), Objective(NPO(), NLL()), epochs=1)
     expected = -score_answers(base, collate(RETAIN, PAD)).mean_logps.mean()
     assert rows[0]["forget_loss"] == pytest.approx(13.8629, rel=1e-4)
@@ -149,7 +149,7 @@ def test_the_reference_of_kl_is_the_model_before_training(base: nn.Module, adapt
     batch = collate(FORGET + RETAIN, PAD)
     for module in (*model.modules(), *(trainer.reference.model or nn.Module()).modules()):
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.5  # of the base itself, which switching the adapter off leaves on
+            module.attention_dropout = 0.5  # dropout of the base, which stays on if the adapter is disabled
     model.train()
     reference = trainer._score_reference(model, batch, Part(slice(None), logits=True))
     truth = score_answers(base.eval(), batch, keep_logits=True)
@@ -164,8 +164,8 @@ def test_the_reference_of_kl_is_the_model_before_training(base: nn.Module, adapt
     assert rows[-1]["retain_loss"] > 1e-4
 
 
-def test_satisfied_examples_stop_counting(base: nn.Module) -> None:
-    """A threshold between the rows' probabilities: those at or below it give neither loss nor gradient."""
+def test_satisfied_examples_are_excluded(base: nn.Module) -> None:
+    """The threshold is between the rows' probabilities; rows at or below it give neither loss nor gradient."""
     batch = PairCollator(PAD)([PairRow(index, row) for index, row in enumerate(FORGET)])
     model = with_adapter(base)
     known = answer_logps(model, FORGET, PAD)[1]
@@ -188,7 +188,7 @@ def test_satisfied_examples_stop_counting(base: nn.Module) -> None:
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_all_satisfied_is_no_step(base: nn.Module) -> None:
+def test_no_step_if_all_examples_are_satisfied(base: nn.Module) -> None:
     model = with_adapter(base)
     before = trainable_state(model)
     _, rows = train(model, Objective(GradAscent(), None, satisfied_below=1.0), epochs=1)
@@ -197,7 +197,7 @@ def test_all_satisfied_is_no_step(base: nn.Module) -> None:
 
 
 class Explodes(Method):
-    """Gradient ascent that gives NaN from its third loss on."""
+    """Gradient ascent with NaN from the third loss on."""
 
     bounded = False
 
@@ -210,9 +210,7 @@ class Explodes(Method):
 
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
-def test_a_gradient_that_is_not_finite_ends_the_run_before_it_changes_a_weight(
-    base: nn.Module, max_grad_norm: float
-) -> None:
+def test_a_non_finite_gradient_ends_the_run_before_it_changes_a_weight(base: nn.Module, max_grad_norm: float) -> None:
     model, method = with_adapter(base), Explodes()
     rule = StopRule(0.0, None, 1)
     stopping = StopCallback(SampleMeter(FORGET, [], PAD), rule, every=1)
@@ -234,8 +232,8 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_changes_a_weight(
     assert answer_logps(model, FORGET, PAD)[1].isfinite().all()
 
 
-def test_settle_goes_back_to_the_best_state_and_says_so(base: nn.Module) -> None:
-    """A floor that the first check breaks: what was there before comes back, bit by bit."""
+def test_settle_restores_the_best_state_and_reports_it(base: nn.Module) -> None:
+    """The first check is below the floor, so the initial state is restored bit for bit."""
     model = with_adapter(base)
     meter = SampleMeter(FORGET, RETAIN, PAD)
     start = meter(model, 0)
@@ -248,7 +246,7 @@ def test_settle_goes_back_to_the_best_state_and_says_so(base: nn.Module) -> None
     assert all(torch.equal(before[name], value) for name, value in trainable_state(model).items())
 
 
-def test_restore_trainable_round_trips_and_keeps_no_reference(base: nn.Module) -> None:
+def test_restore_trainable_round_trips_and_holds_no_reference(base: nn.Module) -> None:
     model = with_adapter(base)
     state = trainable_state(model)
     assert state
@@ -264,8 +262,8 @@ def test_restore_trainable_round_trips_and_keeps_no_reference(base: nn.Module) -
         assert not torch.equal(value, changed[name])
 
 
-def test_training_on_retain_rows_alone_never_looks_at_the_forget_rows(base: nn.Module) -> None:
-    """Healing: without a method, other forget rows give the same weights."""
+def test_training_on_retain_rows_never_reads_the_forget_rows(base: nn.Module) -> None:
+    """In healing, without a method, other forget rows give the same weights."""
     states = []
     for forget in (FORGET, FORGET[::-1]):
         model = with_adapter(base)
@@ -279,7 +277,7 @@ def test_training_on_retain_rows_alone_never_looks_at_the_forget_rows(base: nn.M
         )
         trainer.train()
         states.append(trainable_state(model))
-    for name, value in states[0].items():  # Adam's step is 1e-2; the padding, and so the rounding, differs
+    for name, value in states[0].items():  # Adam's step is 1e-2; different padding gives different rounding
         torch.testing.assert_close(value, states[1][name], rtol=0, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Real launches: one process, two processes that compute the same, and the launches that must be refused."""
+"""Test real launches: one process, two processes with the same result, and launches that must be refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ slow = pytest.mark.slow
 
 
 def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run on the CPU, as from a shell that knows nothing of this test's process group."""
+    """Run a command on the CPU, without the variables of this test's process group."""
     groups = ("ACCELERATE_", "MASTER_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(groups)}
     clean |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **variables}
@@ -53,7 +53,7 @@ def launch(arguments: list[str], *recipe: str, **variables: str) -> subprocess.C
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Full fine-tuning, so that everything is in fp32 on every machine and two runs can be compared closely."""
+    """Write a recipe of full fine-tuning, which is in fp32 on every machine, so that two runs can be compared closely."""
     folder = tmp_path_factory.mktemp("launch")
     tokenizer, rows, data = tiny_tokenizer(), [], {}
     for name, words in (
@@ -92,7 +92,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 @slow
 def test_two_processes_give_the_run_of_one(recipe: Path) -> None:
-    """4 rows a step in one process, 2 + 2 in two that talk to each other: the same losses, and the same model."""
+    """4 rows per step in one process and 2 + 2 in two connected processes give the same losses and the same model."""
     one, two = recipe.parent / "one", recipe.parent / "two"
     alone = launch(ONE, "--config", str(recipe), "--output_dir", str(one))
     assert alone.returncode == 0, alone.stderr
@@ -114,8 +114,8 @@ def test_two_processes_give_the_run_of_one(recipe: Path) -> None:
 
 
 @slow
-def test_several_on_a_cpu_by_the_way_that_starts_one_is_refused(recipe: Path) -> None:
-    """`--cpu --num_processes 2` starts one process without a word; the message says what to type instead."""
+def test_a_launch_on_a_cpu_that_starts_one_process_instead_of_two_is_refused(recipe: Path) -> None:
+    """`--cpu --num_processes 2` silently starts one process; the message gives the right command."""
     done = launch(
         ["--cpu", "--num_processes", "2"], "--config", str(recipe), "--output_dir", str(recipe.parent / "lonely")
     )
@@ -129,7 +129,7 @@ def test_several_on_a_cpu_by_the_way_that_starts_one_is_refused(recipe: Path) ->
 
 @slow
 def test_a_wrong_recipe_is_one_message_and_no_traceback(recipe: Path) -> None:
-    """Without the launcher, which adds its own account of a child that failed."""
+    """Run without the launcher, which adds its own report of a failed child."""
     done = run([sys.executable, "recipes/unlearn.py", "--config", str(recipe), "--train.epoch", "3", "--seeed=1"])
     assert done.returncode == 2
     assert done.stdout == ""
@@ -144,7 +144,7 @@ def test_a_wrong_recipe_is_one_message_and_no_traceback(recipe: Path) -> None:
     assert "llm_forget" not in launched.stderr.split("Traceback", 1)[-1], "no traceback of ours"
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unconnected_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     PartialState(cpu=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
@@ -163,7 +163,7 @@ def test_sharding_on_a_cpu_is_refused(variable: str, name: str, monkeypatch: pyt
         check_launch()
 
 
-def test_one_process_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
         monkeypatch.delenv(variable, raising=False)
     check_launch()

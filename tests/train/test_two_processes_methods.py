@@ -1,4 +1,4 @@
-"""Real launches of methods and wrappers: two processes compute what one does, and a method of one's own is found by its file."""
+"""Test real launches of methods and wrappers: two processes give the result of one, and custom methods load from a file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Mine:
 def test_two_processes_give_the_run_of_one(variant: str, recipe: Path, tmp_path: Path) -> None:
     values = {**yaml.safe_load(recipe.read_text()), **VARIANTS[variant]}
     values["model"] = {**values["model"], "dtype": "float32"}
-    # the update is the gradient: Adam would blow up the rounding of gradients that are about zero
+    # with SGD the update is the gradient; Adam would amplify the rounding errors of near-zero gradients
     values["train"] = {"epochs": 3, "batch_size": 4, "learning_rate": 0.01, "optimizer": "sgd"}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -93,8 +93,8 @@ def test_two_processes_give_the_run_of_one(variant: str, recipe: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_method_of_ones_own_takes_one_file(recipe: Path, tmp_path: Path) -> None:
-    """Written into a folder of its own, named by its path in the recipe, run through the launch door."""
+def test_a_custom_method_is_one_file(recipe: Path, tmp_path: Path) -> None:
+    """The file is in another folder, the recipe names it by its path, and the launch command runs it."""
     (tmp_path / "mine.py").write_text(MINE)
     done = launch(
         ONE,

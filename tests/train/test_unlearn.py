@@ -1,4 +1,4 @@
-"""Whole runs on a tiny model that has memorised its rows: what they change, what they write, and what they refuse to start."""
+"""Test whole runs on a tiny model that memorised its rows: changes, output files, and refused recipes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def loaded_probability(folder: Path, memorised_folder: Path, data: str) -> float:
-    """What a person gets who loads base and adapter from the files, with PEFT alone, in fp32."""
+    """Return the probability after loading base and adapter from the files with PEFT, in fp32."""
     adapter = None if (folder / "model").is_dir() else str(folder / "adapter")
     name = str(folder / "model") if adapter is None else str(memorised_folder / "model")
     model, tokenizer = load_model(ModelConfig(name=name, adapter=adapter, dtype="float32"))
@@ -82,7 +82,7 @@ def loaded_probability(folder: Path, memorised_folder: Path, data: str) -> float
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_forgets_keeps_the_rest_and_writes_a_complete_folder(
+def test_forgets_retains_the_rest_and_writes_a_complete_folder(
     name: str, recipe_of: Callable[..., UnlearnRecipe], memorised_folder: Path
 ) -> None:
     recipe = recipe_of(**METHODS[name])
@@ -158,7 +158,7 @@ def test_full_fine_tuning_writes_a_whole_model(recipe_of: Callable[..., UnlearnR
     assert any(not torch.equal(before[name], value) for name, value in after.items())
 
 
-def test_a_floor_that_cannot_be_kept_gives_the_model_back(recipe_of: Callable[..., UnlearnRecipe]) -> None:
+def test_a_floor_that_cannot_be_kept_restores_the_model(recipe_of: Callable[..., UnlearnRecipe]) -> None:
     recipe = recipe_of(
         method={"name": "grad_ascent"}, train={"learning_rate": 0.3}, stop={"utility_floor": 1.0, "every": 1}
     )
@@ -185,10 +185,10 @@ def loaded_holdout(memorised_folder: Path, tmp_path: Path) -> float:
     return float(answer_logps(model, rows, 0)[1].mean())
 
 
-def test_a_gguf_file_is_read_once_in_a_run(
+def test_a_gguf_file_is_read_once_per_run(
     recipe_of: Callable[..., UnlearnRecipe], memorised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Finding the converted weights takes a digest of the whole file: once for a run, and once for a model that is loaded."""
+    """Finding the converted weights needs a digest of the whole file: once per run, and once per loaded model."""
     file = tmp_path / "model.gguf"
     file.write_bytes(b"converted before")
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
@@ -253,7 +253,7 @@ def test_mistakes_are_found_before_the_model_is_loaded(
 
 
 @pytest.mark.usefixtures("no_model")
-def test_what_is_already_there_is_not_overwritten(recipe_of: Callable[..., UnlearnRecipe], tmp_path: Path) -> None:
+def test_existing_folders_are_not_overwritten(recipe_of: Callable[..., UnlearnRecipe], tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "one"
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
@@ -301,7 +301,7 @@ def test_an_adapter_for_another_base_of_the_same_shapes_is_refused_by_its_digest
         unlearn(recipe_of(model=changes, output_dir=str(tmp_path / "two")))
 
 
-def test_in_bf16_what_is_trained_and_written_is_fp32(
+def test_with_a_bf16_base_trained_and_written_weights_are_fp32(
     recipe_of: Callable[..., UnlearnRecipe], memorised_folder: Path
 ) -> None:
     recipe = recipe_of(model={"dtype": "bfloat16"})
@@ -312,7 +312,7 @@ def test_in_bf16_what_is_trained_and_written_is_fp32(
     assert loaded_probability(Path(recipe.output_dir), memorised_folder, "forget.jsonl") <= 0.3
 
 
-def test_overwriting_replaces_a_run_as_a_whole(recipe_of: Callable[..., UnlearnRecipe]) -> None:
+def test_overwriting_replaces_the_whole_run(recipe_of: Callable[..., UnlearnRecipe]) -> None:
     recipe = recipe_of(train={"epochs": 1}, overwrite=True)
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True)
@@ -326,7 +326,7 @@ def test_overwriting_replaces_a_run_as_a_whole(recipe_of: Callable[..., UnlearnR
 
 @pytest.mark.parametrize("failing", ["write_json", "export_adapter"])
 @pytest.mark.parametrize("earlier", [False, True])
-def test_a_run_that_fails_while_writing_leaves_no_folder_or_the_one_before(
+def test_a_run_that_fails_while_writing_leaves_no_folder_or_the_previous_one(
     failing: str, earlier: bool, recipe_of: Callable[..., UnlearnRecipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of(train={"epochs": 1}, overwrite=True)
@@ -345,8 +345,8 @@ def test_a_run_that_fails_while_writing_leaves_no_folder_or_the_one_before(
     assert sorted(left) == (["one", "one/result.json"] if earlier else [])
 
 
-def test_a_run_that_is_killed_while_writing_can_be_repeated(tmp_path: Path) -> None:
-    """SIGKILL leaves nobody to tidy up: what stays has another name, and does not stop the next run."""
+def test_a_run_killed_while_writing_can_be_repeated(tmp_path: Path) -> None:
+    """After SIGKILL there is no cleanup; the leftovers have another name and do not block the next run."""
     script = (
         "import os, sys, pathlib\nfrom llm_forget.utils.files import new_folder\n"
         "with new_folder(pathlib.Path(sys.argv[1])) as folder:\n"

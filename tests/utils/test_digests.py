@@ -1,4 +1,4 @@
-"""Digests depend on what is stored and on nothing else."""
+"""Test that digests depend only on the stored content."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_json_digest_ignores_key_order_and_nothing_else():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, Path("x")])
-def test_json_digest_refuses_what_json_cannot_say(value):
+def test_json_digest_refuses_values_outside_json(value):
     with pytest.raises(UserError, match="cannot be digested"):
         json_digest(value)
 
@@ -60,7 +60,7 @@ def test_weights_digest_by_hand():
     assert weights_digest({"w": value}) == expected
 
 
-def test_sharding_file_names_order_and_metadata_do_not_enter(tmp_path):
+def test_sharding_file_names_order_and_metadata_do_not_matter(tmp_path):
     whole = tensors()
     memory = weights_digest(whole)
     (tmp_path / "one").mkdir()
@@ -100,13 +100,13 @@ def test_large_tensors_are_streamed_in_chunks(tmp_path, monkeypatch):
     assert weights_digest(tmp_path) == before == weights_digest(tensors())
 
 
-def test_the_single_file_is_preferred_to_strays(tmp_path):
+def test_the_single_file_is_preferred_to_stray_files(tmp_path):
     save_file(tensors(), tmp_path / "model.safetensors")
     save_file(tensors(), tmp_path / "consolidated.safetensors")
     assert weights_digest(tmp_path) == weights_digest(tensors())
 
 
-def test_headers_tell_types_shapes_and_metadata(tmp_path):
+def test_headers_give_dtypes_shapes_and_metadata(tmp_path):
     file = tmp_path / "model.safetensors"
     save_file(tensors(), file, metadata={"note": "x"})
     found = stored_tensors(tmp_path)
@@ -120,7 +120,7 @@ def test_headers_tell_types_shapes_and_metadata(tmp_path):
     assert stored_metadata(file) == {"note": "x"}
 
 
-def test_damage_is_refused(tmp_path):
+def test_damaged_files_are_refused(tmp_path):
     file = tmp_path / "model.safetensors"
     save_file(tensors(), file)
     whole = file.read_bytes()
@@ -136,7 +136,7 @@ def test_damage_is_refused(tmp_path):
             weights_digest(tmp_path)
 
 
-def test_missing_things_are_refused_with_the_remedy(tmp_path):
+def test_missing_files_are_refused_with_a_remedy(tmp_path):
     with pytest.raises(UserError, match="neither a folder nor"):
         weights_digest(tmp_path / "nowhere")
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
@@ -158,6 +158,6 @@ def test_a_name_in_two_files_is_refused(tmp_path):
         weights_digest(tmp_path)
 
 
-def test_a_type_without_a_name_is_refused():
+def test_an_unknown_dtype_is_refused():
     with pytest.raises(UserError, match="complex64"):
         weights_digest({"c": torch.zeros(1, dtype=torch.complex64)})

@@ -1,4 +1,4 @@
-"""Metrics, attacks and aggregates as a suite names them."""
+"""Test how metrics, attacks and aggregates are created from their names in a suite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ATTACKS = ("llm_forget.evaluation.attacks", "row_scores")
 METRICS = ("llm_forget.evaluation.metrics", "per_example")
 
 
-def test_names_and_mappings_come_in_their_order() -> None:
+def test_names_and_mappings_keep_their_order() -> None:
     made = make_named(["loss", {"name": "min_k", "k": 0.2}, "min_k"], *ATTACKS)
     assert [one.label for one in made] == ["loss", "min_k_0.2", "min_k"]
     assert made[1] == MinK(k=0.2)
@@ -23,7 +23,7 @@ def test_names_and_mappings_come_in_their_order() -> None:
     assert make_named([], *METRICS) == []
 
 
-def test_what_is_given_stays_as_it_was() -> None:
+def test_the_input_is_not_changed() -> None:
     entry = {"name": "min_k", "k": 0.3}
     make_named([entry], *ATTACKS)
     assert entry == {"name": "min_k", "k": 0.3}
@@ -39,6 +39,6 @@ def test_what_is_given_stays_as_it_was() -> None:
         (["loss", {"name": "min_k"}, "min_k", "loss"], "attacks gives loss, min_k twice"),
     ],
 )
-def test_what_cannot_be_meant_is_named(entries: list[Any], message: str) -> None:
+def test_invalid_entries_are_named(entries: list[Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         make_named(entries, *ATTACKS)

@@ -1,4 +1,4 @@
-"""Methods by name, by module and by file: a user's own file works like ours, and what cannot work is said."""
+"""Test methods by name, by module and by file: custom files work like shipped ones, and errors are clear."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Helper:
 '''
 
 
-def test_our_own_are_the_files_of_the_package() -> None:
+def test_shipped_methods_are_the_files_of_the_package() -> None:
     files = {path.stem for path in Path(llm_forget.__path__[0], "methods").glob("*.py")} - {"__init__"}
     assert names_in(PACKAGE) == sorted(files)
     assert {"npo", "grad_ascent", "grad_diff", "adapter_subtraction"} <= files
@@ -49,7 +49,7 @@ def test_our_own_are_the_files_of_the_package() -> None:
         assert find_class(PACKAGE, name, "forget_loss").__module__ == f"{PACKAGE}.{name}"
 
 
-def test_a_file_of_ones_own_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_file_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     for name in (str(tmp_path / "mine.py"), "mine.py", "./mine.py"):
@@ -60,7 +60,7 @@ def test_a_file_of_ones_own_by_its_path(tmp_path: Path, monkeypatch: pytest.Monk
             build(cls, {"pushh": 3}, "mine")
 
 
-def test_a_module_of_ones_own_by_its_dotted_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_module_by_its_dotted_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_package").mkdir()
     (tmp_path / "their_package" / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
@@ -82,7 +82,7 @@ def test_a_class_that_does_not_derive_from_the_base_gets_its_defaults(tmp_path: 
     assert with_defaults(NPO, Method) is NPO
 
 
-def test_two_files_of_the_same_name_are_two_files(tmp_path: Path) -> None:
+def test_two_files_of_the_same_name_are_distinct(tmp_path: Path) -> None:
     for folder, push in (("one", 1.0), ("two", 9.0)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.py").write_text(MINE.replace("2.0", str(push)))
@@ -111,7 +111,7 @@ def test_none_or_several_methods_in_a_file_are_refused(tmp_path: Path) -> None:
         find_class(PACKAGE, "npo", "retain_loss")
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_files_and_modules_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"gone\.py does not exist"):
         find_class(PACKAGE, str(tmp_path / "gone.py"), "forget_loss")
     with pytest.raises(RecipeError, match=r"module 'not_there_at_all' cannot be imported"):
@@ -119,13 +119,13 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["./mine", "../mine", ".", "..", ".mine", "a/b", "a..b", "mine.", ""])
-def test_a_path_without_its_ending_is_a_message_too(name: str) -> None:
+def test_a_path_without_its_extension_gives_a_message(name: str) -> None:
     with pytest.raises(RecipeError, match="method"):
         find_class(PACKAGE, name, "forget_loss")
 
 
 @pytest.mark.parametrize("text", ["def broken(:\n", "import not_there_at_all\n", "raise OSError('no')\n"])
-def test_a_file_that_cannot_be_imported_is_a_message_too(tmp_path: Path, text: str) -> None:
+def test_a_file_that_cannot_be_imported_gives_a_message(tmp_path: Path, text: str) -> None:
     file = tmp_path / "faulty.py"
     file.write_text(text)
     with pytest.raises(RecipeError, match=r"faulty\.py cannot be imported.*(line|not_there_at_all|no)"):

@@ -1,4 +1,4 @@
-"""Wrappers in training on a tiny model: the split of a step changes nothing, and each wrapper has its effect."""
+"""Test wrappers in training on a tiny model: the split of a step does not matter, and each wrapper has its effect."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def train(
     adapter: bool = True,
     learning_rate: float = 0.5,
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]], nn.Module]:
-    """A run with plain SGD: the update is the gradient, so the effect of a wrapper is visible in the weights."""
+    """Run with plain SGD: the update is the gradient, so the effect of a wrapper is visible in the weights."""
     model, goal = policy_of(base, adapter), objective or Objective(NPO(), NLL())
     kept = RETAIN if goal.retain is not None else []
     pairs = schedule([1] * 4, [1] * len(kept), batch=batch * accumulation, epochs=epochs, seed=0)
@@ -99,7 +99,9 @@ def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 
 @pytest.mark.parametrize("adapter", [True, False])
 @pytest.mark.parametrize("wrappers", ALL, ids=lambda some: type(some[0]).__name__)
-def test_however_a_step_is_split_the_run_is_the_same(base: nn.Module, wrappers: list[Wrapper], adapter: bool) -> None:
+def test_the_run_does_not_depend_on_the_split_of_a_step(
+    base: nn.Module, wrappers: list[Wrapper], adapter: bool
+) -> None:
     rate = 0.2 if adapter else 0.01
     runs = [
         train(base, wrappers, batch=batch, accumulation=4 // batch, adapter=adapter, learning_rate=rate, epochs=2)
@@ -115,7 +117,7 @@ def test_however_a_step_is_split_the_run_is_the_same(base: nn.Module, wrappers: 
 
 
 class Idle(Wrapper):
-    """Splits the gradient and does not change it."""
+    """Split the gradient without changing it."""
 
     paper = cost = ""
 
@@ -131,7 +133,7 @@ class Idle(Wrapper):
     ],
 )
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_split_gradient_that_nobody_changes_is_the_plain_one(
+def test_an_unchanged_split_gradient_equals_the_plain_one(
     base: nn.Module, objective: Objective, accumulation: int
 ) -> None:
     """The weighted sum of the two gradients equals the gradient of the weighted sum."""
@@ -143,7 +145,7 @@ def test_a_split_gradient_that_nobody_changes_is_the_plain_one(
         assert mine["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-4)
 
 
-def test_sam_without_a_radius_is_no_sam(base: nn.Module) -> None:
+def test_sam_with_radius_zero_changes_nothing(base: nn.Module) -> None:
     assert_close(train(base, [SAM(rho=0.0)])[0], train(base, [])[0])
 
 
@@ -172,7 +174,7 @@ def test_sam_steps_by_the_gradient_at_the_perturbed_weights(base: nn.Module) -> 
 
 
 class Watch(Wrapper):
-    """Records the gradient that the wrappers before it produced."""
+    """Record the gradient produced by the earlier wrappers."""
 
     paper = cost = ""
 
@@ -186,7 +188,7 @@ class Watch(Wrapper):
         self.cosines.append(cosine(step.forget, step.retain))
 
 
-def test_gru_takes_the_conflict_out(base: nn.Module) -> None:
+def test_gru_removes_the_conflict(base: nn.Module) -> None:
     """Forget and retain rows of one small model have conflicting gradients; after GRU they do not."""
     before, after = Watch(), Watch()
     train(base, [before, GRU(smoothing=1.0), after], epochs=4)
@@ -194,15 +196,15 @@ def test_gru_takes_the_conflict_out(base: nn.Module) -> None:
     assert min(after.cosines) > -1e-4
 
 
-def test_dual_raises_the_weight_while_the_bound_is_broken_and_logs_it(base: nn.Module) -> None:
+def test_dual_raises_the_weight_while_the_bound_is_exceeded_and_logs_it(base: nn.Module) -> None:
     _, rows, _ = train(base, [Dual(bound=0.0, step_size=2.0)], Objective(NPO(), NLL(), retain_weight=0.5))
     weights, losses = [row["retain_weight"] for row in rows], [row["retain_loss"] for row in rows]
     assert weights == pytest.approx([0.5, 0.5 + 2 * losses[0], 0.5 + 2 * (losses[0] + losses[1])], rel=1e-4)
 
 
 @pytest.mark.parametrize("adapter", [True, False])
-def test_straight_through_trains_what_is_rounded_and_leaves_the_model_whole(base: nn.Module, adapter: bool) -> None:
-    """Inside, the logits equal those of a copy with merged weights rounded by hand; outside, nothing has changed."""
+def test_straight_through_uses_rounded_weights_and_restores_the_model(base: nn.Module, adapter: bool) -> None:
+    """Inside, the logits equal those of a copy with merged weights rounded by hand; outside, the model is unchanged."""
     model, wrapper = policy_of(base, adapter), StraightThrough(group=8)
     for name, value in model.named_parameters():
         if "lora_B" in name:
@@ -230,7 +232,7 @@ def test_straight_through_trains_what_is_rounded_and_leaves_the_model_whole(base
 
 
 def test_straight_through_forgets_in_the_rounded_model(base: nn.Module) -> None:
-    """The forget probability of the rounded model, as a quantising server would see it, decreases."""
+    """The forget probability of the rounded model, as in a server with quantised weights, decreases."""
     wrapper, found = StraightThrough(bits=3, group=16), []
     for epochs in (0, 8):
         model = policy_of(base, adapter=True)

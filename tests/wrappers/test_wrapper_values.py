@@ -1,4 +1,4 @@
-"""Wrappers against values worked by hand, without a model."""
+"""Test wrappers against values computed by hand, without a model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def step(forget: list[float], retain: list[float], loss: float = 0.5, weight: fl
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_wrapper_says_what_it_is_and_refuses_what_cannot_work(name: str) -> None:
+def test_every_wrapper_has_a_description_and_refuses_invalid_use(name: str) -> None:
     wrapper = wrapper_class(name)()
     assert "arXiv:" in wrapper.paper
     assert wrapper.cost
@@ -43,7 +43,7 @@ def test_every_wrapper_says_what_it_is_and_refuses_what_cannot_work(name: str) -
     assert "ddp.yaml" in str(wrapper.refuses(Setting(sharded=True)))
 
 
-def test_what_needs_retain_rows_or_whole_weights_says_so() -> None:
+def test_missing_retain_rows_and_quantised_weights_are_refused() -> None:
     for name in ("gru", "dual"):
         assert "set retain.name" in str(wrapper_class(name)().refuses(Setting(retain=False)))
     assert SAM().refuses(Setting(retain=False)) is None
@@ -70,8 +70,8 @@ def test_bad_values_are_refused_by_name(name: str, values: dict[str, float]) -> 
         build(wrapper_class(name), values, f"wrapper {name}")
 
 
-def test_sam_worked_by_hand() -> None:
-    """G = (3, 4), ρ = 1: ε = (0.6, 0.8); on ½‖θ‖² at θ = g the gradient there is (3.6, 4.8); the retain part stays."""
+def test_sam_computed_by_hand() -> None:
+    """G = (3, 4), ρ = 1: ε = (0.6, 0.8); the gradient of ½‖θ‖² at θ + ε with θ = g is (3.6, 4.8); the retain part is kept."""
     assert ascent_step(torch.tensor([3.0, 4.0]), rho=1.0).tolist() == pytest.approx([0.6, 0.8])
     assert ascent_step(torch.zeros(2), rho=1.0).tolist() == [0.0, 0.0]
     now = step([3.0, 4.0], [1.0, 0.0])
@@ -83,7 +83,7 @@ def test_sam_worked_by_hand() -> None:
     assert still.forget.tolist() == [3.0, 4.0], "without a radius nothing changes"
 
 
-def test_rectify_worked_by_hand() -> None:
+def test_rectify_computed_by_hand() -> None:
     """(1, −1) against (0, 2): ⟨·⟩ = −2, ‖r‖² = 4, so (1, −1) + ½ (0, 2) = (1, 0). With (0, −2) there is no conflict."""
     forget = torch.tensor([1.0, -1.0])
     assert rectify(forget, torch.tensor([0.0, 2.0])).tolist() == [1.0, 0.0]
@@ -93,14 +93,14 @@ def test_rectify_worked_by_hand() -> None:
 
 @given(vectors, vectors)
 @settings(deadline=None)
-def test_what_is_rectified_never_raises_the_retain_loss(first: list[float], second: list[float]) -> None:
+def test_the_rectified_gradient_never_raises_the_retain_loss(first: list[float], second: list[float]) -> None:
     forget, retain = (torch.tensor(values, dtype=torch.float64) for values in (first, second))
     found: Tensor = rectify(forget, retain)
     assert float(torch.dot(found, retain)) >= -1e-9 * max(1.0, float(forget.norm() * retain.norm()))
     assert float(found.norm()) <= float(forget.norm()) + 1e-9, "a projection is no longer than what it projects"
 
 
-def test_gru_smooths_the_retain_gradient_and_leaves_its_own_share() -> None:
+def test_gru_smooths_the_retain_gradient_and_keeps_the_retain_part() -> None:
     """0.8 r₁, then 0.8 r₂ + 0.2 · 0.8 r₁: (0, 2) and (2, 0) give (0, 1.6) and (1.6, 0.32)."""
     gru = GRU(smoothing=0.8)
     first, second = step([1.0, -1.0], [0.0, 2.0]), step([0.0, -1.0], [2.0, 0.0])
@@ -113,14 +113,14 @@ def test_gru_smooths_the_retain_gradient_and_leaves_its_own_share() -> None:
     assert cosine(second.forget, average) == pytest.approx(0, abs=1e-6)
 
 
-def test_dual_worked_by_hand() -> None:
-    """λ = 1, L = 0.5, ε = 0.2, η = 2: 1 + 2 · 0.3 = 1.6. Below zero it stops."""
+def test_dual_computed_by_hand() -> None:
+    """λ = 1, L = 0.5, ε = 0.2, η = 2: 1 + 2 · 0.3 = 1.6. The weight is clipped at zero."""
     assert dual_step(1.0, 0.5, bound=0.2, step_size=2.0) == pytest.approx(1.6)
     assert dual_step(0.1, 0.0, bound=1.0, step_size=2.0) == 0.0
     assert dual_step(3.0, 0.2, bound=0.2, step_size=2.0) == 3.0, "at the bound the weight rests"
 
 
-def test_dual_takes_its_bound_from_the_first_step_and_acts_on_the_next() -> None:
+def test_dual_sets_its_bound_in_the_first_step_and_acts_from_the_next() -> None:
     """ε = 1.5 · 0.4 = 0.6; then L = 1.0 adds 2 · 0.4 = 0.8 to 1 − 2 · 0.2 = 0.6."""
     dual, weights = Dual(tolerance=0.5, step_size=2.0), []
     for loss in (0.4, 1.0, 0.6):
@@ -131,7 +131,7 @@ def test_dual_takes_its_bound_from_the_first_step_and_acts_on_the_next() -> None
     assert now.total.tolist() == pytest.approx([1.0, 1.4])
 
 
-def test_rounding_worked_by_hand() -> None:
+def test_rounding_computed_by_hand() -> None:
     """4 bits: scale 0.7/7 = 0.1, so 0.12 → 0.1, −0.26 → −0.3; the second group's scale is 1, the short third's 0.02."""
     weight = torch.tensor([[0.7, 0.12, 7.0, 1.4, 0.14], [-0.26, 0.7, 0.0, 0.0, 0.0]])
     held = rounded(weight, bits=4, group=2)
@@ -141,7 +141,7 @@ def test_rounding_worked_by_hand() -> None:
 
 @given(st.integers(0, 2**16), st.integers(2, 8), st.integers(1, 9))
 @settings(deadline=None, max_examples=40)
-def test_rounding_is_close_rounds_once_and_lets_the_gradient_through(seed: int, bits: int, group: int) -> None:
+def test_rounding_is_close_idempotent_and_passes_the_gradient(seed: int, bits: int, group: int) -> None:
     weight = torch.randn(3, 7, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     held = rounded(weight, bits=bits, group=group)
     assert (held - weight).abs().max() <= weight.abs().max() / (2 ** (bits - 1) - 1) / 2 + 1e-6
@@ -151,7 +151,7 @@ def test_rounding_is_close_rounds_once_and_lets_the_gradient_through(seed: int, 
 
 
 @pytest.mark.parametrize("name", ["gru", "dual"])
-def test_a_wrapper_with_a_memory_goes_on_where_it_was(name: str) -> None:
+def test_a_stateful_wrapper_resumes(name: str) -> None:
     whole, first, second = (wrapper_class(name)() for _ in range(3))
     steps = [([1.0, -1.0], [0.0, 2.0], 0.4), ([0.0, -1.0], [2.0, 0.0], 1.0)]
     for forget, retain, loss in steps:

@@ -1,4 +1,4 @@
-"""Aggregates of a suite: found by name, computed from what they need, and refused by name where there is none."""
+"""Test the aggregates of a suite: lookup by name, required inputs, and unknown names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Distance:
-    """Mean distance of the forget sets from the oracle's."""
+    """Mean distance between the forget sets of the model and of the oracle."""
 
     paper: ClassVar[str] = "none"
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -60,8 +60,8 @@ def test_columns_join_sets_of_one_kind() -> None:
     assert (known.has("probability"), known.has("entropy"), known.has("oracle")) == (True, False, False)
 
 
-def test_what_an_aggregate_needs_decides_whether_it_is_computed() -> None:
-    """|0.5 − 0.1| and |0.4 − 0.2| have the mean 0.3."""
+def test_an_aggregate_without_its_inputs_is_not_computed() -> None:
+    """The mean of |0.5 − 0.1| and |0.4 − 0.2| is 0.3."""
     alone = SuiteScores({"forget": a_set(0.5, 0.4)}, {}, 3)
     assert measure_aggregates([Distance()], alone, named=False) == ({}, [])
     assert measure_aggregates([Distance()], alone, named=True) == (
@@ -76,7 +76,7 @@ def test_what_an_aggregate_needs_decides_whether_it_is_computed() -> None:
 
 
 def test_scores_of_a_control_are_read_from_its_result() -> None:
-    """Null is NaN, text is no score, and a set of other examples is left out."""
+    """Null is read as NaN, text is not a score, and a set with other examples is omitted."""
     rows = {"a": {"probability": 0.5, "generated": "x"}, "b": {"probability": None, "attack_loss": -1.0}}
     control = {"sets": {"forget": {"digest": "1", "examples": rows}, "retain": {"digest": "2", "examples": rows}}}
     asked = {"sets": {name: {"digest": "1", "forget": name == "forget"} for name in ("forget", "retain")}}
@@ -89,7 +89,7 @@ def test_scores_of_a_control_are_read_from_its_result() -> None:
     assert known.controls["oracle"]["forget"].forget
 
 
-def test_one_of_ones_own_is_a_file(tmp_path) -> None:
+def test_a_custom_aggregate_is_one_file(tmp_path) -> None:
     (tmp_path / "mean.py").write_text(OWN)
     (one,) = make_aggregates([{"name": str(tmp_path / "mean.py"), "scale": 2}])
     found, _ = measure_aggregates([one], SuiteScores({"forget": a_set(0.5, 0.25)}), named=True)
@@ -98,7 +98,7 @@ def test_one_of_ones_own_is_a_file(tmp_path) -> None:
         make_aggregates([{"name": str(tmp_path / "mean.py"), "scael": 2}])
 
 
-def test_what_is_no_metric_and_no_aggregate_is_refused_by_name() -> None:
+def test_unknown_metrics_and_aggregates_are_refused_by_name() -> None:
     with pytest.raises(RecipeError, match=r"unknown metric 'auc'.* Known: collapse, entropy, "):
         make_metrics(["auc"])
     with pytest.raises(RecipeError, match="auc is no aggregate that can be named"):

@@ -1,4 +1,4 @@
-"""AUC by hand and by its symmetries."""
+"""Test the AUC against values computed by hand and by its symmetries."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_swapping_the_classes_gives_the_complement(members: list[float], nonmemb
 
 
 @given(scores, scores, st.randoms())
-def test_only_the_order_of_the_scores_counts(members: list[float], nonmembers: list[float], draw: object) -> None:
-    """A growing function of the scores changes nothing, nor does the order of the rows, nor rows without a score."""
+def test_only_the_order_of_the_scores_matters(members: list[float], nonmembers: list[float], draw: object) -> None:
+    """The AUC is invariant to increasing functions of the scores, to the order of rows, and to rows without a score."""
     expected = value(members, nonmembers)
     assert value([math.atan(one) for one in members], [math.atan(one) for one in nonmembers]) == expected
     draw.shuffle(members)  # type: ignore[attr-defined]
@@ -55,23 +55,23 @@ def test_only_the_order_of_the_scores_counts(members: list[float], nonmembers: l
 
 
 @given(scores, scores)
-def test_a_higher_member_never_lowers_it(members: list[float], nonmembers: list[float]) -> None:
+def test_a_higher_member_score_never_lowers_the_auc(members: list[float], nonmembers: list[float]) -> None:
     assert value([members[0] + 1, *members[1:]], nonmembers) >= value(members, nonmembers) - 1e-12
 
 
-def test_what_could_not_be_scored_is_counted() -> None:
+def test_unscored_rows_are_counted() -> None:
     found = auc([nan, 1.0, 2.0], [0.0, nan, nan, 3.0])
     assert (found.n, found.n_nonmembers, found.n_nan, found.value) == (2, 2, 3, 0.5)
     nothing = auc([nan], [1.0])
     assert math.isnan(nothing.value)
     assert (nothing.n, nothing.n_nonmembers, nothing.n_nan) == (0, 1, 1)
     assert math.isnan(auc([], [1.0]).value)
-    assert math.isnan(auc([1.0], [0.0, 2.0]).low)  # one member says nothing about how members differ
+    assert math.isnan(auc([1.0], [0.0, 2.0]).low)  # one member gives no estimate of the spread
 
 
 @pytest.mark.parametrize("still", ["members", "nonmembers"])
 def test_both_classes_are_resampled(still: str) -> None:
-    """With one class all alike, the AUC is a mean over the other: of 50 halves and 50 ones, ¾ ± 1.96 · ¼ / √100."""
+    """If one class is constant, the AUC is a mean over the other: of 50 halves and 50 ones, ¾ ± 1.96 · ¼ / √100."""
     moving = np.array([0.0, 1.0] * 50)
     members, nonmembers = (np.zeros(100), -moving) if still == "members" else (moving, np.zeros(100))
     found = auc(members, nonmembers)
@@ -79,8 +79,8 @@ def test_both_classes_are_resampled(still: str) -> None:
     assert (found.low, found.high) == pytest.approx((0.701, 0.799), abs=0.006)
 
 
-def test_the_interval_covers_at_its_rate() -> None:
-    """Two normals one standard deviation apart have AUC Φ(1/√2) = 0.7602; of 200 intervals about 190 hold it."""
+def test_the_interval_has_its_nominal_coverage() -> None:
+    """Two normals one standard deviation apart have AUC Φ(1/√2) = 0.7602; about 190 of 200 intervals contain it."""
     draw = np.random.default_rng(0)
     held = 0
     for seed in range(200):

@@ -1,4 +1,4 @@
-"""Leak@k: the estimator against counting subsets, the interval against its definition."""
+"""Test leak@k: the estimator against a count of subsets, the interval against its definition."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ rows = st.integers(1, 7).flatmap(
 
 
 def test_worked_values() -> None:
-    """N = 4, c = 1, k = 2: of 6 pairs 3 hold the one, ½; c = 3: no pair without, 1; c = 0: 0. Their mean is ½."""
+    """N = 4, c = 1, k = 2: 3 of 6 pairs contain the leaking sample, ½; c = 3: all pairs do, 1; c = 0: 0. The mean is ½."""
     found = leak_at_k([[0, 0, 1, 0], [1, 0, 1, 1], [0, 0, 0, 0]], 2)
     assert found.value == pytest.approx(0.5)
     assert (found.n, found.n_nan, found.k, found.samples) == (3, 0, 2, 4)
-    assert found.leaked == 1  # of the first two samples only the second prompt's hold one
+    assert found.leaked == 1  # among the first two samples of each prompt, only the second prompt has a leaking one
     assert leak_at_k([[0, 0, 1, 0], [1, 0, 1, 1]], 1).value == pytest.approx((1 / 4 + 3 / 4) / 2)
 
 
 @given(rows, st.data())
-def test_equals_the_share_of_subsets_that_reveal(revealed: list[list[float]], data: st.DataObject) -> None:
+def test_equals_the_share_of_subsets_that_leak(revealed: list[list[float]], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(revealed[0])))
     expected = np.mean([np.mean([any(chosen) for chosen in combinations(row, k)]) for row in revealed])
     found = leak_at_k(revealed, k)
@@ -40,18 +40,18 @@ def test_equals_the_share_of_subsets_that_reveal(revealed: list[list[float]], da
 
 
 @given(rows)
-def test_more_samples_never_reveal_less(revealed: list[list[float]]) -> None:
+def test_leak_at_k_does_not_decrease_with_k(revealed: list[list[float]]) -> None:
     found = [leak_at_k(revealed, k) for k in range(1, len(revealed[0]) + 1)]
     for less, more in pairwise(found):
         assert more.value >= less.value - 1e-12
         assert more.leaked >= less.leaked
-    # with k = n every sample is used: the estimate is the share of prompts that leak, and the interval is of it
+    # with k = n every sample is used: the estimate is the share of prompts that leak, with the interval of a share
     assert found[-1].value == pytest.approx(found[-1].leaked / len(revealed))
     assert found[-1].low <= found[-1].value <= found[-1].high
 
 
 def test_the_estimate_is_unbiased() -> None:
-    """Over all outcomes of n = 5 samples that reveal with chance 0.3, its mean is 1 − 0.7³, while (1 − c/n)ᵏ is biased."""
+    """Over all outcomes of n = 5 samples that leak with probability 0.3, its mean is 1 − 0.7³; (1 − c/n)ᵏ is biased."""
     q, n, k = 0.3, 5, 3
     mean = sum(
         q ** sum(row) * (1 - q) ** (n - sum(row)) * leak_at_k([list(row)], k).value for row in product([0, 1], repeat=n)
@@ -60,7 +60,7 @@ def test_the_estimate_is_unbiased() -> None:
 
 
 def test_large_numbers_of_samples() -> None:
-    """C(4000, 64) overflows; with one revealing sample the chance is k/n."""
+    """C(4000, 64) overflows; with one leaking sample the probability is k/n."""
     revealed = np.zeros((1, 4000))
     revealed[0, 3999] = 1
     assert leak_at_k(revealed, 64).value == pytest.approx(64 / 4000, rel=1e-6)
@@ -77,13 +77,13 @@ def test_prompts_without_a_score_are_counted() -> None:
 
 
 @pytest.mark.parametrize("k", [0, 3])
-def test_more_than_was_drawn_cannot_be_known(k: int) -> None:
+def test_k_above_the_number_of_samples_is_refused(k: int) -> None:
     with pytest.raises(UserError, match=rf"leak@{k} was asked for, from 2 samples"):
         leak_at_k([[0, 1]], k)
 
 
-def test_what_reveals() -> None:
-    """Four of the five words of the answer, in order, is 0.8; in another order it is less."""
+def test_which_samples_reveal_the_answer() -> None:
+    """Four of the five words of the answer, in order, give 0.8; in another order they give less."""
     answer = "He lives in old Lima"
     samples = ["he lives in lima, I think", "Lima he lives in", "I don't know", "He lives in old Lima."]
     assert reveals([answer], [samples], threshold=0.8).tolist() == [[1, 0, 0, 1]]

@@ -1,4 +1,4 @@
-"""PrivLeak by hand; without an oracle it is refused."""
+"""Test PrivLeak against values computed by hand; without an oracle it is refused."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ shares = st.floats(0, 1)
 
 
 def test_worked_values() -> None:
-    """AUC 0.9 against 0.5: (0.1 − 0.5) / 0.5 = −80 %; 0.2 against 0.5: (0.8 − 0.5) / 0.5 = 60 %; equal ones 0."""
+    """AUC 0.9 against 0.5: (0.1 − 0.5) / 0.5 = −80 %; 0.2 against 0.5: (0.8 − 0.5) / 0.5 = 60 %; equal AUCs give 0."""
     assert privleak_of([0.9, 0.2, 0.5, 1.0, 0.0], [0.5] * 5) == pytest.approx([-80, 60, 0, -100, 100])
     assert privleak_of(0.0, 0.98) == pytest.approx(4900)
     assert np.isnan(privleak_of(0.4, 1.0))
 
 
-def test_no_oracle_is_refused_and_not_taken_for_one_half() -> None:
+def test_a_missing_oracle_is_refused_and_not_replaced_by_one_half() -> None:
     with pytest.raises(UserError, match="needs the oracle's AUC"):
         privleak_of(0.7, None)
 
@@ -45,7 +45,7 @@ def test_from_scores() -> None:
     assert (found.n, found.n_nonmembers, found.n_nan, found.note) == (2, 2, 0, "")
 
 
-def test_rows_that_one_model_could_not_score_are_left_out_of_both() -> None:
+def test_rows_without_a_score_from_one_model_are_dropped_for_both() -> None:
     clean = privleak([[3.0, 1.0], [1.0, 0.0]], [[0.0, 2.0], [0.5, 2.0]])
     gaps = privleak([[3.0, nan, 1.0, 9.0], [1.0, 5.0, 0.0, nan]], [[0.0, 2.0, nan], [0.5, 2.0, nan]])
     assert (gaps.value, gaps.auc, gaps.oracle_auc) == (clean.value, clean.auc, clean.oracle_auc)
@@ -53,7 +53,7 @@ def test_rows_that_one_model_could_not_score_are_left_out_of_both() -> None:
 
 
 def test_a_model_against_itself_is_zero_with_no_width() -> None:
-    """The same rows are drawn for both models, so that what they have in common cancels."""
+    """Both models are resampled on the same rows, so common variation cancels."""
     draw = np.random.default_rng(1)
     own, other = draw.normal(0.5, 1, 30), draw.normal(0, 1, 30)
     same = privleak([own, own], [other, other])

@@ -1,4 +1,4 @@
-"""Each membership attack by hand, and what all of them must keep to."""
+"""Test each membership attack against values computed by hand, and the contract of all attacks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_loss_is_the_mean_log_prob() -> None:
 
 
 def test_zlib_by_hand() -> None:
-    """A cross-entropy of 2 over n compressed bytes is −2/n: a text that compresses better scores lower, being likely anyway."""
+    """A cross-entropy of 2 over n compressed bytes is −2/n: a compressible text is likely anyway, so it scores lower."""
     plain, random = "a" * 60, "q8Zr4kTx0vLbWn2Yc7PdHs5JgM1uEoAi9RfKtQwXyBzNlVpCmDhGjSeIaOTq"
     assert compressed_bytes(plain) == len(zlib.compress(b"a" * 60)) < compressed_bytes(random)
     found = zlib_scores([-2.0, -2.0, nan], [plain, random, plain])
@@ -44,7 +44,7 @@ def test_zlib_by_hand() -> None:
     assert found[0] < found[1]
     assert np.isnan(found[2])
     assert compressed_bytes("") == 8
-    assert compressed_bytes("Zoë \ud800") > 8  # text that is no valid UTF-8 does not end an evaluation
+    assert compressed_bytes("Zoë \ud800") > 8  # invalid UTF-8 does not end an evaluation
     rows = AttackRows(logps([-1.0, -3.0]).tokens, ["a" * 60])
     assert ZlibRatio().row_scores(rows) == pytest.approx([-2 / compressed_bytes(plain)])
 
@@ -59,7 +59,7 @@ def test_reference_is_the_difference() -> None:
 
 
 def test_min_k_by_hand() -> None:
-    """Of five tokens the lowest 0.4 are two: (−5 − 4) / 2; of one or two tokens it is the lowest."""
+    """The lowest 40 % of five tokens are two: (−5 − 4) / 2; for one or two tokens it is the lowest one."""
     found = MinK().row_scores(logps([-1.0, -5.0, -2.0, -3.0, -4.0], [-7.0], [-1.0, -2.0], [], [nan, -1.0, -1.0]))
     assert found[:3].tolist() == [-4.5, -7.0, -2.0]
     assert np.isnan(found[3:]).all()
@@ -69,7 +69,7 @@ def test_min_k_by_hand() -> None:
 
 
 def test_min_k_plus_plus_by_hand() -> None:
-    """(−3 + 1) / 2 = −1 and (−1 + 1) / 2 = 0: the lowest of two is −1; no spread and nothing to spread over is 0."""
+    """(−3 + 1) / 2 = −1 and (−1 + 1) / 2 = 0: the lower one is −1; with a spread of zero, a difference of zero gives 0."""
     scores = scores_of([[(-3.0, False, -1.0, 2.0), (-1.0, False, -1.0, 2.0)], [(0.0, True, 0.0, 0.0)]])
     assert standardised_logps(scores).tolist() == [-1.0, 0.0, 0.0]
     assert MinKPlusPlus().row_scores(AttackRows(scores)).tolist() == [-1.0, 0.0]
@@ -77,13 +77,13 @@ def test_min_k_plus_plus_by_hand() -> None:
 
 
 def test_grad_norm_is_negated() -> None:
-    """A member's gradient is small, and members score high."""
+    """Members have small gradients and high scores."""
     rows = AttackRows(logps([-1.0], [-1.0]).tokens, gradient_norms=np.array([0.5, 2.0]))
     assert GradNorm().row_scores(rows).tolist() == [-0.5, -2.0]
 
 
 @given(token_rows, SHARES)
-def test_min_k_rows_stand_alone_and_lie_between_the_least_and_the_mean(rows: list[list[Token]], k: float) -> None:
+def test_min_k_rows_are_independent_and_between_the_minimum_and_the_mean(rows: list[list[Token]], k: float) -> None:
     for attack in (MinK(k), MinKPlusPlus(k)):
         check_rows_stand_alone(lambda scores, attack=attack: attack.row_scores(AttackRows(scores)), rows)  # type: ignore[misc]
     scores = scores_of(rows)
@@ -103,7 +103,7 @@ def test_the_order_of_a_rows_tokens_does_not_matter(row: list[float], draw: obje
 
 
 @given(token_rows, st.floats(0.01, 3), st.data())
-def test_a_likelier_token_never_scores_lower(rows: list[list[Token]], more: float, data: st.DataObject) -> None:
+def test_a_more_likely_token_never_lowers_the_score(rows: list[list[Token]], more: float, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(rows) - 1))
     if not rows[place]:
         return
@@ -126,14 +126,14 @@ def test_every_attack_keeps_the_contract(attack: Attack) -> None:
     assert np.isnan(found).tolist() == [False, True, True]
 
 
-def test_without_what_it_needs_an_attack_gives_nan_and_not_zero() -> None:
+def test_an_attack_without_its_inputs_gives_nan_and_not_zero() -> None:
     rows = logps([-1.0])
     assert np.isnan(GradNorm().row_scores(rows)).all()
     assert np.isnan(Reference().row_scores(rows)).all()
 
 
 @pytest.mark.parametrize("k", [0, -0.1, 1.1, nan])
-def test_shares_that_cannot_be_meant(k: float) -> None:
+def test_invalid_shares_are_refused(k: float) -> None:
     for name in ("min_k", "min_k_plus_plus"):
         with pytest.raises(RecipeError, match="above 0 and at most 1"):
             make_named([{"name": name, "k": k}], PACKAGE, "row_scores")

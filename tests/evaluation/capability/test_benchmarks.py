@@ -1,4 +1,4 @@
-"""Benchmarks by lm-eval: local files in their several forms, presets, and lm-eval's own results."""
+"""Test benchmarks with lm-eval: local files in several formats, presets, and lm-eval's results."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils.build import build
 
 CAPABILITY = SHARED / "data" / "capability"
-needs_files = pytest.mark.skipif(not CAPABILITY.is_dir(), reason="the question sets are not beside the project")
+needs_files = pytest.mark.skipif(not CAPABILITY.is_dir(), reason="the question sets are not next to the project")
 LOCAL = ["arc_easy_local", "mmlu_local", "truthfulqa_mc1_local", "truthfulqa_mc2_local", "openbookqa_local"]
 
 
 def write_data(folder: Path) -> Path:
-    """A few questions in the form of each file."""
+    """Write a few questions in the format of each file."""
     for name in ("arc", "mmlu", "truthfulqa", "openbookqa"):
         (folder / name).mkdir(parents=True)
     plain = [{"question": f"{n} is?", "choices": ["red", "a blue", "on", "the"], "answer": n % 4} for n in range(8)]
-    write_jsonl(folder / "arc" / "arc_easy_test.jsonl", [*plain, plain[0]])  # a repeated question is no mistake here
+    write_jsonl(folder / "arc" / "arc_easy_test.jsonl", [*plain, plain[0]])  # a repeated question is allowed here
     write_jsonl(folder / "mmlu" / "val.jsonl", [{**row, "subject": "high_school"} for row in plain])
     true = [
         {
@@ -53,8 +53,8 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
-def test_local_tasks_are_scored_by_each_choices_log_probs(tmp_path: Path) -> None:
-    """Checked by hand on OpenBookQA's form and on MC2's shares."""
+def test_local_tasks_are_scored_by_the_log_probs_of_choices(tmp_path: Path) -> None:
+    """Check OpenBookQA's format and MC2's shares against values computed by hand."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
     config = BenchmarksConfig(tasks=LOCAL, data_dir=str(write_data(tmp_path)))
     check_benchmarks(config)
@@ -109,12 +109,12 @@ def test_presets() -> None:
 
 
 def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
-    """Of 8 rows, 3: the first, the one in the middle, and the last (files are ordered by subject)."""
+    """A limit of 3 on 8 rows takes the first, the middle and the last, since files are ordered by subject."""
     _, rows = read_local("mmlu_local", str(write_data(tmp_path)), 3)
     assert [row["question"] for row in rows] == ["0 is?", "4 is?", "7 is?"]
 
 
-def test_what_is_missing_is_named_before_any_work(tmp_path: Path) -> None:
+def test_missing_files_are_named_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"needs mmlu/val\.jsonl; set benchmarks\.data_dir"):
         check_benchmarks(BenchmarksConfig(tasks=["mmlu_local"]))
     with pytest.raises(UserError, match=r"lacks arc/arc_easy_test\.jsonl"):
@@ -129,20 +129,20 @@ def test_what_is_missing_is_named_before_any_work(tmp_path: Path) -> None:
 
 
 @needs("lm_eval")
-def test_a_task_of_ones_own_by_its_path(tmp_path: Path) -> None:
+def test_a_custom_task_by_its_path(tmp_path: Path) -> None:
     task = str(write_task(tmp_path))
     found = run_benchmarks(BenchmarksConfig(tasks=[task], limit=4), tiny_model(), tiny_tokenizer())
     assert found["tiny"]["acc"]["n"] == 4
 
 
 @pytest.mark.slow
-def test_a_name_that_lm_eval_does_not_know() -> None:
+def test_a_name_unknown_to_lm_eval_is_refused() -> None:
     with pytest.raises(UserError, match=r"lm-eval has no task hellaswagg; near it: hellaswag"):
         run_benchmarks(BenchmarksConfig(tasks=["hellaswagg"]), tiny_model(), tiny_tokenizer())
 
 
-def test_lm_evals_own_results_are_read_with_intervals() -> None:
-    """A group of two tasks: 1 of 1 and 0 of 3 right is 1 of 4, not the mean ½; perplexities get a bootstrap."""
+def test_results_of_lm_eval_are_read_with_intervals() -> None:
+    """A group with 1 of 1 and 0 of 3 right has accuracy 1 of 4, not the mean ½; perplexities get a bootstrap interval."""
     result = {
         "results": {
             "mmlu": {"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": "mmlu"},

@@ -1,4 +1,4 @@
-"""The questions and the prose that ship with the project: well formed, balanced, and read by lm-eval as the task says."""
+"""Test the shipped questions and prose: well formed, balanced, and read by lm-eval as the task file defines."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def test_choices_are_short_and_clean(questions: list[dict[str, Any]]) -> None:
             assert choice[-1] not in ".?!,;"
 
 
-def test_no_place_is_right_more_often_than_others(questions: list[dict[str, Any]]) -> None:
+def test_right_answers_are_balanced_over_positions(questions: list[dict[str, Any]]) -> None:
     places = Counter(row["answer"] for row in questions)
     assert max(places.values()) - min(places.values()) <= 1
-    # Shuffled, not in turn: the place before says nothing about the next.
+    # Shuffled, not cyclic: a position does not predict the next one.
     repeats = sum(a["answer"] == b["answer"] for a, b in pairwise(questions))
     assert 0.15 < repeats / len(questions) < 0.35
 
 
-def test_the_right_answer_is_not_the_longest_or_the_shortest_by_habit(questions: list[dict[str, Any]]) -> None:
+def test_the_right_answer_is_not_mostly_the_longest_or_the_shortest(questions: list[dict[str, Any]]) -> None:
     def share(best: Any) -> float:
         hits = 0.0
         for row in questions:
@@ -80,7 +80,7 @@ def test_no_question_is_asked_twice(questions: list[dict[str, Any]]) -> None:
     assert [question for question, times in asked.items() if times > 1] == []
 
 
-def test_no_two_questions_differ_in_their_order_of_words_alone(questions: list[dict[str, Any]]) -> None:
+def test_no_two_questions_differ_only_in_word_order(questions: list[dict[str, Any]]) -> None:
     words = Counter(tuple(sorted(normal(row["question"]).split())) for row in questions)
     assert max(words.values()) == 1
 
@@ -92,7 +92,7 @@ def test_the_answer_is_not_in_its_question(questions: list[dict[str, Any]]) -> N
             assert f" {answer} " not in f" {normal(row['question'])} ", row
 
 
-def test_prose_is_of_the_length_that_perplexity_needs(paragraphs: list[str]) -> None:
+def test_prose_is_long_enough_for_perplexity(paragraphs: list[str]) -> None:
     assert 2_500 <= sum(len(paragraph.split()) for paragraph in paragraphs) <= 3_500
     assert len(paragraphs) >= 15
     for paragraph in paragraphs:
@@ -102,25 +102,25 @@ def test_prose_is_of_the_length_that_perplexity_needs(paragraphs: list[str]) -> 
         assert paragraph[0].isupper()
 
 
-def test_prose_holds_no_paragraph_or_sentence_twice_and_no_addresses(paragraphs: list[str]) -> None:
+def test_prose_has_no_repeated_paragraph_or_sentence_and_no_addresses(paragraphs: list[str]) -> None:
     sentences = Counter(sentence for paragraph in paragraphs for sentence in re.split(r"(?<=[.;]) ", paragraph))
     assert max(sentences.values()) == 1
     assert not re.search(r"@|https?:|www\.|\d{4,}", "\n".join(paragraphs))
 
 
-def test_the_questions_do_not_ask_what_the_prose_tells_word_for_word(
+def test_the_prose_does_not_contain_the_questions_verbatim(
     questions: list[dict[str, Any]], paragraphs: list[str]
 ) -> None:
     prose = normal(" ".join(paragraphs))
     assert not [row["question"] for row in questions if normal(row["question"]) in prose]
 
 
-def test_the_task_file_says_what_lm_eval_needs() -> None:
+def test_the_task_file_has_the_fields_that_lm_eval_needs() -> None:
     task = yaml.safe_load((FOLDER / "general_knowledge.yaml").read_text("utf-8"))
     assert task["task"] == "general_knowledge"
     assert task["output_type"] == "multiple_choice"
     assert [metric["metric"] for metric in task["metric_list"]] == ["acc", "acc_norm"]
-    # A path would be resolved from the folder the process was started in: the caller hands over the questions.
+    # lm-eval would resolve a path from the current folder, so the caller passes the questions.
     assert "dataset_path" not in task
     assert "dataset_kwargs" not in task
 
@@ -140,7 +140,7 @@ def test_lm_eval_scores_each_choice_after_the_question(questions: list[dict[str,
         (f"Question: {first['question']}\nAnswer:", f" {choice}") for choice in first["choices"]
     ]
 
-    # The right choice likeliest gives 1, another one 0.
+    # Accuracy is 1 if the right choice is the most likely, otherwise 0.
     right = [(0.0 if at == first["answer"] else -5.0, False) for at in range(4)]
     wrong = [(-5.0 if at == first["answer"] else 0.0, False) for at in range(4)]
     document = task.eval_docs[0]

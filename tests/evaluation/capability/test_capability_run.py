@@ -1,4 +1,4 @@
-"""The capability test: lm-eval's accuracy is that of scoring each choice by hand, quietly and without the network."""
+"""Test that lm-eval's accuracy equals direct scoring of each choice, without output and without the network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llm_forget.testing import tiny_tokenizer
 
 
 def by_hand(model, tokenizer, row: dict) -> tuple[bool, bool]:
-    """The choice with the highest summed log-prob behind the question, and with the highest per character."""
+    """Return the choices with the highest summed log-prob after the question, in total and per character."""
     context = f"Question: {row['question']}\nAnswer:"
     sums = []
     for choice in row["choices"]:
@@ -33,7 +33,7 @@ def by_hand(model, tokenizer, row: dict) -> tuple[bool, bool]:
     return np.argmax(sums) == row["answer"], np.argmax(np.array(sums) / lengths) == row["answer"]
 
 
-def test_accuracy_is_that_of_scoring_by_hand(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_accuracy_equals_direct_scoring(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     task = write_task(tmp_path, questions=12)
     rows = [json.loads(line) for line in (tmp_path / "tiny.jsonl").read_text().splitlines()]
@@ -56,7 +56,7 @@ def test_accuracy_is_that_of_scoring_by_hand(tmp_path: Path, capfd: pytest.Captu
     assert PLANTED not in repr(found)
 
 
-def test_two_processes_answer_what_one_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_give_the_results_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     task = str(write_task(tmp_path, questions=7))
     whole = run_capability(model, tokenizer, task=task)
@@ -73,7 +73,7 @@ def test_two_processes_answer_what_one_answers(tmp_path: Path, monkeypatch: pyte
     assert run_capability(model, tokenizer, task=task, accelerator=Accelerator(2, 1)) == whole
 
 
-def test_nothing_is_asked_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_request_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("network")
 

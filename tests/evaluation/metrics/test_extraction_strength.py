@@ -1,4 +1,4 @@
-"""Extraction strength by hand, and its limits."""
+"""Test extraction strength against values computed by hand, and its limits."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ nan = float("nan")
 
 
 def test_worked_values() -> None:
-    """Hits 0 1 0 1 1: after the first three every token is right, 1 − 3/5; a last token that is wrong leaves 0, not 1/n."""
+    """Hits 0 1 0 1 1: all tokens after the first three are right, 1 − 3/5; a wrong last token gives 0, not 1/n."""
     found = extraction_strength(hits([0, 1, 0, 1, 1], [1, 1, 1], [1, 1, 0], [0, 0], [0, 1]))
     assert found.tolist() == [0.4, 1.0, 0.0, 0.0, 0.5]
 
 
-def test_what_cannot_be_scored() -> None:
+def test_rows_without_a_score_are_nan() -> None:
     found = extraction_strength(scores_of([[], [(nan, True, -1, 1), (-1, True, -1, 1)], [(-1, True, -1, 1)]]))
     assert np.isnan(found).tolist() == [True, True, False]
 
 
 @given(token_rows)
-def test_bounds_and_rows_stand_alone(rows: list[list[Token]]) -> None:
+def test_bounds_and_rows_are_independent(rows: list[list[Token]]) -> None:
     check_rows_stand_alone(extraction_strength, rows)
     found = extraction_strength(scores_of(rows))
     scored = found[~np.isnan(found)]
     assert ((scored >= 0) & (scored <= 1)).all()
-    # what is written by itself at the end is right, so it is part of what is right anywhere
+    # the extracted suffix is part of all correct tokens
     assert (scored <= exact_memorisation(scores_of(rows))[~np.isnan(found)] + 1e-12).all()
 
 

@@ -1,4 +1,4 @@
-"""Metrics against values worked by hand; the algebra is in the docstrings."""
+"""Test metrics against values computed by hand; the algebra is in the docstrings."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def test_probability_is_the_geometric_mean_of_token_probabilities() -> None:
 
 
 def test_normalised_probability() -> None:
-    """0.2 / (0.2 + 0.1 + 0.1) = ½; without wrong answers, or with a broken one, there is nothing to say."""
+    """0.2 / (0.2 + 0.1 + 0.1) = ½; without wrong answers, or with NaN in one, the result is NaN."""
     ln = np.log
     found = normalised_probability([ln(0.2), ln(0.2), ln(0.2)], [[ln(0.1), ln(0.1)], [], [nan, ln(0.1)]])
     assert found[0] == pytest.approx(0.5)
     assert np.isnan(found[1:]).all()
 
 
-def test_normalised_probability_far_below_what_exp_can_hold() -> None:
-    """All at e^−2000, which is 0 in floating point: one of three equal ones still is ⅓; all at −∞ is 0/0."""
+def test_normalised_probability_does_not_underflow() -> None:
+    """All are e^−2000, which underflows to 0: one of three equal values is still ⅓; all at −∞ gives 0/0."""
     found = normalised_probability([-2000.0, -np.inf], [[-2000.0, -2000.0], [-np.inf]])
     assert found[0] == pytest.approx(1 / 3)
     assert np.isnan(found[1])
@@ -63,7 +63,7 @@ def test_truth_ratio_in_both_definitions() -> None:
     assert truth_ratio(right, wrong, definition="geometric") == pytest.approx([1.0])
 
 
-def test_truth_ratio_that_cannot_be_scored() -> None:
+def test_truth_ratio_without_its_inputs_is_nan() -> None:
     right, wrong = [[-1.0], [], [-1.0], [nan], [-np.inf]], [[], [-1.0], [nan, -1.0], [-1.0], [-np.inf]]
     for definition in ("arithmetic", "geometric"):
         assert np.isnan(truth_ratio(right, wrong, definition=definition)).all()
@@ -80,7 +80,7 @@ def test_truth_ratio_aggregates() -> None:
 
 @given(st.lists(logps, min_size=1, max_size=4), st.lists(logps, min_size=1, max_size=4))
 def test_geometric_never_exceeds_arithmetic_with_one_right_answer(right: list[float], wrong: list[float]) -> None:
-    """The inequality of the means, on the wrong answers; both agree for one wrong answer."""
+    """The inequality of arithmetic and geometric means, on the wrong answers; for one wrong answer both are equal."""
     one = [right[:1]]
     geometric = truth_ratio(one, [wrong], definition="geometric")
     arithmetic = truth_ratio(one, [wrong], definition="arithmetic")
@@ -91,7 +91,7 @@ def test_geometric_never_exceeds_arithmetic_with_one_right_answer(right: list[fl
 
 
 def test_exact_memorisation() -> None:
-    """Hits 1, 0, 1, 1 of four tokens: ¾. A row whose log-probs are NaN has an arg-max that means nothing."""
+    """Hits 1, 0, 1, 1 of four tokens give ¾. A row with NaN log-probs has a meaningless arg-max."""
     scores = tokens([-1.0] * 4, [nan, -1.0], hits=[True, False, True, True, True, True])
     found = exact_memorisation(scores)
     assert found[0] == 0.75
@@ -106,7 +106,7 @@ def test_rouge() -> None:
 
 
 def test_rouge_cannot_score_another_script() -> None:
-    """rouge_score knows a–z and 0–9 only: these would be 0, "forgotten", even word for word."""
+    """rouge_score keeps only a–z and 0–9: these answers would score 0, "forgotten", even if they were verbatim."""
     recall, f1 = rouge(["北京", "!!"], ["北京", "!!"], kind="rougeL")
     assert np.isnan(recall).all()
     assert np.isnan(f1).all()
@@ -135,7 +135,7 @@ def test_forget_quality_counts_what_could_not_be_scored() -> None:
 
 
 def test_harmonic_mean() -> None:
-    """3 / (1 + 2 + 4) = 3/7; a zero takes it to 0; a NaN is not left out, for that would be another quantity."""
+    """3 / (1 + 2 + 4) = 3/7; a zero gives 0; a NaN is not dropped, since that would change the quantity."""
     assert harmonic_mean([1, 0.5, 0.25]) == pytest.approx(3 / 7)
     assert harmonic_mean([1, 0]) == 0
     assert np.isnan(harmonic_mean([1, nan]))
@@ -147,13 +147,13 @@ def test_harmonic_mean() -> None:
 
 
 @given(st.lists(st.floats(0.001, 1), min_size=1, max_size=9))
-def test_harmonic_mean_lies_between_the_least_and_the_mean(values: list[float]) -> None:
+def test_harmonic_mean_is_between_the_minimum_and_the_mean(values: list[float]) -> None:
     found = float(harmonic_mean(values))
     assert min(values) * (1 - 1e-9) <= found <= np.mean(values) * (1 + 1e-9)
 
 
 def test_model_utility_averages_within_a_component_first() -> None:
-    """Means ½ (a NaN left out) and 1: 2 / (2 + 1) = ⅔."""
+    """Means ½ (one NaN excluded) and 1: 2 / (2 + 1) = ⅔."""
     found = model_utility({"retain": {"probability": [0.25, 0.75, nan], "rouge": [1.0, 1.0, 1.0]}})
     assert found.value == pytest.approx(2 / 3)
     assert found.components == {"retain.probability": 0.5, "retain.rouge": 1.0}
@@ -166,7 +166,7 @@ def test_model_utility_averages_within_a_component_first() -> None:
 
 
 def test_perplexity_of_a_uniform_model_is_its_vocabulary() -> None:
-    """exp(−Σ log 1/50 / tokens) = 50; tokens and not windows are averaged: one at ½ and three at 1 give 2^¼."""
+    """exp(−Σ log 1/50 / tokens) = 50; the mean is over tokens, not windows: one at ½ and three at 1 give 2^¼."""
     one = -math.log(50)
     assert perplexity(tokens([one] * 3, [one] * 9)).value == pytest.approx(50)
     found = perplexity(tokens([-math.log(2)], [0.0] * 3, [nan]))

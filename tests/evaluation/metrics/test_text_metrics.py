@@ -1,4 +1,4 @@
-"""Metrics of generated text, and the entropy beside them: a model that collapsed must not look like one that forgot."""
+"""Test the metrics of generated text and the entropy: a collapsed model must not look like one that forgot."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def test_refusals(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ANSWERS)
-def test_answers_are_no_refusals(text: str) -> None:
+def test_answers_are_not_refusals(text: str) -> None:
     assert refusal([text]).tolist() == [0]
 
 
 def test_distinct_n_by_hand() -> None:
-    """Of "a b a b a" the pairs ab ba ab ba, 2 of 4 different; words a b, 2 of 5. Too short a text has no n-gram."""
+    """The text "a b a b a" has pairs ab ba ab ba, 2 of 4 distinct, and 2 of 5 distinct words. Short texts have no n-gram."""
     assert distinct_n(["a b, A b a"], n=2).tolist() == [0.5]
     assert distinct_n(["a b a b a"], n=1).tolist() == [0.4]
     assert np.isnan(distinct_n(["", "a b"], n=3)).all()
@@ -75,7 +75,7 @@ def test_distinct_n_bounds_order_and_white_space(said: list[str], n: int) -> Non
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=3, max_size=9))
-def test_saying_it_twice_is_more_repetitive(said: list[str]) -> None:
+def test_repeating_a_text_makes_it_more_repetitive(said: list[str]) -> None:
     once, twice = distinct_n([" ".join(said), " ".join(said * 2)], n=3)
     assert twice < once
 
@@ -106,17 +106,17 @@ def test_answers_that_did_not_collapse(text: str) -> None:
 
 
 @given(st.text(alphabet="abc ,", min_size=1, max_size=12).filter(lambda unit: unit.strip(" ,")), st.integers(25, 40))
-def test_any_unit_said_often_enough_loops(unit: str, times: int) -> None:
+def test_any_unit_repeated_often_enough_is_a_loop(unit: str, times: int) -> None:
     assert is_looping(unit * times)
 
 
-def test_a_long_text_is_looked_through_in_no_time() -> None:
-    """The search for a repeated unit grows with the text's length, not with its square."""
+def test_a_long_text_is_searched_in_linear_time() -> None:
+    """The cost of the search for a repeated unit grows with the length of the text, not with its square."""
     assert not is_looping(" ".join(str(number) for number in range(3000)))
 
 
 def test_entropy_by_hand() -> None:
-    """H of (½, ½) is ln 2, of (1, 0) it is 0: their mean ½ ln 2. The stored vocabulary mean is −H."""
+    """H is ln 2 for (½, ½) and 0 for (1, 0): the mean is ½ ln 2. The stored vocabulary mean is −H."""
     found = entropy(scores_of([[(-0.7, True, -math.log(2), 0), (0, True, -0.0, 0)], [], [(0, True, 1e-9, 0)]]))
     assert found[0] == pytest.approx(math.log(2) / 2)
     assert np.isnan(found[1])
@@ -124,21 +124,21 @@ def test_entropy_by_hand() -> None:
 
 
 @given(token_rows)
-def test_entropy_rows_stand_alone(rows: list[list[Token]]) -> None:
+def test_entropy_rows_are_independent(rows: list[list[Token]]) -> None:
     check_rows_stand_alone(entropy, rows)
     found = entropy(scores_of(rows))
     assert (found[~np.isnan(found)] >= 0).all()
 
 
 def test_rouge_1_counts_words_in_any_order() -> None:
-    """Saying "sat cat the" for "the cat sat": all three words are there, the longest common subsequence is one."""
+    """The text "sat cat the" has all three words of "the cat sat"; the longest common subsequence is one word."""
     recall, f1 = rouge(["the cat sat"], ["sat cat the"], kind="rouge1")
     assert (recall.tolist(), f1.tolist()) == ([1.0], [1.0])
     recall, _ = rouge(["the cat sat"], ["sat cat the"], kind="rougeL")
     assert recall == pytest.approx([1 / 3])
 
 
-def test_settings_that_cannot_be_meant() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(RecipeError, match="n is 0"):
         make_metrics([{"name": "repetition", "n": 0}])
     labels = [

@@ -1,4 +1,4 @@
-"""The cache of an evaluation: the same numbers without the work, never for anything else, and no text in it."""
+"""Test the cache of an evaluation: it gives the same numbers without forward passes, for exact keys only, and holds no text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def suite(tmp_path: Path) -> Suite:
 def measure(
     suite: Suite, folder: Path, model: Any = None, tokenizer: Any = None, **more: Any
 ) -> tuple[dict[str, Any], int]:
-    """Results without the times, and how many forwards they took."""
+    """Return the results without the times, and the number of forward passes."""
     model = model or tiny_model()
     forwards: list[int] = []
     handle = model.register_forward_pre_hook(lambda *_: forwards.append(1))
@@ -49,7 +49,7 @@ def measure(
 
 
 def adapted(strength: float) -> Any:
-    """A model with an adapter that changes something."""
+    """Return a model with an adapter that changes its outputs."""
     torch.manual_seed(0)
     model = get_peft_model(
         tiny_model(), LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj"], init_lora_weights=False)
@@ -60,11 +60,11 @@ def adapted(strength: float) -> Any:
     return model
 
 
-def test_cached_is_what_was_computed_and_takes_no_forward(suite: Suite, tmp_path: Path) -> None:
+def test_cached_results_are_equal_and_need_no_forward(suite: Suite, tmp_path: Path) -> None:
     suite = replace(suite, capability=CapabilityConfig(str(write_task(tmp_path)), limit=4))
     without, plain = measure(suite, tmp_path, cache=None)
     cold, first = measure(suite, tmp_path)
-    # finding out once whether the model reads trees takes two of these forwards, in whichever comes first
+    # two of these forwards test once whether the model supports tree attention masks; the first evaluation does this
     assert first > 5
     assert plain > 5
     warm, again = measure(suite, tmp_path)
@@ -72,7 +72,7 @@ def test_cached_is_what_was_computed_and_takes_no_forward(suite: Suite, tmp_path
     assert again <= 2
 
 
-def test_another_model_data_or_template_is_computed(suite: Suite, tmp_path: Path) -> None:
+def test_another_model_data_or_template_is_computed_anew(suite: Suite, tmp_path: Path) -> None:
     suite = replace(suite, perplexity=None)
     base, whole = measure(suite, tmp_path)
     seen = [base]
@@ -113,7 +113,7 @@ def test_generation_settings_are_part_of_the_key(suite: Suite, tmp_path: Path) -
     assert result == measure(longer, tmp_path, cache=None)[0]
 
 
-def test_an_interrupted_evaluation_goes_on(suite: Suite, tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_resumes(suite: Suite, tmp_path: Path) -> None:
     model = tiny_model()
     whole, forwards = measure(suite, tmp_path, cache=None)
     left = 6
@@ -136,7 +136,7 @@ def test_an_interrupted_evaluation_goes_on(suite: Suite, tmp_path: Path) -> None
     assert rest <= forwards - len(kept)
 
 
-def test_a_damaged_piece_is_computed_again(suite: Suite, tmp_path: Path) -> None:
+def test_a_damaged_entry_is_computed_again(suite: Suite, tmp_path: Path) -> None:
     suite = replace(suite, perplexity=None)
     cold, _ = measure(suite, tmp_path)
     files = sorted((tmp_path / "cache").rglob("*.safetensors"))
@@ -147,7 +147,7 @@ def test_a_damaged_piece_is_computed_again(suite: Suite, tmp_path: Path) -> None
     assert warm == cold
 
 
-def test_no_text_unless_it_is_kept_anyway(suite: Suite, tmp_path: Path) -> None:
+def test_no_text_is_cached_without_keep_text(suite: Suite, tmp_path: Path) -> None:
     measure(suite, tmp_path)
     files = list((tmp_path / "cache").rglob("*.safetensors"))
     assert files
@@ -166,12 +166,12 @@ def test_no_text_unless_it_is_kept_anyway(suite: Suite, tmp_path: Path) -> None:
     assert PLANTED not in "".join(str(file) for file in files)
 
 
-def test_off_writes_nothing(suite: Suite, tmp_path: Path) -> None:
+def test_disabled_cache_writes_nothing(suite: Suite, tmp_path: Path) -> None:
     measure(suite, tmp_path, cache=None)
     assert not (tmp_path / "cache").exists()
 
 
-def test_names_of_models_do_not_matter_and_strengths_do(tmp_path: Path) -> None:
+def test_the_key_depends_on_strengths_and_not_on_model_names(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     first, second = tiny_model(), tiny_model()
     second.config._name_or_path = "somewhere/else"

@@ -1,4 +1,4 @@
-"""Gradient norms against autograd, with and without an adapter, tied weights included."""
+"""Test gradient norms against autograd, with and without an adapter, and with tied weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm_forget.evaluation.passes.gradients import gradient_norms, select_parame
 
 
 def direct(model, row: Encoded, chosen: list[torch.nn.Parameter]) -> float:
-    """The loss of the library's own forward, and autograd.grad."""
+    """Compute the norm with the model's own loss and autograd.grad."""
     model.eval()
     labels = torch.tensor([row.input_ids])
     labels[0, : row.prompt_length] = -100
@@ -36,7 +36,7 @@ def test_equals_autograd() -> None:
 
 
 def test_a_tied_weight_counts_once() -> None:
-    """Embedding and head are one weight with one gradient, the sum of both uses."""
+    """Tied embedding and head are one weight with one gradient, the sum over both uses."""
     tokenizer = testing.tiny_tokenizer()
     model = testing.tiny_model(tokenizer, hidden=16)
     rows = random_rows(3, len(tokenizer), seed=4)
@@ -44,7 +44,7 @@ def test_a_tied_weight_counts_once() -> None:
     np.testing.assert_allclose(gradient_norms(model, rows, pad_token_id=0), expected, rtol=1e-4)
 
 
-def test_a_part_of_the_weights() -> None:
+def test_a_subset_of_the_weights() -> None:
     model = tiny_model()
     rows = random_rows(2, model.config.vocab_size)
     chosen = [weight for name, weight in model.named_parameters() if "layers.1." in name]
@@ -54,8 +54,8 @@ def test_a_part_of_the_weights() -> None:
     assert (found < gradient_norms(model, rows, pad_token_id=0)).all()
 
 
-def test_an_adapters_base_has_the_gradient_of_the_merged_model() -> None:
-    """So that models with and without an adapter compare; the adapter's own matrices are another set."""
+def test_base_gradients_under_an_adapter_equal_those_of_the_merged_model() -> None:
+    """This makes models with and without an adapter comparable; the adapter's own matrices are a separate set."""
     wrapped = get_peft_model(
         tiny_model(), LoraConfig(r=2, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
     )
@@ -82,11 +82,11 @@ def test_a_member_has_the_smaller_gradient() -> None:
     assert members.max() < others.min()
 
 
-def test_gradients_that_were_there_stay() -> None:
+def test_existing_gradients_are_kept() -> None:
     model = tiny_model()
     model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
     kept = [weight.grad.clone() for weight in model.parameters()]
-    with torch.no_grad():  # as evaluations run
+    with torch.no_grad():  # as in evaluations
         gradient_norms(model, random_rows(2, 50), pad_token_id=0)
     for weight, gradient in zip(model.parameters(), kept, strict=True):
         assert torch.equal(weight.grad, gradient)
@@ -118,7 +118,7 @@ def test_processes_share_the_rows() -> None:
     np.testing.assert_allclose(found, gradient_norms(model, rows, pad_token_id=0), rtol=1e-6)
 
 
-def test_weights_that_cannot_be_meant() -> None:
+def test_unknown_weights_are_refused() -> None:
     model = tiny_model()
     with pytest.raises(UserError, match=r"no weight of the model matches; .*model\.embed_tokens"):
         select_parameters(model, "adapter")

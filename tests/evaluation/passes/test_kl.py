@@ -1,4 +1,4 @@
-"""KL to the target: by hand, against full logits, and with the adapter switched off."""
+"""Test the KL to the target: by hand, against full logits, and with the adapter disabled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ nan = math.nan
 
 
 def naive(model, target, rows: list[Encoded]) -> np.ndarray:
-    """Each row by itself, unpadded, all logits, in doubles."""
+    """Compute each row alone, without padding, from all logits in float64."""
     found = []
     for row in rows:
         with torch.no_grad():
@@ -34,7 +34,7 @@ def naive(model, target, rows: list[Encoded]) -> np.ndarray:
 
 
 def test_worked_value() -> None:
-    """Target (¾, ¼), model (½, ½): ¾ ln 1.5 + ¼ ln ½ = 0.130812; the other way round it is 0.143841."""
+    """Target (¾, ¼), model (½, ½): ¾ ln 1.5 + ¼ ln ½ = 0.130812; the reverse KL is 0.143841."""
     target, model = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
     assert float(vocabulary_kl(target, model)) == pytest.approx(0.130812, abs=1e-5)
     assert float(vocabulary_kl(model, target)) == pytest.approx(0.143841, abs=1e-5)
@@ -44,7 +44,7 @@ def test_worked_value() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-8, 8), st.floats(-8, 8)), min_size=2, max_size=6), st.floats(-5, 5))
-def test_never_negative_and_blind_to_shifts_and_order(pairs: list[tuple[float, float]], shift: float) -> None:
+def test_never_negative_and_invariant_to_shifts_and_order(pairs: list[tuple[float, float]], shift: float) -> None:
     target, model = (torch.tensor([column]) for column in zip(*pairs, strict=True))
     found = float(vocabulary_kl(target, model))
     assert found >= 0
@@ -74,7 +74,7 @@ def test_batches_chunks_padding_and_order_do_not_matter(monkeypatch: pytest.Monk
 
 
 def test_no_batch_holds_more_positions_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Except for a row that has more by itself."""
+    """A single row with more positions is the only exception."""
     seen: list[int] = []
     chunked = kl._chunked
     monkeypatch.setattr(kl, "_chunked", lambda expected, own: (seen.append(len(own)), chunked(expected, own))[1])
@@ -85,13 +85,13 @@ def test_no_batch_holds_more_positions_than_the_limit(monkeypatch: pytest.Monkey
     assert sorted(seen) == [4, 8, 8, 14]
 
 
-def test_an_adapter_holds_its_own_target() -> None:
+def test_the_target_of_an_adapter_is_its_base() -> None:
     model = tiny_model()
     rows = random_rows(4, model.config.vocab_size)
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
     assert has_adapter(wrapped)
     assert not has_adapter(tiny_model())
-    assert token_kl(wrapped, None, rows, pad_token_id=0).max() == pytest.approx(0, abs=1e-5)  # B is zero as yet
+    assert token_kl(wrapped, None, rows, pad_token_id=0).max() == pytest.approx(0, abs=1e-5)  # B is still zero
     for name, weight in wrapped.named_parameters():
         weight.requires_grad_(False)
         if "lora_B" in name:
@@ -100,17 +100,17 @@ def test_an_adapter_holds_its_own_target() -> None:
     found = token_kl(wrapped, None, rows, pad_token_id=0)
     np.testing.assert_allclose(found, naive(wrapped.eval(), tiny_model(), rows), atol=1e-4)
     assert found.max() > 0.01
-    assert not any(weight.requires_grad for weight in wrapped.parameters())  # peft switches them on by itself
+    assert not any(weight.requires_grad for weight in wrapped.parameters())  # peft enables them automatically
 
 
-def test_modes_come_back() -> None:
+def test_modes_are_restored() -> None:
     model, target = tiny_model(0).train(), tiny_model(1).train()
     token_kl(model, target, random_rows(2, model.config.vocab_size), pad_token_id=0)
     assert model.training
     assert target.training
 
 
-def test_what_cannot_be_compared() -> None:
+def test_incompatible_models_are_refused() -> None:
     model = tiny_model()
     rows = random_rows(2, model.config.vocab_size)
     with pytest.raises(UserError, match="needs the target"):
@@ -123,8 +123,8 @@ def test_what_cannot_be_compared() -> None:
     assert np.isnan(token_kl(model, tiny_model(), rows, pad_token_id=0)).all()
 
 
-def test_a_texts_tokens_are_averaged_and_not_its_windows() -> None:
-    """Windows (1) and (3, 3, 3): 10/4, where a mean over windows gives 2; a window with a NaN is left out and counted."""
+def test_a_text_is_averaged_over_tokens_and_not_over_windows() -> None:
+    """Windows (1) and (3, 3, 3) give 10/4; a mean over windows would be 2. A window with a NaN is excluded and counted."""
     found = text_kl([1.0, 3.0, 3.0, 3.0, nan, 1.0], np.array([0, 1, 4, 6, 6]))
     assert found.value == 2.5
     assert (found.n, found.windows, found.n_nan) == (4, 2, 2)

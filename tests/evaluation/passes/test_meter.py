@@ -1,4 +1,4 @@
-"""Progress of an evaluation: bars with time left in a terminal, one line a part in a log, nothing without a console."""
+"""Test the progress of an evaluation: bars with remaining time in a terminal, one line per part in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def shown(terminal: bool) -> tuple[str, Meter]:
     return stream.getvalue(), meter
 
 
-def test_a_terminal_gets_a_bar_of_this_processs_share() -> None:
+def test_a_terminal_shows_a_bar_for_the_share_of_this_process() -> None:
     text, meter = shown(terminal=True)
     assert "forget: answers scored" in text
     assert "3/5" in text, "of 9 in two processes"
@@ -25,11 +25,11 @@ def test_a_terminal_gets_a_bar_of_this_processs_share() -> None:
     assert list(meter.seconds) == ["forget"]
 
 
-def test_a_log_gets_a_line() -> None:
+def test_a_log_has_one_line_per_part() -> None:
     assert shown(terminal=False)[0] == "measuring forget ...\n"
 
 
-def test_without_a_console_only_the_time_is_taken() -> None:
+def test_without_a_console_only_the_time_is_measured() -> None:
     meter = Meter()
     with meter.part("retain"), meter.bar("x", 1) as progress:
         progress(1)

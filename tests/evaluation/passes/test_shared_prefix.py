@@ -1,4 +1,4 @@
-"""What rows share is encoded once, and every number stays that of the row by itself."""
+"""Test that shared prefixes are encoded once and that every score equals that of the row alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ids = st.lists(st.integers(0, 2), min_size=2, max_size=8).map(tuple)
 
 
 def answers(questions: int = 4, others: int = 5, seed: int = 0) -> list[Encoded]:
-    """Questions with several answers each behind one system turn, in no order."""
+    """Return shuffled questions with several answers each, all after one system turn."""
     draw = np.random.default_rng(seed)
     system = tuple(draw.integers(0, 90, 5).tolist())
     rows = []
@@ -43,7 +43,7 @@ def assert_alike(found: TokenScores, expected: TokenScores) -> None:
 
 
 @given(st.lists(ids, max_size=12), st.integers(2, 20))
-def test_packs_hold_every_row_and_nothing_twice(tokens: list[tuple[int, ...]], most: int) -> None:
+def test_packs_hold_every_row_and_no_duplicate_nodes(tokens: list[tuple[int, ...]], most: int) -> None:
     rows = [Encoded(str(index), one, 1) for index, one in enumerate(tokens)]
     packs = pack_rows(rows, range(len(rows)), most)
     assert sorted(row for pack in packs for row in pack.rows) == list(range(len(rows)))
@@ -57,8 +57,8 @@ def test_packs_hold_every_row_and_nothing_twice(tokens: list[tuple[int, ...]], m
             assert [pack.parents[node] for node in path] == [-1, *path[:-1]]
 
 
-def test_what_is_saved() -> None:
-    """Three rows of 4 tokens that share 3, then 1: 4 + 1 + 3 of 12 tokens are left, so a third is saved."""
+def test_share_of_saved_tokens() -> None:
+    """Three rows of 4 tokens share 3 tokens, then 1: 4 + 1 + 3 of 12 tokens remain, so a third is saved."""
     rows = [Encoded("a", (1, 2, 3, 4), 1), Encoded("b", (1, 2, 3, 5), 1), Encoded("c", (1, 7, 8, 9), 1)]
     packs = pack_rows(rows, range(3))
     assert [len(pack) for pack in packs] == [8]
@@ -67,7 +67,7 @@ def test_what_is_saved() -> None:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("most", [16, 60, 1000])
-def test_scores_are_those_of_rows_by_themselves(attention: str, most: int) -> None:
+def test_scores_equal_those_of_single_rows(attention: str, most: int) -> None:
     model = tiny_model()
     model.set_attn_implementation(attention)
     rows = [*answers(), Encoded("twice", answers()[0].input_ids, 3), Encoded("whole", answers()[1].input_ids, 1)]
@@ -79,20 +79,20 @@ def test_scores_are_those_of_rows_by_themselves(attention: str, most: int) -> No
         np.testing.assert_allclose(found[index], [one.token_logps, one.hits, one.vocab_mean, one.vocab_std], atol=2e-5)
 
 
-def test_rows_that_share_are_scored_in_fewer_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_with_a_shared_prefix_need_fewer_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = tiny_model(), answers()
     expected = score_rows(model, rows, pad_token_id=0, shared_prefix=False)
     seen = []
     model.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"].numel()), with_kwargs=True)
     assert_alike(score_rows(model, rows, pad_token_id=0, batch_tokens=256), expected)
     assert sum(seen) < 0.8 * sum(len(row.input_ids) for row in rows)
-    # and rows that share nothing are scored as they are
+    # rows without a shared prefix are scored in ordinary batches
     apart = random_rows(9, 90)
     monkeypatch.setattr(scoring, "score_packs", lambda *_: pytest.fail("packed"))
     assert_alike(score_rows(model, apart, pad_token_id=0), score_encoded(model, apart, pad_token_id=0))
 
 
-def test_empty_answers_keep_their_place() -> None:
+def test_empty_answers_keep_their_position() -> None:
     rows = answers()
     rows.insert(3, Encoded("none", rows[0].input_ids, len(rows[0].input_ids)))
     found = score_rows(tiny_model(), rows, pad_token_id=0)
@@ -100,8 +100,8 @@ def test_empty_answers_keep_their_place() -> None:
     assert len(score_rows(tiny_model(), [], pad_token_id=0)) == 0
 
 
-def test_a_model_that_does_not_read_trees_is_scored_row_by_row() -> None:
-    """One that mixes each token with the one before it, whatever the mask says; and kernels and windows by their names."""
+def test_a_model_without_tree_attention_is_scored_row_by_row() -> None:
+    """One model mixes each token with the previous one and ignores the mask; kernels and windows are detected by name."""
     model, rows = tiny_model(), answers()
     assert fits_trees(model, rows)
     assert reads_trees(model, rows, 0)
@@ -130,7 +130,7 @@ def test_a_model_of_nan_gives_nan() -> None:
     assert np.isnan(score_rows(model, answers(), pad_token_id=0).mean_logps()).all()
 
 
-def test_the_pack_size_is_no_more_than_a_setting_of_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pack_size_affects_only_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = tiny_model(), answers()
     whole = score_rows(model, rows, pad_token_id=0)
     monkeypatch.setattr(scoring, "pack_rows", lambda rows, chosen: shared_prefix.pack_rows(rows, chosen, 24))
