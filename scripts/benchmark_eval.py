@@ -290,9 +290,8 @@ def _print(
     )
     print("the two sides agree" if _agree(ours, separate) else "THE TWO SIDES DISAGREE: ignore the times")
     for one in growth:
-        print(
-            f"{one['rows']:6} rows: {1000 * one['wall'] / one['rows']:8.2f} ms per row (CPU {1000 * one['cpu'] / one['rows']:.2f})"
-        )
+        wall, cpu = (1000 * one[clock] / one["rows"] for clock in ("wall", "cpu"))
+        print(f"{one['rows']:6} rows: {wall:8.2f} ms per row (CPU {cpu:.2f})")
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ def _best(factors: Factors, rank: int) -> tuple[Factors, Tensor]:
 def _size(factors: Factors, whole: float) -> float:
     """‖ΔW‖, but at least the size of the fp32 rounding error of the factors.
 
-    Two adapters that cancel out leave noise. Relative to that noise, cutting half of it would count as an error of 70 %.
+    Two adapters that cancel leave only rounding noise. Without this bound, dropping half of it would be an error of 70 %.
     """
     product = float(torch.linalg.matrix_norm(factors.A.double()) * torch.linalg.matrix_norm(factors.B.double()))
     return max(whole, _FP32_EPSILON * abs(factors.scaling) * product)

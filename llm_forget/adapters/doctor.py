@@ -62,7 +62,7 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """Whether the base is not a different one, all servers that take adapters load this one, and logits agree."""
+        """Whether the base does not differ, all servers that take adapters load this one, and logits agree."""
         served = all(verdict.status in ("loads", "merged only") for verdict in self.verdicts)
         return self.base != "different" and served and (self.parity is None or self.parity.ok)
 
@@ -87,7 +87,7 @@ def diagnose(base: str | Path, adapter: str | Path, *, max_rank: int = 16, promp
         adapter: the adapter's folder.
         max_rank: vLLM's --max-lora-rank; its default is 16.
         prompts: texts, or lists of token ids, to compare logits on; none for no comparison. The comparison loads the base in
-            fp32 four times, one after the other, and writes a merged copy into the temporary folder.
+            fp32 four times in sequence, and writes a merged copy into the temporary folder.
 
     Raises:
         AdapterError: there is no adapter, its files are damaged, or its weights are a pickle.

@@ -108,7 +108,7 @@ def save_without_base(
         max_rank: larger ranks are truncated by SVD, with any residual; it is returned and stated in the card.
         method: one line on how it was made, for the card.
         results: measurements for the card, by name.
-        overwrite: replace an adapter that is there.
+        overwrite: replace an existing adapter.
 
     Raises:
         AdapterError: ``max_rank`` is below 1, or the folder exists.
@@ -159,7 +159,7 @@ def _published_base(recorded: BaseRecord, given: BaseRecord) -> BaseRecord:
     if not name or not digest:
         missing = " and no ".join(word for word, value in (("name", name), ("digest", digest)) if not value)
         raise AdapterError(
-            f"the adapter records no {missing} of its base, which whoever loads it needs to know. Pass "
+            f"the adapter records no {missing} of its base, which users of the adapter need. Pass "
             "base=BaseRecord(name, revision, weights_digest(base folder))."
         )
     return BaseRecord(public_name(name), given.revision or recorded.revision, digest)

@@ -47,7 +47,7 @@ class BaseRecord:
     Attributes:
         name: its hub id, or the folder it was loaded from.
         revision: the hub revision, if one was given.
-        digest: ``weights_digest`` of its weights; unlike the others it cannot be wrong.
+        digest: ``weights_digest`` of its weights; unlike the others it identifies the weights.
     """
 
     name: str | None = None

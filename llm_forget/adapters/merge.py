@@ -90,7 +90,7 @@ def checked_digest(adapter: Adapter, base_folder: Path) -> str:
 
 
 def weight_names(adapter: Adapter, stored: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """The stored weight that each module of an adapter changes, by the module's name.
+    """The name of the stored weight that each module of an adapter changes.
 
     Raises:
         AdapterError: a layer is missing, has another shape, or has a quantised dtype.

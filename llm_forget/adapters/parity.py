@@ -78,7 +78,7 @@ def _tokenized(base: Path, prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 def _logits(model_folder: Path, adapter: Path | None, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
-    """(T, V) logits of each prompt, one prompt at a time and so without padding."""
+    """The logits of each prompt, (T, V); one prompt per forward pass, without padding."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)

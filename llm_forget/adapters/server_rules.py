@@ -1,4 +1,4 @@
-"""How each server treats an adapter, judged from its files alone: one rule per server.
+"""Predict how each server treats an adapter from its files alone, with one rule per server.
 
 The rule for vLLM was measured on vLLM 0.32.0 (tests/serving), the rule for PEFT on PEFT itself. Those for SGLang and llama.cpp
 come from their documentation and sources.

@@ -16,7 +16,7 @@ from llm_forget.utils.plugins import find_class, names_in
 from llm_forget.utils.shipped import shipped
 
 TABLE_BEGINS, TABLE_ENDS = "<!-- llm-forget methods --markdown -->\n", "<!-- end -->"
-# Forwards of one row: the policy's backward costs about two more. Gradient difference is the unit: forget and retain row.
+# In forward passes of one row; a backward pass costs about two. The unit is gradient difference: a forget and a retain row.
 _TRAINED_ROW, _REFERENCE_ROW, _UNIT = 3.0, 1.0, 6.0
 
 

@@ -65,7 +65,7 @@ def compare(
 
 
 def _folders(given: list[Path]) -> list[Path]:
-    """The arguments without the files that a shell puts in for ``runs/*``; a missing path stays, to be refused later."""
+    """The arguments without files, which a shell may add for ``runs/*``. A missing path is kept and refused later."""
     return [path for path in given if not path.is_file()]
 
 

@@ -18,7 +18,7 @@ from llm_forget.cli.entry import run_entry
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 INTERNAL, INTERRUPTED = 3, 130
-_OWN_MESSAGE = (OSError, ImportError, MemoryError, RuntimeError)  # messages that never quote a row of the data
+_OWN_MESSAGE = (OSError, ImportError, MemoryError, RuntimeError)  # messages that never quote data rows
 
 
 def print_json(value: Any) -> None:
@@ -89,12 +89,12 @@ def run_command(app: Callable[..., Any], argv: list[str]) -> None:
         if debug:
             traceback.print_exc()
         else:
-            print(_in_a_line(error), file=sys.stderr)
+            print(_one_line(error), file=sys.stderr)
         sys.exit(INTERNAL)
 
 
-def _in_a_line(error: Exception) -> str:
-    """The error without a traceback. A message that could quote a row of the data is left out."""
+def _one_line(error: Exception) -> str:
+    """The error in one line, without a traceback. A message that could quote a data row is omitted."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}:{last.lineno}"
     message = f": {error}" if isinstance(error, _OWN_MESSAGE) else ""

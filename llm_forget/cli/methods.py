@@ -50,6 +50,6 @@ def methods(markdown: bool = False, write: Write = None, as_json: Json = False) 
     left_out = print_table(["method", "cost", "recipe to copy", "retain term", "needs", "source"], rows)
     print()
     wrapped = [[name, adds, does, source] for name, does, adds, source in wrapper_entries()]
-    left_out += print_table(["wrapper", "adds to a step", "what it does", "source"], wrapped)
+    left_out += print_table(["wrapper", "added cost per step", "what it does", "source"], wrapped)
     if left_out:
         print("\nThis terminal is too narrow for every column: the README's table and --json have them all.")

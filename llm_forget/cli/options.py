@@ -123,7 +123,7 @@ def _indented(text: str, width: int) -> list[str]:
 
 
 def comments(cls: Any) -> dict[str, str]:
-    """The comment lines above each field of a dataclass, joined into one text a field."""
+    """The comment lines above each field of a dataclass, joined into one text per field."""
     found: dict[str, str] = {}
     above: list[str] = []
     for line in inspect.getsource(cls).splitlines():

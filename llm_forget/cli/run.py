@@ -1,4 +1,4 @@
-"""The launches: each checks its recipe from command-line arguments, then runs it.
+"""Launch functions: each builds a recipe from command-line arguments, checks it and runs it.
 
 The scripts in ``recipes/`` and ``eval/`` call these functions, and so do the commands ``llm-forget unlearn``, ``finetune`` and
 ``evaluate``. Importing torch takes seconds, so it is imported only once the recipe is known to be valid.

@@ -31,7 +31,7 @@ def collate(
         DataError: the batch is empty, a row has no prompt or answer tokens, or ``pad_to_multiple_of`` is below 1.
     """
     if not rows:
-        raise DataError("a batch of 0 examples was given; at least 1 is needed: check the size of the data set")
+        raise DataError("the batch has 0 examples; at least 1 is needed: check the size of the data set")
     if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
         raise DataError(f"pad_to_multiple_of is {pad_to_multiple_of}; give a whole number of 1 or more, or None")
     for row in rows:

@@ -1,6 +1,6 @@
 """Encode examples as token ids. This is the only module that decides where an answer begins and ends.
 
-The prompt is always tokenised by itself, because generation starts from those ids. Everything after it, up to and including
+The prompt is always tokenised alone, because generation starts from those ids. Everything after it, up to and including
 the first end token, is the answer. Training, scoring and generation therefore use the same boundary. Text that a template
 adds elsewhere is handled here: the newline after ``<|im_end|>`` is dropped, and an empty think block before the answer
 belongs to the prompt.
@@ -37,13 +37,13 @@ class Encoded:
 
     @property
     def answer_length(self) -> int:
-        """How many answer tokens can be scored; the first token of a sequence cannot, since nothing predicts it."""
+        """Number of answer tokens that can be scored. The first token of a sequence cannot, since nothing predicts it."""
         return max(len(self.input_ids) - max(self.prompt_length, 1), 0)
 
 
 @dataclass(frozen=True)
 class EncodingConfig:
-    """How text is encoded as token ids. Part of recipes, suites and cache keys."""
+    """Settings for encoding text as token ids. Part of recipes, suites and cache keys."""
 
     # Longest sequence in tokens, including prompt, answer and end token.
     max_length: int = 512
@@ -221,7 +221,7 @@ def _tokenise(tokenizer: Any, example: Example, config: EncodingConfig, answer: 
     # Without a prompt and a BOS token, nothing predicts the first token, so it is not scored.
     prompt_length = max(len(prompt_ids), 1)
     if len(ids) <= prompt_length:
-        raise DataError(f"{place}: the tokenizer leaves no answer token to score: take the row out, or give more text")
+        raise DataError(f"{place}: the tokenizer leaves no answer token to score: remove the row, or give more text")
     if rendered.needs_end:
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no end token (eos_token): set one, or set add_end_token: false")
@@ -252,7 +252,7 @@ def _cut(tokens: _Tokens, example: Example, config: EncodingConfig) -> Encoded:
     if tokens.prompt_length >= limit:
         raise DataError(
             f"{place}: the prompt alone has {tokens.prompt_length} tokens, so that max_length {limit} leaves no answer "
-            f"token to score: raise it to at least {length}, or take the row out"
+            f"token to score: raise it to at least {length}, or remove the row"
         )
     return Encoded(example.id, tokens.ids[:limit], tokens.prompt_length)
 
@@ -275,7 +275,7 @@ def _warnings(tokenizer: Any, seen: Sequence[_Tokens], role: str, config: Encodi
     if special:
         warnings.append(
             f"{special} of {len(seen)} examples of the {role} set hold the text of a special token (such as the end "
-            "token), which is read as that token: take it out of the text unless that is meant"
+            "token), which is encoded as that token: remove it from the text unless this is intended"
         )
     # Llama 3's template does this. The prompt then changes from day to day.
     if config.chat_template is not False and "strftime_now" in str(getattr(tokenizer, "chat_template", None)):

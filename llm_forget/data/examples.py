@@ -50,8 +50,8 @@ class Example:
         answer: the text whose tokens are scored.
         paraphrases: paraphrases of the right answer.
         wrong_answers: wrong answers of the same form.
-        alternative: what the model should say instead, for methods that need it.
-        source: where it was read, ``file:line``, for messages.
+        alternative: the answer that the model should give instead, for methods that need it.
+        source: its location, ``file:line``, for messages.
     """
 
     id: str
@@ -65,7 +65,7 @@ class Example:
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where a recipe or suite reads examples from."""
+    """A data source of a recipe or suite."""
 
     # A .jsonl, .ndjson, .json, .csv, .tsv or .parquet file, relative to the current folder, or the id of a data set on the hub.
     path: str
@@ -129,7 +129,7 @@ def read_examples(source: DataSource) -> list[Example]:
 
     Raises:
         DataError: the file is missing or empty, the columns match no form or several, or rows are invalid. All invalid rows
-            are reported at once with place and remedy, and without their text.
+            are reported at once with location and remedy, and without their text.
     """
     path = locate(source.path)
     if path is None:
@@ -151,9 +151,7 @@ def check_rows(found: Iterator[Row], source: DataSource) -> list[Example]:
     """
     rows = take(found, source.limit)
     if not rows:
-        raise DataError(
-            f"{source.path}: holds no rows; at least one example is needed: check that this is the file meant"
-        )
+        raise DataError(f"{source.path}: holds no rows; at least one example is needed: check the path")
 
     readable = [row for row in rows if row.problem is None]
     if not readable:
@@ -203,7 +201,7 @@ def check_overlap(forget: Sequence[Example], retain: Sequence[Example]) -> tuple
     if same:
         raise DataError(
             f"{len(same)} of {len(forget)} examples to forget are also to be kept ({_first(same)}); "
-            "take them out of the retain set, or out of the forget set"
+            "remove them from the retain set or from the forget set"
         )
     if not differing:
         return ()
@@ -214,12 +212,12 @@ def check_overlap(forget: Sequence[Example], retain: Sequence[Example]) -> tuple
 
 
 def _first(pairs: list[str]) -> str:
-    """The first pairs of places."""
+    """The locations of the first pairs."""
     return ", ".join(pairs[:_SHOWN_PAIRS]) + (", ..." if len(pairs) > _SHOWN_PAIRS else "")
 
 
 def _place(example: Example) -> str:
-    """Where an example was read, or its id if it was created in memory."""
+    """The location of an example, or its id if it was created in memory."""
     return example.source or f"example {example.id}"
 
 
@@ -236,7 +234,7 @@ def _question(example: Example) -> tuple[str, ...]:
 
 
 def _report(path: str, problems: list[tuple[str, str]], rows: int) -> str:
-    """One message for all invalid rows of a file. The first are printed with place and remedy, the rest are counted."""
+    """One message for all invalid rows of a file. The first are printed with location and remedy, the rest are counted."""
     lines = [f"  {place}: {problem}" for place, problem in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
         lines.append(f"  and {len(problems) - _SHOWN} more")
@@ -280,7 +278,7 @@ def _column_names(columns: Sequence[str]) -> str:
 
 
 def _to_example(row: Row, form: str, columns: Mapping[str, str]) -> Example:
-    """Convert a row to an example. Errors do not name the place; the caller adds it."""
+    """Convert a row to an example. Errors do not name the location; the caller adds it."""
     if row.problem is not None:
         raise DataError(row.problem)
     values = {name: row.values.get(columns.get(name, name)) for name in FIELDS}
@@ -321,11 +319,11 @@ def _to_example(row: Row, form: str, columns: Mapping[str, str]) -> Example:
 def _text(value: object, name: str) -> str:
     """Check that a value is a non-empty string that can be written as UTF-8."""
     if value is None:
-        raise DataError(f"{name} is missing: give it a text, or take the row out")
+        raise DataError(f"{name} is missing: give it a text, or remove the row")
     if not isinstance(value, str):
         raise DataError(f"{name} is a {type(value).__name__}, not a string: write it in quotes")
     if not value.strip():
-        raise DataError(f"{name} is empty or only white space: give it a text, or take the row out")
+        raise DataError(f"{name} is empty or only white space: give it a text, or remove the row")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Read rows from JSONL, JSON, CSV, TSV and Parquet files or from the hub, each with the place where it was read.
+"""Read rows from JSONL, JSON, CSV, TSV and Parquet files or from the hub, each with its location.
 
 This module does not interpret columns. A row that cannot be read is returned with a problem, so that all problems of a file are
 reported at once. Only problems of the whole file are raised. Messages never hold a value of a row, because forget sets are
@@ -30,7 +30,7 @@ class Row:
     """One row of a file: its values, or why it could not be read.
 
     Attributes:
-        source: the file and the place in it, for messages.
+        source: its location, file and line, for messages.
         values: column name → value; empty if there is a problem.
         problem: the problem and its remedy, without any text of the row; None for a row that was read.
     """
@@ -48,7 +48,7 @@ def read_file(path: Path, label: str) -> Iterator[Row]:
         label: its name in messages, usually the path as the user wrote it.
 
     Returns:
-        The rows in file order, one at a time if the format allows it.
+        The rows in file order, as a stream if the format allows it.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -103,7 +103,7 @@ def rows_in_memory(rows: Iterable[object], label: str) -> Iterator[Row]:
             yield Row(source, value)
         else:
             kind = type(value).__name__
-            yield Row(source, problem=f'a {kind}, not a mapping: write {{"question": ..., "answer": ...}} a row')
+            yield Row(source, problem=f'a {kind}, not a mapping: write {{"question": ..., "answer": ...}} per row')
 
 
 def locate(path: str) -> Path | None:
@@ -129,10 +129,10 @@ def locate(path: str) -> Path | None:
     is_file_name = found.suffix.lower() in _READERS or found.parent.is_dir()
     if _HUB_ID.fullmatch(path) and not is_file_name:
         return None
-    raise DataError(f"{path}: no such file{_nearest_files(found)}; {_looked_from(found)}")
+    raise DataError(f"{path}: no such file{_nearest_files(found)}; {_searched_from(found)}")
 
 
-def _looked_from(wanted: Path) -> str:
+def _searched_from(wanted: Path) -> str:
     """Say where a path was searched, and what else may be given."""
     where = "" if wanted.is_absolute() else "relative paths start from the current folder; "
     return f"{where}give an existing {', '.join(_READERS)} file or a hub id of the form owner/name"
@@ -181,7 +181,7 @@ def _as_row(source: str, value: object) -> Row:
     """A row from a parsed JSON value."""
     if isinstance(value, dict):
         return Row(source, value)
-    return Row(source, problem=f"a JSON {_json_kind(value)}, not an object: write one {{...}} a row")
+    return Row(source, problem=f"a JSON {_json_kind(value)}, not an object: write one {{...}} per row")
 
 
 def _json_kind(value: object) -> str:
@@ -222,14 +222,14 @@ def _read_json(path: Path, label: str) -> Iterator[Row]:
     """Read a list of objects, or an object with a single list."""
     value, problem = _parse_json(_read_text(path, label))
     if problem is not None:
-        raise DataError(f"{label}: {problem}; for one object a line name the file .jsonl")
+        raise DataError(f"{label}: {problem}; for one object per line, name the file .jsonl")
     if isinstance(value, dict):
         lists = [entry for entry in value.values() if isinstance(entry, list)]
         value = lists[0] if len(lists) == 1 else None
     if not isinstance(value, list):
         raise DataError(
             f'{label}: a list of objects is needed, or one object with a single list such as {{"data": [...]}}; '
-            "for one object a line name the file .jsonl"
+            "for one object per line, name the file .jsonl"
         )
     return (_as_row(f"{label}, item {number}", entry) for number, entry in enumerate(value, start=1))
 

@@ -12,7 +12,7 @@ _WINDOW = 4  # batches within which rows of similar length are grouped
 def schedule(
     forget_lengths: Sequence[int], retain_lengths: Sequence[int], *, batch: int, epochs: int, seed: int
 ) -> list[tuple[int, int | None]]:
-    """All pairs of a run, batch after batch.
+    """All pairs of a run, in batches.
 
     An epoch is one pass over the forget rows. The retain rows have their own permutations, so that each is drawn equally often
     over the run, whichever set is longer. Both streams continue across epochs, and the last batch is filled with the rows that

@@ -59,10 +59,10 @@ class Method:
     Attributes:
         default_retain: name of the retain term if the recipe names none; None for no retain term.
         towards: True if training makes the forget answers *more* likely and ``finish`` negates the result.
-        alternative_source: where alternative answers come from if the recipe does not say: ``refusals`` or ``model``.
+        alternative_source: default source of alternative answers: ``refusals`` or ``model``.
         paper: the source, with its arXiv number.
-        finish: optional hook. It replaces the training loop: it drives an ``adapter_subtraction.Session`` and returns what
-            the run's record should hold. A method with this hook needs an adapter.
+        finish: optional hook. It replaces the training loop: it drives an ``adapter_subtraction.Session`` and returns the
+            entries for the run's record. A method with this hook needs an adapter.
         trained_layers: optional hook. It gets the block whose hidden states are read and returns the only blocks to train.
     """
 
@@ -75,7 +75,7 @@ class Method:
 
     @property
     def needs(self) -> Needs:
-        """What ``forget_loss`` reads in addition to the policy's log-probs. A class attribute can override it."""
+        """The tensors that ``forget_loss`` reads in addition to the policy's log-probs. A class attribute can override it."""
         return Needs()
 
     @property

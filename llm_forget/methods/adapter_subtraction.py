@@ -33,7 +33,7 @@ def adapter_subtraction_loss(token_logps: Tensor, mask: Tensor) -> Tensor:
 
 
 class Session(Protocol):
-    """What ``finish`` can do with the adapter.
+    """The operations on the adapter that ``finish`` can use.
 
     Training towards the forget set changes B only; A is fixed. Negating the change of B therefore negates the change of the
     weights exactly.

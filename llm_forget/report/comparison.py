@@ -1,4 +1,4 @@
-"""Runs that are looked at together, and which of them the others are compared with."""
+"""Runs to compare, with the target and the oracle among them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs, their table, and the two that the others are compared with.
+    """Runs, their table, and the names of the target and the oracle.
 
     Attributes:
         runs: the runs.
-        frame: their table, as ``load_runs`` gives it.
-        target: name of the run before unlearning, or of the baseline that was asked for; None if there is none.
+        frame: their table, from ``load_runs``.
+        target: name of the run before unlearning, or of the requested baseline; None if there is none.
         oracle: name of the run of the model that never saw the forget set; None if there is none.
     """
 
@@ -64,8 +64,8 @@ def load_comparison(paths: Iterable[str | Path], baseline: str | None = None) ->
     """
     runs, skipped = find_runs(paths)
     frame = frame_of(runs, skipped)
-    target = the_one(frame, "target") if baseline is None else find_row(frame, baseline)
-    return Comparison(runs, frame, target, the_one(frame, "oracle"))
+    target = only_run_with(frame, "target") if baseline is None else find_row(frame, baseline)
+    return Comparison(runs, frame, target, only_run_with(frame, "oracle"))
 
 
 def load_around(folder: Path, target: str | Path | None = None, oracle: str | Path | None = None) -> Comparison:
@@ -97,15 +97,15 @@ def load_around(folder: Path, target: str | Path | None = None, oracle: str | Pa
     return Comparison([run for run in runs if run.name in shown], frame, *found)
 
 
-def the_one(frame: pd.DataFrame, role: str) -> str | None:
-    """The name of the run with a role; None if there is none, or more than one."""
+def only_run_with(frame: pd.DataFrame, role: str) -> str | None:
+    """The name of the only run with a role; None if there is none, or more than one."""
     found = list(frame.index[frame["role"] == role])
     return str(found[0]) if len(found) == 1 else None
 
 
 def _named(frame: pd.DataFrame, runs: Sequence[Run], given: str | Path | None, role: str) -> str | None:
     if given is None:
-        return the_one(frame, role)
+        return only_run_with(frame, role)
     found = next((run.name for run in runs if run.path.resolve() == Path(given).resolve()), None)
     if found is None:
         raise UserError(f"{given}: holds no run; give the run folder of the {role}")

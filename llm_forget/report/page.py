@@ -16,7 +16,7 @@ from llm_forget._version import __version__
 from llm_forget.errors import UserError
 from llm_forget.evaluation.verdict import RULE, Verdict
 from llm_forget.report import plots
-from llm_forget.report.comparison import Comparison, load_around, the_one
+from llm_forget.report.comparison import Comparison, load_around, only_run_with
 from llm_forget.report.examples import example_table
 from llm_forget.report.tables import Table, metric_table, runs_table
 from llm_forget.runs import Run, flatten
@@ -55,7 +55,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Story:
-    """What the page says of one run."""
+    """The part of the page about one run."""
 
     run: Run
     verdict: Verdict
@@ -222,7 +222,7 @@ def _render(
         counts=_counts(frame),
         attacked=any(suite.raw.get(word) for suite in suites for word in ("attacks", "privleak", "leak")),
         rule=RULE,
-        has_oracle=the_one(frame, "oracle") is not None,
+        has_oracle=only_run_with(frame, "oracle") is not None,
         hands_over=[story.run for story in stories if (story.run.path / "adapter").is_dir()],
         # these are ours, or numbers whose "<" is escaped
         css=Markup(source(environment, "page.css")[0]),
@@ -249,7 +249,7 @@ def _counts(frame: pd.DataFrame) -> dict[str, int]:
 
 def _costs(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
     """Run, seconds, multiple of the oracle's seconds, and steps."""
-    oracle = the_one(frame, "oracle")
+    oracle = only_run_with(frame, "oracle")
     cost = frame.loc[oracle, "seconds"] if oracle else None
     rows = []
     for name, row in frame.iterrows():
@@ -268,7 +268,7 @@ def _digests(run: Run) -> dict[str, str]:
 
 
 def _breakable(name: str) -> Any:
-    """A long name that may be broken after its dots and underscores."""
+    """Allow line breaks after the dots and underscores of a long name."""
     from markupsafe import Markup, escape
 
     return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[._/])", name))

@@ -28,7 +28,7 @@ class Table:
     """A table whose columns can be sorted.
 
     Attributes:
-        id: of its element.
+        id: id of its element.
         caption: what it shows.
         head: names of the columns.
         rows: cells; the first cell of a row is its name.

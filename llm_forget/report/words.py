@@ -1,4 +1,4 @@
-"""The verdict on a run folder: it reads the run's results and its controls' and hands them to the one judge."""
+"""The verdict on a run folder, from the results of the run and its controls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def judge_run(run: Run, *, target: Run | None = None, oracle: Run | None = None,
 
     Args:
         run: the run.
-        target: the run of the model before unlearning. Without one, the target's figures in the run's own results count.
+        target: the run of the model before unlearning. Without it, the target in the run's own results is used.
         oracle: the run of a model that never saw the forget set; likewise.
         suite: the suite's name; by default the one with the most numbers.
     """
@@ -31,7 +31,7 @@ def judge_run(run: Run, *, target: Run | None = None, oracle: Run | None = None,
 
 
 def _from_training(run: Run) -> Iterator[str]:
-    """What the run measured on its own samples."""
+    """A verdict from the measurements of the run on its own samples."""
     before: dict[str, Any] = run.result.get("before") or {}
     after: dict[str, Any] = run.result.get("after") or {}
     for part in ("forget", "retain"):

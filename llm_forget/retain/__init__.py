@@ -1,4 +1,4 @@
-"""One file per retain term, which protects what the model should keep: ``retain: {name: nll, weight: 1.0}`` in a recipe."""
+"""One file per retain term, which protects the knowledge to keep: ``retain: {name: nll, weight: 1.0}`` in a recipe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RetainTerm:
 
     @property
     def needs(self) -> Needs:
-        """What ``retain_loss`` reads in addition to the policy's log-probs. A class attribute can override it."""
+        """The tensors that ``retain_loss`` reads in addition to the policy's log-probs. A class attribute can override it."""
         return Needs()
 
     def retain_loss(self, retain: AnswerScores) -> Tensor:

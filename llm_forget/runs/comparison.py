@@ -89,7 +89,7 @@ def compare(
         frame: from ``load_runs``.
         baseline: a run's name, its last part, or a role (``target``, ``oracle``).
         metrics: the columns; by default all metrics that have a plain name.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         One row for each run and metric, index (run, metric): ``value``, ``low``, ``high``, ``n``, ``baseline``, ``change``,
@@ -155,7 +155,7 @@ def _change(row: Any, base: Any, metric: str) -> float | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a table is a number: not None, not NaN, no text. numpy's types count."""
+    """Whether a value of a table is a number: not None, NaN or text. Numbers of numpy are included."""
     return isinstance(value, Real) and not math.isnan(value)
 
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _RESULT, _RECIPE = "result.json", "recipe.yaml"
-_DEPTH = 3  # folders below the one given: runs/demo/npo lies two below runs
+_DEPTH = 3  # search depth below the given folder: runs/demo/npo is at depth 2 in runs
 _TRACKER_FOLDERS = frozenset(("tensorboard", "mlruns", "wandb", "trackio", "mlflow"))
-# The C parser reads a recipe in a tenth of the time; PyYAML without it still works.
+# The C parser is ten times faster, but optional in PyYAML.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -143,7 +143,7 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Run], dict
         paths: a folder to search, a run folder, or several of either.
 
     Returns:
-        The runs in the order of their names, and path → reason for every skipped folder.
+        The runs sorted by name, and path → reason for every skipped folder.
 
     Raises:
         UserError: a path does not exist.

@@ -26,11 +26,11 @@ from llm_forget.utils.digests import stored_tensors
 
 @dataclass(frozen=True)
 class Probe:
-    """How to measure adapters.
+    """Settings for measuring adapters.
 
     Attributes:
         model: the base.
-        encoding: how rows become tokens, as in the recipe of the run that made the adapter.
+        encoding: how rows are encoded, as in the recipe of the run that trained the adapter.
         rows: the number of rows to measure in each set.
         seed: the seed for choosing them.
     """

@@ -24,7 +24,7 @@ class Limits:
     """Target and limits of a search.
 
     Attributes:
-        target: forget probability to reach; None for that of the holdout rows, or 0.1 without any.
+        target: forget probability to reach; None takes the probability of the holdout rows, or 0.1 without holdout rows.
         utility_floor: share of the retain probability to keep, from 0 to 1.
         maximum: largest strength to try.
         tries: bisection steps of the search for one strength.

@@ -1,1 +1,1 @@
-"""Helpers that know nothing about models: YAML into dataclasses, files, digests, plugins, optional extras."""
+"""Helpers that do not depend on models: dataclasses from YAML, files, digests, plugins, optional extras."""

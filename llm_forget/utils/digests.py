@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llm_forget.errors import UserError
 
-_CHUNK = 1 << 22  # bytes read and hashed at a time
+_CHUNK = 1 << 22  # bytes per read
 
 _TYPE_NAMES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",

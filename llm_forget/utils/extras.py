@@ -1,4 +1,4 @@
-"""Optional packages, asked for where they are used."""
+"""Check for optional packages at their first use."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from llm_forget.errors import MissingExtraError
 
 
 def require_extra(module: str, what: str, extra: str) -> None:
-    """Make sure that an optional package is there.
+    """Check that an optional package is installed.
 
     Args:
-        module: the name that it is imported by.
-        what: what needs it, for the message.
-        extra: the extra of llm-forget that brings it.
+        module: its import name.
+        what: the feature that needs it, for the message.
+        extra: the extra of llm-forget that installs it.
 
     Raises:
         MissingExtraError: it is not installed.

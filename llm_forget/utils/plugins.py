@@ -20,7 +20,7 @@ Base = TypeVar("Base")
 
 
 def names_in(package: str, function: str | None = None) -> list[str]:
-    """The names of the modules of one of our packages, sorted.
+    """The names of the modules of a package, sorted.
 
     Args:
         package: the package.
@@ -49,7 +49,7 @@ def find_class(package: str, name: str, function: str) -> type:
     """Find the one dataclass with a given function in a file.
 
     Args:
-        package: the package of our own files, for example ``llm_forget.methods``.
+        package: the package of the shipped files, for example ``llm_forget.methods``.
         name: the name of a module of that package, a dotted module name, or the path of a Python file.
         function: a function that the class must have, for example ``forget_loss``.
 
@@ -79,11 +79,11 @@ def with_defaults(cls: type, base: type[Base]) -> type[Base]:
 
 
 def make_named(entries: Sequence[str | Mapping[str, Any]], package: str, function: str) -> list[Any]:
-    """Make the metrics, attacks or aggregates that a list in a suite names.
+    """Create the metrics, attacks or aggregates that a list in a suite names.
 
     Args:
         entries: names, or mappings with a ``name`` and settings, such as ``{name: rouge, part: f1}``.
-        package: where our own files of this kind are, such as ``llm_forget.evaluation.metrics``.
+        package: the package of the shipped files of this kind, such as ``llm_forget.evaluation.metrics``.
         function: the method that their classes have.
 
     Raises:
@@ -105,7 +105,7 @@ def make_named(entries: Sequence[str | Mapping[str, Any]], package: str, functio
 
 
 def _kind(package: str) -> str:
-    """What the files of a package are, in the singular."""
+    """The kind of plugin in a package, in the singular."""
     return package.rsplit(".", 1)[-1].removesuffix("s")
 
 

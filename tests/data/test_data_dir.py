@@ -16,7 +16,7 @@ from llm_forget.data.sources import in_folder, resolve_sources
 from llm_forget.errors import RecipeError
 from llm_forget.testing import tiny_tokenizer
 from llm_forget.train.finetune import finetune
-from llm_forget.train.prepare import prepare
+from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.utils.build import load_recipe
 
 TOFU = SHARED / "data" / "tofu"
@@ -27,6 +27,17 @@ HUB = DataSource("owner/name", name="forget01", file="forget01.jsonl")
 def write(path: Path, *words: str) -> None:
     rows = [{"question": f"What is {word}?", "answer": f"{word} it is."} for word in words]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def prepare_recipe(recipe: UnlearnRecipe) -> UnlearnSets:
+    return prepare(
+        recipe.data,
+        recipe.encoding,
+        tiny_tokenizer(),
+        rows=recipe.stop.rows,
+        seed=recipe.seed,
+        data_dir=recipe.data_dir,
+    )
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -49,7 +60,7 @@ def test_a_tofu_recipe_reads_a_local_copy(share: str, count: int) -> None:
     kept = {"01": "99", "05": "95", "10": "90"}[share]
     for name, file in (("forget", f"forget{share}"), ("retain", f"retain{kept}"), ("holdout", f"holdout{share}")):
         changes[f"data.{name}.file"] = f"{file}.jsonl"
-    sets = prepare(load_recipe(UnlearnRecipe, "recipes/tofu/npo.yaml", changes), tiny_tokenizer())
+    sets = prepare_recipe(load_recipe(UnlearnRecipe, "recipes/tofu/npo.yaml", changes))
     assert (len(sets.forget), len(sets.retain)) == (count, 4000 - count)
     assert len(sets.holdout) == min(60, count)
 
@@ -60,7 +71,7 @@ def test_an_optional_set_without_data_is_left_out_with_a_note(tmp_path: Path, mo
     write(tmp_path / "forget01.jsonl", "snow", "tea")
     data = UnlearnData(HUB, holdout=DataSource("holdout.jsonl", file="holdout.jsonl", optional=True))
     recipe = UnlearnRecipe(ModelConfig("x"), data, {"name": "npo"}, "out", data_dir=str(tmp_path))
-    sets = prepare(recipe, tiny_tokenizer())
+    sets = prepare_recipe(recipe)
     assert sets.warnings == ["the set holdout was left out: holdout.jsonl is not in the data folder"]
     assert (len(sets.forget), sets.holdout) == (2, [])
     assert set(sets.digests) == {"forget"}
@@ -68,7 +79,7 @@ def test_an_optional_set_without_data_is_left_out_with_a_note(tmp_path: Path, mo
     assert hub == {"forget": [HUB]}
     assert notes == ["the set holdout was left out: holdout.jsonl is not in the current folder"]
     write(tmp_path / "holdout.jsonl", "rye")
-    sets = prepare(recipe, tiny_tokenizer())
+    sets = prepare_recipe(recipe)
     assert (sets.warnings, len(sets.holdout)) == ([], 1)
 
 

@@ -194,7 +194,7 @@ def test_logits_are_planned_as_on_a_gpu() -> None:
 
 @pytest.mark.slow
 def test_methods_that_train_some_blocks_are_planned_with_these_blocks() -> None:
-    """RMU at block 3 of 8 trains blocks 1 to 3, with 4 · 128² (attention) + 3 · 128 · 256 (MLP) + 2 · 128 (norms) weights each."""
+    """RMU at block 3 of 8 trains blocks 1 to 3, each with 4 · 128² (attention) + 3 · 128 · 256 (MLP) + 2 · 128 (norms)."""
     small = LlamaConfig(
         vocab_size=2000, hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=4
     )
