@@ -1,1 +1,1 @@
-"""What a model still knows: score once, generate once, and compute every metric from that."""
+"""Measure what a model still knows: score once, generate once, and compute every metric from that."""

@@ -1,4 +1,4 @@
-"""From one score per example to one number with its interval: the only place that averages."""
+"""Average the scores of examples into one number with a confidence interval. No other module averages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:  # not at run time: comparing runs needs intervals and no torch
+if TYPE_CHECKING:  # not imported at run time, so that runs can be compared without torch
     from llm_forget.evaluation.tokens import Floats
 
 RESAMPLES = 2000
-_MOST_DRAWS = 1 << 22  # indices drawn at a time: 32 MB
+_MOST_DRAWS = 1 << 22  # bootstrap indices drawn in one step: 32 MB
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Estimate:
     """One number with its interval, such as a mean over examples.
 
     Attributes:
-        value: the mean of the scores that are numbers; NaN if there is none.
-        n: how many scores it is from.
-        n_nan: how many examples could not be scored; they are in no mean.
-        low: lower end of the 95 % interval; NaN for fewer than two scores, which say nothing about their spread.
-        high: its upper end.
-        seed: of the bootstrap; None for an interval by a formula.
+        value: the mean of the scores that are not NaN; NaN if all are.
+        n: number of scores in the mean.
+        n_nan: number of examples that could not be scored; the mean leaves them out.
+        low: lower end of the 95 % interval; NaN for fewer than two scores, which have no spread.
+        high: upper end of the interval.
+        seed: seed of the bootstrap; None if a formula gives the interval.
     """
 
     value: float
@@ -42,9 +42,9 @@ def aggregate(scores: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLE
     """Mean of the scores with a 95 % percentile-bootstrap interval over examples.
 
     Args:
-        scores: (E,) one score per example; NaN says that it could not be scored.
-        seed: of the bootstrap.
-        resamples: bootstrap samples.
+        scores: (E,) one score per example; NaN for an example that could not be scored.
+        seed: seed of the bootstrap.
+        resamples: number of bootstrap samples.
     """
     scores = np.asarray(scores, dtype=np.float64)
     scored = scores[~np.isnan(scores)]
@@ -64,17 +64,16 @@ def interval(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of a statistic of one or several sets, each resampled by itself.
+    """95 % percentile-bootstrap interval of a statistic over one or several sets, each resampled independently.
 
     Args:
-        sizes: how many examples each set has.
-        statistic: takes, for each set, (B, n) indices of B resamples, and returns (B,) values.
-        seed: of the bootstrap.
-        resamples: bootstrap samples in all.
+        sizes: number of examples of each set.
+        statistic: takes the (B, n) indices of B resamples for each set, and returns (B,) values.
+        seed: seed of the bootstrap.
+        resamples: total number of bootstrap samples.
 
     Returns:
-        The 2.5 % and 97.5 % quantiles, of the values that are numbers; NaN twice when a set has fewer than two
-        examples.
+        The 2.5 % and 97.5 % quantiles of the values that are not NaN. Both are NaN if a set has fewer than two examples.
     """
     if not sizes or min(sizes.values()) < 2:
         return nan, nan
@@ -93,9 +92,9 @@ def interval(
 
 
 def proportion(hits: npt.ArrayLike) -> Estimate:
-    """Share of correct answers with its 95 % Wilson interval, which has a width at 0 and 1 too, unlike a bootstrap.
+    """Share of correct answers with its 95 % Wilson interval.
 
-    For 5 of 10 the interval is 0.2366 to 0.7634.
+    Unlike a bootstrap interval, it has a width at shares of 0 and 1 too. For 5 of 10 it is 0.2366 to 0.7634.
 
     Args:
         hits: (E,) 1 or True for a correct answer, 0 or False for a wrong one, NaN for one that could not be scored.
@@ -113,12 +112,12 @@ def binomial_interval(hits: int, n: int, method: Literal["wilson", "exact"]) -> 
     """95 % interval for a probability from ``hits`` of n trials.
 
     Args:
-        hits: trials that came out positive, in 0 … n.
-        n: trials, at least 1.
+        hits: number of positive trials, in 0 … n.
+        n: number of trials, at least 1.
         method: ``wilson`` (Wilson 1927) or ``exact`` (Clopper and Pearson 1934). For 0 of n the exact interval is 0 to
             ``1 − 0.025^(1/n)``.
     """
-    from scipy.stats import binomtest  # slow to import, and comparing runs does not need it
+    from scipy.stats import binomtest  # imported here: it is slow, and comparing runs does not need it
 
     found = binomtest(hits, n).proportion_ci(confidence_level=0.95, method=method)
     return float(found.low), float(found.high)

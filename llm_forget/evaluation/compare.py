@@ -11,7 +11,7 @@ import numpy as np
 from llm_forget.errors import UserError
 from llm_forget.evaluation.aggregate import aggregate
 
-_SAME_MEAN = 1e-6  # largest difference between a metric's value and the mean of its scores, from rounding
+_SAME_MEAN = 1e-6  # largest rounding difference between a metric's value and the mean of its scores
 
 
 def same_set(results: Mapping[str, Any], other: Mapping[str, Any], name: str) -> bool:
@@ -31,13 +31,13 @@ def same_set(results: Mapping[str, Any], other: Mapping[str, Any], name: str) ->
 
 
 def check_same_set(results: Mapping[str, Any], other: Mapping[str, Any], name: str, role: str = "oracle") -> None:
-    """Check that two results hold the same set, see ``same_set``.
+    """Check that two results hold the same set (see ``same_set``).
 
     Args:
         results: the model's result.
         other: another model's result.
         name: the set.
-        role: what the other model is, for the message.
+        role: the role of the other model, for the message.
 
     Raises:
         UserError: the other result lacks the set, or has other examples or another encoding.
@@ -50,7 +50,7 @@ def check_same_set(results: Mapping[str, Any], other: Mapping[str, Any], name: s
 
 
 def column(results: Mapping[str, Any], label: str) -> list[float]:
-    """One score of all examples of a set; NaN for an example that was not scored."""
+    """All scores with one label in a set; NaN for an example that was not scored."""
     scores = [scores.get(label) for scores in results["examples"].values()]
     return [math.nan if score is None else float(score) for score in scores]
 
@@ -58,18 +58,19 @@ def column(results: Mapping[str, Any], label: str) -> list[float]:
 def paired_change(
     after: Mapping[str, Any], before: Mapping[str, Any], label: str, *, seed: int = 0
 ) -> tuple[float, float] | None:
-    """95 % interval of a metric's change, from the bootstrap over pairs of the same example.
+    """95 % bootstrap interval of a metric's change, paired by example.
 
-    Each example is its own control, so the interval is narrower than the two single ones suggest.
+    Each example is its own control, so this interval is usually narrower than the intervals of the two results.
 
     Args:
         after: a set's entry in the later result, with ``metrics`` and ``examples``.
         before: the same set's entry in the earlier result.
         label: the metric.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
-        Its ends, or None if the metric is not the mean of its scores, or if fewer than two examples are in both results.
+        Lower and upper end, or None if the metric is not the mean of its scores, if a score is missing, or if the results
+        share fewer than two examples.
     """
     ends = [one["metrics"].get(label, {}).get("value") for one in (after, before)]
     own, other = after.get("examples") or {}, before.get("examples") or {}

@@ -1,4 +1,4 @@
-"""Controls: results of target, oracle and sham on the same suite, kept next to a model's results."""
+"""Controls: results of target, oracle and sham on the same suite, stored with a model's results."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 from llm_forget.errors import UserError
 from llm_forget.evaluation.compare import check_same_set
 
-# The model before unlearning; a model that never saw the forget set; the same recipe run on a disjoint forget set.
+# target: the model before unlearning. oracle: a model that never saw the forget set. sham: the same recipe run on a disjoint
+# forget set.
 ROLES = ("target", "oracle", "sham")
-# Sections that are no measurement of the control itself.
+# Sections that hold no measurement of the control.
 _LEFT_OUT = ("schema", "suite", "settings", "controls", "verdict", "warnings", "seconds", "scores")
 
 
@@ -22,7 +23,7 @@ def check_controls(results: Mapping[str, Any], controls: Mapping[str, Mapping[st
         controls: role → the control's result.
 
     Returns:
-        Warnings: sets that a control lacks, and generation settings that differ.
+        Warnings about sets that a control lacks and about generation settings that differ.
 
     Raises:
         UserError: a role is unknown, or a set has other examples or another encoding.
@@ -30,7 +31,7 @@ def check_controls(results: Mapping[str, Any], controls: Mapping[str, Mapping[st
     warnings = []
     for role, control in controls.items():
         if role not in ROLES:
-            raise UserError(f"{role} is no control; known are {', '.join(ROLES)}")
+            raise UserError(f"{role} is not a control; give one of {', '.join(ROLES)}")
         for name, own in results["sets"].items():
             if name in control["sets"] or own["forget"]:
                 check_same_set(results, control, name, role)
@@ -44,16 +45,16 @@ def check_controls(results: Mapping[str, Any], controls: Mapping[str, Mapping[st
 
 
 def _greedy(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that greedy answers depend on; sampling does not affect them."""
+    """The generation settings that affect greedy answers; sampling does not."""
     generation = settings.get("generation") or {}
     return {key: value for key, value in generation.items() if key not in ("sampling", "batch_size")}
 
 
 def side_by_side(controls: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The aggregates of controls, without scores of single examples.
+    """The aggregates of the controls, without the scores of single examples.
 
     Args:
-        controls: role → results.
+        controls: role → the control's result.
     """
     found = {}
     for role, control in controls.items():

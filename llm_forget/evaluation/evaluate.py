@@ -1,4 +1,4 @@
-"""Load a model, run a suite on it, and write what was measured into its run folder."""
+"""Load a model, run a suite on it, and write the results to its run folder."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ from llm_forget.utils.extras import require_extra
 
 
 def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
-    """Run a suite on a model and write ``<output_dir>/eval/<suite>.json``, with the scores of single examples beside it.
+    """Run a suite on a model and write ``<output_dir>/eval/<suite>.json``.
+
+    The scores of single examples go to a Parquet file in the same folder.
 
     Args:
         recipe: what to evaluate.
-        console: a ``rich.console.Console`` to say on what is being done.
+        console: a ``rich.console.Console`` for progress messages.
 
     Returns:
-        The results, as ``run_suite`` gives them; every process of a launch has them, the first one writes.
+        The results of ``run_suite``. Every process of a launch gets them; only the main process writes them.
 
     Raises:
-        UserError: something in the recipe or the suite cannot be used; as far as possible before the model is loaded.
+        UserError: something in the recipe or the suite cannot be used; found before the model is loaded if possible.
     """
     suite = load_suite(recipe.suite, _overrides(recipe))
     controls = {role: _read_control(role, path) for role, path in _control_paths(recipe).items()}
@@ -59,17 +61,16 @@ def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
 
 
 def _target_model(recipe: EvalRecipe, suite: Suite) -> Any:
-    """The model before unlearning, where the suite asks for the KL to it: the given one, or the base of an adapter."""
+    """The model before unlearning: the given target, or the adapter's base if the suite needs the KL to it."""
     before = recipe.target
-    if (
-        before is None and recipe.model.adapter is not None and any(suite.kl_asked)
-    ):  # it was merged: nothing is left to switch off
+    if before is None and recipe.model.adapter is not None and any(suite.kl_asked):
+        # the adapter is merged into the model, so it cannot be switched off: load the base separately
         before = replace(recipe.model, adapter=None)
     return None if before is None else load_model(before)[0]
 
 
 def _overrides(recipe: EvalRecipe) -> dict[str, str]:
-    """The recipe's changes to its suite, as YAML texts by dotted key."""
+    """The recipe's changes to its suite: dotted key → YAML text."""
     changes = dict(recipe.overrides)
     if recipe.data_dir is not None:
         changes["data_dir"] = recipe.data_dir
@@ -97,16 +98,16 @@ def _cache_folder(recipe: EvalRecipe) -> Path | None:
 
 
 def evaluate_capability(recipe: CapabilityRecipe) -> dict[str, Any]:
-    """Run the capability test alone and write ``<output_dir>/eval/capability-<task>.json``.
+    """Run only the capability test and write ``<output_dir>/eval/capability-<task>.json``.
 
     Args:
-        recipe: what to evaluate; with ``benchmarks``, those instead (``capability-benchmarks.json``).
+        recipe: what to evaluate. If it has ``benchmarks``, they run instead (``capability-benchmarks.json``).
 
     Returns:
-        Accuracy, interval and which questions were answered rightly.
+        Accuracy with its interval, and whether each question was answered correctly.
 
     Raises:
-        UserError: lm-eval is missing, or the task cannot be used; before the model is loaded.
+        UserError: lm-eval is missing, or the task cannot be used. Checked before the model is loaded.
     """
     require_extra("lm_eval", "the capability test", "eval")
     name = "benchmarks"
@@ -136,7 +137,7 @@ def evaluate_capability(recipe: CapabilityRecipe) -> dict[str, Any]:
 
 
 def show(results: Mapping[str, Any]) -> None:
-    """Print the aggregates of a result, by the first process alone."""
+    """Print the aggregates of a result; only the main process prints."""
     if int(os.environ.get("RANK", "0")):
         return
     for line in (*_set_lines(results), *_number_lines(results), *_task_lines(results), *(results.get("verdict") or [])):
@@ -144,13 +145,13 @@ def show(results: Mapping[str, Any]) -> None:
 
 
 def _set_lines(results: Mapping[str, Any]) -> Iterator[str]:
-    """The sets, and the attacks and samples between and of them."""
+    """One line per set, then the membership attacks, PrivLeak and leak@k."""
     for name, found in results.get("sets", {}).items():
         yield f"{name} (n = {found['n']}): {_listed(found['metrics'])}"
     attacks = results.get("attacks")
     if attacks:
         shown = _listed(attacks["auc"])
-        yield f"AUC of attacks that tell {attacks['members']} from {attacks['nonmembers']}: {shown}"
+        yield f"AUC of the membership attacks ({attacks['members']} against {attacks['nonmembers']}): {shown}"
     if results.get("privleak"):
         yield _line("PrivLeak (%)", results["privleak"])
     for name, found in (results.get("leak") or {}).items():
@@ -158,7 +159,7 @@ def _set_lines(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _number_lines(results: Mapping[str, Any]) -> Iterator[str]:
-    """Numbers that stand by themselves."""
+    """Numbers that belong to no single set."""
     if results.get("kl_to_target"):
         yield _line("KL to the target on text", results["kl_to_target"])
     for definition, utility in (results.get("model_utility") or {}).items():
@@ -170,7 +171,7 @@ def _number_lines(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _task_lines(results: Mapping[str, Any]) -> Iterator[str]:
-    """Tasks of lm-eval."""
+    """One line per lm-eval task."""
     for task, found in (results.get("benchmarks") or {}).items():
         yield f"{task} (n = {next(iter(found.values()))['n']}): {_listed(found)}"
     capability = results.get("capability")
@@ -184,7 +185,7 @@ def _listed(entries: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _line(label: str, entry: Mapping[str, Any]) -> str:
-    """A number with its interval, and how many could not be scored."""
+    """A number with its interval, and the number of examples that could not be scored."""
     if entry["value"] is None:
         return f"{label} not scored"
     shown = f"{label} {entry['value']:.3f}"
@@ -194,7 +195,7 @@ def _line(label: str, entry: Mapping[str, Any]) -> str:
 
 
 def make_accelerator() -> Any:
-    """An Accelerator when there are several processes, else None: one process needs none, and none of its set-up."""
+    """Create an Accelerator if there are several processes; None for one process, which needs no set-up."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
     from accelerate import Accelerator

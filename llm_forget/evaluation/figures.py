@@ -1,4 +1,4 @@
-"""The figures that a verdict judges: which numbers of a result, what they are called, and which end is bad."""
+"""The figures that a verdict judges: which numbers of a result, their names, and which direction is bad."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES = {
     "probability": "probability of the right answer",
     "rougeL_recall": "ROUGE-L overlap with the right answer",
 }
-# Metrics that say something about the model's answers but nothing about what it knows: (meaning above, meaning below).
+# Metrics that describe the answers, not the model's knowledge: (meaning of a higher value, meaning of a lower value).
 _ANSWERS = {
     "collapse": (
         "More answers are empty or repeat themselves: that is damage, not forgetting.",
@@ -49,14 +49,14 @@ class Figure:
 
     Attributes:
         name: its name in sentences.
-        part: the set or test that it belongs to, as the headline names it.
+        part: its set or test, as the headline names it.
         entry: its ``value``, ``low``, ``high`` and counts.
         kind: "forget" for what must be forgotten, "kept" for what must stay, "neutral" for what is only described.
-        bad: the side that means more is left (forget) or that something was harmed (kept); 0 for neither.
-        above: what it means to be measurably above the model it is compared with.
-        below: what it means to be measurably below.
+        bad: the direction that means more is left (forget) or harm (kept): 1 for higher, −1 for lower, 0 for neither.
+        above: the meaning of a value measurably above the control's.
+        below: the meaning of a value measurably below the control's.
         references: the controls to compare with; the first that has the figure is used.
-        main: whether the headline rests on it.
+        main: whether the headline depends on it.
         place: the set and the metric's label, for a figure that averages scores of single examples.
     """
 
@@ -92,7 +92,7 @@ def figures(results: Results) -> Iterator[Figure]:
     if results.get("perplexity"):
         yield Figure("perplexity of ordinary text", "perplexity", results["perplexity"], "kept", 1, main=True)
     if results.get("kl_to_target"):
-        # the target is at distance 0 from itself, so only the oracle is a fair comparison
+        # the target has distance 0 from itself, so only the oracle is a fair comparison
         entry = results["kl_to_target"]
         yield Figure("KL to the target on ordinary text", "KL to the target", entry, "kept", 1, references=("oracle",))
     if results.get("capability"):

@@ -1,4 +1,4 @@
-"""Sampling of a suite: does the answer come out when a model is asked again and again?"""
+"""Sample several answers to each prompt, and measure how often they reveal the right answer (leak@k)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def measure_leak(
     loaded: Loaded,
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, list[int | None]]]:
-    """Sample answers to the prompts of sets, and tell how often they reveal the right ones.
+    """Sample answers to the prompts of each set, and compute leak@k.
 
     Args:
-        config: how often and how.
-        examples: by set, of the sets to forget that have prompts.
+        config: number of samples and how to draw them.
+        examples: forget set → its examples, for forget sets with prompts.
         loaded: the model.
-        seed: of the samples.
+        seed: seed of the samples.
 
     Returns:
-        Set → ``at`` (k → leak@k) and the settings; and set → how many samples reveal each example's answer, None if its
-        answer cannot be looked for. Never a sampled text.
+        Set → ``at`` (k → leak@k) and the settings; and set → number of samples that reveal each example's answer, None
+        if ROUGE cannot read the answer. Sampled texts are never returned.
     """
     found, counts = {}, {}
     for name, own in examples.items():
@@ -46,7 +46,7 @@ def measure_leak(
 
 
 def _revealed(config: SamplingConfig, examples: Sequence[Example], loaded: Loaded, seed: int) -> Floats:
-    """(E, samples) whether each sample reveals; the cache keeps that, and no sample."""
+    """(E, samples) whether each sample reveals the answer. The cache stores these flags and no text."""
     prompts = [encode_prompt(loaded.tokenizer, example, loaded.encoding) for example in examples]
     references = [example.answer for example in examples]
 

@@ -1,4 +1,4 @@
-"""Membership attacks of a suite: which sets they tell apart, and what comes out."""
+"""Run a suite's membership attacks: choose the two sets, score their rows, and compute AUCs and PrivLeak."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from llm_forget.evaluation.tokens import Floats, as_floats
 from llm_forget.model.head import below_wrapper
 from llm_forget.utils.plugins import make_named
 
-# What the stored scores give without further work.
+# Attacks that need only the token scores, which are computed anyway.
 DEFAULT_ATTACKS = ("loss", "zlib_ratio", "min_k", "min_k_plus_plus")
-# A row's score of an attack, among the scores of its example.
+# Prefix of an attack's label among the scores of an example.
 PREFIX = "attack_"
 _PRIVLEAK = f"{PREFIX}min_k"
 
@@ -38,40 +38,42 @@ class AttacksConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    # The set whose rows were trained on; null for the one that is called forget.
+    # The set whose rows were trained on; null for the set called forget.
     members: str | None = None
-    # A set of the same kind that was not; null for the one that is called holdout. Without both there are no attacks.
+    # A similar set that was not trained on; null for the set called holdout. The attacks need both sets.
     nonmembers: str | None = None
-    # Names, or {name: min_k, k: 0.2}; null for loss, zlib_ratio, min_k and min_k_plus_plus. The reference attack is done
-    # wherever a reference is given; grad_norm, which takes a backward a row, where it is named.
+    # Names, or {name: min_k, k: 0.2}; null for loss, zlib_ratio, min_k and min_k_plus_plus. The reference attack is added if
+    # a reference is given. grad_norm runs only if it is named, because it needs one backward pass per row.
     attacks: list[str | dict[str, Any]] | None = None
-    # The result of this suite on another model, such as the base before any training: the reference attack's reference.
+    # This suite's result file for another model, such as the base model before any training. Needed by the reference attack.
     reference: str | None = None
 
     def sets_among(self, names: Collection[str]) -> tuple[str, str] | None:
-        """Members and non-members, None where a suite has no such sets and named none.
+        """Choose the sets of members and non-members; None if the suite lacks the default sets and names no others.
 
         Raises:
-            ValueError: a set was named that is not there, or the same for both.
+            ValueError: a named set does not exist, or both are the same set.
         """
         missing = sorted({one for one in (self.members, self.nonmembers) if one is not None and one not in names})
         if missing:
-            raise ValueError(f"attacks names {', '.join(missing)}, and sets has {', '.join(names)}; name one of those")
+            raise ValueError(
+                f"attacks names {', '.join(missing)}, but the suite's sets are {', '.join(names)}; use these"
+            )
         members, nonmembers = self.members or "forget", self.nonmembers or "holdout"
         if members == nonmembers:
-            raise ValueError(f"attacks has {members} for members and for nonmembers; they must be two sets")
+            raise ValueError(f"attacks has {members} as members and as nonmembers; give two different sets")
         return (members, nonmembers) if {members, nonmembers} <= set(names) else None
 
 
 @dataclass(frozen=True)
 class AttackPlan:
-    """What a suite's attacks come to, before any work is done.
+    """The attacks to run, planned before any computation.
 
     Attributes:
         members: the set that was trained on.
-        nonmembers: the set that was not.
-        attacks: what to compute.
-        reference: the result that the reference attack compares with, None without one.
+        nonmembers: the set that was not trained on.
+        attacks: the attacks to compute.
+        reference: the result that the reference attack compares with, or None.
     """
 
     members: str
@@ -81,10 +83,10 @@ class AttackPlan:
 
 
 def plan_attacks(config: AttacksConfig | None, names: Collection[str]) -> AttackPlan | None:
-    """Which attacks a suite asks for; None for none.
+    """Plan the attacks that a suite asks for; None if it asks for none.
 
     Raises:
-        RecipeError: an attack that does not exist, or a reference that cannot be read or is missing.
+        RecipeError: an attack does not exist, or the reference is missing or cannot be read.
     """
     chosen = None if config is None else config.sets_among(names)
     if config is None or chosen is None:
@@ -96,8 +98,8 @@ def plan_attacks(config: AttacksConfig | None, names: Collection[str]) -> Attack
     attacks: list[Attack] = make_named(named, "llm_forget.evaluation.attacks", "row_scores")
     if reference is None and any("reference_mean_logps" in attack.needs for attack in attacks):
         raise RecipeError(
-            "the reference attack needs another model's scores: set attacks.reference to what this suite wrote for it, "
-            "for example runs/base/eval/demo.json"
+            "the reference attack needs another model's scores: set attacks.reference to this suite's result file for that "
+            "model, for example runs/base/eval/demo.json"
         )
     return AttackPlan(*chosen, tuple(attacks), reference)
 
@@ -107,7 +109,7 @@ def _name(entry: str | Mapping[str, Any]) -> Any:
 
 
 def attacks_without(config: AttacksConfig | None, absent: Collection[str]) -> tuple[AttacksConfig | None, list[str]]:
-    """The attacks of a suite some of whose sets were left out: none if it is one of those that they name, and why."""
+    """Drop the attacks if one of their sets was left out; returns the attacks or None, and warnings."""
     missing = [] if config is None else [one for one in (config.members, config.nonmembers) if one in absent]
     if not missing:
         return config, []
@@ -115,10 +117,10 @@ def attacks_without(config: AttacksConfig | None, absent: Collection[str]) -> tu
 
 
 def check_attacks(plan: AttackPlan | None, model: Any) -> None:
-    """Find out before any work that a model does not allow an attack.
+    """Check before any computation that the model supports the attacks.
 
     Raises:
-        UserError: gradients by weights that are not there, or that are quantised.
+        UserError: an attack needs the gradients of weights that do not exist or are quantised.
     """
     for attack in () if plan is None else plan.attacks:
         if "gradient_norms" in attack.needs:
@@ -143,11 +145,11 @@ def _read_reference(path: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Attacked:
-    """What came out of a suite's attacks.
+    """Results of a suite's attacks.
 
     Attributes:
         members: the set that was trained on.
-        nonmembers: the set that was not.
+        nonmembers: the set that was not trained on.
         scores: set → attack's label → (E,) one score per example.
         auc: attack's label → its AUC with interval and settings.
     """
@@ -159,7 +161,7 @@ class Attacked:
 
     @property
     def section(self) -> dict[str, Any]:
-        """Their part of a result."""
+        """The ``attacks`` section of a result."""
         return {"members": self.members, "nonmembers": self.nonmembers, "auc": self.auc}
 
 
@@ -171,15 +173,15 @@ def measure_attacks(
     loaded: Loaded,
     seed: int,
 ) -> Attacked:
-    """Score the rows of both sets by each attack, and tell how well that separates them.
+    """Score the rows of both sets with each attack, and compute how well the scores separate the sets.
 
     Args:
-        plan: what to do.
-        asked: ``settings``, and ``sets`` with their digests, of this evaluation.
-        measured: the sets.
-        examples: their examples.
-        loaded: the model, for the attacks that need more than what is measured.
-        seed: of the bootstrap.
+        plan: the attacks and sets.
+        asked: this evaluation's ``settings``, and its ``sets`` with their digests.
+        measured: set → its measurements.
+        examples: set → its examples.
+        loaded: the model, for attacks that need more than these measurements.
+        seed: seed of the bootstrap.
     """
     found: dict[str, dict[str, Floats]] = {}
     for name in (plan.members, plan.nonmembers):
@@ -208,7 +210,7 @@ def _attack_rows(
     reference = None
     if plan.reference is not None:
         check_same_set(asked, plan.reference, name, "reference")
-        # the loss attack's score is the mean log-prob; results without it still hold its exponential
+        # the loss attack's score is the mean log-prob; results without this attack still have its exponential, the probability
         logps = np.array(column(plan.reference["sets"][name], f"{PREFIX}loss"))
         with np.errstate(divide="ignore"):
             logs = np.log(column(plan.reference["sets"][name], "probability"))
@@ -241,13 +243,13 @@ def _gradients(rows: Sequence[Encoded], parameters: str, loaded: Loaded) -> Floa
 def measure_privleak(
     attacked: Attacked | None, asked: Mapping[str, Any], oracle: Mapping[str, Any] | None, seed: int
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """PrivLeak from the Min-K scores of both models, or why there is none.
+    """Compute PrivLeak from the Min-K scores of both models, or explain why it is missing.
 
     Args:
-        attacked: what came out of the attacks on the model, None without them.
-        asked: ``settings``, and ``sets`` with their digests, of this evaluation.
-        oracle: what it gave for the oracle, None without one.
-        seed: of the bootstrap.
+        attacked: results of the attacks on the model, or None.
+        asked: this evaluation's ``settings``, and its ``sets`` with their digests.
+        oracle: this suite's result for the oracle, or None.
+        seed: seed of the bootstrap.
 
     Returns:
         The result or None, and warnings.
@@ -255,12 +257,14 @@ def measure_privleak(
     if attacked is None or "min_k" not in attacked.auc:
         return None, []
     if oracle is None:
-        return None, ["PrivLeak is not given: it needs an oracle's results, and ½ in place of its AUC would be a guess"]
+        return None, [
+            "PrivLeak was not computed: it needs the oracle's results (assuming an AUC of ½ would be a guess)"
+        ]
     names = (attacked.members, attacked.nonmembers)
     for name in names:
         if name not in oracle["sets"] or not np.isfinite(column(oracle["sets"][name], _PRIVLEAK)).any():
             return None, [
-                f"PrivLeak is not given: the oracle's results hold no Min-K scores of {name}; measure it anew"
+                f"PrivLeak was not computed: the oracle's results have no Min-K scores of {name}; evaluate the oracle again"
             ]
         check_same_set(asked, oracle, name)
     pairs = [[attacked.scores[name]["min_k"], as_floats(column(oracle["sets"][name], _PRIVLEAK))] for name in names]

@@ -1,4 +1,4 @@
-"""Results of an evaluation: how they are written, read, and listed as numbers with dotted names.
+"""Write and read the results of an evaluation, and list them as numbers with dotted names.
 
 ``<suite>.json`` holds the aggregates, ``<suite>.parquet`` the scores of single examples. In memory a result is one
 dictionary, with the scores at ``sets.<name>.examples`` and ``capability.correct``.
@@ -43,7 +43,7 @@ class Score:
         low: lower end of its 95 % interval, or None.
         high: upper end, or None.
         n: number of examples, or None.
-        forgotten: the end that means forgotten: "low", "high" or "none".
+        forgotten: the direction that means forgotten: "low", "high" or "none".
     """
 
     value: float | None
@@ -55,7 +55,7 @@ class Score:
 
 @dataclass(frozen=True)
 class StoredResults:
-    """A result file. Scores of single examples stay on disk until they are asked for.
+    """A result file. The scores of single examples are read only on request.
 
     Attributes:
         path: the JSON file.
@@ -74,23 +74,23 @@ class StoredResults:
 
     @property
     def forget_sets(self) -> tuple[str, ...]:
-        """Names of the sets that should be forgotten."""
+        """Names of the forget sets."""
         return tuple(name for name, found in self.raw["sets"].items() if found["forget"])
 
     @property
     def digests(self) -> dict[str, str]:
-        """Set → digest of its examples' ids."""
+        """Set → digest of the ids of its examples."""
         return {name: str(found["digest"]) for name, found in self.raw["sets"].items()}
 
     @property
     def seconds(self) -> float:
-        """Seconds that the evaluation took."""
+        """Duration of the evaluation in seconds."""
         return float(sum((self.raw.get("seconds") or {}).values()))
 
     def examples(self) -> pd.DataFrame:
-        """Scores of single examples, one row each: ``set``, ``id``, the metrics, and ``generated`` if text was kept.
+        """Scores of single examples, one row per example: ``set``, ``id``, the metrics, and ``generated`` if text was kept.
 
-        Rows of a capability task belong to no set and are left out.
+        Questions of a capability task belong to no set and are left out.
 
         Raises:
             UserError: the Parquet file is missing or belongs to another evaluation.
@@ -103,7 +103,7 @@ class StoredResults:
         return frame.reindex(columns=list(dict.fromkeys(("set", "id", *frame.columns))))
 
     def with_examples(self) -> dict[str, Any]:
-        """The whole result as one dictionary, as the suite returned it.
+        """The whole result as one dictionary, as ``run_suite`` returned it.
 
         Raises:
             UserError: the Parquet file is missing or belongs to another evaluation.
@@ -118,7 +118,7 @@ class StoredResults:
         return whole
 
     def _columns(self) -> dict[str, list[Any]]:
-        """Columns of the Parquet file; empty if the evaluation has no scores of single examples."""
+        """Columns of the Parquet file; empty if the result has no scores of single examples."""
         stored = self.raw.get("scores")
         if stored is None:
             return {}
@@ -152,7 +152,7 @@ def open_results(path: Path) -> StoredResults:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read what ``write_results`` wrote, with the scores of single examples.
+    """Read a result file with the scores of single examples.
 
     Args:
         path: ``<run>/eval/<suite>.json``.
@@ -164,11 +164,11 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:
-    """Write results. Each file is replaced as a whole; the JSON file is written last.
+    """Write results. Each file is written atomically, the JSON file last.
 
     Args:
-        results: as ``run_suite`` returns them.
-        path: the JSON file; the scores go into a Parquet file of the same name.
+        results: the result of ``run_suite``.
+        path: the JSON file; the scores of single examples go to a Parquet file of the same name.
 
     Raises:
         UserError: the results do not fit the schema.
@@ -189,8 +189,8 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
 def named_scores(results: Mapping[str, Any]) -> dict[str, Score]:
     """All measured numbers of a result by dotted name, for example ``forget.probability`` or ``capability.acc``.
 
-    A section needs no code here. Every mapping with a ``value`` or ``pvalue`` counts as a number, at any depth. Metrics of
-    a set are named ``<set>.<metric>``.
+    Every mapping with a ``value`` or ``pvalue`` counts as a number, at any depth, so a new section needs no code here.
+    Metrics of a set are named ``<set>.<metric>``.
 
     Args:
         results: a result, with or without scores of single examples.
@@ -217,7 +217,7 @@ def _walk(entries: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Score]
 
 
 def as_json(value: Any) -> Any:
-    """Convert to what JSON can hold: dataclasses and arrays become plain values, NaN and ±∞ become None."""
+    """Convert a value for JSON: dataclasses and arrays become plain values, NaN and ±∞ become None."""
     if is_dataclass(value) and not isinstance(value, type):
         return as_json(asdict(value))
     if isinstance(value, Mapping):
@@ -255,7 +255,7 @@ def _write_parquet(rows: list[dict[str, Any]], file: Path) -> None:
     labels = dict.fromkeys(key for row in rows for key in row if key not in ("set", "id", TEXT))
     columns: dict[str, Any] = {key: pa.array([row[key] for row in rows], pa.string()) for key in ("set", "id")}
     for label in labels:
-        # from_pandas=False keeps NaN ("not scored") distinct from null ("the set has no such metric")
+        # from_pandas=False keeps NaN (not scored) distinct from null (the set has no such metric)
         values = [_float(row[label]) if label in row else None for row in rows]
         columns[label] = pa.array(values, pa.float64(), from_pandas=False)
     if any(TEXT in row for row in rows):
@@ -274,7 +274,7 @@ def _float(value: Any) -> float:
 
 
 def _put_back(whole: dict[str, Any], columns: Mapping[str, list[Any]]) -> None:
-    """Put the scores of single examples back where the suite had them."""
+    """Put the scores of single examples back in their place in the result."""
     labels = [label for label in columns if label not in ("set", "id")]
     for index, (name, one) in enumerate(zip(columns["set"], columns["id"], strict=True)):
         scores = {label: as_json(columns[label][index]) for label in labels if columns[label][index] is not None}

@@ -1,4 +1,4 @@
-"""Run a suite on a loaded model: each section of the results is one function."""
+"""Run a suite on a loaded model. One function computes each section of the result."""
 
 from __future__ import annotations
 
@@ -51,14 +51,15 @@ from llm_forget.evaluation.whole_sets import (
 
 @dataclass(frozen=True)
 class _Run:
-    """One evaluation under way.
+    """A running evaluation.
 
     Attributes:
         suite: what to measure.
-        loaded: the model and how it is asked.
+        loaded: the model and its settings.
         examples: set → its examples.
-        controls: role → what the suite gave for that model.
-        asked: the head of the result: ``schema``, ``suite``, ``settings``, and ``sets`` with digest and ``forget`` alone.
+        controls: role → this suite's result for the control.
+        asked: the start of the result: ``schema``, ``suite``, ``settings``, and ``sets`` with only ``digest`` and
+            ``forget``.
     """
 
     suite: Suite
@@ -81,34 +82,34 @@ def run_suite(
     cache: Path | None = None,
     in_memory: Mapping[str, Sequence[Example]] | None = None,
 ) -> dict[str, Any]:
-    """Measure everything that a suite asks for; each answer is scored once and each prompt answered once.
+    """Measure everything that a suite asks for. Each answer is scored once, and each prompt is answered once.
 
     Args:
         suite: what to measure.
         model: a causal language model on its device.
         tokenizer: its tokenizer.
-        controls: role (target, oracle, sham) → what this function returned for that model with the same suite. Their
-            aggregates are part of the result. The oracle's give forget quality and PrivLeak.
-        target_model: the model before unlearning, for the KL to it; None for ``model`` with its adapter off.
+        controls: role (target, oracle, sham) → this function's result for the control on the same suite. The result
+            includes their aggregates. Forget quality and PrivLeak need the oracle's.
+        target_model: the model before unlearning, for the KL to it; None for ``model`` with its adapter disabled.
         accelerator: an ``accelerate.Accelerator``, for several processes.
-        console: a ``rich.console.Console`` to say on what is being done.
-        keep_text: put generated answers into the result and the cache; they may hold what was to be forgotten.
-        cache: a folder that keeps what is computed, and from which it is taken for the same model, data and settings.
-        in_memory: sets that need no reading, by name; their ``data`` say what messages call them.
+        console: a ``rich.console.Console`` for progress messages.
+        keep_text: store generated answers in the result and the cache; they may contain the forgotten data.
+        cache: a folder for computed values, reused for the same model, data and settings; None for no cache.
+        in_memory: set → its examples, for sets that are already in memory; their ``data.path`` is only used in messages.
 
     Returns:
-        A dictionary that JSON can hold (None for "not a number"): ``schema``, ``suite``, ``settings``, ``sets`` with
-        aggregates and scores by example id, ``forget_quality``, ``model_utility``, ``attacks``, ``privleak``, ``leak``,
-        ``aggregates``, ``perplexity``, ``kl_to_target``, ``capability``, ``benchmarks``, ``controls``, ``verdict``,
-        ``warnings`` and ``seconds``; see ``evaluation/schema.py``. No text of the data unless ``keep_text``.
+        A dictionary for JSON (None instead of NaN): ``schema``, ``suite``, ``settings``, ``sets`` with aggregates and
+        scores by example id, ``forget_quality``, ``model_utility``, ``attacks``, ``privleak``, ``leak``, ``aggregates``,
+        ``perplexity``, ``kl_to_target``, ``capability``, ``benchmarks``, ``controls``, ``verdict``, ``warnings`` and
+        ``seconds``; see ``evaluation/schema.py``. It has no text of the data unless ``keep_text``.
 
     Raises:
-        UserError: a package, file or oracle result is missing or does not fit; as far as possible before any work.
+        UserError: a package, file or control is missing or does not fit; found before any computation if possible.
     """
     metrics, aggregates = make_metrics(suite.metrics), make_aggregates(suite.aggregates)
     controls = dict(controls or {})
     for role, control in controls.items():
-        check_results(control, f"what was given for the {role}")
+        check_results(control, f"the result given for the {role}")
     plan = plan_attacks(suite.attacks, suite.sets)
     check_attacks(plan, model)
     check_packages(suite)
@@ -127,7 +128,7 @@ def run_suite(
             measured[name] = measure_set(name, config, examples[name], metrics, run.loaded)
     warnings += [f"{name}: {warning}" for name, found in measured.items() for warning in found.warnings]
     if not loaded.has_target and True in suite.kl_asked:
-        warnings.append("no KL to the target: the model has no adapter to switch off, and no target was given")
+        warnings.append("no KL to the target: no target was given, and the model has no adapter to disable")
     oracle = controls.get("oracle")
     quality = measure_forget_quality(run.asked, measured, oracle)
     utility = measure_utility(suite.sets, measured, suite.seed)
@@ -161,7 +162,7 @@ def run_suite(
 
 
 def _with_cache(loaded: Loaded, folder: Path | None) -> Loaded:
-    """The model with a cache, if a folder is given and this process holds the whole model."""
+    """Add a cache if a folder is given and this process holds the whole model."""
     context = None if folder is None else model_context(loaded.model, loaded.tokenizer)
     if folder is None or context is None:
         return loaded
@@ -178,7 +179,7 @@ def _asked(suite: Suite, examples: Mapping[str, Sequence[Example]]) -> dict[str,
 
 
 def _settings(suite: Suite) -> dict[str, Any]:
-    """How it was measured; no paths, which are of one machine."""
+    """The settings of the measurement, without paths, which differ between machines."""
     sets = {name: {"stride": config.stride, "limit": config.limit} for name, config in suite.sets.items()}
     return {
         "encoding": asdict(suite.encoding),
@@ -196,7 +197,7 @@ def _sets(
     attacked: Attacked | None,
     leak_samples: Mapping[str, Sequence[int | None]],
 ) -> dict[str, Any]:
-    """The sets with the scores of their examples, an attack's as ``attack_<label>``."""
+    """The ``sets`` section with the scores of all examples; attacks have the label ``attack_<name>``."""
     found = {}
     for name, one in measured.items():
         more: dict[str, Any] = {**_attack_scores(name, attacked)}
@@ -208,7 +209,7 @@ def _sets(
 
 
 def _scores(measured: Mapping[str, Measured], attacked: Attacked | None) -> dict[str, dict[str, Floats]]:
-    """Set → label → scores, of metrics and of attacks."""
+    """Set → label → scores of metrics and attacks."""
     return {name: {**one.by_metric, **_attack_scores(name, attacked)} for name, one in measured.items()}
 
 

@@ -1,4 +1,4 @@
-"""Perplexity on a running text, and the KL to the target on the same windows."""
+"""Perplexity on running text, and the KL to the target on the same windows."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ class PerplexityConfig:
     # A text file.
     path: str = "eval/capability/neutral.txt"
     window: int = 512
-    # Tokens that each window scores; the rest of it is context.
+    # Tokens that each window scores; its other tokens are context.
     stride: int = 256
-    # Only the first so many tokens; null for all.
+    # Only the first tokens, up to this number; null for all.
     max_tokens: int | None = None
-    # Also compare with the model before unlearning, token by token: a forward of each. auto: where there is that model.
+    # Also measure the KL to the model before unlearning at each token: one forward pass of each model. auto: if that model is
+    # available.
     kl: bool | Literal["auto"] = False
 
 
 def read_text(path: str) -> str:
-    """The text of a file here, or of one that comes with the package.
+    """Read a text file, or a file of the package if no such file exists.
 
     Raises:
-        DataError: there is no such file.
+        DataError: the file does not exist.
     """
     file = Path(path)
     file = file if file.is_file() else shipped(path)
     if not file.is_file():
-        raise DataError(f"{path}: no such file; perplexity needs a text file, or set `perplexity: null`")
+        raise DataError(f"{path}: no such file; give a text file for perplexity, or set `perplexity: null`")
     return file.read_text(encoding="utf-8")
 
 
@@ -62,13 +63,13 @@ def measure_text(config: PerplexityConfig, text: str, loaded: Loaded, seed: int)
     """Score a text window by window.
 
     Args:
-        config: how the text is cut, and whether the KL to the target is wanted.
+        config: the window sizes, and whether to measure the KL to the target.
         text: the text.
         loaded: the model.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
-        ``perplexity``, and ``kl_to_target`` if it is wanted and there is a target.
+        ``perplexity``, and ``kl_to_target`` if it is requested and a target is available.
     """
     windows = _windows(config, text, loaded)
     entry = perplexity(score_all(windows, loaded), seed=seed)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llm_forget.errors import UserError
 
-# Increase it if a reader of the old form would misread the new one.
+# Increase it if readers of the old version would misread the new one.
 SCHEMA = 2
 
 Number = Annotated[float | None, Field(description="null if nothing could be scored")]
@@ -33,7 +33,9 @@ class MetricEntry(Entry):
     """A metric of one set."""
 
     bounds: Annotated[list[float | None], Field(description="lowest and highest possible value; null for no bound")]
-    forgotten: Annotated[Literal["low", "high", "none"], Field(description="the end that means forgotten in this set")]
+    forgotten: Annotated[
+        Literal["low", "high", "none"], Field(description="the direction that means forgotten in this set")
+    ]
 
 
 class SetEntry(BaseModel):
@@ -41,9 +43,9 @@ class SetEntry(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    forget: Annotated[bool, Field(description="whether the set should be forgotten")]
+    forget: Annotated[bool, Field(description="whether this is a forget set")]
     n: Annotated[int, Field(ge=0, description="number of examples")]
-    digest: Annotated[str, Field(description="digest of the examples' ids in order; equal for equal sets")]
+    digest: Annotated[str, Field(description="digest of the example ids in order; equal for equal sets")]
     metrics: dict[str, MetricEntry]
 
 
@@ -59,7 +61,7 @@ class CapabilityEntry(BaseModel):
 
 
 class AttackEntry(Entry):
-    """AUC of one membership attack: 1 if every member scores higher, ½ if members cannot be recognised."""
+    """AUC of one membership attack: 1 if every member scores higher than every non-member, ½ for a random guess."""
 
     n: Annotated[int, Field(ge=0, description="number of members that could be scored")]
     n_nonmembers: Annotated[int, Field(ge=0, description="number of non-members that could be scored")]
@@ -72,12 +74,12 @@ class AttacksEntry(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     members: Annotated[str, Field(description="the set that was trained on")]
-    nonmembers: Annotated[str, Field(description="the set that was not")]
+    nonmembers: Annotated[str, Field(description="the set that was not trained on")]
     auc: Annotated[dict[str, AttackEntry], Field(description="attack → its AUC")]
 
 
 class PrivLeakEntry(Entry):
-    """PrivLeak in per cent, −100 or more without an upper bound; near 0 if the attack works as well as on the oracle."""
+    """PrivLeak in per cent, in [−100, ∞); near 0 if the attack works as well as on the oracle."""
 
     n_nonmembers: Annotated[int, Field(ge=0, description="number of non-members scored by both models")]
     auc: Annotated[Number, Field(description="AUC of the Min-K attack on the model")]
@@ -130,9 +132,9 @@ class ForgetQualityEntry(BaseModel):
 
 
 class AggregateEntry(Entry):
-    """One number of a whole set or of several sets, by its file in ``llm_forget/evaluation/aggregates``."""
+    """One number of a whole set or of several sets, defined by a file in ``llm_forget/evaluation/aggregates``."""
 
-    bounds: Annotated[list[float | None], Field(description="lowest and highest value; null for none")]
+    bounds: Annotated[list[float | None], Field(description="lowest and highest possible value; null for no bound")]
 
 
 class Control(BaseModel):
@@ -156,13 +158,15 @@ class ScoresFile(BaseModel):
 
 
 class ResultsFile(BaseModel):
-    """One evaluation of one model on one suite. Readers ignore sections that they do not know."""
+    """One evaluation of one model on one suite. Readers ignore unknown sections."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     schema_version: Annotated[Literal[2], Field(alias="schema")]
     suite: str
-    settings: Annotated[dict[str, Any], Field(description="how it was measured: encoding, generation, limits, seed")]
+    settings: Annotated[
+        dict[str, Any], Field(description="settings of the measurement: encoding, generation, limits, seed")
+    ]
     sets: dict[str, SetEntry]
     scores: ScoresFile | None = None
     forget_quality: Annotated[
@@ -177,7 +181,7 @@ class ResultsFile(BaseModel):
     perplexity: Entry | None = None
     kl_to_target: TextKlEntry | None = None
     capability: CapabilityEntry | None = None
-    benchmarks: Annotated[dict[str, dict[str, Entry]], Field(description="task of lm-eval → metric → number")] = {}
+    benchmarks: Annotated[dict[str, dict[str, Entry]], Field(description="lm-eval task → metric → number")] = {}
     controls: Annotated[
         dict[Literal["target", "oracle", "sham"], Control], Field(description="controls on the same suite")
     ] = {}
@@ -192,23 +196,23 @@ def json_schema() -> dict[str, Any]:
 
 
 def check_results(values: Any, where: str) -> None:
-    """Check that a value has the form of a result file.
+    """Check a value against the schema of result files.
 
     Args:
         values: the parsed JSON.
         where: the file, for the message.
 
     Raises:
-        UserError: the version differs, or the value does not fit; the message lists the first ten places.
+        UserError: the version differs, or the value does not fit. The message lists the first ten errors.
     """
     version = values.get("schema") if isinstance(values, dict) else None
     if version != SCHEMA:
         raise UserError(
-            f"{where} has schema {version!r}, and this version reads {SCHEMA}: give a file written by `llm-forget evaluate`; "
-            "results of another version must be evaluated again"
+            f"{where} has schema {version!r}, but this version of llm-forget reads schema {SCHEMA}: give a file written by "
+            "this version's `llm-forget evaluate`, or evaluate the model again"
         )
     try:
         ResultsFile.model_validate(values)
     except ValidationError as error:
         places = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
-        raise UserError(f"{where} is no valid result: {'; '.join(places)}. Evaluate the model again.") from None
+        raise UserError(f"{where} is not a valid result: {'; '.join(places)}. Evaluate the model again.") from None

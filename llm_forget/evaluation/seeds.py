@@ -1,4 +1,4 @@
-"""Several seeds of one recipe: mean and spread of every number over the runs."""
+"""Combine runs of one recipe with different seeds: mean and spread of every number."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Spread:
 
     Attributes:
         mean: mean over the runs that have the number; NaN if none has it.
-        spread: standard deviation over these runs, with n − 1; NaN for fewer than two.
+        spread: sample standard deviation over these runs (divisor n − 1); NaN for fewer than two.
         lowest: lowest value.
         highest: highest value.
-        n: number of runs that have it.
+        n: number of runs that have the number.
         n_nan: number of runs in which it could not be scored.
     """
 
@@ -41,7 +41,7 @@ class Spread:
 
 
 def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
-    """Mean and spread of every number over runs with different seeds.
+    """Compute mean and spread of every number over runs with different seeds.
 
     The spread is over training runs. The intervals in a result are over the examples of one run.
 
@@ -73,7 +73,7 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """Mean and spread of one number, ignoring NaN."""
+    """Compute mean and spread of one number, ignoring NaN."""
     scored = np.array([value for value in values if not np.isnan(value)])
     n_nan = len(values) - len(scored)
     if len(scored) == 0:
@@ -83,7 +83,7 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def read_seeds(folders: Sequence[Path], suite: str) -> tuple[dict[str, Spread], list[int | None]]:
-    """Mean and spread over run folders of one recipe with different seeds.
+    """Read the run folders of one recipe with different seeds, and compute mean and spread.
 
     Args:
         folders: run folders.

@@ -1,4 +1,4 @@
-"""Measure one named set: read it, score every answer in one pass, generate once, and compute the metrics from that."""
+"""Measure one set of a suite: read it, score all answers in one pass, generate once, and compute the metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from llm_forget.utils.plugins import make_named
 
 Kind = Literal["answer", "paraphrases", "wrong_answers"]
 
-# Everything that the data allow, in both definitions where there are two.
+# All metrics; a set computes those that its data allow. Metrics with two definitions are listed twice.
 DEFAULT_METRICS: tuple[dict[str, Any], ...] = (
     {"name": "probability"},
     {"name": "normalised_probability"},
@@ -51,74 +51,75 @@ class SetConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     data: DataSource
-    # Whether this is what should be forgotten. auto: when the set's name begins with "forget".
+    # Whether this set should be forgotten. auto: forget if the set's name begins with "forget".
     role: Literal["auto", "forget", "other"] = "auto"
-    # Which answers are scored; null for every kind that the data have.
+    # Kinds of answers to score; null for all kinds in the data.
     answers: list[Kind] | None = None
-    # Take every so-many-th row ...
+    # Use only every stride-th row, beginning with the first ...
     stride: int = 1
-    # ... and of those the first so many; null for all.
+    # ... and of these only the first rows, up to this number; null for all.
     limit: int | None = None
-    # Also let the model answer each prompt, for the metrics that read text.
+    # Also generate an answer to each prompt, for the metrics that read text.
     generate: bool = True
-    # Also compare with the model before unlearning, token by token: a forward of each. auto: where there is that model.
+    # Also measure the KL to the model before unlearning at each token: one forward pass of each model. auto: if that model is
+    # available.
     kl: bool | Literal["auto"] = False
-    # The probability with which this set enters the model utility: probability, normalised_probability (where the wrong
-    # answers are the other choices), or null for a set that does not enter it.
+    # The probability that this set contributes to the model utility: probability, or normalised_probability if the wrong
+    # answers are the other choices; null if the set is not part of the model utility.
     utility: Literal["probability", "normalised_probability"] | None = None
-    # Questions with their answers that stand before each prompt, for models without instruction tuning.
+    # Few-shot examples placed before each prompt, for models without instruction tuning.
     shots: DataSource | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the settings."""
         if self.stride < 1 or (self.limit is not None and self.limit < 1):
             raise ValueError(f"stride is {self.stride} and limit {self.limit}; give 1 or more, or null for no limit")
         if self.answers is not None and "answer" not in self.answers:
-            raise ValueError("answers leaves out `answer`, which everything else is compared with; add it")
+            raise ValueError("answers lacks `answer`, which the other kinds are compared with; add it")
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Leak@k on the forget sets: samples times prompts are generated, so only where it is asked for."""
+    """Leak@k on the forget sets. It generates several answers per prompt, so it runs only on request."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    # Answers drawn of each prompt, at least the largest k.
+    # Sampled answers per prompt, at least the largest k.
     samples: int = 64
     temperature: float = 1.0
     k: list[int] = field(default_factory=lambda: [1, 8, 64])
-    # ROUGE-L recall of the answer from which a sample reveals it: this share of its words, in order.
+    # A sample reveals the answer if its ROUGE-L recall is at least this: the share of the answer's words in it, in order.
     threshold: float = 0.8
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the settings."""
         if not self.temperature > 0:
             raise ValueError(
-                f"temperature is {self.temperature}; sampling needs one above 0 (greedy answers come anyway)"
+                f"temperature is {self.temperature}; give a value above 0 (greedy answers are generated in any case)"
             )
         if not self.k or min(self.k) < 1 or max(self.k) > self.samples:
-            raise ValueError(f"k is {self.k} and samples {self.samples}; each k is at least 1 and at most samples")
+            raise ValueError(f"k is {self.k} and samples is {self.samples}; give each k from 1 up to samples")
         if not 0 < self.threshold <= 1:
             raise ValueError(
-                f"threshold is {self.threshold}; it is a share of the answer's words, above 0 and at most 1"
+                f"threshold is {self.threshold}; give a share of the answer's words, above 0 and at most 1"
             )
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Generation, greedy; and sampled where that is asked for."""
+    """Greedy generation, and sampling on request."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    # Longest answer in tokens, its end token included.
+    # Longest answer in tokens, including the end token.
     max_new_tokens: int = 64
-    # Prompts a batch. In bf16 another value may turn a near tie: part of what is measured.
+    # Prompts per batch. In bf16, another batch size can change a token if two logits are almost equal.
     batch_size: int = 16
-    # Also draw samples for the forget sets, for leak@k; null for none.
+    # Also sample answers on the forget sets, for leak@k; null for none.
     sampling: SamplingConfig | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the settings."""
         if self.max_new_tokens < 1 or self.batch_size < 1:
             raise ValueError(
                 f"max_new_tokens is {self.max_new_tokens} and batch_size {self.batch_size}; both must be 1 or more"
@@ -127,9 +128,9 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and how it is asked.
+    """A model with its tokenizer and the settings of an evaluation.
 
-    ``target`` is the model before unlearning, None for ``model`` with its adapter off.
+    ``target`` is the model before unlearning; None for ``model`` with its adapter disabled.
     """
 
     model: Any
@@ -140,20 +141,20 @@ class Loaded:
     accelerator: Any = None
     cache: Cache | None = None
     meter: Meter = field(default_factory=Meter)
-    # Generated texts are wanted in the results, and so may be in the cache too.
+    # Whether results and cache may contain generated texts.
     keep_text: bool = False
     target: Any = None
-    # What the target is, for the cache; None keeps nothing that depends on a target that was given.
+    # Digest of a given target, for the cache; if None, values that depend on the given target are not cached.
     target_digest: str | None = None
 
     @property
     def has_target(self) -> bool:
-        """Whether there is a target to compare with."""
+        """Whether a target is available."""
         return self.target is not None or has_adapter(self.model)
 
     @property
     def pad_token_id(self) -> int:
-        """What fills shorter rows: masks go by position, so any token will do."""
+        """The padding token. Masks depend on positions, so any token id works."""
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
         return 0 if pad is None else int(pad)
@@ -161,14 +162,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a set.
+    """The measurements of one set.
 
     Attributes:
-        ids: (E) a name for each example; a repeated example gets ``#2``, ``#3``, …
+        ids: (E) a unique id for each example; a repeated example gets ``#2``, ``#3``, …
         scores: token scores and generated texts.
         by_metric: label → (E,) one score per example.
         metrics: label → the metric.
-        warnings: what is worth knowing, without any text of the data.
+        warnings: warnings for the user, without any text of the data.
     """
 
     ids: tuple[str, ...]
@@ -179,20 +180,20 @@ class Measured:
 
 
 def make_metrics(named: Sequence[str | Mapping[str, Any]] | None) -> list[Metric]:
-    """The metrics that a suite asks for: names, or mappings with a name and the metric's own settings; None for all.
+    """Create the metrics that a suite asks for: names, or mappings with a name and settings; None for all.
 
     Raises:
-        RecipeError: an unknown metric or setting, or two metrics of one label.
+        RecipeError: a metric or setting is unknown, or two metrics have the same label.
     """
     entries = DEFAULT_METRICS if named is None else named
     return make_named(entries, "llm_forget.evaluation.metrics", "per_example")
 
 
 def read_set(name: str, config: SetConfig, in_memory: Sequence[Example] | None = None) -> list[Example]:
-    """The examples of a set, read where they are not in memory already.
+    """Read the examples of a set, or take them from memory.
 
     Raises:
-        DataError: they cannot be read, or an answer was asked for that none of them has.
+        DataError: they cannot be read, or no row has a requested kind of answer.
     """
     found = read_examples(config.data) if in_memory is None else list(in_memory)
     examples = found[:: config.stride][: config.limit]
@@ -200,13 +201,13 @@ def read_set(name: str, config: SetConfig, in_memory: Sequence[Example] | None =
         if kind != "answer" and not any(_other_answers(example, kind) for example in examples):
             column = "paraphrased_answer" if kind == "paraphrases" else "perturbed_answer"
             raise DataError(
-                f"{config.data.path}: the {name} set asks for {kind}, and no row has a {column}; "
-                "take it out of `answers`, or give the column's name in `columns`"
+                f"{config.data.path}: the {name} set asks for {kind}, but no row has a {column}; "
+                "remove it from `answers`, or give the column's name in `columns`"
             )
     if config.shots is None:
         return examples
     shots = _as_turns(name, read_examples(config.shots))
-    # the id stays that of the question: what stands before it is how it is asked
+    # the id does not change: it identifies the question, and the shots are only a way to ask it
     return [replace(example, prompt=(*shots, *_turns_of(name, example))) for example in examples]
 
 
@@ -216,7 +217,7 @@ def _as_turns(name: str, shots: Sequence[Example]) -> list[Message]:
 
 def _turns_of(name: str, example: Example) -> tuple[Message, ...]:
     if isinstance(example.prompt, str):
-        raise DataError(f"{name}: shots stand before questions; {example.source} is text without a question")
+        raise DataError(f"{name}: shots need questions, but {example.source} is text without a question; remove shots")
     return example.prompt
 
 
@@ -231,9 +232,9 @@ def measure_set(
 
     Args:
         name: the set's name.
-        config: what to measure of it.
+        config: the set's settings.
         examples: its examples, at least one.
-        metrics: the metrics wanted.
+        metrics: the requested metrics.
         loaded: the model.
     """
     wanted = {"answer", "paraphrases", "wrong_answers"} if config.answers is None else set(config.answers)
@@ -269,7 +270,7 @@ def measure_set(
 
 
 def score_all(rows: Sequence[Encoded], loaded: Loaded) -> TokenScores:
-    """Score rows by the model of an evaluation, with its cache, its processes and a bar."""
+    """Score rows with the evaluation's model, cache, processes and progress bar."""
     with loaded.meter.bar("answers scored", len(rows)) as progress:
         return score_rows(
             loaded.model,
@@ -291,7 +292,7 @@ def _wants_kl(config: SetConfig, metrics: Sequence[Metric], loaded: Loaded) -> b
 
 
 def target_kl(rows: Sequence[Encoded], loaded: Loaded) -> Floats:
-    """(N,) KL to the target at each answer token of rows, kept in the cache by both models."""
+    """(N,) KL to the target at each answer token of the rows; the cache key includes both models."""
 
     def compute() -> Arrays:
         with loaded.meter.bar("answers compared", len(rows)) as progress:
@@ -312,14 +313,14 @@ def target_kl(rows: Sequence[Encoded], loaded: Loaded) -> Floats:
 
 
 def is_forget(name: str, config: SetConfig) -> bool:
-    """Whether a set is one that should be forgotten."""
+    """Whether a set is a forget set."""
     return name.startswith("forget") if config.role == "auto" else config.role == "forget"
 
 
 def _encode_others(
     name: str, kind: str, examples: Sequence[Example], loaded: Loaded
 ) -> tuple[list[Encoded], list[int]]:
-    """Other answers of all examples, one row each, and whose they are."""
+    """Encode the other answers of all examples, one row per answer, with the index of each answer's example."""
     pairs = [(owner, text) for owner, example in enumerate(examples) for text in _other_answers(example, kind)]
     if not pairs:
         return [], []
@@ -342,7 +343,7 @@ def _group(scores: TokenScores, place: tuple[int, list[int]] | None, examples: i
 
 
 def unique_ids(ids: Sequence[str]) -> tuple[str, ...]:
-    """The ids, told apart where an example is repeated."""
+    """Make the ids of repeated examples unique."""
     seen: dict[str, int] = {}
     named = []
     for one in ids:
@@ -352,7 +353,7 @@ def unique_ids(ids: Sequence[str]) -> tuple[str, ...]:
 
 
 def set_digest(config: SetConfig, examples: Sequence[Example]) -> str:
-    """What a set is: its examples' ids in order, and what stands before their prompts."""
+    """Digest of a set: the ids of its examples in order, and its prompts if it has few-shot examples."""
     ids = unique_ids([example.id for example in examples])
     asked = [] if config.shots is None else [example_id(example.prompt, example.answer) for example in examples]
     return json_digest([*ids, *asked])
@@ -361,13 +362,13 @@ def set_digest(config: SetConfig, examples: Sequence[Example]) -> str:
 def set_results(
     measured: Measured, more: Mapping[str, Sequence[float | None] | Floats], *, seed: int, keep_text: bool
 ) -> dict[str, Any]:
-    """A set's part of a result: aggregates by metric, and scores by example id.
+    """Build a set's entry in the result: aggregates by metric, and scores by example id.
 
     Args:
-        measured: what was measured.
+        measured: the set's measurements.
         more: label → (E) further scores per example, such as an attack's.
-        seed: of the bootstrap.
-        keep_text: also give the generated answers, which may hold what was to be forgotten.
+        seed: seed of the bootstrap.
+        keep_text: include the generated answers, which may contain the forgotten data.
     """
     forget = measured.scores.forget
     metrics = {}

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def with_data(
     name: str, sets: Mapping[str, SetConfig], data_dir: str | None, variables: Mapping[str, str]
 ) -> tuple[dict[str, SetConfig], list[str]]:
-    """Fill in a suite's variables and resolve where its sets are read from.
+    """Fill in a suite's variables and resolve the sources of its sets.
 
     Args:
         name: the suite's name, for messages.
         sets: the sets as the suite defines them.
-        data_dir: the folder that holds the sources' ``file``; None reads from ``path``, usually the hub.
+        data_dir: the folder with each source's ``file``; None reads from ``path``, usually the hub.
         variables: values for ``{variable}`` in paths, files, configurations and splits.
 
     Returns:
@@ -52,7 +52,7 @@ def fill(text: str, variables: Mapping[str, str], where: str) -> str:
     except (KeyError, IndexError, ValueError) as error:
         known = ", ".join(variables) or "none"
         raise RecipeError(
-            f"{where}: {text} cannot be filled in ({error!r}); the suite's variables are: {known}"
+            f"{where}: a variable in {text} has no value ({error!r}); the suite's variables are: {known}"
         ) from None
 
 

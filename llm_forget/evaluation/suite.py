@@ -1,4 +1,4 @@
-"""A suite: which sets, metrics and tests make up an evaluation, read from YAML and checked."""
+"""Suites: the sets, metrics and tests of an evaluation, read from YAML and checked."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from llm_forget.utils.shipped import shipped
 
 @dataclass(frozen=True)
 class CapabilityConfig:
-    """Accuracy on a multiple-choice task, by lm-eval."""
+    """Accuracy on a multiple-choice task, measured by lm-eval."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    # A task that comes with the package, or the path of an lm-eval task file.
+    # A task of the package, or the path of an lm-eval task file.
     task: str = "general_knowledge"
     limit: int | None = None
     batch_size: int = 16
@@ -44,7 +44,7 @@ class Suite:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    # forget, retain, neighbour, holdout, …: what is measured, by name. May be left out where there are benchmarks.
+    # Set name (forget, retain, neighbour, holdout, …) → settings. May be empty if benchmarks are given.
     sets: dict[str, SetConfig] = field(default_factory=dict)
     # Names, or {name: rouge, part: f1}; null for every metric that a set's data allow.
     metrics: list[str | dict[str, Any]] | None = None
@@ -53,26 +53,26 @@ class Suite:
     aggregates: list[str | dict[str, Any]] | None = None
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
-    # null switches either off.
+    # null disables perplexity or the capability test.
     perplexity: PerplexityConfig | None = None
     capability: CapabilityConfig | None = None
-    # Tasks of lm-eval; null for none.
+    # lm-eval tasks; null for none.
     benchmarks: BenchmarksConfig | None = None
-    # A folder with the files that the sets name; null: from where `data` says, the hub.
+    # A folder with the files that the sets name; null for the paths in the sets' `data`, usually on the hub.
     data_dir: str | None = None
-    # What stands for {word} in the sets' paths, names and splits, and in the suite's own name.
+    # Values for {variable} in the sets' paths, names and splits, and in the suite's own name.
     variables: dict[str, str] = field(default_factory=dict)
-    # Membership inference where there is a set called forget and one called holdout, or the two that it names; null for none.
+    # Membership inference. By default it runs if there is a set called forget and one called holdout; null disables it.
     attacks: AttacksConfig | None = field(default_factory=AttacksConfig)
-    # Of the bootstrap intervals, and of samples.
+    # Seed of the bootstrap intervals and of sampling.
     seed: int = 0
-    # Tokens of a scoring batch with its padding.
+    # Tokens per scoring batch, including padding.
     batch_tokens: int = 2048
-    # The name of the result file; the suite file's own where it is left out.
+    # Name of the result file; by default the name of the suite file.
     name: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the settings."""
         if not self.sets and self.benchmarks is None:
             raise ValueError("sets is empty; name at least one, for example forget")
         if self.attacks is not None:
@@ -80,16 +80,16 @@ class Suite:
 
     @property
     def kl_asked(self) -> list[bool | Literal["auto"]]:
-        """What sets and text ask for of KL to the target."""
+        """The ``kl`` settings of the perplexity text and the sets."""
         return [part.kl for part in (self.perplexity, *self.sets.values()) if part is not None]
 
 
 @dataclass(frozen=True)
 class LoadedSuite(Suite):
-    """A suite whose variables are filled in and whose data are looked up.
+    """A suite with its variables filled in and its data sources resolved.
 
     Attributes:
-        left_out: a line for each optional set whose data are missing, and for what cannot be measured without it.
+        left_out: one line for each optional set without data, and for each measurement that needs such a set.
     """
 
     left_out: tuple[str, ...] = ()
@@ -99,22 +99,22 @@ def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> LoadedS
     """Read and check a suite.
 
     Args:
-        path: a YAML file, or the name of a suite that comes with the package, such as ``demo``.
+        path: a YAML file, or the name of a suite of the package, such as ``demo``.
         overrides: dotted key → YAML text, for example ``{"sets.forget.limit": "8"}``.
 
     Raises:
-        RecipeError: no such suite, or every mistake in it.
+        RecipeError: the suite does not exist or has mistakes; the message lists all of them.
     """
     file = Path(path) if path.endswith((".yaml", ".yml")) else shipped(f"eval/suites/{path}.yaml")
     if not file.is_file() and not shipped(str(file)).is_file():
         known = ", ".join(sorted(one.stem for one in shipped("eval/suites").glob("*.yaml")))
-        raise RecipeError(f"the suite {path} does not exist; give a .yaml file, or one that comes along: {known}")
+        raise RecipeError(f"the suite {path} does not exist; give a .yaml file, or a suite of the package: {known}")
     _check_sets(file if file.is_file() else shipped(str(file)), path)
     suite = load_recipe(Suite, file, overrides)
     name = fill(suite.name or file.stem, suite.variables, f"{path}, name")
     sets, left_out = with_data(name, suite.sets, suite.data_dir, suite.variables)
     if not sets and suite.benchmarks is None:
-        raise RecipeError(f"data_dir: {suite.data_dir} holds none of the files of {name}; {'; '.join(left_out)}")
+        raise RecipeError(f"data_dir: {suite.data_dir} has none of the files of {name}; {'; '.join(left_out)}")
     attacks, more = attacks_without(suite.attacks, suite.sets.keys() - sets.keys())
     values = {one.name: getattr(suite, one.name) for one in fields(suite)}
     values |= {"sets": sets, "attacks": attacks, "name": name}
@@ -122,7 +122,7 @@ def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> LoadedS
 
 
 def _check_sets(file: Path, path: str) -> None:
-    """Unknown keys in the sets, with the nearest known ones: a mapping of names hides them from the general check."""
+    """Check the keys of each set; the general check does not reach into a mapping of sets."""
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
     sets = values.get("sets") if isinstance(values, dict) else None
     for name, entry in sets.items() if isinstance(sets, dict) else []:
@@ -131,7 +131,7 @@ def _check_sets(file: Path, path: str) -> None:
 
 
 def check_suite(suite: Suite) -> None:
-    """Find what is wrong before a model is loaded: packages, tasks, metrics, and the data that are files.
+    """Check a suite before a model is loaded: packages, tasks, metrics, and data in local files.
 
     Raises:
         UserError: something is missing or cannot be used.
@@ -148,10 +148,10 @@ def check_suite(suite: Suite) -> None:
 
 
 def check_packages(suite: Suite) -> None:
-    """Make sure that the optional packages and the tasks that a suite needs are there.
+    """Check that the optional packages and the tasks that a suite needs are available.
 
     Raises:
-        UserError: one is not.
+        UserError: one of them is missing.
     """
     if any(config.generate for config in suite.sets.values()):
         require_extra("rouge_score", "ROUGE", "eval")

@@ -1,4 +1,4 @@
-"""What the metrics that read text make of generated answers: kept in the cache as numbers, not as the text that was said."""
+"""Generate answers and compute the metrics that read them. The cache stores the numbers, not the text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llm_forget.utils.digests import json_digest, text_digest
 if TYPE_CHECKING:
     from llm_forget.evaluation.sets import Loaded
 
-_TEXT, _ENDS = "text_utf8", "text_ends"  # no metric's label has these
+_TEXT, _ENDS = "text_utf8", "text_ends"  # no metric has these labels
 
 
 def text_metrics(
@@ -31,17 +31,17 @@ def text_metrics(
     prompts: Sequence[tuple[int, ...]],
     loaded: Loaded,
 ) -> tuple[dict[str, Floats], SetScores]:
-    """Let the model answer each prompt once, and compute the metrics that read the answers.
+    """Generate one answer per prompt, and compute the metrics that read the answers.
 
     Args:
-        metrics: those that need ``generated``.
-        known: what else was measured of the set.
+        metrics: the metrics that need ``generated``.
+        known: the set's other scores.
         rows: every encoded answer of the set.
         prompts: (E) token ids.
-        loaded: the model; its cache holds the metrics' numbers, and the texts only if ``keep_text``.
+        loaded: the model. Its cache stores the metrics' numbers, and the texts only if ``keep_text``.
 
     Returns:
-        Label → (E,) scores; and ``known`` with the texts, if they are to be kept.
+        Label → (E,) scores; and ``known``, with the texts if ``keep_text``.
     """
 
     def compute() -> Arrays:
@@ -71,7 +71,7 @@ def _parts(
     prompts: Sequence[tuple[int, ...]],
     loaded: Loaded,
 ) -> dict[str, Any]:
-    """What the numbers depend on beside the model: data, settings, and the metrics' own code."""
+    """Everything besides the model that the numbers depend on: data, settings, and the source code of the metrics."""
     generation = asdict(loaded.generation)
     return {
         "prompts": json_digest([list(prompt) for prompt in prompts]),

@@ -1,4 +1,4 @@
-"""What a model makes of answer tokens, as arrays: all that a metric may know of it."""
+"""Scores of answer tokens as arrays. Metrics get these instead of the model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What a model makes of the answer tokens of E rows, N tokens in all, one row after the other.
+    """Scores of the answer tokens of E rows, concatenated: N tokens in total.
 
     Attributes:
-        token_logps: (N,) log-probability of each answer token given what precedes it, in nats.
-        hits: (N,) whether the token was the arg-max of the vocabulary.
-        vocab_mean: (N,) mean of log p(v) over the vocabulary under the model's own p, nats: minus the entropy.
-        vocab_std: (N,) standard deviation of log p(v) under the model's own p, nats.
-        offsets: (E + 1,) row i owns the tokens ``offsets[i]:offsets[i + 1]``.
+        token_logps: (N,) log-probability of each answer token given the tokens before it, in nats.
+        hits: (N,) whether the token is the arg-max of the vocabulary.
+        vocab_mean: (N,) mean of log p(v) for v drawn from the model's p, in nats; this is minus the entropy.
+        vocab_std: (N,) standard deviation of log p(v) for v drawn from the model's p, in nats.
+        offsets: (E + 1,) row i has the tokens ``offsets[i]:offsets[i + 1]``.
     """
 
     token_logps: Floats
@@ -30,12 +30,12 @@ class TokenScores:
     offsets: Ints
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return len(self.offsets) - 1
 
     @property
     def lengths(self) -> Ints:
-        """(E,) scored tokens of each row."""
+        """(E,) number of scored tokens of each row."""
         return np.diff(self.offsets)
 
     def mean_logps(self) -> Floats:
@@ -43,12 +43,12 @@ class TokenScores:
         return self.row_means(self.token_logps)
 
     def row_means(self, values: npt.ArrayLike) -> Floats:
-        """(N,) one value a token → (E,) their mean in each row, NaN for a row without tokens."""
+        """(N,) one value per token → (E,) mean of each row; NaN for a row without tokens."""
         values = np.asarray(values, dtype=np.float64)
         means = np.full(len(self), np.nan)
         filled = self.lengths > 0
         if filled.any():
-            # reduceat needs non-empty rows: with the empty ones gone, each row ends where the next filled one begins
+            # reduceat needs non-empty rows: without the empty ones, each row ends at the start of the next
             means[filled] = np.add.reduceat(values, self.offsets[:-1][filled]) / self.lengths[filled]
         return means
 
@@ -66,5 +66,5 @@ class TokenScores:
 
 
 def as_floats(values: npt.ArrayLike) -> Floats:
-    """An array of doubles."""
+    """Convert to an array of doubles."""
     return np.asarray(values, dtype=np.float64)

@@ -1,7 +1,6 @@
-"""The verdict: what the numbers of a result mean in plain words. The one place that judges a model.
+"""The verdict: the meaning of a result's numbers in plain words. No other module judges a model.
 
-It works on dictionaries, fresh from a suite or read from files, and needs no torch. ``figures`` says what is judged,
-this module by which rule.
+It reads result dictionaries and needs no torch. ``figures`` lists the numbers to judge; this module has the rules.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ RULE = (
 )
 _LEVELS = ("Hardly forgotten", "Partly forgotten", "Mostly forgotten", "Forgotten")
 _OWNERS = {"oracle": "the oracle", "target": "the model before unlearning"}
-_COLLAPSED = 0.5  # share of empty or looping answers above which forget figures mean nothing
+_COLLAPSED = 0.5  # above this share of empty or looping answers, forget figures mean nothing
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one figure says.
+    """The judgement of one figure.
 
     Attributes:
         part: the set or test, as the headline names it.
         kind: "forget", "kept" or "neutral".
-        main: whether the headline rests on it.
-        text: a sentence or a few.
-        level: how much is forgotten, 0 (hardly) to 3 (forgotten); None if the figure cannot tell.
-        share: of the way from the target to the oracle; None if unknown.
+        main: whether the headline depends on it.
+        text: one or more sentences.
+        level: how much is forgotten, 0 (hardly) to 3 (forgotten); None if the figure cannot show it.
+        share: share of the way from the target to the oracle; None if unknown.
         bad: whether measurably more is left than in the oracle (forget), or something is harmed (kept).
         slight: whether the harm is at most ``LOSS``.
-        too_far: whether it is measurably beyond the oracle.
-        unsure: whether there may be a loss that too few examples cannot confirm.
+        too_far: whether the model is measurably beyond the oracle.
+        unsure: whether there is a loss above ``LOSS`` that these examples cannot confirm.
     """
 
     part: str
@@ -61,14 +60,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a result means.
+    """The judgement of a result.
 
     Attributes:
         headline: one or two sentences.
-        notes: what to know before reading the findings.
+        notes: remarks that apply to all findings.
         findings: one for each figure.
         level: 0 (hardly forgotten) to 3 (forgotten); None if it cannot be judged.
-        harmed: sets and tests that measurably lost something.
+        harmed: sets and tests with measurable harm.
         too_far: sets in which the model is measurably beyond the oracle.
     """
 
@@ -81,12 +80,12 @@ class Verdict:
 
     @property
     def good(self) -> bool:
-        """Whether most is forgotten, not too far, and nothing is measurably harmed."""
+        """Whether most is forgotten, no set is beyond the oracle, and nothing is measurably harmed."""
         return self.level is not None and self.level >= 2 and not self.harmed and not self.too_far
 
     @property
     def lines(self) -> list[str]:
-        """All of it: the headline, notes, then what must be forgotten, what must stay, and the rest."""
+        """Headline, notes, then the findings in the order forget, kept, neutral."""
         order = ("forget", "kept", "neutral")
         found = sorted(self.findings, key=lambda one: order.index(one.kind))
         return [self.headline, *self.notes, *(one.text for one in found)]
@@ -94,7 +93,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Case:
-    """A figure with the same figure of the controls, by role, and each control's result."""
+    """A figure, the controls' entries for the same figure (by role), and all results."""
 
     figure: Figure
     others: Mapping[str, Entry]
@@ -113,13 +112,13 @@ class _Case:
 def verdict(
     results: Results, *, oracle: Results | None = None, target: Results | None = None, sham: Results | None = None
 ) -> list[str]:
-    """The lines of ``judge``, as ``results["verdict"]`` holds them.
+    """Judge a result and return the lines of ``results["verdict"]``.
 
     Args:
-        results: what ``run_suite`` measured of the unlearned model.
-        oracle: the same suite's result for a model that never saw the forget set.
-        target: for the model before unlearning.
-        sham: for the same recipe run on other rows.
+        results: the unlearned model's result.
+        oracle: this suite's result for a model that never saw the forget set.
+        target: this suite's result for the model before unlearning.
+        sham: this suite's result for the same recipe run on other rows.
     """
     given = {"oracle": oracle, "target": target, "sham": sham}
     return judge(results, {role: one for role, one in given.items() if one is not None}).lines
@@ -132,8 +131,8 @@ def judge(results: Results, controls: Mapping[str, Results] | None = None) -> Ve
 
     Args:
         results: the unlearned model's result.
-        controls: role (oracle, target, sham) → that model's result on the same suite; scores of single examples are used
-            if both have them. They take precedence over the controls that the result itself holds.
+        controls: role (oracle, target, sham) → the control's result on the same suite. They take precedence over the
+            controls in ``results``. Scores of single examples are used if both results have them.
     """
     settings = results.get("settings")
     inside = {role: {**one, "settings": settings} for role, one in (results.get("controls") or {}).items()}
@@ -149,7 +148,7 @@ def judge(results: Results, controls: Mapping[str, Results] | None = None) -> Ve
     collapsed = list(_collapsed(results))
     notes = [*collapsed, *_not_compared(results, known)]
     if "oracle" not in known:
-        notes.append("There is no oracle, so nothing says how low is low enough; only the change is shown.")
+        notes.append("There is no oracle, so only the change is shown, not whether it is large enough.")
     return _with_headline(findings, notes, known, bool(collapsed))
 
 
@@ -187,10 +186,10 @@ def _finding(case: _Case) -> Finding | None:
 
 
 def _forget(case: _Case) -> Finding:
-    """One figure of what must be forgotten, compared with the oracle.
+    """Judge a forget figure against the oracle.
 
-    The oracle's interval must be reached *and* most of the way must lie behind the model: with few examples wide intervals
-    touch although much is left.
+    It counts as forgotten if it does not differ measurably from the oracle and at least ``MOSTLY`` of the way is done, or if
+    it is beyond the oracle. The interval alone is not enough: with few examples, wide intervals touch although much is left.
     """
     figure, own, others = case.figure, case.own, case.others
     told = [f"{figure.name} is {_shown(own)} ({_context(case)})."]
@@ -230,7 +229,7 @@ def _level(share: float, side: Side, bad: Side) -> int:
 
 
 def _kept(case: _Case) -> Finding:
-    """One figure of what must stay, compared with the target, or with the oracle if there is no target."""
+    """Judge a figure that must not change against the target, or against the oracle if there is no target."""
     figure, own, role = case.figure, case.own, str(case.reference)
     other = case.others[role]
     change = own["value"] - other["value"]
@@ -278,7 +277,7 @@ def _paired(case: _Case, role: str) -> tuple[float, float] | None:
 
 
 def _side(own: Entry, other: Entry) -> Side:
-    """1 measurably above, −1 measurably below, 0 if the intervals touch; values count if there is no interval."""
+    """1 if measurably above, −1 if measurably below, 0 if the intervals touch; without an interval, the value is used."""
     own_low, own_high = (own["low"], own["high"]) if _has_interval(own) else (own["value"], own["value"])
     low, high = (other["low"], other["high"]) if _has_interval(other) else (other["value"], other["value"])
     return 1 if own_low > high else -1 if own_high < low else 0
@@ -290,17 +289,17 @@ def _has_interval(entry: Entry) -> bool:
 
 def _no_interval(*entries: Entry) -> list[str]:
     missing = not all(map(_has_interval, entries))
-    return ["There is no interval, so the values are compared as they are."] if missing else []
+    return ["There is no interval, so the values are compared directly."] if missing else []
 
 
 def _context(case: _Case) -> str:
-    """The controls' figures, for the brackets after the model's."""
+    """The controls' values, for the brackets after the model's value."""
     shown = {"target": "before unlearning", "oracle": "oracle"}
     return ", ".join(f"{words} {_shown(case.others[role])}" for role, words in shown.items() if role in case.others)
 
 
 def _sham(case: _Case) -> list[str]:
-    """How much of the change the same recipe makes when it forgets other rows."""
+    """The share of the change that the same recipe makes when it forgets other rows."""
     if "sham" not in case.others or "target" not in case.others:
         return []
     start, other, end = case.others["target"], case.others["sham"]["value"], case.own["value"]
@@ -321,7 +320,7 @@ def _collapsed(results: Results) -> Iterator[str]:
 
 
 def _forget_quality(results: Results, controls: Mapping[str, Results]) -> Iterator[Finding]:
-    """The test of the truth ratios, which compares with the oracle itself."""
+    """Judge the forget-quality test, which already compares with the oracle."""
     before = (controls.get("target") or {}).get("forget_quality") or {}
     for name, tests in (results.get("forget_quality") or {}).items():
         for definition, test in tests.items():
@@ -336,7 +335,7 @@ def _forget_quality(results: Results, controls: Mapping[str, Results]) -> Iterat
 
 
 def _privleak(results: Results) -> Iterator[Finding]:
-    """PrivLeak, which compares with the oracle itself."""
+    """Judge PrivLeak, which already compares with the oracle."""
     entry = results.get("privleak")
     if not entry or entry["value"] is None:
         return
@@ -397,7 +396,7 @@ def _start(
 
 
 def _rest(findings: list[Finding], harmed: tuple[str, ...]) -> str:
-    """The headline's second sentence: what happened to everything else."""
+    """The headline's second sentence: the harm to everything else."""
     kept = [one for one in findings if one.kind == "kept"]
     if not kept:
         return "Whether anything else was harmed was not measured."
@@ -424,5 +423,5 @@ def _shown(entry: Entry) -> str:
 
 
 def number(value: float, sign: str = "") -> str:
-    """A number with three decimals, or with one from 10 on; ``sign="+"`` shows the sign of positive numbers too."""
+    """Format a number with three decimals, or one decimal from 10 on; ``sign="+"`` also shows the sign of positive numbers."""
     return f"{value:{sign}.{1 if abs(value) >= 10 else 3}f}"

@@ -1,4 +1,4 @@
-"""Numbers of whole sets that follow from the scores of their examples: forget quality, model utility, aggregates."""
+"""Numbers of whole sets, computed from the scores of their examples: forget quality, model utility, aggregates."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def measure_forget_quality(
     """Compare the truth ratios of each forget set with the oracle's.
 
     Args:
-        asked: ``settings``, and ``sets`` with their digests, of this evaluation.
-        measured: the sets.
-        oracle: what the suite gave for the oracle, None without one.
+        asked: this evaluation's ``settings``, and its ``sets`` with their digests.
+        measured: set → its measurements.
+        oracle: this suite's result for the oracle, or None.
 
     Returns:
-        Forget set → definition → the test's result; None without an oracle or a forget set with truth ratios.
+        Forget set → definition → the test's result; None without an oracle or without truth ratios on a forget set.
     """
     found: dict[str, Any] = {}
     for name, one in {} if oracle is None else measured.items():
@@ -54,26 +54,28 @@ def measure_forget_quality(
 def measure_utility(
     sets: Mapping[str, SetConfig], measured: Mapping[str, Measured], seed: int
 ) -> dict[str, Any] | None:
-    """Combine the sets that name a ``utility`` into the model utility.
+    """Combine the sets with a ``utility`` setting into the model utility.
 
     Args:
-        sets: what was asked for of each set.
-        measured: the sets.
-        seed: of the bootstrap.
+        sets: set → its settings.
+        measured: set → its measurements.
+        seed: seed of the bootstrap.
 
     Returns:
-        Definition of the truth ratio → model utility; under ``without_truth_ratio`` if no set has one; None if no set
-        names a ``utility``.
+        Definition of the truth ratio → model utility, with the key ``without_truth_ratio`` if no set has truth ratios;
+        None if no set has a ``utility`` setting.
 
     Raises:
-        DataError: a set's data do not allow the probability that it names.
+        DataError: a set's data do not allow the probability in its ``utility``.
     """
     chosen = {name: config.utility for name, config in sets.items() if config.utility is not None}
     if not chosen:
         return None
     for name, probability in chosen.items():
         if probability not in measured[name].by_metric:
-            raise DataError(f"{name} enters the model utility by its {probability}, which its data do not allow")
+            raise DataError(
+                f"the {name} set has utility: {probability}, but its data do not allow this metric; set utility: null"
+            )
     available = [
         definition
         for definition in _DEFINITIONS
@@ -90,7 +92,7 @@ def measure_utility(
 
 
 def _components(by_metric: Mapping[str, Floats], labels: list[str]) -> dict[str, Floats]:
-    """The scores that enter the model utility, each in [0, 1]: of the truth ratio max(0, 1 − R)."""
+    """The components of the model utility, each in [0, 1]; a truth ratio R contributes max(0, 1 − R)."""
     return {
         label: np.maximum(0.0, 1.0 - by_metric[label]) if label.startswith("truth") else by_metric[label]
         for label in labels
@@ -99,10 +101,10 @@ def _components(by_metric: Mapping[str, Floats], labels: list[str]) -> dict[str,
 
 
 def make_aggregates(named: Sequence[str | Mapping[str, Any]] | None) -> list[Aggregate]:
-    """The aggregates that a suite asks for: names, or mappings with a name and settings; None for all.
+    """Create the aggregates that a suite asks for: names, or mappings with a name and settings; None for all.
 
     Raises:
-        RecipeError: an unknown aggregate or setting, or two aggregates with the same label.
+        RecipeError: an aggregate or setting is unknown, or two aggregates have the same label.
     """
     return make_named(names_in(*_AGGREGATES) if named is None else named, *_AGGREGATES)
 
@@ -110,12 +112,12 @@ def make_aggregates(named: Sequence[str | Mapping[str, Any]] | None) -> list[Agg
 def measure_aggregates(
     aggregates: Sequence[Aggregate], known: SuiteScores, *, named: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """Compute each aggregate whose needs are known.
+    """Compute each aggregate whose inputs are available.
 
     Args:
-        aggregates: what to compute.
-        known: the scores of the sets, under the model and the controls.
-        named: whether the suite named them, so that one that cannot be computed is worth a warning.
+        aggregates: the requested aggregates.
+        known: the scores of the sets for the model and the controls.
+        named: whether the suite named the aggregates; if so, one that cannot be computed gives a warning.
 
     Returns:
         Label → the number with its interval and bounds; and warnings.
@@ -126,7 +128,7 @@ def measure_aggregates(
         if not missing:
             found[one.label] = {**asdict(one.value(known)), "bounds": list(one.bounds)}
         elif named:
-            warnings.append(f"the aggregate {one.label} is not given: it needs {', '.join(missing)}")
+            warnings.append(f"the aggregate {one.label} was not computed: it needs {', '.join(missing)}")
     return found, warnings
 
 
@@ -136,13 +138,13 @@ def suite_scores(
     controls: Mapping[str, Mapping[str, Any]],
     seed: int,
 ) -> SuiteScores:
-    """What the aggregates of one evaluation may know.
+    """Collect the inputs of the aggregates.
 
     Args:
-        asked: ``sets`` with their digests and ``forget``, of this evaluation.
-        scores: set → label → (E,) scores under the model.
-        controls: role → what the suite gave for that model.
-        seed: of the bootstrap.
+        asked: this evaluation's ``sets``, with ``digest`` and ``forget``.
+        scores: set → label → (E,) scores of the model.
+        controls: role → this suite's result for the control.
+        seed: seed of the bootstrap.
     """
     forget = {name: bool(one["forget"]) for name, one in asked["sets"].items()}
     own = {name: ScoredSet(forget[name], found) for name, found in scores.items()}

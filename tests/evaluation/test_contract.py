@@ -160,7 +160,7 @@ def test_a_new_metric_attack_and_aggregate_are_one_file_each(
         _measure_with_the_new_files(tmp_path)
     shown = capsys.readouterr().out
     assert "worst_token 0." in shown
-    assert "AUC of attacks that tell forget from retain: greedy" in shown
+    assert "AUC of the membership attacks (forget against retain): greedy" in shown
     assert "\ngap " in shown
 
 

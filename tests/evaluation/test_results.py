@@ -84,10 +84,10 @@ def test_invalid_results_are_neither_written_nor_read(
     write_results(results, tmp_path / "good.json")
     stored = json.loads((tmp_path / "good.json").read_text())
     (tmp_path / "good.json").write_text(json.dumps({**stored, "schema": 1}))
-    with pytest.raises(UserError, match=r"good\.json has schema 1, and this version reads 2"):
+    with pytest.raises(UserError, match=r"good\.json has schema 1, but this version of llm-forget reads schema 2"):
         read_results(tmp_path / "good.json")
     (tmp_path / "good.json").write_text(json.dumps({**stored, "suite": None}))
-    with pytest.raises(UserError, match=r"no valid result: suite"):
+    with pytest.raises(UserError, match=r"not a valid result: suite"):
         read_results(tmp_path / "good.json")
     with pytest.raises(UserError, match="schema None"):
         check_results([], "a list")
@@ -198,9 +198,9 @@ def test_controls_measured_on_other_data_are_refused(measured: tuple[Path, Suite
     fewer = replace(suite, sets={**suite.sets, "retain": SetConfig(suite.sets["retain"].data, limit=2)})
     with pytest.raises(UserError, match="the sham was not measured on the same retain set"):
         run(fewer, sham=target)
-    with pytest.raises(UserError, match="what was given for the target has schema None"):
+    with pytest.raises(UserError, match="the result given for the target has schema None"):
         run(suite, target={"sets": {}})
-    with pytest.raises(UserError, match="judge is no control; known are target, oracle, sham"):
+    with pytest.raises(UserError, match="judge is not a control; give one of target, oracle, sham"):
         run(suite, judge=target)
     longer = replace(suite, generation=GenerationConfig(max_new_tokens=4))
     assert "other generation settings" in run(longer, target=target)["warnings"][0]

@@ -152,7 +152,7 @@ def test_missing_data_are_named(tmp_path: Path) -> None:
     assert "leave data_dir out to read from the hub" in str(raised.value)
     with pytest.raises(RecipeError, match="the suite's variables are: split"):
         load_suite("tofu", {"variables": "{split: forget05}"})
-    with pytest.raises(RecipeError, match="cannot be filled in"):
+    with pytest.raises(RecipeError, match="has no value"):
         fill("{0}", {"a": "b"}, "here")
     optional = {"one": SetConfig(DataSource("nowhere.jsonl", file="nowhere.jsonl", optional=True))}
     assert with_data("mine", optional, str(tmp_path), {}) == (
@@ -162,7 +162,7 @@ def test_missing_data_are_named(tmp_path: Path) -> None:
     (tmp_path / "only.yaml").write_text(
         "sets: {one: {data: {path: nowhere.jsonl, file: nowhere.jsonl, optional: true}}}"
     )
-    with pytest.raises(RecipeError, match="holds none of the files of only"):
+    with pytest.raises(RecipeError, match="has none of the files of only"):
         load_suite(str(tmp_path / "only.yaml"), {"data_dir": str(tmp_path)})
 
 
@@ -193,7 +193,7 @@ def test_shots_precede_questions_and_change_the_set(tmp_path: Path) -> None:
     )
     first = read_set("retain", shown)[0]
     assert first.prompt[:2] == (Message("user", "Who?"), Message("assistant", "Nobody."))
-    with pytest.raises(DataError, match="shots stand before questions"):
+    with pytest.raises(DataError, match="shots need questions"):
         read_set("text", SetConfig(DataSource(str(tmp_path / "text.jsonl")), shots=turns))
     digests = []
     for config in (plain, shown):

@@ -283,7 +283,7 @@ def test_a_suite_file(tmp_path: Path) -> None:
         ("sets: {forget: {data: {path: a}, limt: 3}}", "did you mean 'limit'"),
         ("sets: {forget: {data: {path: a, fromat: qa}}}", "did you mean 'format'"),
         ("sets: {forget: {data: {path: a}, stride: 0}}", "stride is 0"),
-        ("sets: {forget: {data: {path: a}, answers: [wrong_answers]}}", "leaves out `answer`"),
+        ("sets: {forget: {data: {path: a}, answers: [wrong_answers]}}", "lacks `answer`"),
         ("sets: {}", "sets is empty"),
         ("sets: {forget: {data: {path: a}}}\ngeneration: {max_new_token: 3}", "did you mean 'max_new_tokens'"),
         ("sets: {forget: {data: {path: a}}}\ncapability: {taks: x}", "did you mean 'task'"),

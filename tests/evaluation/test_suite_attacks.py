@@ -90,7 +90,7 @@ def test_privleak_needs_the_oracle(knowing: tuple[Path, Any]) -> None:
     suite = make_suite(folder)
     alone = measure(suite, folder, model)
     assert alone["privleak"] is None
-    assert any("PrivLeak is not given: it needs an oracle" in warning for warning in alone["warnings"])
+    assert any("PrivLeak was not computed: it needs the oracle" in warning for warning in alone["warnings"])
     oracle = json.loads(json.dumps(measure(suite, folder)))
     found = measure(suite, folder, model, controls={"oracle": oracle})
     expected = oracle["attacks"]["auc"]["min_k"]["value"]
@@ -103,7 +103,7 @@ def test_privleak_needs_the_oracle(knowing: tuple[Path, Any]) -> None:
         del row["attack_min_k"]
     older = measure(suite, folder, model, controls={"oracle": oracle})
     assert older["privleak"] is None
-    assert any("hold no Min-K scores of holdout" in warning for warning in older["warnings"])
+    assert any("have no Min-K scores of holdout" in warning for warning in older["warnings"])
     fewer = replace(suite, sets={**suite.sets, "holdout": replace(suite.sets["holdout"], limit=3)})
     with pytest.raises(UserError, match="not measured on the same holdout set"):
         measure(suite, folder, model, controls={"oracle": measure(fewer, folder)})
@@ -297,9 +297,9 @@ def test_kl_with_and_without_an_adapter(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("attacks: {members: forgot}", "attacks names forgot"),
-        ("attacks: {members: forget, nonmembers: forget}", "must be two sets"),
+        ("attacks: {members: forget, nonmembers: forget}", "give two different sets"),
         ("attacks: {member: forget}", "did you mean 'members'"),
-        ("generation: {sampling: {k: [100]}}", "at most samples"),
+        ("generation: {sampling: {k: [100]}}", "from 1 up to samples"),
         ("generation: {sampling: {temprature: 1}}", "did you mean 'temperature'"),
     ],
 )

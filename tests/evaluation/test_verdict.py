@@ -161,7 +161,7 @@ def test_without_an_oracle_forgetting_is_not_judged() -> None:
     found = of(answers(0.01), oracle=None)
     assert found.level is None
     assert found.headline.startswith("Not judged: no oracle was measured")
-    assert found.notes == ["There is no oracle, so nothing says how low is low enough; only the change is shown."]
+    assert found.notes == ["There is no oracle, so only the change is shown, not whether it is large enough."]
     told = line(found, "forget")
     assert told == (
         "forget: probability of the right answer is 0.010 [-0.040, 0.060] (before unlearning 0.900 [0.850, 0.950])."
@@ -180,9 +180,7 @@ def test_without_a_target_the_share_is_unknown() -> None:
 def test_missing_scores_and_missing_intervals() -> None:
     assert line(of(result({"probability": entry(None, n_nan=5)})), "forget").endswith("could not be scored.")
     assert of(answers(0.5), None, result({"probability": entry(None)})).findings == []
-    assert line(of(answers(0.5, None)), "forget").endswith(
-        "There is no interval, so the values are compared as they are."
-    )
+    assert line(of(answers(0.5, None)), "forget").endswith("There is no interval, so the values are compared directly.")
 
 
 def test_results_on_different_sets_are_not_compared() -> None:

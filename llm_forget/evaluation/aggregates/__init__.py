@@ -1,9 +1,9 @@
-"""One file an aggregate: one number of a whole set, or of several sets together.
+"""Aggregates: one number of a whole set, or of several sets together. Each file defines one aggregate.
 
 There are two kinds of files. A frozen dataclass with a ``value`` method is an ``Aggregate``: the suite finds it by its
-file name, computes it from the scores of examples, and puts the result under ``aggregates``. Nothing else needs a line
-for it. The other files are functions behind a section of its own in the results, because they read a text, samples or
-attacks: ``auc``, ``forget_quality``, ``leak_at_k``, ``model_utility``, ``perplexity``, ``privleak`` and ``text_kl``.
+file name, computes it from the scores of examples, and stores the result under ``aggregates``. It needs no other code.
+The other files are functions. Each has its own section in the results, because it reads a text, samples or attacks:
+``auc``, ``forget_quality``, ``leak_at_k``, ``model_utility``, ``perplexity``, ``privleak`` and ``text_kl``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class ScoredSet:
     """The scores of one set of E examples.
 
     Attributes:
-        forget: whether this is what should be forgotten.
-        scores: label → (E,) one score per example, NaN for an example that could not be scored. Labels are those of
-            metrics, and ``attack_<label>`` for attacks.
+        forget: whether this is a forget set.
+        scores: label → (E,) one score per example, NaN for an example that could not be scored. The label is a metric's
+            label, or ``attack_<label>`` for an attack.
     """
 
     forget: bool
@@ -36,13 +36,13 @@ class ScoredSet:
 
 @dataclass(frozen=True)
 class SuiteScores:
-    """Everything that an aggregate may know.
+    """The inputs of an aggregate.
 
     Attributes:
-        sets: set → its scores under the model.
-        controls: role (target, oracle, sham) → set → its scores under that model, in the same order of examples. Only
-            sets of the same examples are here.
-        seed: of the bootstrap.
+        sets: set → its scores for the model.
+        controls: role (target, oracle, sham) → set → its scores for the control, in the same order of examples. It has
+            only sets with the same examples.
+        seed: seed of the bootstrap.
     """
 
     sets: Mapping[str, ScoredSet]
@@ -50,21 +50,21 @@ class SuiteScores:
     seed: int = 0
 
     def has(self, need: str) -> bool:
-        """Whether a control was measured, or some set has scores of a label."""
+        """Whether a control was measured, or at least one set has scores with a label."""
         if need in ROLES:
             return need in self.controls
         return any(need in one.scores for one in self.sets.values())
 
     def column(self, label: str, *, forget: bool, role: str | None = None) -> Floats | None:
-        """The scores of one label over all forget sets, or over all other sets.
+        """Concatenate the scores with one label over all forget sets, or over all other sets.
 
         Args:
-            label: of a metric or an attack.
-            forget: which sets.
-            role: of a control; None for the model.
+            label: the label of a metric or an attack.
+            forget: True for forget sets, False for the others.
+            role: a control; None for the model.
 
         Returns:
-            (E,) the scores of the sets that have the label, one set after the other; None if no set has it.
+            (E,) the scores of the sets that have the label; None if no set has it.
         """
         sets = self.sets if role is None else self.controls.get(role, {})
         found = [one.scores[label] for one in sets.values() if one.forget is forget and label in one.scores]
@@ -73,12 +73,12 @@ class SuiteScores:
 
 @runtime_checkable
 class Aggregate(Protocol):
-    """What the suite knows of an aggregate.
+    """The interface of an aggregate.
 
     Attributes:
-        paper: where its definition comes from.
-        bounds: lowest and highest value.
-        needs: what must be known: roles of controls, and labels of scores that at least one set must have.
+        paper: the source of its definition.
+        bounds: lowest and highest possible value.
+        needs: required inputs: roles of controls, and labels that at least one set must have.
     """
 
     paper: ClassVar[str]
@@ -87,9 +87,9 @@ class Aggregate(Protocol):
 
     @property
     def label(self) -> str:
-        """The name of its number in a result; the same aggregate with other settings has another."""
+        """The name of its number in a result; it differs between settings of the same aggregate."""
         ...
 
     def value(self, known: SuiteScores) -> Estimate:
-        """The number with its interval; NaN if it cannot be computed. It may be of a subclass with more fields."""
+        """Compute the number with its interval; NaN if impossible. A subclass of ``Estimate`` can have more fields."""
         ...

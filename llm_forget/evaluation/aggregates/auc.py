@@ -1,4 +1,4 @@
-"""AUC: how well one score per row tells members from non-members, whatever the threshold."""
+"""AUC: how well one score per row separates members from non-members, over all thresholds."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Auc:
     """Area under the ROC curve of members against non-members.
 
     Attributes:
-        value: in [0, 1]; 1 when every member scores higher, ½ when nothing tells them apart, below ½ when members score
-            lower, which gives them away just as well. NaN when a class has no score.
-        n: members that could be scored.
-        n_nonmembers: non-members that could be scored.
-        n_nan: rows of either class that could not be.
-        low: lower end of the 95 % interval, a bootstrap that resamples both classes; NaN with fewer than two of either.
-        high: its upper end.
+        value: in [0, 1]; 1 if every member scores higher than every non-member, ½ for a random guess, below ½ if members
+            score lower, which also identifies them. NaN if a class has no score.
+        n: number of members that could be scored.
+        n_nonmembers: number of non-members that could be scored.
+        n_nan: number of rows in both classes that could not be scored.
+        low: lower end of the 95 % bootstrap interval, which resamples both classes; NaN if a class has fewer than two rows.
+        high: upper end of the interval.
     """
 
     value: float
@@ -41,13 +41,13 @@ class Auc:
 
 
 def auc(members: npt.ArrayLike, nonmembers: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Auc:
-    """``P(member > non-member) + ½ P(member = non-member)`` over all pairs: Mann and Whitney's U over their number.
+    """Compute ``P(member > non-member) + ½ P(member = non-member)``: Mann and Whitney's U divided by the number of pairs.
 
     Args:
-        members: (E,) one score per row that was trained on, NaN for "not scored"; ±∞ is a score.
-        nonmembers: (E',) one score per row that was not.
-        seed: of the bootstrap.
-        resamples: bootstrap samples.
+        members: (E,) one score per row that was trained on, NaN for "not scored"; ±∞ is a valid score.
+        nonmembers: (E',) one score per row that was not trained on.
+        seed: seed of the bootstrap.
+        resamples: number of bootstrap samples.
 
     Returns:
         The AUC with its interval. For members 3, 1 and non-members 2, 1 the pairs give 1, 1, 0, ½: 2.5 / 4 = 0.625.
@@ -67,7 +67,7 @@ def auc(members: npt.ArrayLike, nonmembers: npt.ArrayLike, *, seed: int = 0, res
 
 
 def auc_of(members: Floats, nonmembers: Floats) -> Floats:
-    """(…, n) and (…, m) scores without NaN → (…) AUC; ties count half."""
+    """AUC of (…, n) and (…, m) scores without NaN, shape (…); ties count half."""
     n, m = members.shape[-1], nonmembers.shape[-1]
     ranks = rankdata(np.concatenate([members, nonmembers], axis=-1), axis=-1)
     return as_floats((ranks[..., :n].sum(-1) - n * (n + 1) / 2) / (n * m))

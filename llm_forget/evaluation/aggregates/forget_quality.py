@@ -1,4 +1,4 @@
-"""Forget quality: can the model's truth ratios be told apart from those of one that never saw the forget set?"""
+"""Forget quality: a test whether the truth ratios differ from the oracle's (a model that never saw the forget set)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.stats import ks_2samp
 from llm_forget.evaluation.metrics import Direction
 from llm_forget.evaluation.tokens import as_floats
 
-# Fewer examples than this cannot reach p < 0.05 even when the two samples do not overlap: 2 · 3!² / 6! = 0.1.
+# With fewer examples, p < 0.05 is impossible even if the two samples do not overlap: 2 · 3!² / 6! = 0.1.
 _FEWEST = 4
 
 
@@ -21,13 +21,13 @@ class ForgetQuality:
     """Result of the two-sample Kolmogorov–Smirnov test on truth ratios.
 
     Attributes:
-        pvalue: chance of at least this distance if both came from one distribution; NaN when either side has no ratio.
-        statistic: largest distance of the two distribution functions, in [0, 1].
-        n: ratios of the unlearned model that are numbers.
-        n_oracle: those of the oracle.
-        n_nan: ratios on either side that could not be scored.
-        direction: on which side of the oracle's the unlearned model's median lies: lower, higher or equal.
-        verdict: what that means, in words; p-values of different n do not compare.
+        pvalue: probability of at least this distance if both samples have the same distribution; NaN if a sample is empty.
+        statistic: largest distance between the two empirical distribution functions, in [0, 1].
+        n: number of the unlearned model's ratios that are not NaN.
+        n_oracle: number of the oracle's ratios that are not NaN.
+        n_nan: number of ratios in both samples that are NaN.
+        direction: the unlearned model's median compared with the oracle's: lower, higher or equal.
+        verdict: the meaning in words. p-values for different n are not comparable.
     """
 
     pvalue: float
@@ -51,7 +51,7 @@ def forget_quality(truth_ratios: npt.ArrayLike, oracle_truth_ratios: npt.ArrayLi
         oracle_truth_ratios: (E',) R of the oracle, in the same definition.
 
     Returns:
-        The test's result. A high p-value says only that this many examples show no difference.
+        The test's result. A high p-value only means that this number of examples shows no difference.
 
     Source: Maini et al. 2024, arXiv:2401.06121, section 2.2.2.
     """
@@ -73,13 +73,13 @@ def forget_quality(truth_ratios: npt.ArrayLike, oracle_truth_ratios: npt.ArrayLi
 def _verdict(pvalue: float, n: int, n_oracle: int, direction: str) -> str:
     size = f"n = {n}" if n == n_oracle else f"n = {n} and {n_oracle}"
     if min(n, n_oracle) < _FEWEST:
-        return f"too few examples to tell anything ({size})"
+        return f"too few examples for a test ({size})"
     if pvalue > 0.05:
-        return f"not told apart from the oracle (p = {pvalue:.2g}, {size})"
-    # A low ratio means that right answers still stand out: memory. A high one: wrong answers are preferred.
+        return f"no significant difference from the oracle (p = {pvalue:.2g}, {size})"
+    # A low ratio means that the model still prefers right answers (memory), a high one that it prefers wrong answers.
     meaning = {
-        "lower": "its truth ratios lie lower: right answers stand out more than for a model that never saw them",
-        "higher": "its truth ratios lie higher: right answers stand out less than for a model that never saw them",
-        "equal": "the medians agree and the distributions do not",
+        "lower": "its truth ratios are lower: it prefers right answers more than a model that never saw them",
+        "higher": "its truth ratios are higher: it prefers right answers less than a model that never saw them",
+        "equal": "the medians are equal, but the distributions differ",
     }[direction]
     return f"differs from the oracle (p = {pvalue:.2g}, {size}); {meaning}"

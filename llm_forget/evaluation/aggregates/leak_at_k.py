@@ -1,4 +1,4 @@
-"""Leak@k: the chance that at least one of k sampled answers reveals what was to be forgotten."""
+"""Leak@k: the probability that at least one of k sampled answers reveals the forgotten answer."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ class LeakAtK:
     """Leak@k of a set of prompts.
 
     Attributes:
-        value: mean over prompts of the unbiased estimate from all n samples of each; NaN when no prompt has a score.
-        n: prompts.
-        n_nan: prompts whose answer has no word that could be looked for.
-        low: lower end of the exact 95 % interval (Clopper and Pearson) for the same chance, from ``leaked`` of ``n``.
-        high: its upper end. What is exact: whether one of the first k samples reveals is one yes or no a prompt, so
-            their number is binomial. The estimate in ``value`` uses the other samples too and is steadier; for k = n
-            samples it is ``leaked / n`` itself.
-        leaked: prompts of which one of the first k samples reveals the answer.
-        k: samples that an attacker draws.
-        samples: samples that were drawn of each prompt.
+        value: mean over prompts of the unbiased estimate from all samples of a prompt; NaN if no prompt has a score.
+        n: number of prompts.
+        n_nan: number of prompts whose answer has no word that ROUGE can read.
+        low: lower end of the exact 95 % interval (Clopper and Pearson) for the same probability, from ``leaked`` of ``n``.
+            It is exact because each prompt gives one yes or no (does one of the first k samples reveal the answer?), so the
+            count is binomial. ``value`` uses the other samples too and has a lower variance. If k equals ``samples``, it is
+            ``leaked / n``.
+        high: upper end of the interval.
+        leaked: number of prompts for which one of the first k samples reveals the answer.
+        k: number of samples that an attacker draws.
+        samples: number of samples drawn per prompt.
     """
 
     value: float
@@ -49,12 +50,12 @@ class LeakAtK:
 
 
 def reveals(references: Sequence[str], samples: Sequence[Sequence[str]], *, threshold: float) -> Floats:
-    """Whether each sample reveals the answer: at least this share of its words stands in the sample, in order.
+    """Whether each sample reveals the answer: its ROUGE-L recall is at least the threshold.
 
     Args:
-        references: (E) the answers that should not come out.
-        samples: E times n sampled answers.
-        threshold: ROUGE-L recall from which a sample counts, in (0, 1].
+        references: (E) the answers that should be forgotten.
+        samples: (E, n) sampled answers.
+        threshold: lowest ROUGE-L recall that counts, in (0, 1]: the share of the answer's words in the sample, in order.
 
     Returns:
         (E, n) of 0 and 1; NaN in the row of a reference that ROUGE cannot read (see ``rouge``).
@@ -67,19 +68,20 @@ def reveals(references: Sequence[str], samples: Sequence[Sequence[str]], *, thre
 
 
 def leak_at_k(revealed: npt.ArrayLike, k: int) -> LeakAtK:
-    """Chance that one of k samples reveals, from n ≥ k samples of each prompt.
+    """Estimate the probability that one of k samples reveals the answer, from n ≥ k samples of each prompt.
 
-    Of a prompt with c revealing samples among n, ``1 − C(n − c, k) / C(n, k)``: the share of the k-subsets that hold one.
+    For a prompt with c revealing samples among n, it is ``1 − C(n − c, k) / C(n, k)``: the share of k-subsets with at least
+    one revealing sample.
 
     Args:
-        revealed: (E, n) 1 for a sample that reveals, 0 for one that does not, NaN for a prompt without a score.
-        k: samples that an attacker draws.
+        revealed: (E, n) 1 for a sample that reveals the answer, 0 for one that does not, NaN for a prompt without a score.
+        k: number of samples that an attacker draws.
 
     Returns:
         The estimate and its interval. For n = 4, c = 1 and k = 2 it is 1 − 3/6 = ½.
 
     Raises:
-        UserError: k is below 1 or above n: what more samples would show cannot be known.
+        UserError: k is below 1 or above n; an estimate for more samples than were drawn is not possible.
 
     Source: the estimator of pass@k, Chen et al. 2021, arXiv:2107.03374, equation 1.
     """
@@ -87,7 +89,8 @@ def leak_at_k(revealed: npt.ArrayLike, k: int) -> LeakAtK:
     samples = revealed.shape[-1]
     if not 1 <= k <= samples:
         raise UserError(
-            f"leak@{k} was asked for, from {samples} samples a prompt; draw at least {max(k, 1)}, or ask for less"
+            f"leak@{k} cannot be computed from {samples} samples per prompt; draw at least {max(k, 1)}, or give k from 1 to "
+            f"{samples}"
         )
     known = revealed[~np.isnan(revealed).any(-1)]
     n, n_nan = len(known), len(revealed) - len(known)
@@ -99,7 +102,9 @@ def leak_at_k(revealed: npt.ArrayLike, k: int) -> LeakAtK:
 
 
 def _estimates(counts: Floats, n: int, k: int) -> Floats:
-    """``1 − C(n − c, k) / C(n, k)`` by logarithms: C(400, 64) is beyond a double's digits."""
-    left = np.maximum(n - counts, k)  # below k there is no subset without a revealing sample; put aside just below
+    """``1 − C(n − c, k) / C(n, k)``, computed with logarithms: C(400, 64) exceeds the precision of a double."""
+    left = np.maximum(
+        n - counts, k
+    )  # for n − c < k every subset has a revealing sample; np.where sets these to 1 below
     logs = gammaln(left + 1) - gammaln(left - k + 1) - gammaln(n + 1) + gammaln(n - k + 1)
     return as_floats(np.where(n - counts < k, 1.0, np.maximum(0.0, -np.expm1(logs))))

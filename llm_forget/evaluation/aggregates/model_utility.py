@@ -1,4 +1,4 @@
-"""Model utility: one number for what a model still can, as low as its worst part allows."""
+"""Model utility: one number for the abilities that a model keeps. A harmonic mean, so one bad component lowers it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class ModelUtility:
     """Harmonic mean of the components' means.
 
     Attributes:
-        value: in [0, 1]; 0 when a component is 0, NaN when one could not be scored at all.
-        n: how many components there are.
-        n_nan: how many of them could not be scored.
+        value: in [0, 1]; 0 if a component is 0, NaN if a component could not be scored at all.
+        n: number of components.
+        n_nan: number of components that could not be scored.
         low: lower end of the 95 % interval, a bootstrap over the examples of each set.
-        high: its upper end.
-        components: the mean of each, by ``set.metric``.
+        high: upper end of the interval.
+        components: ``set.metric`` → mean.
     """
 
     value: float
@@ -41,25 +41,25 @@ class ModelUtility:
 
 
 def harmonic_mean(values: npt.ArrayLike) -> Floats:
-    """``n / Σ 1/x`` over the last axis.
+    """Compute ``n / Σ 1/x`` over the last axis.
 
     Args:
         values: (…, n) numbers of 0 or more.
 
     Returns:
-        (…), 0 where one of them is 0 (the limit), NaN where one of them is NaN: leaving it out would compare different
-        things under one name. Of 1, ½ and ¼ it is 3/7.
+        (…), 0 if one of the values is 0 (the limit), NaN if one of them is NaN. NaN is not ignored, because means of
+        different components are not comparable. For 1, ½ and ¼ it is 3/7.
 
     Raises:
-        UserError: nothing to average, or a negative number, for which a harmonic mean means nothing.
+        UserError: there are no values, or one is negative, for which the harmonic mean is not defined.
     """
     values = as_floats(values)
     if values.shape[-1:] in ((), (0,)):
-        raise UserError("a harmonic mean of no values was asked for; give at least one component")
+        raise UserError("the harmonic mean of no values is not defined; give at least one component")
     if (values < 0).any():
-        raise UserError("a harmonic mean of negative values was asked for; only components of 0 or more have one")
+        raise UserError("the harmonic mean of negative values is not defined; give components of 0 or more")
     with np.errstate(divide="ignore"):
-        # 1/0 is ∞, and n/∞ is 0: the limit; NaN goes through the sum
+        # 1/0 is ∞ and n/∞ is 0, which is the limit; NaN propagates through the sum
         return as_floats(values.shape[-1] / (1.0 / values).sum(-1))
 
 
@@ -67,15 +67,15 @@ def model_utility(components: Mapping[str, Mapping[str, npt.ArrayLike]], *, seed
     """Combine the per-example scores of several metrics on several sets.
 
     Args:
-        components: set → metric → (E,) scores in [0, 1], averaged without the NaN among them; all of a set in one order
-            of its examples, which are resampled together.
-        seed: of the bootstrap.
+        components: set → metric → (E,) scores in [0, 1]; NaN scores are ignored in the average. The metrics of one set have
+            the same order of examples, which are resampled together.
+        seed: seed of the bootstrap.
 
     Returns:
         The harmonic mean over all (set, metric) with its interval.
 
     Raises:
-        UserError: no component, or a negative mean.
+        UserError: there is no component, or a mean is negative.
 
     Source: Maini et al. 2024, arXiv:2401.06121, section 2.2.1.
     """
@@ -91,7 +91,7 @@ def model_utility(components: Mapping[str, Mapping[str, npt.ArrayLike]], *, seed
             np.stack([_mean_rows(found[rows[key[0]]]) for key, found in scores.items()], axis=-1)
         ),
         seed=seed,
-        # Nine components and the indices of all: fewer resamples than for a mean, in the same time.
+        # Up to nine components per resample: fewer resamples than for a single mean, for the same run time.
         resamples=1000,
     )
     if np.isnan(value):
@@ -106,7 +106,7 @@ def _mean(scores: Floats) -> float:
 
 
 def _mean_rows(scores: Floats) -> Floats:
-    """(B, n) → (B,) means of what is not NaN; NaN where all is."""
+    """(B, n) → (B,) means of the values that are not NaN; NaN if all are."""
     counts = (~np.isnan(scores)).sum(-1)
     with np.errstate(invalid="ignore"):
         return as_floats(np.nansum(scores, axis=-1) / counts)

@@ -1,4 +1,4 @@
-"""Perplexity on running text: what unlearning did to plain language modelling."""
+"""Perplexity on running text: the effect of unlearning on language modelling in general."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Perplexity:
     """Perplexity of a text.
 
     Attributes:
-        value: exp of the mean cross-entropy per token, in [1, ∞); NaN when no window could be scored.
-        n: tokens that were scored.
-        windows: windows that they lie in.
-        n_nan: windows that could not be scored.
+        value: exp of the mean cross-entropy per token, in [1, ∞); NaN if no window could be scored.
+        n: number of scored tokens.
+        windows: number of scored windows.
+        n_nan: number of windows that could not be scored.
         low: lower end of the 95 % interval, a bootstrap over windows.
-        high: its upper end.
+        high: upper end of the interval.
     """
 
     value: float
@@ -43,32 +43,32 @@ class Perplexity:
 def sliding_windows(
     token_ids: Sequence[int], *, window: int = 512, stride: int = 256, begin: Sequence[int] = ()
 ) -> list[Encoded]:
-    """Cut a text into overlapping windows of which each token is scored in exactly one, with context before it.
+    """Split a text into overlapping windows. Each token is scored in exactly one window, with context before it.
 
     Args:
-        token_ids: the text, without what the tokenizer puts before it.
-        window: tokens a window, ``begin`` included.
-        stride: tokens that each window after the first scores; the rest of it is context.
-        begin: what stands before every window and is never scored: a BOS token, for tokenizers that write one.
+        token_ids: the text, without the tokens that the tokenizer adds before it.
+        window: tokens per window, including ``begin``.
+        stride: number of tokens that each window after the first scores; its other tokens are context.
+        begin: prefix of every window, never scored: the BOS token, if the tokenizer adds one.
 
     Returns:
-        Windows whose answer is what they score. Without ``begin`` the very first token is not scored, since nothing
-        predicts it.
+        Windows; the answer of each is its scored tokens. Without ``begin`` the first token of the text is not scored,
+        because there is no context to predict it from.
 
     Raises:
-        UserError: sizes that leave no room, or a text of fewer than two tokens.
+        UserError: the stride does not fit the window, or the text has fewer than two tokens.
     """
     room = window - len(begin)
-    most = room if begin else room - 1  # something has to stand before the first token that a window scores
+    most = room if begin else room - 1  # the first scored token of a window needs context before it
     if not 1 <= stride <= most:
         raise UserError(
-            f"perplexity windows of {window} tokens with stride {stride} cannot be: the stride is at least 1, and at "
-            f"least one token of a window is context, so here at most {max(most, 0)}; make the window longer"
+            f"perplexity has window {window} and stride {stride}; the stride must be at least 1 and leave at least one token "
+            f"of context, so here at most {max(most, 0)}: reduce stride, or increase window"
         )
     context = tuple(begin)
     scored = 0 if context else 1
     if len(token_ids) <= scored:
-        raise UserError(f"the text for perplexity has {len(token_ids)} tokens; at least {scored + 1} are needed")
+        raise UserError(f"the text for perplexity has {len(token_ids)} tokens; give one with at least {scored + 1}")
     windows = []
     stop = min(room, len(token_ids))
     while scored < len(token_ids):
@@ -80,14 +80,14 @@ def sliding_windows(
 
 
 def perplexity(scores: TokenScores, *, seed: int = 0) -> Perplexity:
-    """``exp(−Σ log p / tokens)`` over the windows that could be scored.
+    """Compute ``exp(−Σ log p / tokens)`` over the windows that could be scored.
 
     Args:
-        scores: one row a window, as of ``score_encoded`` on ``sliding_windows``.
-        seed: of the bootstrap.
+        scores: one row per window of ``sliding_windows``, as ``score_encoded`` returns them.
+        seed: seed of the bootstrap.
 
     Returns:
-        The perplexity; of a uniform model over V tokens it is V.
+        The perplexity with its interval. For a uniform model over V tokens it is V.
     """
     sums, lengths = scores.mean_logps() * scores.lengths, scores.lengths
     good = ~np.isnan(sums)
@@ -95,7 +95,7 @@ def perplexity(scores: TokenScores, *, seed: int = 0) -> Perplexity:
     sums, lengths = sums[good], lengths[good]
     if len(sums) == 0:
         return Perplexity(np.nan, 0, 0, n_nan, np.nan, np.nan)
-    with np.errstate(over="ignore"):  # ∞ is the right answer for a model that rules the text out
+    with np.errstate(over="ignore"):  # ∞ is correct for a model that gives the text probability 0
         value = float(np.exp(-sums.sum() / lengths.sum()))
         low, high = interval(
             {"windows": len(sums)},

@@ -1,4 +1,4 @@
-"""PrivLeak: how far the Min-K attack's success lies from what it is on a model that never saw the forget set."""
+"""PrivLeak: the success of the Min-K attack compared with its success on the oracle, which never saw the forget set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm_forget.evaluation.aggregates.auc import auc_of
 from llm_forget.evaluation.metrics import Direction
 from llm_forget.evaluation.tokens import Floats, as_floats
 
-# Beyond this the percentage is one of a small number, and says little of how much leaks.
+# Above this value the denominator 1 − AUC of the oracle is small, so the percentage says little about the leak.
 _LARGE = 100.0
 
 
@@ -24,16 +24,17 @@ class PrivLeak:
     """PrivLeak of one model against the oracle.
 
     Attributes:
-        value: per cent, in [−100, ∞); near 0 when the model leaks what the oracle does. Below: members still stand out.
-            Above: they stand out the other way. NaN when a class has no score, or the oracle's AUC is 1.
-        n: members that both models could be scored on.
-        n_nonmembers: non-members of the same kind.
-        n_nan: rows that at least one of the models could not be scored on.
-        low: lower end of the 95 % interval, a bootstrap over the rows, of both models together.
-        high: its upper end.
-        auc: of the model, on these rows.
-        oracle_auc: of the oracle, on these rows.
-        note: what to know when reading the value, empty when there is nothing.
+        value: per cent, in [−100, ∞); near 0 if the attack works as well as on the oracle. Negative: members still score
+            higher than with the oracle. Positive: they score lower, which also identifies them. NaN if a class has no
+            score or the oracle's AUC is 1.
+        n: number of members scored by both models.
+        n_nonmembers: number of non-members scored by both models.
+        n_nan: number of rows that at least one model could not score.
+        low: lower end of the 95 % interval, a bootstrap over rows that resamples the same rows for both models.
+        high: upper end of the interval.
+        auc: the model's AUC on these rows.
+        oracle_auc: the oracle's AUC on these rows.
+        note: a remark on the value, or empty.
     """
 
     value: float
@@ -52,26 +53,26 @@ class PrivLeak:
 
 
 def privleak_of(auc: npt.ArrayLike, oracle_auc: npt.ArrayLike | None) -> Floats:
-    """``((1 − AUC) − (1 − AUC_oracle)) / (1 − AUC_oracle) · 100``, with members scoring high.
+    """Compute ``((1 − AUC) − (1 − AUC_oracle)) / (1 − AUC_oracle) · 100``; high scores mean member.
 
     Args:
-        auc: (…) of the model, in [0, 1].
-        oracle_auc: (…) of the oracle, in [0, 1].
+        auc: (…) the model's AUC, in [0, 1].
+        oracle_auc: (…) the oracle's AUC, in [0, 1].
 
     Returns:
-        (…) per cent; NaN where the oracle's AUC is 1, for there is nothing to divide by. AUC 0.9 against 0.5 is −80,
-        and 0.2 against 0.5 is 60.
+        (…) per cent; NaN if the oracle's AUC is 1, because the denominator is 0. AUC 0.9 against 0.5 gives −80, and 0.2
+        against 0.5 gives 60.
 
     Raises:
-        UserError: there is no oracle. Taking ½ for it would be a guess: on short or easy rows an oracle's AUC is often
-            far from ½.
+        UserError: there is no oracle. Assuming an AUC of ½ would be a guess: on short or easy rows, an oracle's AUC is
+            often far from ½.
 
-    Source: Shi et al. 2024, arXiv:2407.06460, section 3 (there by the AUC of non-members, 1 − AUC).
+    Source: Shi et al. 2024, arXiv:2407.06460, section 3 (there with the AUC of non-members, 1 − AUC).
     """
     if oracle_auc is None:
         raise UserError(
-            "PrivLeak needs the oracle's AUC, and none was given; measure a model that never saw the forget set with the "
-            "same suite and give its results as `oracle`"
+            "PrivLeak needs the oracle's AUC, but none was given; run the same suite on a model that never saw the forget "
+            "set, and give its results as `oracle`"
         )
     own, oracle = 1.0 - as_floats(auc), 1.0 - as_floats(oracle_auc)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -79,12 +80,12 @@ def privleak_of(auc: npt.ArrayLike, oracle_auc: npt.ArrayLike | None) -> Floats:
 
 
 def privleak(members: Sequence[npt.ArrayLike], nonmembers: Sequence[npt.ArrayLike], *, seed: int = 0) -> PrivLeak:
-    """PrivLeak with its interval, from the Min-K scores of both models on the same rows.
+    """Compute PrivLeak with its interval from the Min-K scores of both models on the same rows.
 
     Args:
-        members: (E,) of the model and (E,) of the oracle, in one order of the rows.
-        nonmembers: (E',) of the model and (E',) of the oracle.
-        seed: of the bootstrap, which takes the same rows for both models.
+        members: (E,) scores of the model and (E,) scores of the oracle, with the rows in the same order.
+        nonmembers: (E',) scores of the model and (E',) scores of the oracle.
+        seed: seed of the bootstrap, which resamples the same rows for both models.
     """
     own, oracle, missing = _both(members)
     other, oracle_other, more = _both(nonmembers)
@@ -108,11 +109,11 @@ def privleak(members: Sequence[npt.ArrayLike], nonmembers: Sequence[npt.ArrayLik
 
 
 def _both(scores: Sequence[npt.ArrayLike]) -> tuple[Floats, Floats, int]:
-    """The rows that both models were scored on, and how many were not."""
+    """The scores of the rows that both models scored, and the number of other rows."""
     own, oracle = (as_floats(one) for one in scores)
     if own.shape != oracle.shape:
         raise UserError(
-            f"PrivLeak compares the same rows; {len(own)} of the model and {len(oracle)} of the oracle were given"
+            f"PrivLeak needs scores of the same rows; {len(own)} of the model and {len(oracle)} of the oracle were given"
         )
     good = ~(np.isnan(own) | np.isnan(oracle))
     return own[good], oracle[good], int((~good).sum())
@@ -122,5 +123,5 @@ def _note(value: float) -> str:
     if np.isnan(value):
         return "not computed: the oracle's AUC is 1, and the formula divides by 1 − AUC"
     if value > _LARGE:
-        return "above 100: this percentage has no upper bound, so read the two AUCs instead"
+        return "above 100: the percentage has no upper bound, so compare the two AUCs instead"
     return ""

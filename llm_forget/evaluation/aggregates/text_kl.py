@@ -1,4 +1,4 @@
-"""KL to the target on a running text: how far the model has moved on text that has nothing to do with the forget set."""
+"""KL to the target on running text: the change of the model on text that is unrelated to the forget set."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from llm_forget.evaluation.tokens import Ints, as_floats
 
 @dataclass(frozen=True)
 class TextKl:
-    """KL to the target on a running text.
+    """KL to the target on running text.
 
     Attributes:
-        value: mean over tokens, nats, in [0, ∞); NaN when no window could be scored.
-        n: tokens that were compared.
-        windows: windows that they lie in.
-        n_nan: windows that could not be.
+        value: mean over tokens in nats, in [0, ∞); NaN if no window could be scored.
+        n: number of compared tokens.
+        windows: number of scored windows.
+        n_nan: number of windows that could not be scored.
         low: lower end of the 95 % interval, a bootstrap over windows.
-        high: its upper end.
+        high: upper end of the interval.
     """
 
     value: float
@@ -40,15 +40,15 @@ class TextKl:
 
 
 def text_kl(token_kls: npt.ArrayLike, offsets: Ints, *, seed: int = 0) -> TextKl:
-    """Mean of a text's token KLs with an interval over its windows.
+    """Average the KL over a text's tokens, with a bootstrap interval over its windows.
 
     Args:
-        token_kls: (N,) KL at each token, nats.
-        offsets: (W + 1,) window i owns ``offsets[i]:offsets[i + 1]``.
-        seed: of the bootstrap.
+        token_kls: (N,) KL at each token, in nats.
+        offsets: (W + 1,) window i has the tokens ``offsets[i]:offsets[i + 1]``.
+        seed: seed of the bootstrap.
 
     Returns:
-        The mean over tokens, not over windows: of windows (1) and (3, 3, 3) it is 2.5.
+        The mean over tokens, not over windows: for windows (1) and (3, 3, 3) it is 2.5.
     """
     values, lengths = as_floats(token_kls), np.diff(offsets)
     sums = np.array([values[start:stop].sum() for start, stop in pairwise(offsets)])

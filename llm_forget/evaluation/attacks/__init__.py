@@ -1,7 +1,7 @@
-"""One file a membership attack: a pure function that gives one score per row, high for rows that look like training data.
+"""Membership attacks. Each file is one attack: a pure function with one score per row, high for likely training data.
 
-The file's name is the attack's name in a suite; one of your own is named by its path. ``membership`` turns the scores of
-members (the forget set) and non-members (a holdout that nobody trained on) into an AUC.
+The file's name is the attack's name in a suite; give the path for an attack of your own. ``membership`` turns the scores
+of members (the forget set) and non-members (a holdout set that was not trained on) into an AUC.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Input = Literal["tokens", "texts", "reference_mean_logps", "gradient_norms"]
 
 @dataclass(frozen=True)
 class AttackRows:
-    """What an attack may know of E rows.
+    """The inputs of an attack on E rows.
 
     Attributes:
-        tokens: scores of the rows' answers.
-        texts: (E) the answers themselves.
-        reference_mean_logps: (E,) mean log-prob of each answer under another model, nats; None without one.
-        gradient_norms: (E,) norm of the gradient of each answer's cross-entropy; None when none were computed.
+        tokens: token scores of the answers.
+        texts: (E) the answers as text.
+        reference_mean_logps: (E,) mean log-prob of each answer under a reference model, in nats; None without one.
+        gradient_norms: (E,) norm of the gradient of each answer's cross-entropy; None if not computed.
     """
 
     tokens: TokenScores
@@ -34,11 +34,11 @@ class AttackRows:
 
 @runtime_checkable
 class Attack(Protocol):
-    """What the suite knows of an attack.
+    """The interface of an attack.
 
     Attributes:
-        paper: where it comes from.
-        needs: what must be known of the rows.
+        paper: its source.
+        needs: the inputs that it needs.
     """
 
     paper: ClassVar[str]
@@ -46,9 +46,9 @@ class Attack(Protocol):
 
     @property
     def label(self) -> str:
-        """The name of its numbers in a result; the same attack with other settings has another."""
+        """The name of its numbers in a result; it differs between settings of the same attack."""
         ...
 
     def row_scores(self, rows: AttackRows) -> Floats:
-        """(E,) one score per row, NaN where it cannot be scored; only their order counts, and high means member."""
+        """(E,) one score per row, NaN if it cannot be scored. Only the order matters; high means member."""
         ...

@@ -1,4 +1,4 @@
-"""Gradient-norm attack: what a model was trained on pulls little at its weights."""
+"""Gradient-norm attack: rows that a model was trained on have small gradients."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from llm_forget.evaluation.tokens import Floats
 
 @dataclass(frozen=True)
 class GradNorm:
-    """Minus the norm of the gradient of the answer's cross-entropy: one backward a row, so only where it is asked for.
+    """Minus the norm of the gradient of the answer's cross-entropy.
+
+    It needs one backward pass per row, so it runs only on request.
 
     Attributes:
-        parameters: which weights the gradient is taken by: see ``gradients.gradient_norms``.
+        parameters: the weights of the gradient; see ``gradients.gradient_norms``.
     """
 
     parameters: str = "all"

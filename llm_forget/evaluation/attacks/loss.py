@@ -1,4 +1,4 @@
-"""Loss attack: what a model was trained on, it finds likely."""
+"""Loss attack: rows that a model was trained on have a low loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Min-K attack: text that was never seen holds a few tokens that surprise; text that was, does not."""
+"""Min-K attack: unseen text has a few very unlikely tokens; text from the training data does not."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from llm_forget.evaluation.tokens import Floats, Ints, as_floats
 
 
 def lowest_mean(values: npt.ArrayLike, offsets: Ints, *, k: float) -> Floats:
-    """Mean of the lowest share k of each row's values, at least one: ``max(1, ⌊k·n⌋)`` of n.
+    """Average the lowest share k of each row's values: ``max(1, ⌊k·n⌋)`` of n values.
 
     Args:
-        values: (N,) one value a token, row after row.
-        offsets: (E + 1,) row i owns ``offsets[i]:offsets[i + 1]``.
+        values: (N,) one value per token, rows concatenated.
+        offsets: (E + 1,) row i has the values ``offsets[i]:offsets[i + 1]``.
         k: share, in (0, 1].
 
     Returns:
-        (E,); NaN for a row without values or with one that is NaN. Of −1, −5, −2, −3, −4 with k = 0.4 the lowest two
-        are −5 and −4: −4.5.
+        (E,); NaN for a row that is empty or has a NaN. For −1, −5, −2, −3, −4 and k = 0.4, the lowest two values are −5 and
+        −4, and the mean is −4.5.
 
     Source: Shi et al. 2024, arXiv:2310.16789.
     """
@@ -31,22 +31,22 @@ def lowest_mean(values: npt.ArrayLike, offsets: Ints, *, k: float) -> Floats:
     found = np.full(len(offsets) - 1, np.nan)
     for index, (start, stop) in enumerate(pairwise(offsets)):
         if stop > start:
-            # 0.29 · 100 is 28.999999999999996
+            # the small constant corrects rounding: 0.29 · 100 is 28.999999999999996
             count = max(1, int(k * (stop - start) + 1e-9))
             found[index] = np.sort(values[start:stop])[:count].mean()
-            if np.isnan(values[start:stop]).any():  # which sorting puts last
+            if np.isnan(values[start:stop]).any():  # sorting puts NaN last, so the mean above can miss it
                 found[index] = np.nan
     return found
 
 
 def check_share(k: float) -> None:
-    """Refuse a share that is none.
+    """Check that k is a share.
 
     Raises:
         ValueError: k is not in (0, 1].
     """
     if not 0 < k <= 1:
-        raise ValueError(f"k is {k}; it is the share of the lowest tokens, above 0 and at most 1, for example 0.4")
+        raise ValueError(f"k is {k}; give the share of the lowest tokens, above 0 and at most 1, for example 0.4")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class MinK:
     """Mean of the lowest token log-probs.
 
     Attributes:
-        k: which share of the tokens.
+        k: share of the tokens.
     """
 
     k: float = 0.4
@@ -63,12 +63,12 @@ class MinK:
     needs: ClassVar[tuple[Input, ...]] = ("tokens",)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the settings."""
         check_share(self.k)
 
     @property
     def label(self) -> str:
-        """Name of its numbers, k included where it is not the usual 0.4."""
+        """Name of its numbers, with k if it is not the default of 0.4."""
         return "min_k" if self.k == 0.4 else f"min_k_{self.k:g}"
 
     def row_scores(self, rows: AttackRows) -> Floats:

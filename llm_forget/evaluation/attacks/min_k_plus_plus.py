@@ -1,4 +1,4 @@
-"""Min-K++ attack: Min-K on log-probs measured against what the model expected at each position."""
+"""Min-K++ attack: Min-K on log-probs that are standardised at each position."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from llm_forget.evaluation.attacks import AttackRows, Input
 from llm_forget.evaluation.attacks.min_k import check_share, lowest_mean
 from llm_forget.evaluation.tokens import Floats, TokenScores
 
-# A distribution on one token has no spread: its own token is 0 above the mean, not 0/0.
+# Lower bound of the standard deviation. A distribution on a single token has 0; its score is then 0 instead of 0/0.
 _LEAST_SPREAD = 1e-6
 
 
 def standardised_logps(scores: TokenScores) -> Floats:
-    """``(log p − μ) / σ`` of each token, with mean and standard deviation of log p(v) over the vocabulary under p itself.
+    """Compute ``(log p − μ) / σ`` of each token, with the mean and standard deviation of log p(v) for v drawn from p.
 
     Args:
-        scores: N tokens; a spread below 1e-6 counts as 1e-6.
+        scores: scores of N tokens; a σ below 1e-6 is replaced by 1e-6.
 
     Returns:
         (N,). For log p = −3, μ = −1 and σ = 2 it is −1.
@@ -34,7 +34,7 @@ class MinKPlusPlus:
     """Mean of the lowest standardised token log-probs.
 
     Attributes:
-        k: which share of the tokens.
+        k: share of the tokens.
     """
 
     k: float = 0.4
@@ -43,14 +43,14 @@ class MinKPlusPlus:
     needs: ClassVar[tuple[Input, ...]] = ("tokens",)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the settings."""
         check_share(self.k)
 
     @property
     def label(self) -> str:
-        """Name of its numbers, k included where it is not the usual 0.4."""
+        """Name of its numbers, with k if it is not the default of 0.4."""
         return "min_k_plus_plus" if self.k == 0.4 else f"min_k_plus_plus_{self.k:g}"
 
     def row_scores(self, rows: AttackRows) -> Floats:
-        """(E,) unbounded on both sides."""
+        """(E,) in (−∞, ∞)."""
         return lowest_mean(standardised_logps(rows.tokens), rows.tokens.offsets, k=self.k)

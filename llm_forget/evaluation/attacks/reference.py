@@ -1,4 +1,4 @@
-"""Reference attack: likely to this model, and not to another one that knows as much language."""
+"""Reference attack: rows that this model finds more likely than a reference model were probably trained on."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from llm_forget.evaluation.tokens import Floats, as_floats
 
 
 def reference_scores(mean_logps: npt.ArrayLike, reference_mean_logps: npt.ArrayLike) -> Floats:
-    """``mean log p − mean log p_reference``, the log of a likelihood ratio per token.
+    """Compute ``mean log p − mean log p_reference``, the log-likelihood ratio per token.
 
     Args:
-        mean_logps: (E,) under the model, nats.
-        reference_mean_logps: (E,) under the reference, nats.
+        mean_logps: (E,) for the model, in nats.
+        reference_mean_logps: (E,) for the reference model, in nats.
 
     Returns:
-        (E,); NaN where either is NaN or both are −∞. At −1 against −3 it is 2.
+        (E,); NaN if either is NaN or both are −∞. For −1 and −3 it is 2.
 
     Source: Carlini et al. 2021, arXiv:2012.07805, section 5.2 (there a ratio of perplexities); Mireshghallah et al.
     2022, arXiv:2203.03929.
     """
-    with np.errstate(invalid="ignore"):  # two impossible answers: NaN, which is counted
+    with np.errstate(invalid="ignore"):  # −∞ − (−∞) gives NaN, which is counted as not scored
         return as_floats(mean_logps) - as_floats(reference_mean_logps)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Mean log-prob above that of a reference model."""
+    """Mean log-prob minus the reference model's mean log-prob."""
 
     paper: ClassVar[str] = "Carlini et al. 2021, arXiv:2012.07805; Mireshghallah et al. 2022, arXiv:2203.03929"
     needs: ClassVar[tuple[Input, ...]] = ("tokens", "reference_mean_logps")

@@ -1,4 +1,4 @@
-"""Zlib attack: likely, though it does not compress well; so it is not just simple text."""
+"""Zlib attack: the log-prob divided by the compressed size, so that simple text does not look like training data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from llm_forget.evaluation.tokens import Floats, as_floats
 
 
 def zlib_scores(mean_logps: npt.ArrayLike, texts: Sequence[str]) -> Floats:
-    """``mean log p / bytes of the compressed text``.
+    """Compute ``mean log p / bytes of the compressed text``.
 
     Args:
-        mean_logps: (E,) mean log-prob per answer token, nats.
-        texts: (E) the answers; as UTF-8, compressed at zlib's level 6.
+        mean_logps: (E,) mean log-prob per answer token, in nats.
+        texts: (E) the answers; encoded as UTF-8 and compressed with zlib at level 6.
 
     Returns:
-        (E,) in (−∞, 0]; NaN stays NaN. A cross-entropy of 2 over a text of 20 compressed bytes gives −0.1.
+        (E,) in (−∞, 0]; NaN stays NaN. A cross-entropy of 2 and a text of 20 compressed bytes give −0.1.
 
     Source: Carlini et al. 2021, arXiv:2012.07805, section 5.2; this form in Shi et al. 2024, arXiv:2310.16789.
     """
@@ -29,13 +29,13 @@ def zlib_scores(mean_logps: npt.ArrayLike, texts: Sequence[str]) -> Floats:
 
 
 def compressed_bytes(text: str) -> int:
-    """Bytes of a text, in UTF-8 and compressed: at least the 8 of an empty one."""
+    """Size of a text in bytes, encoded as UTF-8 and compressed; at least 8, the size for an empty text."""
     return len(zlib.compress(text.encode("utf-8", "surrogatepass"), 6))
 
 
 @dataclass(frozen=True)
 class ZlibRatio:
-    """Mean log-prob over compressed length."""
+    """Mean log-prob divided by compressed size."""
 
     paper: ClassVar[str] = "Carlini et al. 2021, arXiv:2012.07805"
     needs: ClassVar[tuple[Input, ...]] = ("tokens", "texts")

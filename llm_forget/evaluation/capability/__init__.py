@@ -1,1 +1,1 @@
-"""General capability, by lm-eval."""
+"""General capability, measured by lm-eval."""

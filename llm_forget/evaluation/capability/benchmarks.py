@@ -1,4 +1,4 @@
-"""General ability by tasks of lm-eval: local files of well-known question sets, or any of its own tasks by name."""
+"""Benchmarks run by lm-eval: local files of well-known question sets, or any lm-eval task by name."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from llm_forget.utils.shipped import shipped
 _EMBEDDED = "general_knowledge"
 _LOCAL = ("arc_easy_local", "mmlu_local", "truthfulqa_mc1_local", "truthfulqa_mc2_local", "openbookqa_local")
 _FROM_HUB = ("arc_easy", "mmlu", "truthfulqa_mc1", "truthfulqa_mc2", "openbookqa")
-_QUICK = 100  # questions a local task in the quick preset
+_QUICK = 100  # questions per local task in the quick preset
 
 
 def planned_tasks(config: BenchmarksConfig) -> list[tuple[str, int | None]]:
-    """The tasks that a configuration comes to, each with its limit."""
+    """The tasks of a configuration, each with its limit."""
     tasks: dict[str, int | None] = {}
     if config.preset is not None:
         tasks[_EMBEDDED] = config.limit
@@ -43,10 +43,10 @@ def planned_tasks(config: BenchmarksConfig) -> list[tuple[str, int | None]]:
 
 
 def check_benchmarks(config: BenchmarksConfig) -> None:
-    """Find what is missing before any work.
+    """Check before any computation that everything is available.
 
     Raises:
-        UserError: lm-eval is not installed, or a task or its file is not there.
+        UserError: lm-eval is not installed, or a task or its file does not exist.
     """
     require_extra("lm_eval", "a benchmark", "eval")
     for task, limit in planned_tasks(config):
@@ -66,13 +66,13 @@ def run_benchmarks(
     """Run tasks on a loaded model.
 
     Args:
-        config: which.
+        config: the tasks and their settings.
         model: a causal language model, wrapped or not.
         tokenizer: its tokenizer.
-        accelerator: an ``accelerate.Accelerator``; its processes share the questions of local tasks, and each does all of
-            lm-eval's own.
-        cache: where answers to local tasks are kept.
-        seed: of the bootstrap.
+        accelerator: an ``accelerate.Accelerator``. Its processes share the questions of local tasks; each process runs
+            lm-eval's own tasks completely.
+        cache: cache for the answers to local tasks, or None.
+        seed: seed of the bootstrap.
 
     Returns:
         Task → metric → ``value``, ``n``, ``n_nan``, ``low``, ``high``, ``seed``.
@@ -102,21 +102,21 @@ def run_benchmarks(
 
 
 def is_local(task: str) -> bool:
-    """Whether a task is a file: one of ours, or one given by its path."""
+    """Whether a task is a local file: a task of the package, or one given by its path."""
     return task.endswith((".yaml", ".yml")) or shipped(f"eval/capability/{task}.yaml").is_file()
 
 
 def read_local(task: str, data_dir: str | None, limit: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A local task's settings and its questions, evenly spread over the file where there is a limit.
+    """Read a local task's settings and questions. With a limit, the questions are evenly spread over the file.
 
     Args:
-        task: a name such as ``mmlu_local``, or the path of a task file. Its ``data_file`` is looked for in the folder;
-            without one, its questions lie beside it.
-        data_dir: the folder.
-        limit: so many questions; None for all.
+        task: a name such as ``mmlu_local``, or the path of a task file. Its ``data_file`` is read from ``data_dir``; a task
+            without ``data_file`` has its questions in the same folder as the task file.
+        data_dir: the folder with the data files.
+        limit: number of questions; None for all.
 
     Raises:
-        UserError: no such task, no folder, or questions that cannot be read.
+        UserError: the task or the folder does not exist, or the questions cannot be read.
     """
     path = Path(task) if task.endswith((".yaml", ".yml")) else shipped(f"eval/capability/{task}.yaml")
     config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -125,14 +125,14 @@ def read_local(task: str, data_dir: str | None, limit: int | None) -> tuple[dict
         return settings, _spread([question.row for question in questions], limit)
     file = str(config.pop("data_file"))
     if data_dir is None:
-        raise UserError(f"the task {task} needs {file}; set benchmarks.data_dir to the folder that holds it")
+        raise UserError(f"the task {task} needs {file}; set benchmarks.data_dir to the folder that contains it")
     source = Path(data_dir).expanduser() / file
     if not source.is_file():
-        raise UserError(f"benchmarks.data_dir: {data_dir} lacks {file}, which the task {task} asks; put it there")
+        raise UserError(f"benchmarks.data_dir: {data_dir} has no {file}, which the task {task} needs; put it there")
     by_shares = config.pop("scored_by", None) == "shares"
     rows = [_question(json.loads(line), by_shares, f"{file}:{number}") for number, line in _lines(source)]
     if not rows:
-        raise DataError(f"{source}: holds no question")
+        raise DataError(f"{source} has no questions; give a file with one question per line")
     if by_shares:
         config["process_results"] = share_of_true
     return {"task": path.stem, **config}, _spread(rows, limit)
@@ -144,14 +144,14 @@ def _lines(source: Path) -> list[tuple[int, str]]:
 
 
 def _spread(rows: list[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
-    """So many rows, evenly spread: files are ordered by subject."""
+    """Choose ``limit`` rows, evenly spread, because files are ordered by subject."""
     if limit is None or limit >= len(rows):
         return rows
     return [rows[index] for index in np.linspace(0, len(rows) - 1, limit).round().astype(int)]
 
 
 def _question(row: Mapping[str, Any], by_shares: bool, place: str) -> dict[str, Any]:
-    """A row of any of the known files in one form: question, choices, answer; and which choices are true."""
+    """Convert a row of any known file format to question, choices and answer, and for TruthfulQA which choices are true."""
     try:
         if "mc1_targets" in row:
             marks = row["mc2_targets" if by_shares else "mc1_targets"]
@@ -167,13 +167,13 @@ def _question(row: Mapping[str, Any], by_shares: bool, place: str) -> dict[str, 
         return {key: row[key] for key in kept if key in row}
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{place} is no question ({type(error).__name__}); a line is "
-            '{"question": text, "choices": [texts], "answer": index}, or as OpenBookQA or TruthfulQA have it'
+            f"{place} is not a question ({type(error).__name__}); each line must be "
+            '{"question": text, "choices": [texts], "answer": index}, or in the format of OpenBookQA or TruthfulQA'
         ) from None
 
 
 def share_of_true(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
-    """TruthfulQA's MC2: the share of probability that true answers have, among all that are given.
+    """Compute TruthfulQA's MC2: the probability of the true answers divided by the probability of all given answers.
 
     Args:
         doc: a question, with ``true``: 1 or 0 for each choice.
@@ -192,7 +192,7 @@ def share_of_true(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]])
 def _run_by_name(
     task: str, limit: int | None, batch_size: int, model: Any, tokenizer: Any, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """One of lm-eval's own tasks, or a group of them; its data come from the hub, or from the hub's cache."""
+    """Run one of lm-eval's own tasks, or a group of them; its data come from the hub or from the hub's cache."""
     inner = below_wrapper(model)
     try:
         with quiet(), evaluating(inner):
@@ -215,20 +215,20 @@ def _run_by_name(
     except Exception as error:
         raise UserError(
             f"lm-eval could not run the task {task} ({type(error).__name__}: {str(error)[:200]}); its data come from the "
-            f"hub, so the network is needed once. Without: the local tasks {', '.join(_LOCAL)} with data_dir"
+            f"hub, so it needs the network once. Without network, use the local tasks {', '.join(_LOCAL)} with data_dir"
         ) from error
     if not known or result is None:
         nearest = difflib.get_close_matches(task, [*manager.all_tasks, *_LOCAL, _EMBEDDED], n=3)
-        raise UserError(f"lm-eval has no task {task}; near it: {', '.join(nearest) or 'none'}")
+        raise UserError(f"lm-eval has no task {task}; similar names: {', '.join(nearest) or 'none'}")
     return read_lm_eval(result, seed)
 
 
 def read_lm_eval(result: Mapping[str, Any], seed: int) -> dict[str, dict[str, Any]]:
-    """lm-eval's own result as ours: a group's number is over all questions of its tasks.
+    """Convert lm-eval's result to our format. A group's number is over all questions of its tasks.
 
     Args:
-        result: what ``simple_evaluate`` returned, with its samples.
-        seed: of the bootstrap.
+        result: the result of ``simple_evaluate``, with its samples.
+        seed: seed of the bootstrap.
     """
     found = {}
     groups = result.get("group_subtasks", {})
@@ -251,5 +251,5 @@ def _leaves(task: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _mean(scores: Any, seed: int) -> Estimate:
-    """Right or wrong: a share with its Wilson interval; anything else: a mean with a bootstrap interval."""
+    """Wilson interval if all scores are 0 or 1; otherwise the mean with a bootstrap interval."""
     return proportion(scores) if np.isin(scores, (0.0, 1.0)).all() else aggregate(scores, seed=seed)

@@ -1,4 +1,4 @@
-"""General ability by lm-eval: a multiple-choice task over a local file, run on the model that is already loaded."""
+"""Run a multiple-choice task from a local file with lm-eval, on a model that is already loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llm_forget.utils.extras import require_extra
 from llm_forget.utils.shipped import shipped
 
 _SPLIT = "test"
-# Keys of a task file that say where lm-eval would look for the data; here the rows are handed over in memory instead.
+# Keys of a task file that tell lm-eval where to find the data. They are dropped, because the rows are passed in memory.
 _DATA_KEYS = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "training_split", "validation_split")
 
 
@@ -39,7 +39,7 @@ class Capability:
         task: its name.
         acc: share of questions whose right choice has the highest summed log-prob, with its Wilson interval.
         acc_norm: the same with log-probs divided by the choice's length in characters.
-        correct: question id → (acc, acc_norm) of that question, for paired comparisons; in the order of the file.
+        correct: question id → (acc, acc_norm) of the question, in the order of the file, for paired comparisons.
     """
 
     task: str
@@ -67,17 +67,17 @@ def run_capability(
     """Run a multiple-choice task on a loaded model, without the network.
 
     Args:
-        model: a causal language model, a PEFT model among them.
+        model: a causal language model or a PEFT model.
         tokenizer: its tokenizer.
-        task: a task that comes with the package, or the path of an lm-eval task file (YAML) that has its questions
-            beside it in a ``.jsonl`` of the same name: ``{"question", "choices", "answer": index}`` a line.
-        limit: only the first so many questions.
-        batch_size: choices a forward.
-        accelerator: an ``accelerate.Accelerator``; each of its processes then answers a share of the questions.
-        cache: where the answers are kept, as right or wrong.
+        task: a task of the package, or the path of an lm-eval task file (YAML). The questions are in a ``.jsonl`` of the
+            same name in the same folder, one ``{"question", "choices", "answer": index}`` per line.
+        limit: only the first questions, up to this number.
+        batch_size: answer choices per forward pass.
+        accelerator: an ``accelerate.Accelerator``; its processes share the questions.
+        cache: cache for the answers, stored as right or wrong; None for no cache.
 
     Returns:
-        Accuracy with its interval, and which questions were answered rightly.
+        Accuracy with its interval, and whether each question was answered correctly.
 
     Raises:
         UserError: lm-eval is not installed, or the task cannot be used.
@@ -100,36 +100,39 @@ def run_capability(
 
 
 def read_task(task: str, limit: int | None = None) -> tuple[dict[str, Any], list[_Question]]:
-    """A task's settings and its questions.
+    """Read a task's settings and questions.
 
     Args:
         task: name or path, as for ``run_capability``.
-        limit: only the first so many questions.
+        limit: only the first questions, up to this number.
 
     Raises:
-        UserError: no such task, or no task file.
-        DataError: no questions, or some that cannot be used, all of them named by line.
+        UserError: the task does not exist or is not a task file.
+        DataError: there are no questions, or some cannot be used; the message lists them.
     """
     path = Path(task) if task.endswith((".yaml", ".yml")) else shipped(f"eval/capability/{task}.yaml")
     if not path.is_file():
-        raise UserError(f"the capability task {task} does not exist; give a name such as general_knowledge, or a .yaml")
+        raise UserError(
+            f"the capability task {task} does not exist; give a name such as general_knowledge, or the path of a .yaml file"
+        )
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(
-            f"the capability task {task} is not plain YAML (tags such as !function are not run): {error}"
+            f"the capability task {task} is not plain YAML (tags such as !function are not supported): {error}"
         ) from error
     if not isinstance(config, dict) or "doc_to_text" not in config:
-        raise UserError(f"the capability task {task} is no lm-eval task: it has no doc_to_text")
+        raise UserError(f"the capability task {task} is not an lm-eval task: it has no doc_to_text")
     file = path.with_suffix(".jsonl")
     if not file.is_file():
-        raise DataError(f"the capability task {task} has no questions: {file.name} is not beside it")
+        raise DataError(f"the capability task {task} has no questions: put {file.name} in the folder of {path.name}")
     lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()][:limit]
     questions, problems = _read_questions(lines)
     if problems or not questions:
         listed = "; ".join(problems[:10]) or "it is empty"
         raise DataError(
-            f'{file.name} cannot be used: {listed}. A line is {{"question": text, "choices": [texts], "answer": index}}'
+            f"{file.name} cannot be used: {listed}. Each line must be "
+            '{"question": text, "choices": [texts], "answer": index}'
         )
     return {"task": path.stem, **config}, questions
 
@@ -164,23 +167,23 @@ def answer_questions(
     accelerator: Any = None,
     cache: Cache | None = None,
 ) -> Floats:
-    """Let lm-eval score the choices of some questions, each process a share of them.
+    """Score the choices of questions with lm-eval; the processes share the questions.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        config: the task, as an lm-eval task file says it.
+        config: the content of an lm-eval task file.
         rows: its questions.
-        columns: the metrics wanted.
-        batch_size: choices a forward.
+        columns: the requested metrics.
+        batch_size: answer choices per forward pass.
         accelerator: an ``accelerate.Accelerator`` or None.
-        cache: where the numbers are kept.
+        cache: cache for the numbers, or None.
 
     Returns:
-        (n, columns) each question's numbers.
+        (n, columns) the numbers of each question.
 
     Raises:
-        UserError: the task does not give these metrics for each question.
+        UserError: the task does not return these metrics for each question.
     """
     processes, own = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
     mine = list(range(own, len(rows), processes))
@@ -214,7 +217,7 @@ def _run(
 
         data = Dataset.from_list(rows)
         own = {key: value for key, value in config.items() if key not in _DATA_KEYS}
-        # The rows are split over processes here; lm-eval sees one process's share as the whole.
+        # The rows are already split over the processes; lm-eval sees only this process's share.
         own |= {"custom_dataset": lambda **_: {_SPLIT: data}, "test_split": _SPLIT, "num_fewshot": 0}
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         result = lm_eval.simple_evaluate(
@@ -225,20 +228,20 @@ def _run(
             log_samples=True,
         )
     if result is None:
-        raise UserError("lm-eval returned nothing; run the capability test in one process")
+        raise UserError("lm-eval returned no result; run the capability test in one process")
     samples = sorted(result["samples"][config["task"]], key=lambda sample: sample["doc_id"])
     if len(samples) != len(rows) or not set(columns) <= set(samples[0]):
         has = sorted(set(samples[0]) & {"acc", "acc_norm"}) if samples else []
         raise UserError(
-            f"the capability task {config['task']} gave {len(samples)} results for {len(rows)} questions, with {has}; "
-            f"it must be multiple_choice with the metrics {' and '.join(columns)}"
+            f"the capability task {config['task']} returned {len(samples)} results for {len(rows)} questions, with the "
+            f"metrics {has}; it must be a multiple_choice task with {' and '.join(columns)}"
         )
     return np.array([[float(sample[column]) for column in columns] for sample in samples])
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, lm-eval neither logs nor draws bars, nor moves the random state of a run that goes on afterwards."""
+    """Context in which lm-eval prints no logs or progress bars. The random state is restored at the end."""
     import random
 
     import torch
@@ -251,7 +254,7 @@ def quiet() -> Iterator[None]:
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        # tqdm reads its switch when it is first imported, which is long over: what it draws is caught instead
+        # tqdm reads TQDM_DISABLE only when it is imported, which is often earlier, so its output is also redirected
         with redirect_stderr(StringIO()), redirect_stdout(StringIO()), _silent_subprocesses():
             yield
     finally:
@@ -268,7 +271,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _silent_subprocesses() -> Iterator[None]:
-    """Inside, file descriptor 2 leads nowhere: lm-eval asks git for a commit, which complains outside of a checkout."""
+    """Context that discards file descriptor 2: lm-eval calls git for a commit, which fails loudly outside a checkout."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:

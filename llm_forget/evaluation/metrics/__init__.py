@@ -1,9 +1,8 @@
-"""One file a metric: a pure function that gives one score per example, and a frozen dataclass that says what it means.
+"""Metrics. Each file is one metric: a pure function with one score per example, and a frozen dataclass that describes it.
 
-The file's name is the metric's name in a suite; a metric of your own is named by its path, like a method. NaN is "could
-not be scored": it is counted and shown, and never averaged as 0. ``forget_quality``, ``model_utility``,
-``perplexity``, ``auc``, ``privleak`` and ``leak_at_k`` compare or combine whole sets and are asked for by their own keys of
-a suite.
+The file's name is the metric's name in a suite; give the path for a metric of your own, as for a method. NaN means "could
+not be scored": it is counted and shown, and never averaged as 0. ``forget_quality``, ``model_utility``, ``perplexity``,
+``auc``, ``privleak`` and ``leak_at_k`` compare or combine whole sets; a suite has a separate key for each.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 
 from llm_forget.evaluation.tokens import Floats, Ints, TokenScores
 
-# Which way a metric on the forget set goes when the model forgets; "none" for metrics that are not about forgetting.
+# Direction of a metric on the forget set when the model forgets; "none" for metrics that do not measure forgetting.
 Direction = Literal["low", "high", "none"]
 Known = Literal["answer", "paraphrases", "wrong_answers", "generated", "target_kl"]
 
@@ -26,8 +25,8 @@ class AnswerGroup:
     """Scores of several answers to each of E examples.
 
     Attributes:
-        scores: one row an answer.
-        owners: (rows,) which example each answer belongs to, in 0 … E − 1.
+        scores: one row per answer.
+        owners: (rows,) index of each answer's example, in 0 … E − 1.
         examples: E.
     """
 
@@ -36,23 +35,23 @@ class AnswerGroup:
     examples: int
 
     def mean_logps(self) -> list[Floats]:
-        """E arrays: the mean log-probs of the answers of each example, in nats; empty for an example that has none."""
+        """E arrays: the mean log-probs of each example's answers, in nats; empty for an example without answers."""
         means = self.scores.mean_logps()
         return [means[self.owners == example] for example in range(self.examples)]
 
 
 @dataclass(frozen=True)
 class SetScores:
-    """Everything that was measured of a set of E examples; metrics are functions of this.
+    """The inputs of a metric: all measurements of a set of E examples.
 
     Attributes:
-        forget: whether this is what should be forgotten.
-        answer: the examples' own answers, one row each.
-        paraphrases: other wordings of the right answers, None where the set has none.
-        wrong_answers: false answers, None where the set has none.
-        generated: (E) greedy answers, None when none were generated.
-        references: (E) the texts of the right answers.
-        target_kl: (N,) KL to the target at each token of ``answer``, nats; None when it was not asked for.
+        forget: whether this is a forget set.
+        answer: the right answers, one row per example.
+        paraphrases: other wordings of the right answers, or None.
+        wrong_answers: false answers, or None.
+        generated: (E) greedy answers; None if none were generated.
+        references: (E) the right answers as text.
+        target_kl: (N,) KL to the target at each token of ``answer``, in nats; None if not measured.
     """
 
     forget: bool
@@ -64,19 +63,19 @@ class SetScores:
     target_kl: Floats | None = None
 
     def has(self, known: str) -> bool:
-        """Whether something was measured."""
+        """Whether an input is available."""
         return getattr(self, known) is not None
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """What the suite knows of a metric.
+    """The interface of a metric.
 
     Attributes:
-        paper: where its definition comes from.
-        bounds: lowest and highest score.
-        forgotten: which end means forgotten.
-        needs: what must have been measured.
+        paper: the source of its definition.
+        bounds: lowest and highest possible score.
+        forgotten: the direction that means forgotten.
+        needs: the inputs that it needs.
     """
 
     paper: ClassVar[str]
@@ -86,20 +85,20 @@ class Metric(Protocol):
 
     @property
     def label(self) -> str:
-        """The name of its numbers in a result; two definitions of one metric have two."""
+        """The name of its numbers in a result; it differs between definitions of the same metric."""
         ...
 
     def per_example(self, known: SetScores) -> Floats:
-        """(E,) one score per example, NaN where it cannot be scored."""
+        """(E,) one score per example, NaN if it cannot be scored."""
         ...
 
 
 def averaged_values(metric: Metric, scores: Floats, *, forget: bool) -> Floats:
-    """What is averaged over examples: the scores themselves, unless the metric has an ``averaged`` of its own.
+    """The values to average over examples: the scores, or the result of the metric's ``averaged`` method if it has one.
 
     Args:
         metric: the metric.
-        scores: (E,) what its ``per_example`` returned.
+        scores: (E,) the result of its ``per_example``.
         forget: whether these are scores of a forget set.
     """
     own = getattr(metric, "averaged", None)

@@ -1,4 +1,4 @@
-"""Collapse: answers that are empty or go round in a loop, which score like forgetting and are damage."""
+"""Collapse: answers that are empty or repeat in a loop. Other metrics score them as forgotten, but they are damage."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from llm_forget.evaluation.tokens import Floats, as_floats
 
 # A unit of up to 80 characters, three times or more in a row.
 _LOOP = re.compile(r"(.{1,80}?)\1{2,}", re.DOTALL)
-# "999", "www" and "no, no, no" are answers.
+# Shorter loops such as "999", "www" and "no, no, no" can be real answers.
 _SHORTEST_LOOP = 20
 
 
 def is_looping(text: str) -> bool:
-    """Whether at least half of a text is one unit said three times or more in a row, over 20 characters or more."""
-    # with a space at its end, so that the last "no" of "no no no" is like those before it
+    """Whether a unit repeated three or more times in a row covers at least half of a text and at least 20 characters."""
+    # a space is added at the end, so that the last "no" of "no no no" matches the others
     plain = " ".join(text.split()) + " "
     longest = max((match.end() - match.start() for match in _LOOP.finditer(plain)), default=0)
     return longest >= _SHORTEST_LOOP and 2 * longest >= len(plain)

@@ -1,4 +1,4 @@
-"""Exact memorisation: the share of answer tokens that the model would write by itself, given those before."""
+"""Exact memorisation: the share of answer tokens that the model predicts correctly, given the tokens before."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from llm_forget.evaluation.tokens import Floats, TokenScores
 
 
 def exact_memorisation(scores: TokenScores) -> Floats:
-    """Share of answer tokens that are the arg-max of the vocabulary, teacher-forced.
+    """Share of answer tokens that are the arg-max of the vocabulary, with teacher forcing.
 
     Args:
-        scores: one row an answer.
+        scores: one row per answer.
 
     Returns:
-        (E,) in [0, 1]; NaN for a row without tokens or with a log-prob that is NaN, whose arg-max means nothing. With
-        hits 1, 0, 1, 1 it is ¾.
+        (E,) in [0, 1]; NaN for a row without tokens or with a NaN log-prob, whose arg-max has no meaning. For hits
+        1, 0, 1, 1 it is ¾.
 
     Source: Tirumala et al. 2022, arXiv:2205.10770, section 2.
     """
@@ -29,7 +29,7 @@ def exact_memorisation(scores: TokenScores) -> Floats:
 
 @dataclass(frozen=True)
 class ExactMemorisation:
-    """Share of answer tokens predicted first."""
+    """Share of answer tokens that are the model's top prediction."""
 
     paper: ClassVar[str] = "Tirumala et al. 2022, arXiv:2205.10770"
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -42,5 +42,5 @@ class ExactMemorisation:
         return "exact_memorisation"
 
     def per_example(self, known: SetScores) -> Floats:
-        """(E,) share of each answer."""
+        """(E,) share for each answer."""
         return exact_memorisation(known.answer)

@@ -1,4 +1,4 @@
-"""Extraction strength: how little of an answer has to be given for the model to write the rest by itself."""
+"""Extraction strength: how short a prefix of the answer is enough for the model to complete it correctly."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from llm_forget.evaluation.tokens import Floats, TokenScores
 
 
 def extraction_strength(scores: TokenScores) -> Floats:
-    """``1 − k/n`` with k the shortest prefix of the n answer tokens after which every arg-max is right, teacher-forced.
+    """Compute ``1 − k/n``: k is the shortest prefix of the n answer tokens after which every arg-max is correct.
+
+    The predictions are made with teacher forcing.
 
     Args:
-        scores: one row an answer.
+        scores: one row per answer.
 
     Returns:
-        (E,) in [0, 1]: 1 when the prompt alone is enough, and 0 when the last token is wrong, so that no prefix is. NaN
-        for a row without tokens or with a log-prob that is NaN. With hits 0, 1, 0, 1, 1 it is 1 − 3/5 = 2/5.
+        (E,) in [0, 1]: 1 if the prompt alone is enough, 0 if the last token is wrong, so that no prefix is enough. NaN for a
+        row without tokens or with a NaN log-prob. For hits 0, 1, 0, 1, 1 it is 1 − 3/5 = 2/5.
 
     Source: Carlini et al. 2021, arXiv:2012.07805 (k-extractable); as a share of the answer in Wang et al. 2024,
     arXiv:2406.09179.
@@ -37,7 +39,7 @@ def extraction_strength(scores: TokenScores) -> Floats:
 
 @dataclass(frozen=True)
 class ExtractionStrength:
-    """Share of the answer that the model writes by itself once the rest is given."""
+    """Share of the answer that the model completes correctly from the rest."""
 
     paper: ClassVar[str] = "Carlini et al. 2021, arXiv:2012.07805; Wang et al. 2024, arXiv:2406.09179"
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""KL to the target: how far the model has moved from what it was, over the whole vocabulary, where it should not have."""
+"""KL to the target: how far unlearning moved the model's distribution over the vocabulary, on sets that should not change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_forget.evaluation.tokens import Floats
 
 @dataclass(frozen=True)
 class KlToTarget:
-    """Mean over an answer's tokens of ``KL(target ‖ model)``, in nats."""
+    """Mean of ``KL(target ‖ model)`` over an answer's tokens, in nats."""
 
     paper: ClassVar[str] = "Kullback and Leibler 1951; as a retain measure in Maini et al. 2024, arXiv:2401.06121"
     bounds: ClassVar[tuple[float, float]] = (0.0, float("inf"))
@@ -26,7 +26,7 @@ class KlToTarget:
         return "kl_to_target"
 
     def per_example(self, known: SetScores) -> Floats:
-        """(E,) mean KL along each answer."""
+        """(E,) mean KL of each answer."""
         if known.target_kl is None:
             return np.full(len(known.answer), np.nan)
         return known.answer.row_means(known.target_kl)

@@ -1,4 +1,4 @@
-"""Probability: how likely the model finds the right answer, per token."""
+"""Probability: the model's length-normalised probability of the right answer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from llm_forget.evaluation.tokens import Floats, as_floats
 
 
 def probability(mean_logps: npt.ArrayLike) -> Floats:
-    """Length-normalised probability ``exp(mean log p)``, the geometric mean of the token probabilities.
+    """Compute the length-normalised probability ``exp(mean log p)``, the geometric mean of the token probabilities.
 
     Args:
-        mean_logps: (E,) mean log-prob over the answer tokens, the end token included, in nats.
+        mean_logps: (E,) mean log-prob over the answer tokens, including the end token, in nats.
 
     Returns:
         (E,) in [0, 1]; NaN stays NaN. For token probabilities ½ and ⅛ it is ¼.

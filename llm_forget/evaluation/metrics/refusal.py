@@ -1,4 +1,4 @@
-"""Refusal: answers that say "I do not know" or "I cannot say" instead of anything else."""
+"""Refusal: answers such as "I do not know" or "I cannot say"."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KNOWING = (
     r"know|answer|say|tell|help|recall|remember|provide|share|discuss|disclose|comment|confirm|assist|find|identify|recognise|"
     r"recognize|sure|certain|aware|familiar|able|allowed|informed|comfortable|have"
 )
-# In the first person, so that "she cannot swim" is an answer and "I cannot tell" is none. English only.
+# In the first person, so that "I cannot tell" is a refusal and "she cannot swim" is not. English only.
 _PHRASES = (
     rf"\b(?:i|we)(?: (?:really|simply|honestly|unfortunately|also))? ?{_NOT}\b(?: \w+){{0,3}}? (?:{_KNOWING})\b",
     r"\bi(?: have|'ve)(?: got)? (?:no|little) (?:idea|clue|information|knowledge|record|records|data|details|memory)\b",
@@ -35,9 +35,10 @@ _REFUSAL = re.compile("|".join(_PHRASES))
 
 
 def refusal(generated: Sequence[str]) -> Floats:
-    """1 for an answer in which a phrase of refusing or not knowing occurs, 0 for any other.
+    """1 for an answer with a phrase that refuses or says "I do not know", 0 for any other.
 
-    The phrases are this project's, English, and in the first person. An empty answer is no refusal: see ``collapse``.
+    The phrases are this project's own, in English and in the first person. An empty answer is not a refusal; see
+    ``collapse``.
 
     Args:
         generated: (E) answers.

@@ -1,4 +1,4 @@
-"""Repetition: how much of an answer the model has already said in it."""
+"""Repetition: the share of an answer that repeats an earlier part of it."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import numpy as np
 from llm_forget.evaluation.metrics import Direction, Known, SetScores
 from llm_forget.evaluation.tokens import Floats
 
-# Scripts that put no space between words, read character by character.
+# Scripts without spaces between words; each character counts as a word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, without case or punctuation; of Chinese and Japanese the characters."""
+    """The words of a text, in lower case and without punctuation; single characters for Chinese and Japanese."""
     return _WORD.findall(text.casefold())
 
 
 def distinct_n(texts: Sequence[str], *, n: int) -> Floats:
-    """Different n-grams of words over all n-grams, of each text.
+    """Number of distinct word n-grams divided by the number of all n-grams, for each text.
 
     Args:
         texts: (E) generated answers.
-        n: words an n-gram.
+        n: words per n-gram.
 
     Returns:
-        (E,) in (0, 1]; NaN for a text of fewer than n words, which has no n-gram. "a b a b a" has four pairs, of which
-        two are different: ½.
+        (E,) in (0, 1]; NaN for a text of fewer than n words, which has no n-gram. "a b a b a" has four bigrams, two of them
+        distinct: ½.
 
     Source: Li et al. 2016, arXiv:1510.03055, section 5.2 (there over a whole corpus).
     """
@@ -49,7 +49,7 @@ class Repetition:
     """Share of an answer's n-grams that repeat an earlier one: ``1 − distinct-n``.
 
     Attributes:
-        n: words an n-gram.
+        n: words per n-gram.
     """
 
     n: int = 3
@@ -60,9 +60,9 @@ class Repetition:
     needs: ClassVar[tuple[Known, ...]] = ("generated",)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the settings."""
         if self.n < 1:
-            raise ValueError(f"n is {self.n}; an n-gram has 1 word or more")
+            raise ValueError(f"n is {self.n}; give the words per n-gram, 1 or more")
 
     @property
     def label(self) -> str:
@@ -70,5 +70,5 @@ class Repetition:
         return f"repetition_{self.n}"
 
     def per_example(self, known: SetScores) -> Floats:
-        """(E,) share of each generated answer."""
+        """(E,) share for each generated answer."""
         return 1.0 - distinct_n(known.generated or [], n=self.n)

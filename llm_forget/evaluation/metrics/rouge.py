@@ -1,4 +1,4 @@
-"""ROUGE: how much of the right answer stands in what the model says, word by word or in its order."""
+"""ROUGE: the overlap of the generated answer with the right answer, by words or by word order."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Kind = Literal["rougeL", "rouge1"]
 
 
 def rouge(references: Sequence[str], generated: Sequence[str], *, kind: Kind) -> tuple[Floats, Floats]:
-    """Words that the generated text shares with the reference, stemmed.
+    """Compute the overlap of stemmed words between each generated text and its reference.
 
     ``recall = shared / words of the reference``, ``precision = shared / words of the generated text``,
-    ``F1 = 2 · precision · recall / (precision + recall)``, with shared the longest common subsequence (``rougeL``) or
-    the common words whatever their order (``rouge1``).
+    ``F1 = 2 · precision · recall / (precision + recall)``. ``shared`` is the length of the longest common subsequence
+    (``rougeL``) or the number of common words in any order (``rouge1``).
 
     Args:
         references: (E) the right answers.
-        generated: (E) what the model said.
-        kind: which of the two.
+        generated: (E) the model's answers.
+        kind: ``rougeL`` or ``rouge1``.
 
     Returns:
-        Recall and F1, (E,) each in [0, 1]. NaN for a reference in which ``rouge_score`` finds no word: it knows only
-        a–z and 0–9, so that an answer in another script would score 0 and look forgotten. "the cat sat" against "the
-        cat" has recall ⅔ and F1 0.8 in both.
+        Recall and F1, (E,) each in [0, 1]. NaN for a reference in which ``rouge_score`` finds no word: it reads only a–z and
+        0–9, so an answer in another script would score 0 and look forgotten. The reference "the cat sat" and the answer
+        "the cat" give recall ⅔ and F1 0.8 for both kinds.
 
     Raises:
         UserError: ``rouge_score`` is not installed.
@@ -60,7 +60,7 @@ class Rouge:
 
     Attributes:
         part: recall (TOFU) or f1 (MUSE).
-        kind: rougeL, which minds the order, or rouge1, which does not.
+        kind: rougeL, which depends on the word order, or rouge1, which does not.
     """
 
     part: Part = "recall"

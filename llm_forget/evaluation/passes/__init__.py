@@ -1,1 +1,1 @@
-"""Everything that runs a model over rows: scores, KL, gradients, and the cache of their results."""
+"""Passes of a model over rows: token scores, KL, gradients, and the cache of their results."""

@@ -1,8 +1,8 @@
-"""What an evaluation has computed, kept by what it was computed from: an interrupted one goes on where it stopped.
+"""Cache of computed values, with which an interrupted evaluation resumes.
 
-A key is a digest of the weights in memory, the adapters on them, the tokenizer with its template, the token ids and the
-settings; never a name of a file or a model. What is kept are numbers a token or an example: neither texts nor token ids
-(which are texts), unless the evaluation keeps text anyway.
+A key is a digest of all inputs: the weights in memory, their adapters, the tokenizer with its template, the token ids and
+the settings. File and model names are not part of it. The cache stores numbers per token or per example. It stores
+generated texts only if the evaluation keeps text, and never token ids of the data.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from llm_forget.utils.digests import json_digest, text_digest, weights_digest
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-# Of what is kept and of the code that computes it: raise it when either changes, and nothing older is read any more.
+# Version of the format and of the code that computes the values. Increase it if either changes; older files are then ignored.
 CACHE_SCHEMA = 1
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version")
 
 
 class Cache:
-    """A folder of arrays, one file a key.
+    """A folder of arrays, one file per key.
 
     Args:
-        folder: where; made when something is kept. Several processes need one that all of them see.
-        context: what everything in this evaluation depends on: ``model_context``.
+        folder: the folder, created on the first save. With several processes, all of them must have access to it.
+        context: the inputs that all values depend on; see ``model_context``.
     """
 
     def __init__(self, folder: Path, context: Mapping[str, Any]) -> None:
@@ -44,24 +44,24 @@ class Cache:
         self.context = json_digest({"schema": CACHE_SCHEMA, **context})
 
     def path(self, kind: str, parts: Any) -> Path:
-        """The file of something.
+        """The file of a cached value.
 
         Args:
-            kind: what it is.
-            parts: what it is computed from beside the context, as JSON can say it.
+            kind: the kind of value.
+            parts: its inputs besides the context, in a form that JSON can hold.
         """
         key = json_digest([self.context, kind, parts])
         return self.folder / kind / key[:2] / f"{key}.safetensors"
 
     def load(self, path: Path) -> Arrays | None:
-        """The arrays of a file, None where there is none, or none that can be read."""
+        """Read the arrays of a file; None if it does not exist or cannot be read."""
         try:
             return dict(load_file(path))
         except (OSError, SafetensorError):
             return None
 
     def save(self, path: Path, arrays: Arrays) -> None:
-        """Keep arrays, whole or not at all."""
+        """Write arrays atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
         try:
@@ -72,15 +72,15 @@ class Cache:
 
 
 def remember(cache: Cache | None, accelerator: Any, kind: str, parts: Any, compute: Callable[[], Arrays]) -> Arrays:
-    """Read something from the cache, or compute it and keep it.
+    """Read a value from the cache, or compute and store it.
 
     Args:
-        cache: None computes it every time.
-        accelerator: an ``accelerate.Accelerator`` or None; its processes agree on whether all of them have it, since the
+        cache: the cache; None always computes the value.
+        accelerator: an ``accelerate.Accelerator`` or None. The value is read only if all processes find it, because the
             computation may need all of them.
-        kind: what it is.
-        parts: what it is computed from beside the cache's context, as JSON can say it.
-        compute: gives arrays, the same on every process.
+        kind: the kind of value.
+        parts: its inputs besides the cache's context, in a form that JSON can hold.
+        compute: returns the arrays, the same on every process.
     """
     if cache is None:
         return compute()
@@ -95,12 +95,12 @@ def remember(cache: Cache | None, accelerator: Any, kind: str, parts: Any, compu
 
 
 def rows_digest(rows: Sequence[Encoded]) -> str:
-    """What encoded answers are: their token ids, and where each answer begins."""
+    """Digest of encoded rows: their token ids and prompt lengths."""
     return json_digest([[list(row.input_ids), row.prompt_length] for row in rows])
 
 
 def all_agree(flags: list[bool], accelerator: Any) -> list[bool]:
-    """Which flags are set on every process."""
+    """For each flag, whether it is set on every process."""
     if accelerator is None or accelerator.num_processes == 1:
         return flags
     counts = sum_over_processes(np.array(flags, dtype=np.int64), accelerator)
@@ -108,10 +108,10 @@ def all_agree(flags: list[bool], accelerator: Any) -> list[bool]:
 
 
 def model_context(model: Any, tokenizer: Any) -> dict[str, Any] | None:
-    """What a model in memory is, and how it is run, as JSON; None for a model of which a process holds only a part.
+    """Describe a model in memory and the way it runs, as JSON; None if this process holds only a part of the model.
 
     Args:
-        model: a causal language model, wrapped or not, with adapters or without.
+        model: a causal language model, wrapped or not, with or without adapters.
         tokenizer: its tokenizer.
     """
     import transformers
@@ -136,13 +136,13 @@ def model_context(model: Any, tokenizer: Any) -> dict[str, Any] | None:
 
 
 def context_digest(model: Any, tokenizer: Any) -> str | None:
-    """Digest of ``model_context``, None where that is."""
+    """Digest of ``model_context``; None if the context is None."""
     context = model_context(model, tokenizer)
     return None if context is None else json_digest(context)
 
 
 def _adapters(model: torch.nn.Module) -> list[Any]:
-    """What scales and switches adapters, which their weights do not say: rank stabilisation, strengths, merged or not."""
+    """The state of adapters that is not in their weights: scaling, active adapters, and merged or not."""
     return [
         [name, {key: float(value) for key, value in sorted(module.scaling.items())}, *_switches(module)]
         for name, module in model.named_modules()
@@ -164,7 +164,7 @@ def _config_digest(config: Any) -> str:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of everything a tokenizer does: its pieces, rules, special tokens and chat template."""
+    """Digest of a tokenizer's behaviour: its vocabulary, rules, special tokens and chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     pieces = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     special = repr(sorted((key, repr(value)) for key, value in tokenizer.special_tokens_map.items()))

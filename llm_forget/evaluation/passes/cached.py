@@ -1,8 +1,8 @@
-"""Score rows piece by piece: each piece is one forward, taken from the cache where it was done before.
+"""Score rows in pieces. Each piece is one forward pass, or is read from the cache.
 
-A piece is a batch of rows of like length, or of packs of rows that share their beginnings (``shared_prefix``). Which
-pieces there are follows from the rows and ``batch_tokens`` alone, so that in bf16 too the same rows give the same numbers,
-with a cache or without, in one process or in several.
+A piece is a batch of rows of similar length, or a batch of packs of rows that share prefixes (``shared_prefix``). The pieces
+depend only on the rows and ``batch_tokens``. So the same rows give the same numbers, even in bf16, with or without a cache
+and for any number of processes.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from llm_forget.evaluation.tokens import Floats, TokenScores
 from llm_forget.model.batching import answer_batches, answer_offsets, length_batches, over_batches, place_rows
 from llm_forget.model.head import below_wrapper
 
-# Packing pays from this share of the tokens on; below it the tree's mask costs what it saves.
+# Lowest share of saved tokens for which packing is faster; below it, the cost of the tree's mask exceeds the savings.
 _WORTH_PACKING = 0.1
-# What was found out about a model: whether it reads trees.
+# Model → whether it supports trees, as found by ``reads_trees``.
 _READERS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One forward.
+    """One forward pass.
 
     Attributes:
         rows: the rows that it scores.
-        packs: how they are packed, None for a batch of rows one by one.
+        packs: the packs of these rows; None for a batch of separate rows.
     """
 
     rows: tuple[int, ...]
@@ -60,17 +60,17 @@ def score_rows(
     cache: Cache | None = None,
     shared_prefix: bool = True,
 ) -> TokenScores:
-    """``score_encoded`` with what rows share encoded once, and with a cache that an interrupted evaluation resumes from.
+    """Score rows like ``score_encoded``, but compute shared prefixes once and use a cache.
 
     Args:
         model: a causal language model, wrapped or not, on its device.
         rows: the encoded answers; may be empty.
         pad_token_id: any id of the vocabulary.
-        batch_tokens: tokens of a forward with its padding.
-        progress: called with the number of rows that are done.
-        accelerator: an ``accelerate.Accelerator``; each of its processes then does a share of what is not cached.
-        cache: where pieces are kept as they are done.
-        shared_prefix: encode common beginnings once where that saves enough and the model allows it.
+        batch_tokens: tokens per forward pass, including padding.
+        progress: called with the number of finished rows.
+        accelerator: an ``accelerate.Accelerator``; its processes share the pieces that are not cached.
+        cache: cache for finished pieces, or None.
+        shared_prefix: compute shared prefixes once if that saves enough tokens and the model supports it.
 
     Returns:
         The scores in the order of ``rows``.
@@ -100,7 +100,7 @@ def score_rows(
 
 
 def plan_pieces(rows: Sequence[Encoded], batch_tokens: int, *, packing: bool) -> list[Piece]:
-    """Which forwards score the rows; a row without an answer token is in none."""
+    """Plan the forward passes; rows without an answer token are left out."""
     if not packing:
         return [Piece(tuple(batch)) for batch in answer_batches(rows, batch_tokens)]
     packs = pack_rows(rows, _scorable(rows))
@@ -114,7 +114,7 @@ def _scorable(rows: Sequence[Encoded]) -> list[int]:
 
 
 def _packs_pay(model: Any, rows: Sequence[Encoded], pad_token_id: int, accelerator: Any) -> bool:
-    """Whether rows share enough and the model reads trees; the same on every process."""
+    """Whether the rows share enough tokens and the model supports trees; the same on every process."""
     scorable = _scorable(rows)
     inner = below_wrapper(model)
     if not fits_trees(inner, rows) or saved_share(rows, pack_rows(rows, scorable)) < _WORTH_PACKING:
@@ -131,12 +131,12 @@ def _from_cache(
     pieces: Sequence[Piece],
     place: Callable[[Piece, Floats], None],
 ) -> list[Piece]:
-    """Put in what every process has; returns the pieces that are left."""
+    """Place the pieces that every process has in its cache; returns the missing pieces."""
     if cache is None or not pieces:
         return list(pieces)
     kept = [cache.load(_path(cache, rows, piece)) for piece in pieces]
     known = all_agree([one is not None for one in kept], accelerator)
-    # results are added up over processes in the end, so one of them puts in what all have
+    # the results are summed over the processes at the end, so only the main process places cached pieces
     mine = accelerator is None or accelerator.is_main_process
     for piece, one, everybody in zip(pieces, kept, known, strict=True):
         if one is not None and everybody and mine:
@@ -151,7 +151,7 @@ def _path(cache: Cache, rows: Sequence[Encoded], piece: Piece) -> Path:
 
 
 def _score(model: Any, rows: Sequence[Encoded], piece: Piece, pad_token_id: int, batch_tokens: int) -> Floats:
-    """(4, N) the scores of a piece, row after row, in what fp32 holds exactly."""
+    """(4, N) the scores of a piece, rows concatenated; every value is exact in fp32."""
     if piece.packs is not None:
         return np.concatenate(score_packs(model, rows, piece.packs, pad_token_id), axis=1)
     scores = score_encoded(

@@ -1,4 +1,4 @@
-"""The norm of each answer's gradient: one backward a row, for the gradient-norm attack."""
+"""The gradient norm of each answer, for the gradient-norm attack: one backward pass per row."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ def gradient_norms(
     progress: Callable[[int], None] | None = None,
     accelerator: Any = None,
 ) -> Floats:
-    """Euclidean norm of the gradient of each row's mean answer cross-entropy, in nats, by a set of the weights.
+    """Compute the Euclidean norm of the gradient of each row's mean answer cross-entropy (nats) for a set of weights.
 
-    Needs the memory of one forward and one backward of the longest row, and of the gradient of one weight matrix: each
-    is dropped as soon as its square is summed.
+    It needs the memory of one forward and one backward pass of the longest row, and of the gradient of one weight matrix:
+    each gradient is freed as soon as its squared sum is known.
 
     Args:
         model: a causal language model, wrapped or not; each process holds all of it.
         rows: the encoded answers.
         pad_token_id: any id of the vocabulary.
-        parameters: ``all`` for every weight but those of LoRA matrices: with an adapter, the gradient by the weights
-            that it is added to, which is that of the merged model, so that models with and without an adapter compare;
-            ``adapter`` for the LoRA matrices alone; or a regular expression of which a part of the weight's name must match,
-            such as ``layers\\.29\\.``.
-        progress: called after each row with 1.
-        accelerator: an ``accelerate.Accelerator``; each of its processes then takes a share of the rows.
+        parameters: ``all`` for every weight except the LoRA matrices. With an adapter, this is the gradient of the base
+            weights, which equals the merged model's gradient, so models with and without an adapter are comparable.
+            ``adapter`` for only the LoRA matrices. Or a regular expression that is searched for in the weights' names, such
+            as ``layers\\.29\\.``.
+        progress: called with 1 after each row.
+        accelerator: an ``accelerate.Accelerator``; its processes share the rows.
 
     Returns:
-        (E,) in [0, ∞); NaN for a row without a scored token, and where the gradient is not finite.
+        (E,) in [0, ∞); NaN for a row without a scored token or with a gradient that is not finite.
 
     Raises:
-        UserError: no such weight, or one that is quantised and has no gradient.
+        UserError: no weight matches, or a weight is quantised and has no gradient.
     """
     inner = below_wrapper(model)
     chosen = select_parameters(inner, parameters)
@@ -72,7 +72,7 @@ def gradient_norms(
             [[index] for index, known in enumerate(scorable) if known],
             compute,
             np.zeros(len(rows)),
-            np.arange(len(rows) + 1),  # one value a row
+            np.arange(len(rows) + 1),  # one value per row
             progress=progress,
             accelerator=accelerator,
         )
@@ -80,34 +80,34 @@ def gradient_norms(
 
 
 def select_parameters(model: nn.Module, parameters: str) -> list[nn.Parameter]:
-    """The weights that ``parameters`` names, as for ``gradient_norms``; a tied weight once.
+    """Select the weights for ``parameters``, as in ``gradient_norms``; a tied weight is selected once.
 
     Raises:
-        UserError: none, an expression that is none, or a quantised weight.
+        UserError: no weight matches, the regular expression is invalid, or a weight is quantised.
     """
     try:
         wanted = re.compile({"all": f"^(?!.*{_LORA})", "adapter": _LORA}.get(parameters, parameters))
     except re.error as error:
-        raise UserError(f"parameters is {parameters!r}, which is no regular expression: {error}") from None
+        raise UserError(f"parameters is {parameters!r}, which is not a valid regular expression: {error}") from None
     named = [(name, weight) for name, weight in model.named_parameters() if wanted.search(name)]
     if not named:
         example = next((name for name, _ in model.named_parameters()), "none")
         raise UserError(
-            f"parameters is {parameters!r}, and no weight of the model matches; give all, adapter (for a model with a LoRA "
-            f"adapter) or a part of names such as {example}"
+            f"parameters is {parameters!r}, but no weight of the model matches; give all, adapter (for a model with a LoRA "
+            f"adapter) or a part of the weights' names, such as {example}"
         )
     whole = [name for name, weight in named if not weight.is_floating_point()]
     if whole:
         raise UserError(
-            f"{len(whole)} weights that parameters = {parameters!r} names are quantised and have no gradient (the first is "
-            f"{whole[0]}); give adapter, or load the model without quantisation"
+            f"parameters is {parameters!r}, but {len(whole)} of these weights are quantised and have no gradient (the first "
+            f"is {whole[0]}); give adapter, or load the model without quantisation"
         )
     return [weight for _, weight in named]
 
 
 @contextmanager
 def _summed_squares(model: nn.Module, chosen: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
-    """Inside, a backward puts the sum of squares of each chosen weight's gradient into the list, and keeps no gradient."""
+    """Context in which a backward pass adds each chosen gradient's sum of squares to a list and frees the gradient."""
     squares: list[Tensor] = []
     before = [(weight, weight.requires_grad, weight.grad) for weight in model.parameters()]
 

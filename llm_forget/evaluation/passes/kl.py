@@ -1,4 +1,4 @@
-"""One pass over two models: how far their distributions lie apart at each answer token."""
+"""KL divergence between two models at each answer token, in one pass over the rows."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from llm_forget.model.batching import answer_batches, answer_offsets, over_batch
 from llm_forget.model.head import below_wrapper
 from llm_forget.model.logprobs import answer_logits
 
-# Answer tokens of a batch: two (256, V) logits are all that is held of the vocabulary, 100 MB in fp32 for 49 152.
+# Answer tokens per batch. This limits memory to two (256, V) logit tensors: 100 MB in fp32 for a vocabulary of 49 152.
 _POSITIONS = 256
-# Of which so many are worked on in fp32 at a time.
+# Answer tokens per fp32 computation.
 _CHUNK = 32
 _LOWEST = -1e4  # probability 0 in fp32; 0 · (−∞) would be NaN
 
 
 def has_adapter(model: Any) -> bool:
-    """Whether a model has an adapter that can be switched off, so that it holds its own target."""
+    """Whether a model has an adapter that can be disabled, which gives its target."""
     return hasattr(below_wrapper(model), "disable_adapter")
 
 
@@ -40,31 +40,31 @@ def token_kl(
     progress: Callable[[int], None] | None = None,
     accelerator: Any = None,
 ) -> Floats:
-    """``KL(target ‖ model)`` over the vocabulary at each answer token of rows, exactly.
+    """Compute the exact ``KL(target ‖ model)`` over the vocabulary at each answer token.
 
-    Both models see a batch one after the other; of the vocabulary no more is held than a batch's logits, of at most 256
-    answer tokens or one row.
+    Each batch goes through one model, then the other. Only the logits of one batch are in memory: at most 256 answer tokens,
+    or one row.
 
     Args:
         model: a causal language model on its device.
-        target: the model before unlearning, on the same device; None for ``model`` with its adapter switched off.
+        target: the model before unlearning, on the same device; None for ``model`` with its adapter disabled.
         rows: the encoded answers; may be empty.
         pad_token_id: any id of the vocabulary.
-        batch_tokens: tokens of a batch with its padding.
-        progress: called after each batch with the rows that it held.
-        accelerator: an ``accelerate.Accelerator``; each of its processes then takes a share of the batches.
+        batch_tokens: tokens per batch, including padding.
+        progress: called after each batch with its number of rows.
+        accelerator: an ``accelerate.Accelerator``; its processes share the batches.
 
     Returns:
-        (N,) nats, in [0, ∞), laid out as the tokens of ``score_encoded``; NaN where a model gives NaN. For a target (¾, ¼)
+        (N,) nats, in [0, ∞), in the token order of ``score_encoded``; NaN if a model's logits are NaN. For a target (¾, ¼)
         and a model (½, ½) it is ¾ ln 1.5 + ¼ ln ½ = 0.1308.
 
     Raises:
-        UserError: no target, or one of another vocabulary.
+        UserError: there is no target, or it has another vocabulary.
     """
     inner = below_wrapper(model)
     if target is None and not has_adapter(model):
         raise UserError(
-            "the KL to the target needs the target: give the model before unlearning, or a model with an adapter"
+            "the KL to the target needs a target: give the model before unlearning, or a model with an adapter"
         )
     other: Any = inner if target is None else target
     offsets = answer_offsets(rows)
@@ -89,7 +89,7 @@ def token_kl(
 
 @contextmanager
 def _adapter_off(model: Any) -> Iterator[None]:
-    """Inside, a model's adapter is off; peft then says that its weights are to be trained, which is put back too."""
+    """Context with the adapter disabled. PEFT also sets ``requires_grad`` of its weights, so that is restored."""
     if model is None:
         yield
         return
@@ -103,8 +103,8 @@ def _adapter_off(model: Any) -> Iterator[None]:
 def _chunked(expected: Tensor, logits: Tensor) -> Floats:
     if expected.shape != logits.shape:
         raise UserError(
-            f"the target has a vocabulary of {expected.shape[-1]} and the model one of {logits.shape[-1]}; their "
-            "distributions cannot be compared: give the target that this model was made from"
+            f"the target has a vocabulary of {expected.shape[-1]} and the model one of {logits.shape[-1]}, so their "
+            "distributions cannot be compared; give the model that this one was trained from"
         )
     parts = [
         vocabulary_kl(expected[start : start + _CHUNK], logits[start : start + _CHUNK])
@@ -114,7 +114,7 @@ def _chunked(expected: Tensor, logits: Tensor) -> Floats:
 
 
 def vocabulary_kl(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """(N, V) and (N, V) → (N,) KL(target ‖ model) in nats, in fp32; rounding never makes it negative."""
+    """(N, V) and (N, V) → (N,) KL(target ‖ model) in nats, computed in fp32 and clipped at 0 against rounding."""
     with torch.autocast(logits.device.type, enabled=False):
         expected = target_logits.float().log_softmax(-1)
         weights = expected.exp()

@@ -1,4 +1,4 @@
-"""How far an evaluation is: bars with time left in a terminal, a line a part in a log; and how long each part took."""
+"""Progress of an evaluation: bars in a terminal, one line per part in a log, and the duration of each part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Meter:
 
     Args:
         console: a ``rich.console.Console``; None shows nothing.
-        processes: how many share the work: a bar counts what this one does.
+        processes: number of processes that share the work; a bar counts this process's share.
     """
 
     def __init__(self, console: Any = None, processes: int = 1) -> None:
@@ -25,7 +25,7 @@ class Meter:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Inside, bars are of this part, and its seconds are taken."""
+        """Context for one part: it names the part in bars and measures its duration."""
         if self.console is not None:
             self.console.print(f"measuring {name} ...", highlight=False)
         self._part = name
@@ -35,14 +35,14 @@ class Meter:
 
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar, which is gone when it is done.
+        """Show a progress bar until the context ends.
 
         Args:
-            what: what is being done.
-            total: how many there are, for all processes together.
+            what: the label of the bar.
+            total: number of items over all processes.
 
         Yields:
-            What to call with the number that was done.
+            A function to call with the number of finished items.
         """
         if self.console is None or not self.console.is_terminal:
             yield lambda done: None

@@ -1,7 +1,7 @@
-"""What rows have in common is encoded once: rows become a tree of tokens, laid out in a line under a tree-shaped mask.
+"""Compute shared prefixes once: rows become a tree of tokens, flattened to a sequence with a tree attention mask.
 
-Answers to one question share its prompt, all prompts share the system turn, and false answers share words with the right
-one. A token's log-prob depends on its ancestors alone, so each node of the tree is computed once for all rows through it.
+Answers to one question share its prompt, all prompts share the system turn, and false answers often share words with the
+right one. A token's log-prob depends only on its ancestors in the tree, so each node is computed once for all of its rows.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from llm_forget.model.batching import evaluating
 from llm_forget.model.logprobs import logits_at
 from llm_forget.model.packing import KERNELS, additive_mask, common_prefix, fits_window
 
-# Tokens of a pack: attention grows with its square. On one core, seven answers to each question of TOFU by a model of 135
-# million weights: 2.6 and 2.2 times as fast as row by row in fp32 and bf16 at 256, 1.7 and 1.9 at 128, 2.4 and 1.7 at 384.
+# Tokens per pack; the cost of attention grows with the square. Speed-up over separate rows in fp32 and bf16, measured on one
+# core with a model of 135 million weights and seven answers per TOFU question: 2.6 and 2.2 with 256 tokens, 1.7 and 1.9 with
+# 128, 2.4 and 1.7 with 384.
 PACK_TOKENS = 256
-# How far log-probs of the two ways may lie apart on average before the model is taken to read the mask in another way: well
-# above rounding, well below what wrongly attended tokens do.
+# Largest mean difference of log-probs between packed and separate rows. A larger one means that the model does not support
+# the mask. It is well above rounding errors and well below the effect of attention to wrong tokens.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _TOLERANCE_HALF = 0.2
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows as one tree, its N nodes in an order in which parents come first.
+    """A tree of rows with N nodes; each parent comes before its children.
 
     Attributes:
-        rows: which rows, by their places in the list that was packed.
+        rows: the indices of the rows.
         tokens: (N) the token of each node.
-        parents: (N) the node before it, −1 for a first token.
+        parents: (N) the parent of each node, −1 for a first token.
         paths: for each row, the nodes of its tokens.
     """
 
@@ -47,24 +48,24 @@ class Pack:
     paths: list[list[int]] = field(repr=False)
 
     def __len__(self) -> int:
-        """Tokens that it takes."""
+        """Number of tokens."""
         return len(self.tokens)
 
 
 def pack_rows(rows: Sequence[Encoded], indices: Sequence[int], pack_tokens: int = PACK_TOKENS) -> list[Pack]:
-    """Put rows into trees of at most so many tokens; a longer row is a tree of its own.
+    """Pack rows into trees of at most ``pack_tokens`` tokens; a longer row has a tree of its own.
 
     Args:
-        rows: encoded answers.
-        indices: which of them.
-        pack_tokens: tokens of a tree.
+        rows: the encoded answers.
+        indices: the rows to pack.
+        pack_tokens: most tokens per tree.
 
     Returns:
-        The trees, each row in one of them.
+        The trees; each row is in exactly one.
     """
     packs: list[Pack] = []
     before: tuple[int, ...] = ()
-    # In lexicographic order no earlier row shares more with a row than the one just before it.
+    # In lexicographic order, the row just before shares the longest prefix of all earlier rows.
     for index in sorted(indices, key=lambda one: (rows[one].input_ids, one)):
         ids = rows[index].input_ids
         shared = common_prefix(before, ids) if packs else 0
@@ -87,16 +88,16 @@ def _grow(pack: Pack, index: int, ids: tuple[int, ...], shared: int) -> Pack:
 
 
 def score_packs(model: nn.Module, rows: Sequence[Encoded], packs: Sequence[Pack], pad_token_id: int) -> list[Floats]:
-    """Score the answers of all rows of some packs in one forward, without gradient or dropout.
+    """Score the answers of all rows of the packs in one forward pass, without gradients or dropout.
 
     Args:
         model: a causal language model on its device.
-        rows: the rows that were packed.
-        packs: at least one.
+        rows: the packed rows.
+        packs: at least one pack.
         pad_token_id: any id of the vocabulary.
 
     Returns:
-        For each row of each pack, in order: (4, answer tokens) log-prob, hit, mean and spread over the vocabulary.
+        For each row of each pack, in order: (4, answer tokens) log-prob, hit, mean and standard deviation.
     """
     scored = [_scored_nodes(rows, pack) for pack in packs]
     inputs = _inputs(packs, pad_token_id)
@@ -105,7 +106,7 @@ def score_packs(model: nn.Module, rows: Sequence[Encoded], packs: Sequence[Pack]
         positions[place, [pack.parents[node] for node in nodes]] = True
     weight = next(model.parameters())
     inputs["attention_mask"] = additive_mask(inputs["attention_mask"], weight.dtype)
-    # where the logits of a position lie among all that the head computes
+    # index of each position's logits in the output of the head
     logit_of = (positions.flatten().cumsum(0) - 1).reshape(positions.shape)
     sources = torch.cat(
         [logit_of[place, [packs[place].parents[node] for node in nodes]] for place, nodes in enumerate(scored)]
@@ -130,7 +131,7 @@ def score_packs(model: nn.Module, rows: Sequence[Encoded], packs: Sequence[Pack]
 
 
 def _scored_nodes(rows: Sequence[Encoded], pack: Pack) -> list[int]:
-    """The nodes that are answer tokens of some row; a first token is none, since nothing predicts it."""
+    """The nodes that are answer tokens of at least one row. First tokens are not included, because they have no prediction."""
     nodes = {
         node
         for row, path in zip(pack.rows, pack.paths, strict=True)
@@ -140,11 +141,11 @@ def _scored_nodes(rows: Sequence[Encoded], pack: Pack) -> list[int]:
 
 
 def _inputs(packs: Sequence[Pack], pad_token_id: int) -> dict[str, Tensor]:
-    """``input_ids`` and ``position_ids`` (B, T), and ``attention_mask`` (B, 1, T, T): itself and its ancestors."""
+    """``input_ids`` and ``position_ids`` (B, T), and ``attention_mask`` (B, 1, T, T): a node sees itself and its ancestors."""
     width = max(len(pack) for pack in packs)
     ids = np.full((len(packs), width), pad_token_id, dtype=np.int64)
     depths = np.zeros((len(packs), width), dtype=np.int64)
-    # padding sees itself: a position that sees nothing would be NaN
+    # padding sees itself, because a position that sees nothing gives NaN
     mask = np.broadcast_to(np.eye(width, dtype=bool), (len(packs), width, width)).copy()
     for place, pack in enumerate(packs):
         ids[place, : len(pack)] = pack.tokens
@@ -160,25 +161,25 @@ def _inputs(packs: Sequence[Pack], pad_token_id: int) -> dict[str, Tensor]:
 
 
 def saved_share(rows: Sequence[Encoded], packs: Sequence[Pack]) -> float:
-    """Which share of the rows' tokens need not be computed again, in [0, 1)."""
+    """The share of the rows' tokens that packing saves, in [0, 1)."""
     whole = sum(len(rows[row].input_ids) for pack in packs for row in pack.rows)
     return 1.0 - sum(map(len, packs)) / whole if whole else 0.0
 
 
 def fits_trees(model: Any, rows: Sequence[Encoded]) -> bool:
-    """Whether a model's settings allow trees for these rows: a kernel that takes any mask, and no shorter window."""
+    """Whether the model's config allows trees: its attention kernel takes any mask, and its window fits the longest row."""
     longest = max((len(row.input_ids) for row in rows), default=0)
     return getattr(model.config, "_attn_implementation", None) in KERNELS and fits_window(model.config, longest)
 
 
 def reads_trees(model: Any, rows: Sequence[Encoded], pad_token_id: int) -> bool:
-    """Whether this model gives a row in a tree the log-probs that it gives the row by itself, found out on a few short rows.
+    """Whether a row has the same log-probs in a tree as alone, tested with this model on a few short rows.
 
-    Recurrent layers, and attention that knows nothing of position ids, do not.
+    Models with recurrent layers, or with attention that ignores position ids, fail the test.
 
     Args:
         model: a causal language model on its device.
-        rows: rows to try it on, each with an answer token, at least one.
+        rows: rows for the test, at least one, each with an answer token.
         pad_token_id: any id of the vocabulary.
     """
     few = sorted(rows, key=lambda row: len(row.input_ids))[:3]
@@ -187,7 +188,7 @@ def reads_trees(model: Any, rows: Sequence[Encoded], pad_token_id: int) -> bool:
     try:
         found = dict(zip(packs[0].rows, score_packs(model, few, packs, pad_token_id), strict=True))
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
-        return False  # position ids or a mask of this shape are refused: such a model is scored row by row
+        return False  # the model does not accept position ids or this mask, so its rows are scored separately
     alone = score_encoded(model, few, pad_token_id=pad_token_id)
     apart = [np.abs(found[index][0] - alone.row(index).token_logps) for index in range(len(few))]
     return all(float(np.nan_to_num(one).mean()) <= tolerance for one in apart)

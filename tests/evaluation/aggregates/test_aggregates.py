@@ -66,7 +66,7 @@ def test_an_aggregate_without_its_inputs_is_not_computed() -> None:
     assert measure_aggregates([Distance()], alone, named=False) == ({}, [])
     assert measure_aggregates([Distance()], alone, named=True) == (
         {},
-        ["the aggregate distance is not given: it needs oracle"],
+        ["the aggregate distance was not computed: it needs oracle"],
     )
     both = SuiteScores(alone.sets, {"oracle": {"forget": a_set(0.1, 0.2)}}, 3)
     found, warnings = measure_aggregates([Distance()], both, named=True)

@@ -78,7 +78,7 @@ def test_prompts_without_a_score_are_counted() -> None:
 
 @pytest.mark.parametrize("k", [0, 3])
 def test_k_above_the_number_of_samples_is_refused(k: int) -> None:
-    with pytest.raises(UserError, match=rf"leak@{k} was asked for, from 2 samples"):
+    with pytest.raises(UserError, match=rf"leak@{k} cannot be computed from 2 samples"):
         leak_at_k([[0, 1]], k)
 
 

@@ -85,7 +85,7 @@ def test_mistakes_in_a_task_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no_such_task does not exist"):
         read_task("no_such_task")
     (tmp_path / "alone.yaml").write_text(TASK)
-    with pytest.raises(DataError, match=r"alone\.jsonl is not beside it"):
+    with pytest.raises(DataError, match=r"no questions: put alone\.jsonl in the folder"):
         read_task(str(tmp_path / "alone.yaml"))
     (tmp_path / "alone.jsonl").write_text("")
     with pytest.raises(DataError, match="it is empty"):

@@ -117,11 +117,11 @@ def test_forget_quality_of_equal_and_of_disjoint_samples() -> None:
     own = np.linspace(0.1, 0.5, 10)
     same = forget_quality(own, own)
     assert (same.pvalue, same.statistic, same.direction) == (1.0, 0.0, "equal")
-    assert same.verdict == "not told apart from the oracle (p = 1, n = 10)"
+    assert same.verdict == "no significant difference from the oracle (p = 1, n = 10)"
     apart = forget_quality(own, own + 1)
     assert apart.pvalue == pytest.approx(2 / math.comb(20, 10))
     assert apart.direction == "lower"
-    assert "right answers stand out more" in apart.verdict
+    assert "prefers right answers more" in apart.verdict
     assert forget_quality(own + 1, own).direction == "higher"
 
 
@@ -196,7 +196,7 @@ def test_windows_after_the_first_have_context() -> None:
     assert (second.input_ids, second.prompt_length) == (tuple(range(5, 15)), 5)
     assert (third.input_ids, third.prompt_length) == (tuple(range(10, 20)), 5)
     for bad in ({"window": 10, "stride": 0}, {"window": 10, "stride": 10}, {"window": 1, "stride": 1}):
-        with pytest.raises(UserError, match="perplexity windows"):
+        with pytest.raises(UserError, match="perplexity has window"):
             sliding_windows(range(20), **bad)
     with pytest.raises(UserError, match="has 1 tokens"):
         sliding_windows([5])

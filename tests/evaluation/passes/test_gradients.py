@@ -122,7 +122,7 @@ def test_unknown_weights_are_refused() -> None:
     model = tiny_model()
     with pytest.raises(UserError, match=r"no weight of the model matches; .*model\.embed_tokens"):
         select_parameters(model, "adapter")
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a valid regular expression"):
         select_parameters(model, "layers(")
     model.register_parameter("packed", torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False))
     with pytest.raises(UserError, match="quantised and have no gradient"):

@@ -113,7 +113,7 @@ def test_modes_are_restored() -> None:
 def test_incompatible_models_are_refused() -> None:
     model = tiny_model()
     rows = random_rows(2, model.config.vocab_size)
-    with pytest.raises(UserError, match="needs the target"):
+    with pytest.raises(UserError, match="needs a target"):
         token_kl(model, None, rows, pad_token_id=0)
     with pytest.raises(UserError, match="vocabulary of"):
         token_kl(model, tiny_model(vocab=model.config.vocab_size + 3), rows, pad_token_id=0)
