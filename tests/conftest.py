@@ -1,6 +1,7 @@
 """Which tests run, where they run and in which order.
 
-``pytest`` alone runs the fast tests on the CPU. ``-m gpu`` runs the GPU tests, and ``-m ""`` runs all but those.
+``pytest`` alone runs the fast tests on the CPU, with pytest-xdist on all cores (at most four); with paths or ``-n 0``, in one
+process. ``-m gpu`` runs the GPU tests, and ``-m ""`` runs all but those.
 ``--hypothesis-profile full`` draws the full number of examples; the default profile draws a quarter of them.
 
 pytest-xdist distributes whole files, because fixtures are shared within a file. Files that start groups of processes
@@ -36,6 +37,21 @@ _LONGEST_FIRST = [*sorted(_SEVERAL_PROCESSES), "test_privacy.py", "test_resume.p
 hypothesis.settings.register_profile("fast", max_examples=25)
 hypothesis.settings.register_profile("full", max_examples=100)
 hypothesis.settings.load_profile("fast")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Use several processes for the whole suite; pytest-xdist reads the option after this."""
+    option = config.option
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker must not start workers of its own
+        return
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and option.markexpr != "gpu"
+    alone = option.usepdb or option.collectonly or option.capture == "no"
+    alone = alone or "PYTEST_XDIST_WORKER" in os.environ  # the hook also runs in every worker
+    if whole and not alone and getattr(option, "numprocesses", 0) is None:
+        option.numprocesses = min(4, os.cpu_count() or 1)
+        option.loadscopereorder = False
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -173,7 +173,7 @@ def _write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as stream:
             stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

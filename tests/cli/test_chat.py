@@ -38,7 +38,7 @@ def run(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.Tem
         "stop": {"forget_target": 0.01},
         "output_dir": str(folder),
     }
-    with open(os.devnull, "w") as nowhere:
+    with Path(os.devnull).open("w") as nowhere:
         from rich.console import Console
 
         unlearn(build(UnlearnRecipe, values, "test"), Console(file=nowhere))
