@@ -38,10 +38,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The LoRA adapter that is trained. `adapter: null` in a recipe trains all weights instead."""
+    """The LoRA adapter that is trained. `adapter: null` trains all weights instead."""
 
+    # Rank of the update, r in PEFT.
     rank: int = 16
+    # The update is scaled by alpha / rank.
     alpha: int = 16
+    # Dropout on the adapter's input.
     dropout: float = 0.0
     # "all-linear", a list of module names, or a regular expression for full module names.
     target_modules: str | list[str] = "all-linear"
@@ -64,6 +67,7 @@ class AdapterConfig:
 class UnlearnData:
     """The rows to forget and the rows to keep."""
 
+    # Rows to forget.
     forget: DataSource
     # Rows to keep. Required by retain terms and by the utility floor.
     retain: DataSource | None = None
@@ -135,6 +139,7 @@ class TrainConfig:
     schedule: str = "linear"
     # Optimiser steps of linear warm-up.
     warmup_steps: int = 0
+    # Weight decay of the optimiser.
     weight_decay: float = 0.0
     # Gradients are clipped to this norm.
     max_grad_norm: float = 1.0
@@ -258,6 +263,7 @@ class FinetuneRecipe:
     model: ModelConfig
     # One or several data sources, which are concatenated.
     data: list[DataSource]
+    # The run folder. It is created when the run is complete.
     output_dir: str
     # Folder with the files that the data sources name as `file`. null reads the data from `path`, for example the hub.
     data_dir: str | None = None

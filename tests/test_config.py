@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from places import ROOT
 from profiles import examples
 
 from llm_forget.cli.options import comments, describe, parse_command_line
-from llm_forget.config import FinetuneRecipe, StopConfig, TrainConfig, UnlearnRecipe
+from llm_forget.config import AdapterConfig, FinetuneRecipe, StopConfig, TrainConfig, UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.evaluation.recipe import EvalRecipe
 from llm_forget.utils.build import build, load_recipe, to_yaml
@@ -101,7 +102,7 @@ def test_a_shipped_recipe_is_found_from_anywhere(tmp_path: Path, monkeypatch: py
         (with_(train={"epoch": 3}), ["train.epoch: unknown key", "did you mean 'epochs'"]),
         (with_(data={"forget": {"pth": "a.jsonl"}}), ["data.forget.pth: unknown key", "did you mean 'path'"]),
         (with_(adapter={"rnk": 3}), ["adapter.rnk: unknown key", "did you mean 'rank'"]),
-        (with_(xyzzy=1), ["xyzzy: unknown key", "Known here: model, data"]),
+        (with_(xyzzy=1), ["xyzzy: unknown key", "known here: model, data"]),
         (with_(train={"epochs": "many"}), ["train.epochs", "'many'"]),
         (with_(train={"epochs": 1.5}), ["train.epochs", "1.5"]),
         (with_(train={"batch_size": 0}), ["train", "batch_size is 0", "1 or more"]),
@@ -162,6 +163,21 @@ def test_an_override_with_an_equals_sign_in_its_value(file: Path) -> None:
     assert parse_command_line(UnlearnRecipe, [f"--config={file}", "--output_dir=runs/a=b"]).output_dir == "runs/a=b"
 
 
+def test_a_section_given_in_part_keeps_the_other_defaults_of_the_recipe() -> None:
+    arguments = ["--model.name=a", "--data=[{path: f.jsonl}]", "--output_dir=runs/a", "--train.epochs=3"]
+    recipe = parse_command_line(FinetuneRecipe, [*arguments, "--adapter.rank=8"])
+    assert (recipe.train.epochs, recipe.train.batch_size) == (3, 16)
+    assert recipe.adapter == AdapterConfig(rank=8, alpha=64)
+
+
+@pytest.mark.parametrize("recipe_class", [UnlearnRecipe, FinetuneRecipe])
+def test_the_help_shows_the_defaults_of_the_recipe(recipe_class: Any) -> None:
+    shown = describe(recipe_class)
+    train = {item.name: item for item in fields(recipe_class)}["train"].default_factory()  # type: ignore[misc]
+    assert f"--train.epochs  int [{train.epochs}]" in shown
+    assert f"--train.batch_size  int [{train.batch_size}]" in shown
+
+
 def test_a_recipe_from_options_only() -> None:
     arguments = ["--model.name=a", "--data.forget.path=f.jsonl", "--method", "{name: npo}", "--output_dir=runs/a"]
     recipe = parse_command_line(UnlearnRecipe, arguments)
@@ -185,7 +201,7 @@ def test_help_lists_every_field_with_type_default_and_meaning(capsys: pytest.Cap
 def test_each_comment_belongs_to_the_field_below_it() -> None:
     assert comments(StopConfig)["every"] == "Optimiser steps between checks."
     assert "learning_rate" in comments(TrainConfig)
-    assert "weight_decay" not in comments(TrainConfig), "it has none"
+    assert comments(TrainConfig)["weight_decay"] == "Weight decay of the optimiser."
     for recipe_class in (UnlearnRecipe, FinetuneRecipe, EvalRecipe):
         assert "--model.name" in describe(recipe_class)
 

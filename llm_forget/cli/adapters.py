@@ -16,54 +16,62 @@ if TYPE_CHECKING:
     from llm_forget.search.strength import SearchResult
     from llm_forget.stop import Measurement
 
-_To = Annotated[Path, typer.Option("--to", help="folder to create")]
-_Rank = Annotated[int | None, typer.Option(help="truncate to this rank by SVD; default: exact")]
-_Base = Annotated[Path | None, typer.Option(help="folder of the base model, to record its digest and to measure on")]
+_To = Annotated[Path, typer.Option("--to", metavar="DIR", help="folder to create")]
+_Rank = Annotated[int | None, typer.Option(metavar="N", help="truncate to this rank by SVD; default: exact")]
+_Base = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="folder of the base model, to record its digest and to measure on")
+]
 _SameBase = Annotated[
     bool, typer.Option("--assume-same-base", help="skip the check that all adapters were made for one base")
 ]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an existing adapter")]
-_Retain = Annotated[str | None, typer.Option(help="retain rows: a file or a hub id")]
-_Rows = Annotated[int, typer.Option(min=1, help="rows to measure per set")]
-_System = Annotated[str | None, typer.Option(help="system prompt, as in the recipe; '' for an empty one")]
-_Dtype = Annotated[str, typer.Option(help="dtype of the base: auto, float32 or bfloat16")]
+_Retain = Annotated[str | None, typer.Option(metavar="FILE", help="retain rows: a file or a hub id")]
+_Rows = Annotated[int, typer.Option(min=1, metavar="N", help="rows to measure per set")]
+_System = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="system prompt, as in the recipe; '' for an empty one")
+]
+_Dtype = Annotated[str, typer.Option(metavar="NAME", help="dtype of the base: auto, float32 or bfloat16")]
 
 
 def subtract(
     to: _To,
-    adapter: Annotated[list[Path] | None, typer.Option(help="adapter folder to add; repeatable")] = None,
-    minus: Annotated[list[Path] | None, typer.Option(help="adapter folder to subtract; repeatable")] = None,
-    strength: Annotated[float | None, typer.Option(help="factor for the result; default: 1")] = None,
+    adapter: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="adapter folder to add; repeatable")] = None,
+    minus: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="adapter folder to subtract; repeatable")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(metavar="X", help="factor for the result; default: 1")] = None,
     rank: _Rank = None,
     base: _Base = None,
     search: Annotated[bool, typer.Option("--search", help="choose the strength by measuring on --base")] = False,
-    forget: Annotated[str | None, typer.Option(help="search: forget rows")] = None,
+    forget: Annotated[str | None, typer.Option(metavar="FILE", help="search: forget rows")] = None,
     retain: _Retain = None,
     validation: Annotated[
-        str | None, typer.Option(help="search: rows for the utility floor; default: --retain")
+        str | None, typer.Option(metavar="FILE", help="search: rows for the utility floor; default: --retain")
     ] = None,
-    holdout: Annotated[str | None, typer.Option(help="search: unseen rows, which set the target")] = None,
-    target: Annotated[float | None, typer.Option(help="search: forget probability to reach")] = None,
-    floor: Annotated[float, typer.Option(help="search: share of the retain probability to keep")] = 0.95,
-    groups: Annotated[int, typer.Option(help="search: number of layer groups with their own strength")] = 1,
-    maximum: Annotated[float, typer.Option(help="search: largest strength")] = 8.0,
-    tries: Annotated[int, typer.Option(help="search: number of bisections")] = 6,
+    holdout: Annotated[
+        str | None, typer.Option(metavar="FILE", help="search: unseen rows, which set the target")
+    ] = None,
+    target: Annotated[float | None, typer.Option(metavar="P", help="search: forget probability to reach")] = None,
+    floor: Annotated[float, typer.Option(metavar="X", help="search: share of the retain probability to keep")] = 0.95,
+    groups: Annotated[
+        int, typer.Option(metavar="N", help="search: number of layer groups with their own strength")
+    ] = 1,
+    maximum: Annotated[float, typer.Option(metavar="X", help="search: largest strength")] = 8.0,
+    tries: Annotated[int, typer.Option(metavar="N", help="search: number of bisections")] = 6,
     rows: _Rows = 32,
     system_prompt: _System = None,
     dtype: _Dtype = "auto",
     assume_same_base: _SameBase = False,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Write strength × (sum of --adapter − sum of --minus) as one adapter.
+    """Subtract, negate or scale adapters.
 
-    --minus BAD alone negates; --adapter A --strength 0.5 scales; --adapter GOOD
-    --minus BAD subtracts. --search takes the smallest strength that reaches the
-    forget target above the utility floor. If none does, it takes the largest
-    strength above the floor.
+    Writes strength × (sum of --adapter − sum of --minus) as one adapter. --search takes the smallest strength that reaches the
+    forget target above the utility floor. If none does, it takes the largest strength above the floor.
 
+    \b
     Examples:
       llm-forget subtract --minus learned --strength 2 --to forgetting
-
       llm-forget subtract --adapter good --minus bad --rank 16 --to better
     """
     plus, less = adapter or [], minus or []
@@ -104,11 +112,13 @@ def subtract(
 
 
 def compose(
-    adapter: Annotated[list[Path], typer.Option(help="adapter folder; give two or more")],
+    adapter: Annotated[list[Path], typer.Option(metavar="DIR", help="adapter folder; give two or more")],
     to: _To,
     rank: _Rank = None,
     base: _Base = None,
-    forget: Annotated[list[str] | None, typer.Option(help="forget rows: one file per adapter, or one for all")] = None,
+    forget: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="forget rows: one file per adapter, or one for all")
+    ] = None,
     retain: _Retain = None,
     rows: _Rows = 32,
     system_prompt: _System = None,
@@ -116,13 +126,15 @@ def compose(
     assume_same_base: _SameBase = False,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Add several adapters into one, and measure how much they interfere.
+    """Add several adapters into one and measure their interference.
 
-    Prints how far their changes overlap. With --base, --forget and --retain it
-    also measures each adapter alone and all of them together. Order is ignored.
+    Prints how far their changes overlap. With --base, --forget and --retain it also measures each adapter alone and all of them
+    together. The order of the adapters does not matter.
 
+    \b
     Example:
-      llm-forget compose --adapter runs/npo/adapter --adapter runs/other/adapter --to both
+      llm-forget compose --adapter runs/npo/adapter \\
+        --adapter runs/other/adapter --to both
     """
     from llm_forget.adapters.arithmetic import truncate
     from llm_forget.adapters.compose import adapter_digest, overlaps

@@ -19,12 +19,14 @@ Answer = Callable[[str], tuple[str, str]]
 
 
 def chat(
-    run: Annotated[Path, typer.Argument(help="folder of an unlearning run")],
-    question: Annotated[list[str] | None, typer.Option("--question", "-q", help="a question; repeatable")] = None,
-    base: Annotated[
-        Path | None, typer.Option(help="the model before unlearning, if it has moved since the run")
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of an unlearning run")],
+    question: Annotated[
+        list[str] | None, typer.Option("--question", "-q", metavar="TEXT", help="a question; repeatable")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 64,
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="the model before unlearning, if it has moved since the run")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="longest answer, in tokens")] = 64,
     as_json: Json = False,
 ) -> None:
     """Show the answers before and after unlearning side by side.
@@ -32,9 +34,9 @@ def chat(
     Without --question it reads questions from the terminal, one per line, and
     stops at an empty line. Answers are generated greedily and not stored.
 
+    \b
     Examples:
       llm-forget chat runs/npo
-
       llm-forget chat runs/npo -q "Where does Ada live?" -q "What is snow?"
     """
     answer = load_both(run, base, max_new_tokens)

@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="run folders, or folders that hold run folders")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="run folders, or folders that hold run folders")],
     to: Annotated[
-        Path | None, typer.Option("--to", help="page to write; default: comparison.html next to the runs")
+        Path | None,
+        typer.Option("--to", metavar="FILE", help="page to write; default: comparison.html next to the runs"),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="run to compare with, by name or role; default: the target")
+        str | None, typer.Option(metavar="NAME", help="run to compare with, by name or role; default: the target")
     ] = None,
     table_only: Annotated[bool, typer.Option("--table-only", help="write no page")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare runs: a table in the terminal, and an HTML page with plots that opens offline.
+    """Compare runs in a table and in an HTML page with plots.
 
-    Folders that hold no complete run are listed and skipped.
+    The page opens offline. Folders without a complete run are listed and skipped.
 
+    \b
     Examples:
       llm-forget compare runs/*
-
       llm-forget compare runs/demo --baseline target --to comparison.html
-
       llm-forget compare runs --json
     """
     from llm_forget.report.comparison import load_comparison

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,16 +27,20 @@ from llm_forget.cli.seeds import seeds
 
 app = typer.Typer(
     name="llm-forget",
-    help="Machine unlearning for language models: unlearn, evaluate, and ship LoRA adapters. "
-    "--debug shows tracebacks of errors.",
-    epilog="Exit status: 0 success; 1 a check failed (doctor); 2 invalid input; 3 internal error; 130 interrupted. "
-    "Tab completion: llm-forget --install-completion",
+    help="Machine unlearning for language models: unlearn, evaluate, and ship LoRA adapters.",
+    epilog="""\b
+--debug shows the traceback of an error.
+Exit status: 0 success, 1 a check failed (doctor), 2 invalid input,
+3 internal error, 130 interrupted.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: no type next to a flag that takes no value
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes_app = typer.Typer(help="The recipes that come with the package.", no_args_is_help=True)
+recipes_app = typer.Typer(help="List or copy the recipes of the package.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
+_LISTED = {"recipes": ("**/*.yaml", "**/*.ipynb"), "eval": ("*.yaml", "suites/*.yaml")}
+_INDENT: Any = {"initial_indent": "  ", "subsequent_indent": "  "}
 _ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
 # --help is passed on: the recipe's own help lists every field
 _RECIPE_OPTIONS = {**_ANY_OPTION, "help_option_names": []}
@@ -77,13 +84,14 @@ app.command()(chat)
 @app.command()
 def demo(
     data_only: Annotated[
-        bool, typer.Option("--data-only", help="only write the invented people that recipes/demo uses")
+        bool, typer.Option("--data-only", help="only write the data of recipes/demo, without any training")
     ] = False,
 ) -> None:
-    """Run the demo in ./runs/demo: train, unlearn with three methods, evaluate.
+    """Run the demo: train, unlearn with three methods, evaluate.
 
-    Takes about 15 minutes on two CPU cores.
+    Writes to ./runs/demo. Takes about 15 minutes on two CPU cores.
 
+    \b
     Example:
       llm-forget demo
     """
@@ -96,37 +104,45 @@ def demo(
 
 @recipes_app.command("list")
 def list_recipes(as_json: Json = False) -> None:
-    """List the recipes that come with the package, each with its title.
+    """List the recipes and suites of the package with their titles.
 
+    \b
     Example:
       llm-forget recipes list
     """
     from llm_forget.utils.shipped import shipped
 
-    folder = shipped("recipes")
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".ipynb"))
-    headers = {f"recipes/{path.relative_to(folder)}": _header(path) for path in files}
+    headers = {}
+    for folder, patterns in _LISTED.items():
+        for path in sorted(path for pattern in patterns for path in shipped(folder).glob(pattern)):
+            headers[f"{folder}/{path.relative_to(shipped(folder)).as_posix()}"] = _header(path)
     if as_json:
         print_json(headers)
         return
     for name, header in headers.items():
-        print(f"{name}\t{header}")
+        if sys.stdout.isatty():
+            print(f"{name}\n{textwrap.fill(header, shutil.get_terminal_size().columns, **_INDENT)}")
+        else:
+            print(f"{name}\t{header}")
 
 
 def _header(path: Path) -> str:
+    """The first sentence of the comment at the top of a recipe, or the title of a notebook."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         text = "".join(json.loads(text)["cells"][0]["source"])
-    return text.splitlines()[0].lstrip("# ")
+    lines = itertools.takewhile(lambda line: line.lstrip("# "), text.splitlines())
+    return re.split(r"\. (?=[A-Z])", " ".join(line.lstrip("# ") for line in lines))[0].rstrip(".")
 
 
 @recipes_app.command("copy")
 def copy_recipe(
-    recipe: Annotated[str, typer.Argument(help="a name from the list, for example recipes/demo/npo.yaml")],
-    to: Annotated[Path, typer.Argument(help="file or folder to copy to")] = Path(),
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a name that `llm-forget recipes list` shows")],
+    to: Annotated[Path, typer.Argument(metavar="TO", help="file or folder to copy to")] = Path(),
 ) -> None:
-    """Copy a recipe, so that you can edit it.
+    """Copy a recipe or a suite, so that you can edit it.
 
+    \b
     Example:
       llm-forget recipes copy recipes/demo/npo.yaml mine.yaml
     """
@@ -142,10 +158,10 @@ def copy_recipe(
     print(shutil.copyfile(source, target))
 
 
-_Base = Annotated[Path, typer.Option(help="folder of the base model (safetensors)")]
-_Adapter = Annotated[Path, typer.Option(help="folder of the adapter")]
-_MaxRank = Annotated[int, typer.Option(help="largest rank the server accepts (vLLM: --max-lora-rank)")]
-_Target = Annotated[Path, typer.Option("--to", help="folder to create")]
+_Base = Annotated[Path, typer.Option(metavar="DIR", help="folder of the base model (safetensors)")]
+_Adapter = Annotated[Path, typer.Option(metavar="DIR", help="folder of the adapter")]
+_MaxRank = Annotated[int, typer.Option(metavar="N", help="largest rank the server accepts (vLLM: --max-lora-rank)")]
+_Target = Annotated[Path, typer.Option("--to", metavar="DIR", help="folder to create")]
 
 
 @app.command()
@@ -159,12 +175,14 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write an adapter that vLLM, SGLang, llama.cpp and PEFT all apply alike.
+    """Convert an adapter so that every server applies it alike.
 
-    For GGUF, run convert_lora_to_gguf.py from the llama.cpp sources on the result.
+    The servers are vLLM, SGLang, llama.cpp and PEFT. For GGUF, run convert_lora_to_gguf.py of llama.cpp on the result.
 
+    \b
     Example:
-      llm-forget export --base runs/target/model --adapter runs/npo/adapter --to exported
+      llm-forget export --base runs/target/model --adapter runs/npo/adapter \\
+        --to exported
     """
     from llm_forget.adapters.export import export_adapter
     from llm_forget.adapters.lora import BaseRecord
@@ -183,12 +201,16 @@ def merge(
     base: _Base,
     adapter: _Adapter,
     to: _Target,
-    dtype: Annotated[str | None, typer.Option(help="dtype of the weights; default: as in the base")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="NAME", help="dtype of the weights; default: as in the base")
+    ] = None,
 ) -> None:
-    """Merge the adapter into the base weights, so that nobody can remove it.
+    """Merge an adapter into the weights, so that nobody can remove it.
 
+    \b
     Example:
-      llm-forget merge --base runs/target/model --adapter runs/npo/adapter --to merged
+      llm-forget merge --base runs/target/model --adapter runs/npo/adapter \\
+        --to merged
     """
     from llm_forget.adapters.merge import merge as merge_adapter
 
@@ -200,14 +222,18 @@ def doctor(
     base: _Base,
     adapter: _Adapter,
     max_rank: _MaxRank = 16,
-    prompt: Annotated[list[str] | None, typer.Option(help="also compare logits on this text; repeatable")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="also compare logits on this text; repeatable")
+    ] = None,
 ) -> None:
     """Check an adapter against its base and the rules of each server.
 
     With --prompt it also compares logits. Exits with status 1 if a check fails.
 
+    \b
     Example:
-      llm-forget doctor --base runs/target/model --adapter runs/npo/adapter --prompt "What is snow?"
+      llm-forget doctor --base runs/target/model --adapter runs/npo/adapter \\
+        --prompt "What is snow?"
     """
     from llm_forget.adapters.doctor import diagnose
 

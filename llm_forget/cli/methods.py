@@ -10,21 +10,22 @@ import typer
 
 from llm_forget.cli.console import Json, print_json, print_table
 
+Markdown = Annotated[bool, typer.Option("--markdown", help="print the README's table")]
 Write = Annotated[
-    Path | None, typer.Option(help="Markdown file whose table of methods is replaced, for example README.md")
+    Path | None,
+    typer.Option(metavar="FILE", help="with --markdown: replace the table in this file, for example README.md"),
 ]
 
 
-def methods(markdown: bool = False, write: Write = None, as_json: Json = False) -> None:
-    """List methods and wrappers: source, needs, cost relative to grad_diff, recipe.
+def methods(markdown: Markdown = False, write: Write = None, as_json: Json = False) -> None:
+    """List all methods and gradient wrappers.
 
-    --markdown prints a Markdown table; with --write it replaces the table between the two comments of a file.
+    "cost" is the work of one training step relative to grad_diff.
 
+    \b
     Examples:
       llm-forget methods
-
       llm-forget methods --json
-
       llm-forget methods --markdown --write README.md
     """
     from llm_forget.cli.catalogue import method_entries, methods_table, with_table, wrapper_entries

@@ -74,48 +74,80 @@ def parse_command_line(recipe_class: type[Recipe], argv: Sequence[str]) -> Recip
     return build(recipe_class, with_overrides({}, overrides), "the recipe given by the options")
 
 
+# Class of the recipe: script, command, recipe of the package, and an override, for --help.
+_USES = {
+    "UnlearnRecipe": ("recipes/unlearn.py", "unlearn", "recipes/demo/npo.yaml", "--train.epochs 3 --adapter null"),
+    "FinetuneRecipe": ("recipes/finetune.py", "finetune", "recipes/demo/target.yaml", "--train.epochs 3 --merge false"),
+    "EvalRecipe": ("eval/forget_qa.py", "evaluate", "eval/demo.yaml", "--suite custom --data_dir my_data"),
+    "CapabilityRecipe": ("eval/capability.py", "", "", "--limit 100 --benchmarks null"),
+}
+
+
+def _usage(recipe_class: Any, width: int) -> list[str]:
+    """The head of ``--help``: the commands, and what ``--config`` and the values mean."""
+    script, command, shipped_recipe, example = _USES[recipe_class.__name__]
+    programs = [f"accelerate launch {script}", *([f"llm-forget {command}"] if command else [])]
+    named = f", or the name of one in the package, for example {shipped_recipe}" if shipped_recipe else ""
+    return [
+        *(
+            f"{'Usage:' if not place else '   or:'} {program} --config FILE [--key.sub VALUE …]"
+            for place, program in enumerate(programs)
+        ),
+        "",
+        *textwrap.wrap(" ".join(str(inspect.getdoc(recipe_class)).split()), width),
+        "",
+        "--config FILE",
+        *_indented(f"A recipe in YAML: your own file{named}.", width),
+        "--key.sub VALUE",
+        *_indented(
+            f"Sets one of the fields below, with or without a recipe. Values are read as YAML, for example {example}",
+            width,
+        ),
+        "",
+    ]
+
+
 def describe(recipe_class: Any) -> str:
     """The text of ``--help``: each field as ``--key.sub TYPE [default]`` with its comment, rare fields last."""
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     common: list[str] = []
     advanced: list[str] = []
-    for key, entry in _entries(recipe_class, "", {}, width):
+    for key, entry in _entries(recipe_class, None, "", {}, width):
         (advanced if key in _ADVANCED else common).extend(entry)
     return "\n".join(
         [
-            *textwrap.wrap(" ".join(str(inspect.getdoc(recipe_class)).split()), width),
-            "",
-            "--config FILE",
-            *_indented("A recipe in YAML: your own file, or a name from `llm-forget recipes list`.", width),
-            *_indented(
-                "The options below override its fields. Without --config they make up the whole recipe. Values are read as "
-                "YAML, for example --train.epochs 3 --adapter null",
-                width,
-            ),
-            "",
+            *_usage(recipe_class, width),
             *common,
             *(["", "Advanced options, rarely needed:", "", *advanced] if advanced else []),
         ]
     )
 
 
-def _entries(cls: Any, prefix: str, seen: dict[Any, str], width: int) -> Iterator[tuple[str, list[str]]]:
-    """(dotted key, its lines) of every field. The fields of a dataclass that occurs twice are listed once."""
+def _entries(cls: Any, given: Any, prefix: str, seen: dict[Any, str], width: int) -> Iterator[tuple[str, list[str]]]:
+    """(dotted key, its lines) of every field. The fields of a dataclass that occurs twice are listed once.
+
+    Defaults are those of the instance ``given``, if the recipe has one, otherwise those of the class.
+    """
     hints, meanings = get_type_hints(cls), comments(cls)
     for item in fields(cls):
         hint, name, meaning = hints[item.name], prefix + item.name, meanings.get(item.name, "")
-        inner = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
+        inner: Any = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
         nested = inner is not None and get_origin(hint) is not list
-        flag = f"--{name}  {_type(hint)}{_default(item, nested)}"
+        meaning = meaning or (" ".join(str(inspect.getdoc(inner)).split()) if nested else "")
+        default = _value(item) if given is None else getattr(given, item.name)
+        flag = f"--{name}  {_type(hint)}{_default(default)}"
         lines = textwrap.wrap(flag, width, subsequent_indent=_INDENT, break_on_hyphens=False)
         if meaning:
             lines += _indented(meaning, width)
         if nested and inner in seen:
             lines += _indented(f"Fields as --{seen[inner]}.", width)
+        if inner is not None and not nested:
+            listed = ", ".join(one.name for one in fields(inner))
+            lines += _indented(f"Fields of each: {listed}. `llm-forget unlearn --help` explains them.", width)
         yield name, lines
         if nested and inner not in seen:
             seen[inner] = name
-            yield from _entries(inner, f"{name}.", seen, width)
+            yield from _entries(inner, default if is_dataclass(default) else None, f"{name}.", seen, width)
 
 
 def _indented(text: str, width: int) -> list[str]:
@@ -153,12 +185,15 @@ def _type(hint: Any) -> str:
     return str(getattr(hint, "__name__", hint))
 
 
-def _default(item: Field[Any], nested: bool) -> str:
-    if item.default is not MISSING:
-        return f" [{_yaml(item.default)}]"
-    if item.default_factory is MISSING:
+def _value(item: Field[Any]) -> Any:
+    """The default of a field, or MISSING."""
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def _default(value: Any) -> str:
+    if value is MISSING:
         return " (required)"
-    return "" if nested else f" [{_yaml(item.default_factory())}]"
+    return "" if is_dataclass(value) or value in ([], {}) else f" [{_yaml(value)}]"
 
 
 def _yaml(value: Any) -> str:

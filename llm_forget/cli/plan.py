@@ -13,16 +13,20 @@ from llm_forget.cli.console import Json, print_json
 def plan(
     context: typer.Context,
     memory: Annotated[
-        str | None, typer.Option(help="GPU memory, for example 40GB; also prints the largest batch that fits")
+        str | None,
+        typer.Option(metavar="SIZE", help="GPU memory, for example 40GB; also prints the largest batch that fits"),
     ] = None,
-    tokens: Annotated[int | None, typer.Option(help="tokens of the longest row; default: encoding.max_length")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="tokens of the longest row; default: encoding.max_length")
+    ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="plan for a CPU instead of a GPU")] = False,
     as_json: Json = False,
 ) -> None:
-    """Estimate the memory a recipe needs, without loading any weights.
+    """Estimate the memory of a run without loading weights.
 
-    Options: --config FILE [--key.sub VALUE …], as for unlearn.
+    For unlearning runs. Also accepts --config FILE and --key.sub VALUE, as unlearn does.
 
+    \b
     Example:
       llm-forget plan --config mine.yaml --memory 40GB --train.batch_size 4
     """

@@ -11,15 +11,16 @@ from llm_forget.cli.console import Json, print_json
 
 
 def seeds(
-    runs: Annotated[list[Path], typer.Argument(help="run folders of one recipe, one for each seed")],
-    suite: Annotated[str, typer.Option(help="suite that all runs were evaluated on")] = "demo",
-    to: Annotated[Path | None, typer.Option("--to", help="JSON file to write the numbers to")] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="run folders of one recipe, one for each seed")],
+    suite: Annotated[str, typer.Option(metavar="NAME", help="suite that all runs were evaluated on")] = "demo",
+    to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="JSON file to write the numbers to")] = None,
     as_json: Json = False,
 ) -> None:
-    """Print mean and spread of every number over runs that differ only in their seed.
+    """Print mean and spread over runs that differ only in their seed.
 
     The spread is the standard deviation over runs (with n − 1).
 
+    \b
     Example:
       llm-forget seeds runs/mine-0 runs/mine-1 runs/mine-2 --suite custom
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -86,7 +86,7 @@ def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> 
     """
     problems = _unknown_keys(recipe_class, values, "") + _unusable_texts(values, "")
     try:
-        recipe = TypeAdapter(recipe_class).validate_python(values)
+        recipe = TypeAdapter(recipe_class).validate_python(_filled(recipe_class, values))
     except ValidationError as error:
         problems += [_explain(item) for item in error.errors()]
     except UserError as error:
@@ -95,6 +95,20 @@ def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> 
         listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
         raise RecipeError(f"{where} cannot be used:\n{listed}")
     return recipe
+
+
+def _filled(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with the recipe's own defaults in a section that is given in part.
+
+    Fine-tuning has other defaults than unlearning. Without this step, ``--train.epochs 3`` would also change the batch size.
+    """
+    filled = dict(values)
+    for item in fields(cls):
+        given = values.get(item.name)
+        default: Any = None if item.default_factory is MISSING else item.default_factory()
+        if isinstance(given, Mapping) and is_dataclass(default):
+            filled[item.name] = {**asdict(default), **given}
+    return filled
 
 
 def _explain(item: Any) -> str:
@@ -127,7 +141,7 @@ def _unknown_keys(cls: Any, values: Any, prefix: str) -> list[str]:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-            problems.append(f"{prefix}{key}: unknown key; {hint}Known here: {', '.join(known)}")
+            problems.append(f"{prefix}{key}: unknown key; {hint}known here: {', '.join(known)}")
             continue
         for inner in _dataclasses_in(hints[key]):
             nested = value if isinstance(value, list) else [value]
