@@ -106,7 +106,7 @@ def _filled(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     for item in fields(cls):
         given = values.get(item.name)
         default: Any = None if item.default_factory is MISSING else item.default_factory()
-        if isinstance(given, Mapping) and is_dataclass(default):
+        if isinstance(given, Mapping) and is_dataclass(default) and not isinstance(default, type):
             filled[item.name] = {**asdict(default), **given}
     return filled
 
