@@ -1,4 +1,4 @@
-"""From Python: unlearn and evaluate a loaded model with rows that are in memory, by the code that recipes run."""
+"""The Python API: unlearn and evaluate a loaded model with rows in memory. Recipes run the same code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llm_forget.utils.shipped import shipped
 if TYPE_CHECKING:
     import pandas as pd
 
-# A file, or rows: a `datasets.Dataset`, or a list of mappings.
+# The path of a file, or rows: a `datasets.Dataset` or a list of mappings.
 Rows = str | Path | Iterable[Mapping[str, Any]]
 
 _IN_MEMORY = "(in memory)"
@@ -31,13 +31,13 @@ _TRAIN = {item.name for item in fields(TrainConfig)}
 
 @dataclass(frozen=True)
 class Unlearned:
-    """What ``unlearn`` gives back.
+    """The result of ``unlearn``.
 
     Attributes:
-        model: with the adapter attached and switched on (``model.disable_adapter()`` gives the model before), in eval mode.
-        record: what was done and measured, as a run's ``result.json`` has it.
-        metrics: a row a step and a check: numbers only.
-        output_dir: the run folder, None where nothing was written.
+        model: the model with its adapter enabled, in eval mode; ``model.disable_adapter()`` gives the model before.
+        record: the same content as a run's ``result.json``.
+        metrics: numbers only, one row per step and per check.
+        output_dir: the run folder; None if nothing was written.
     """
 
     model: Any = field(repr=False)
@@ -47,11 +47,11 @@ class Unlearned:
 
     @property
     def reason(self) -> str:
-        """Why the run ended and what was kept."""
+        """Why the run ended and which state was kept."""
         return self.record.reason
 
     def frame(self) -> pd.DataFrame:
-        """Every step and every check, a row each (needs pandas)."""
+        """A table with one row per step and per check (needs pandas)."""
         return _frame(self.metrics)
 
     def __repr__(self) -> str:
@@ -72,32 +72,32 @@ class Unlearned:
 
 @dataclass(frozen=True)
 class Scores:
-    """What ``evaluate`` gives back.
+    """The result of ``evaluate``.
 
     Attributes:
-        results: the whole, as ``eval/<suite>.json`` holds it (``evaluation/schema.py``), with the scores by example id.
+        results: the content of ``eval/<suite>.json`` (see ``evaluation/schema.py``), with the scores by example id.
     """
 
     results: dict[str, Any] = field(repr=False)
 
     @property
     def verdict(self) -> list[str]:
-        """What the figures mean, in plain words; more of it where there is an oracle."""
+        """The meaning of the numbers in plain words. A full judgement needs the target and the oracle."""
         return list(self.results["verdict"])
 
     def frame(self) -> pd.DataFrame:
-        """A row a set and metric: value, interval, counts, and the same figure of each control (needs pandas)."""
+        """A table with one row per set and metric: value, interval, counts, and each control's value (needs pandas)."""
         return _frame(list(self._rows()))
 
     def examples(self, name: str) -> pd.DataFrame:
-        """The scores of single examples of a set, by id (needs pandas)."""
+        """A table with the scores of a set's examples, one row per id (needs pandas)."""
         found = self.results["sets"].get(name)
         if found is None:
-            raise DataError(f"no set {name!r} was measured; there are {', '.join(self.results['sets'])}")
+            raise DataError(f"the set {name!r} was not measured; give one of {', '.join(self.results['sets'])}")
         return _frame([{"id": one, **scores} for one, scores in found["examples"].items()]).set_index("id")
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file, and the scores of single examples beside it, as an evaluation by recipe does."""
+        """Write a JSON file, and a Parquet file with the scores of single examples, as ``llm-forget evaluate`` does."""
         from llm_forget.evaluation.results import write_results
 
         write_results(self.results, Path(path))
@@ -121,7 +121,7 @@ class Scores:
             value = "not scored" if row["value"] is None else f"{row['value']:.3f}"
             span = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
             lines.append(f"  {row['set']} {row['metric']}: {value}{span}")
-        return "\n".join([*lines, "frame() gives a table, verdict what the figures mean"])
+        return "\n".join([*lines, "frame() returns a table; verdict explains the numbers"])
 
 
 def unlearn(
@@ -138,27 +138,27 @@ def unlearn(
     console: Any = None,
     **settings: Any,
 ) -> Unlearned:
-    """Unlearn rows from a model that is loaded already: what a recipe does, after its loading.
+    """Unlearn rows from a loaded model, in the same way as a recipe.
 
-    The model is changed in place, as PEFT does: it carries the adapter afterwards. The adapters of a ``PeftModel`` are merged
-    into it first (in fp32), as a recipe's ``model.adapter`` is; what is trained is a fresh adapter beside them.
+    The model is changed in place, as in PEFT: it has the adapter afterwards. The adapters of a ``PeftModel`` are first merged
+    into its weights (in fp32), like a recipe's ``model.adapter``. Then a new adapter is trained.
 
     Args:
-        model: a ``PreTrainedModel`` or ``PeftModel`` in fp32, bf16 or quantised, where it is.
+        model: a ``PreTrainedModel`` or ``PeftModel`` in fp32, bf16 or quantised. It stays on its device.
         tokenizer: its tokenizer.
-        forget: rows to forget: a ``datasets.Dataset``, a list of mappings, or a file; columns as in files.
+        forget: rows to forget: a ``datasets.Dataset``, a list of mappings, or a file, with the same columns as data files.
         retain: rows to keep, in the same forms.
-        validation: rows to judge the utility floor by.
+        validation: rows on which the utility floor is measured.
         holdout: rows that were never trained on, for the forget target.
         method: its name, or ``{"name": "npo", "beta": 0.1}``.
-        output_dir: write a run folder there, with checkpoints beside it on the way; None writes nothing at all.
-        retain_term: a recipe's ``retain``: a name, or ``{"name": "kl", "weight": 2.0}``; None for none.
-        console: where progress goes (``rich.console.Console``); standard error by default.
-        settings: any other field of a recipe (``adapter={"rank": 8}``, ``stop={...}``, ``seed=1``); those of ``train`` may
-            also stand alone: ``epochs=5``, ``learning_rate=1e-3``.
+        output_dir: the run folder to write. During training, checkpoints are written next to it. None writes nothing.
+        retain_term: a recipe's ``retain``: a name, or ``{"name": "kl", "weight": 2.0}``; None for no retain term.
+        console: a ``rich.console.Console`` for progress; standard error by default.
+        settings: any other field of a recipe (``adapter={"rank": 8}``, ``stop={...}``, ``seed=1``). The fields of ``train``
+            can also be given directly: ``epochs=5``, ``learning_rate=1e-3``.
 
     Raises:
-        UserError: settings, data or model cannot work; all mistakes in the settings at once.
+        UserError: settings, data or model cannot be used; the message lists all mistakes in the settings.
     """
     from llm_forget.model.load import with_padding
     from llm_forget.train.build import NOWHERE, make_parts
@@ -192,7 +192,7 @@ def unlearn(
     )
 
     def load() -> Any:
-        return _made_ready(model, recipe)
+        return _prepared(model, recipe)
 
     done = run_on(recipe, parts, prepared, tokenizer, load, console)
     done.model.eval()
@@ -215,24 +215,24 @@ def evaluate(
     console: Any = None,
     **settings: Any,
 ) -> Scores:
-    """Measure a model that is loaded already: what ``llm-forget evaluate --suite custom`` does, after its loading.
+    """Evaluate a loaded model, in the same way as ``llm-forget evaluate --suite custom``.
 
-    Nothing is written unless ``cache`` or ``Scores.save`` says so. Perplexity and the capability test are off; ``perplexity={}``
-    and ``capability={}`` bring them (and need ``pip install llm-forget[eval]``, as ROUGE does).
+    Nothing is written without ``cache`` or ``Scores.save``. Perplexity and the capability test are off by default; enable them
+    with ``perplexity={}`` and ``capability={}``. Like ROUGE, they need ``pip install llm-forget[eval]``.
 
     Args:
-        model: a causal language model, where it is; with its adapter on or off.
+        model: a causal language model, with its adapter enabled or disabled. It stays on its device.
         tokenizer: its tokenizer.
         forget: rows that should be forgotten: a ``datasets.Dataset``, a list of mappings, or a file.
         retain: rows that should be kept.
-        holdout: rows like the forget rows that were never trained on; brings the membership attacks.
+        holdout: rows similar to the forget rows that were never trained on, for the membership attacks.
         sets: further sets by name.
-        target: what this function gave for the model before unlearning (or its file), to stand beside it.
-        oracle: the same for a model that never saw the forget rows; brings forget quality.
-        sham: the same for the recipe run on other rows.
-        keep_text: keep what the model answers; it may hold what was to be forgotten.
-        cache: a folder for scores, so that a second evaluation of the same model takes them from there.
-        console: where progress goes; silent by default.
+        target: this function's result for the model before unlearning, or its file, for comparison.
+        oracle: the result for a model that never saw the forget rows; needed for forget quality.
+        sham: the result for the same recipe run on other rows.
+        keep_text: keep the model's answers; they may contain the forgotten data.
+        cache: a folder for scores, reused when the same model is evaluated again; None for no cache.
+        console: a ``rich.console.Console`` for progress; silent by default.
         settings: any other field of a suite: ``metrics=["probability"]``, ``generation={"max_new_tokens": 32}``.
 
     Raises:
@@ -268,19 +268,21 @@ def evaluate(
 
 
 def _with_train(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with those that belong to ``train`` and stand alone put there."""
-    alone = {key: value for key, value in settings.items() if key in _TRAIN}
+    """Move the fields of ``train`` that were given directly into the ``train`` section."""
+    direct = {key: value for key, value in settings.items() if key in _TRAIN}
     rest = {key: value for key, value in settings.items() if key not in _TRAIN}
     for key in ("model", "data"):
         if key in rest:
-            raise RecipeError(f"{key} is given by itself: the loaded model first, then forget=..., retain=...")
-    if not alone:
+            raise RecipeError(
+                f"{key} is not a keyword here: give the loaded model as the first argument, and data as forget=..., retain=..."
+            )
+    if not direct:
         return rest
     train = rest.get("train", {})
-    twice = sorted(alone.keys() & (train.keys() if isinstance(train, Mapping) else set()))
+    twice = sorted(direct.keys() & (train.keys() if isinstance(train, Mapping) else set()))
     if twice:
-        raise RecipeError(f"{', '.join(twice)} stands alone and in train; give it once")
-    return {**rest, "train": {**train, **alone} if isinstance(train, Mapping) else train}
+        raise RecipeError(f"{', '.join(twice)} was given directly and in train; give it once")
+    return {**rest, "train": {**train, **direct} if isinstance(train, Mapping) else train}
 
 
 def _path(rows: Rows) -> str:
@@ -292,8 +294,8 @@ def _examples(name: str, rows: Rows) -> list[Example]:
         return read_examples(DataSource(str(rows)))
     if isinstance(rows, Mapping):
         raise DataError(
-            f"{name} is a {type(rows).__name__} with {', '.join(map(str, list(rows)[:8]))}; give the rows: one split of a "
-            'DatasetDict, or a list of {"question": ..., "answer": ...}'
+            f"{name} is a {type(rows).__name__} with the keys {', '.join(map(str, list(rows)[:8]))}; give rows: one split of "
+            'a DatasetDict, or a list of {"question": ..., "answer": ...}'
         )
     return check_rows(rows_in_memory(rows, name), DataSource(name))
 
@@ -307,7 +309,7 @@ def _results(role: str, given: Scores | Mapping[str, Any] | str | Path) -> Mappi
 
 
 def _model_section(model: Any) -> dict[str, Any]:
-    """What a recipe would say of the model, for the record; where it was loaded from need not be what it is now."""
+    """The ``model`` section of the recipe that is recorded. The model may differ from the checkpoint that it names."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     name = str(getattr(inner.config, "_name_or_path", "") or "")
     merged = " with its adapters merged" if inner is not model else ""
@@ -320,8 +322,8 @@ def _model_section(model: Any) -> dict[str, Any]:
 def _check_model(model: Any) -> None:
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
         raise RecipeError(
-            f"the model is a {type(model).__name__}; give a loaded one, for example "
-            "AutoModelForCausalLM.from_pretrained(...), or launch a recipe with the name of one"
+            f"the model is a {type(model).__name__}; give a loaded model, for example "
+            "AutoModelForCausalLM.from_pretrained(...), or run a recipe to load a model by name"
         )
     if any(value.dtype == torch.float16 for value in model.parameters()):
         raise RecipeError(
@@ -329,8 +331,8 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _made_ready(model: Any, recipe: UnlearnRecipe) -> Any:
-    """The model as ``load_model`` would give it: adapters merged, trainable weights in fp32."""
+def _prepared(model: Any, recipe: UnlearnRecipe) -> Any:
+    """Prepare the model as ``load_model`` does: merge adapters, and convert trainable weights to fp32."""
     from llm_forget.model.load import keep_gradients_through, refuse_quantised
 
     if hasattr(model, "merge_and_unload"):
@@ -340,7 +342,7 @@ def _made_ready(model: Any, recipe: UnlearnRecipe) -> Any:
         model = model.float().merge_and_unload().to(dtype)
     elif getattr(model, "peft_config", None):
         raise RecipeError(
-            "the model has adapters that were added without PEFT; give the PeftModel, or unload them first"
+            "the model has adapters but is not a PeftModel; give the PeftModel, or unload the adapters first"
         )
     if recipe.adapter is None:
         if recipe.model.quantization is not None:

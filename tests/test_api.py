@@ -209,8 +209,8 @@ def test_an_oracle_measured_on_other_rows_is_refused(load: Load) -> None:
         ({"epoch": 3}, RecipeError, "epoch: unknown key"),
         ({"method": "npoo"}, RecipeError, "did you mean 'npo'"),
         ({"method": {"name": "npo", "bta": 1}}, RecipeError, "did you mean 'beta'"),
-        ({"epochs": 3, "train": {"epochs": 4}}, RecipeError, "epochs stands alone and in train"),
-        ({"data": {}}, RecipeError, "data is given by itself"),
+        ({"epochs": 3, "train": {"epochs": 4}}, RecipeError, "epochs was given directly and in train"),
+        ({"data": {}}, RecipeError, "data is not a keyword here"),
         ({"forget": []}, DataError, "holds no rows"),
         ({"forget": ["Where?"]}, DataError, "forget, row 1: a str, not a mapping"),
         ({"forget": [{"q": "a", "a": "b"}]}, DataError, "the columns found are q, a"),
@@ -228,7 +228,7 @@ def test_mistakes_are_refused_with_a_remedy_and_without_data_text(
 
 
 def test_models_that_cannot_be_trained_are_refused(load: Load) -> None:
-    for model, words in ((load().half(), "float16"), ("a/name", "give a loaded one")):
+    for model, words in ((load().half(), "float16"), ("a/name", "give a loaded model")):
         with pytest.raises(RecipeError, match=words):
             quietly(model, TOKENIZER, forget=FORGET, retain=RETAIN)
 

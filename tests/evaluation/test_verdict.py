@@ -266,7 +266,7 @@ def test_lower_can_be_better() -> None:
 
 
 def test_the_distance_to_the_target_is_compared_with_that_of_the_oracle() -> None:
-    """The target's distance to itself is 0, so it is no useful comparison."""
+    """The target's distance to itself is 0, which no other model can reach, so the oracle is the comparison."""
 
     def moved(value: float) -> Result:
         return result(retain={"kl_to_target": keep(value)}, kl_to_target=keep(value))

@@ -94,16 +94,16 @@ def test_changes_against_the_target(tmp_path: Path) -> None:
 def test_an_unknown_section_is_in_the_table(tmp_path: Path) -> None:
     path = write_family(tmp_path) / "npo" / "eval" / "tiny.json"
     raw = json.loads(path.read_text())
-    raw["aggregates"] = {"calibration": {"value": 0.25, "low": 0.2, "high": 0.3, "n": 3, "forgotten": "low"}}
+    raw["calibration"] = {"error": {"value": 0.25, "low": 0.2, "high": 0.3, "n": 3, "forgotten": "low"}}
     path.write_text(json.dumps(raw))
     frame = load_runs(tmp_path)
-    assert "aggregates.calibration" in metrics_of(frame)
-    shown = [f"aggregates.calibration{end}" for end in ("", ".low", ".high", ".n")]
+    assert "calibration.error" in metrics_of(frame)
+    shown = [f"calibration.error{end}" for end in ("", ".low", ".high", ".n")]
     assert frame.loc["npo", shown].tolist() == [0.25, 0.2, 0.3, 3]
-    assert frame["aggregates.calibration"].isna().sum() == 3
-    assert compare(frame).loc[("npo", "aggregates.calibration"), "value"] == 0.25
+    assert frame["calibration.error"].isna().sum() == 3
+    assert compare(frame).loc[("npo", "calibration.error"), "value"] == 0.25
     table = metric_table(frame, None, "npo", None, None)
-    assert ["aggregates.calibration", "0.250", "3"] in [[cell.text for cell in row] for row in table.rows]
+    assert ["calibration.error", "0.250", "3"] in [[cell.text for cell in row] for row in table.rows]
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
