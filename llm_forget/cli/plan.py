@@ -31,7 +31,7 @@ def plan(
       llm-forget plan --config mine.yaml --memory 40GB --train.batch_size 4
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from llm_forget.cli.options import parse_command_line
     from llm_forget.config import UnlearnRecipe
@@ -48,19 +48,25 @@ def plan(
     if as_json:
         print_json({**asdict(found), "needed": found.needed, "largest_batch": most})
         return
-    table = Table("part", "GB", title=f"micro-batch of {found.rows} rows, {found.tokens} tokens each")
+    table = Table("part", Column("GB", justify="right"))
     for name in ("weights", "adapter", "optimizer", "gradients", "reference", "activations", "logits"):
         table.add_row(name, f"{getattr(found, name) / GB:.2f}")
-    where = "total on the GPU, CUDA context included" if found.on_card else "total, best state included"
-    table.add_row(where, f"{found.needed / GB:.2f}", style="bold")
     if found.on_card:
+        table.add_row("CUDA context, allocator", f"{(found.needed - found.total) / GB:.2f}")
+        table.add_row("total on the GPU", f"{found.needed / GB:.2f}", style="bold")
         table.add_row("best state (CPU memory)", f"{found.best_state / GB:.2f}")
+    else:
+        table.add_row("best state", f"{found.best_state / GB:.2f}")
+        table.add_row("total", f"{found.needed / GB:.2f}", style="bold")
     console = Console()
+    size_of_step = f"micro-batch of {found.rows} rows, {found.tokens} tokens each"
+    shorter = "" if tokens else " (--tokens N plans for shorter rows)"
+    console.print(f"train.batch_size {recipe.train.batch_size}, {size_of_step}{shorter}", highlight=False)
     console.print(table)
     if size is not None:
         advice = (
             f"largest train.batch_size: {most}"
             if most
-            else "not even one row fits; try train.gradient_checkpointing: true"
+            else "not even batch size 1 fits; try --train.gradient_checkpointing true or a smaller --encoding.max_length"
         )
         console.print(f"{memory}: {advice}", highlight=False)

@@ -19,6 +19,7 @@ from llm_forget.model.weights import restore_trainable, trainable_state
 from llm_forget.stop import Measurement, StopRule, Verdict
 from llm_forget.train.trackers import Trackers
 
+_WIDE = 120  # columns of a terminal in which the bar has its full width and label
 _LINES = 4  # progress lines per training phase if there is no terminal
 
 
@@ -79,10 +80,10 @@ class ProgressBar(TrainerCallback):
             return
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=None if self.console.width < _WIDE else 24),  # None: the bar shrinks, not the text
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("<"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
@@ -90,7 +91,9 @@ class ProgressBar(TrainerCallback):
         )
         self._bar.start()
         self._started = time.monotonic()
-        self._task = self._bar.add_task(self.label, total=state.max_steps, note=self.note)
+        narrow = self.console.width < _WIDE
+        shown = self.label.rpartition(": ")[2] if narrow else self.label
+        self._task = self._bar.add_task(shown, total=state.max_steps, note=self.note)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Advance the bar; without a terminal, print a few lines in all."""
@@ -108,9 +111,9 @@ class ProgressBar(TrainerCallback):
             self._bar.stop()
             self._bar = None
 
-    def say(self, note: str) -> None:
-        """Show the newest measurement next to the bar, or as a line if there is no terminal."""
-        self.note = note
+    def say(self, note: str, short: str) -> None:
+        """Show the newest measurement next to the bar, in short, or as a line if there is no terminal."""
+        self.note = short
         if not self.console.is_terminal:
             self._line(note)
 

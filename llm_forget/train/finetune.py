@@ -77,6 +77,9 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     if PartialState().is_main_process:
         _write(recipe, model, tokenizer, result)
         drop_logs(recipe.output_dir, recipe.train.trackers)
+        made = "model" if recipe.adapter is None or recipe.merge else "adapter"
+        text = f"loss {losses[0]:.3f} → {losses[-1]:.3f} ({recipe.output_dir}/{made})"
+        console.print(f"{Path(recipe.output_dir).name}: {text}", highlight=False, soft_wrap=True)
     PartialState().wait_for_everyone()
     return result
 

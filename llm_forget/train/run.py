@@ -242,7 +242,8 @@ class Run:
         text = f"step {now.step}: forget {now.forget:.3f}{wanted}{kept}"
         bar = getattr(self, "_bar", None)
         if PartialState().is_main_process:
-            bar.say(text) if bar else self.console.print(
+            short = f"forget {now.forget:.3f}" + ("" if now.retain is None else f" retain {now.retain:.3f}")
+            bar.say(text, short) if bar else self.console.print(
                 f"{self.recipe.method['name']}: {text}", highlight=False, soft_wrap=True
             )
 
