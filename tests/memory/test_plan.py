@@ -215,7 +215,7 @@ def test_a_method_that_trains_some_blocks_is_planned_with_these() -> None:
     everywhere = planned(method={"name": "npo"})
     assert planned().adapter == everywhere.adapter * 3 / 8
     assert planned().activations < everywhere.activations
-    with pytest.raises(RecipeError, match="layer is 9; this model has the blocks 0 to 7"):
+    with pytest.raises(RecipeError, match="layer is 9; give a block of this model, from 0 to 7"):
         planned(method={"name": "rmu", "layer": 9})
 
 
