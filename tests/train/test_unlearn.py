@@ -297,7 +297,7 @@ def test_an_adapter_for_another_base_of_the_same_shapes_is_refused_by_its_digest
     tiny_tokenizer().save_pretrained(tmp_path / "other")
     monkeypatch.setattr(llm_forget.train.unlearn, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     changes = {"name": str(tmp_path / "other"), "adapter": str(Path(first.output_dir) / "adapter")}
-    with pytest.raises(UserError, match="was made for another base"):
+    with pytest.raises(UserError, match="was trained on another base"):
         unlearn(recipe_of(model=changes, output_dir=str(tmp_path / "two")))
 
 
