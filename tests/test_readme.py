@@ -66,9 +66,9 @@ def commands() -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         for block in (*blocks(page, "bash"), *blocks(page, "sh"), *blocks(page, "shell")):
-            found += [
-                (page, line) for line in block.replace("\\\n", " ").splitlines() if shlex.split(line, comments=True)
-            ]
+            # a shell variable that takes a command's output, as job scripts have, is no command of its own
+            lines = [line for line in block.replace("\\\n", " ").splitlines() if not re.match(r"\w+=\$\(", line)]
+            found += [(page, line) for line in lines if shlex.split(line, comments=True)]
     return found
 
 
@@ -129,7 +129,7 @@ def check_ours(words: list[str]) -> None:
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_a_command_exists_with_its_options(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    check_command(shlex.split(line.replace("…", ""), comments=True))
+    check_command(shlex.split(line.replace("…", "VALUE"), comments=True))
 
 
 @pytest.mark.parametrize("line", ["llm-forget forgot", "llm-forget merge --onto x", "bash scripts/none.sh", "rm -r x"])
