@@ -40,7 +40,7 @@ class AnswerScores:
 
     @property
     def lengths(self) -> Tensor:
-        """Answer tokens per example, (B,); at least 1, so that an example without any gives 0 and not NaN in a loss."""
+        """Answer tokens per example, (B,); at least 1, so that an example without answer tokens gives a loss of 0, not NaN."""
         return self.mask.sum(-1).clamp(min=1)
 
     @property
@@ -54,7 +54,7 @@ class AnswerScores:
         return self.token_logps.sum(-1) / self.lengths
 
     def rows(self, index: slice | Tensor) -> AnswerScores:
-        """The scores of some examples."""
+        """The scores of the selected examples."""
 
         def some(value: Tensor | AnswerScores | None) -> Tensor | AnswerScores | None:
             if isinstance(value, AnswerScores):
@@ -65,7 +65,7 @@ class AnswerScores:
 
 
 def mean_over_answer(per_token: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the answer tokens, (B, A) → (B,); 0 for an example without any."""
+    """Mean over the answer tokens, (B, A) → (B,); 0 for an example without answer tokens."""
     return (per_token * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
 

@@ -1,4 +1,4 @@
-"""The stop rule: when a run ends and which state is the best. It sees measurements only, no model."""
+"""The stop rule: decides when a run ends and which state is the best. It reads only measurements, not the model."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
-NEVER_SEEN = (
-    0.1  # the forget target without a holdout set: a typical probability of answers that a model has never seen
-)
+# The forget target without a holdout set: a typical probability of answers that a model has never seen.
+NEVER_SEEN = 0.1
 
 
 class Verdict(Enum):
-    """What to do after a check."""
+    """The decision after a check."""
 
-    GO_ON = "go on"
-    KEEP = "go on, and this is the best state so far"
-    REACHED = "stop here: the forget target is reached above the utility floor"
-    BROKEN = "stop and go back to the best state: the utility floor is broken for good"
+    GO_ON = "continue"
+    KEEP = "continue; this is the best state so far"
+    REACHED = "stop: the forget target is reached above the utility floor"
+    BROKEN = "stop and restore the best state: the model stays below the utility floor"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Mean answer probability of both sets after a step: geometric mean over tokens, arithmetic mean over examples."""
+    """Mean answer probability of both sets after a step: the geometric mean over tokens, then the mean over examples."""
 
     step: int
     forget: float
@@ -33,16 +32,16 @@ class Measurement:
 
 @dataclass
 class StopRule:
-    """Judges measurements one after the other and remembers the best.
+    """Judges a sequence of measurements and remembers the best state.
 
-    The best state is the one with the lowest forget probability (nothing below the target counts as lower) among those above
-    the floor; of equals, the one with the higher retain probability. A state below the floor is never the best, however much
-    it has forgotten.
+    The best state is the one with the lowest forget probability among the states above the floor. Values below the target
+    count as the target. If two states are equal, the one with the higher retain probability is better. A state below the floor
+    is never the best, even if it has forgotten more.
 
     Attributes:
-        target: mean forget probability that counts as forgotten, or None to train to the end.
-        floor: retain probability that must stay (absolute), or None without a retain set.
-        patience: checks in a row below the floor and no better than the one before, after which the run ends.
+        target: mean forget probability that counts as forgotten; None to train to the end.
+        floor: lowest allowed retain probability (absolute); None without a retain set.
+        patience: the run ends after this number of consecutive checks below the floor without a rise of the retain probability.
     """
 
     target: float | None
@@ -53,7 +52,7 @@ class StopRule:
     history: list[Measurement] = field(default_factory=list)
 
     def judge(self, now: Measurement) -> Verdict:
-        """Take one measurement and decide what to do."""
+        """Record one measurement and decide whether to continue."""
         self.history.append(now)
         if self.above_floor(now):
             self.broken_for = 0
@@ -64,7 +63,7 @@ class StopRule:
                 self.best = now
                 return Verdict.KEEP
             return Verdict.GO_ON
-        # While the retain probability is rising again, the run goes on.
+        # While the retain probability rises again, the run continues.
         recovering = len(self.history) > 1 and (now.retain or 0.0) > (self.history[-2].retain or 0.0)
         self.broken_for = 0 if recovering else self.broken_for + 1
         return Verdict.BROKEN if self.broken_for >= self.patience else Verdict.GO_ON

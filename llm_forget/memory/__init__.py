@@ -1,1 +1,1 @@
-"""What a run will need, before it starts."""
+"""Predict the memory of a run before it starts."""

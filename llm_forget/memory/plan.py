@@ -1,4 +1,4 @@
-"""Predict the memory of a run before it starts: one step of the real model on tensors without content."""
+"""Predict the memory of a run: simulate one training step of the real model on fake tensors."""
 
 from __future__ import annotations
 
@@ -25,30 +25,31 @@ from llm_forget.train.objective import Objective
 from llm_forget.train.step_rows import StepRows
 
 GB = 10**9
-# What a card holds besides tensors: CUDA's context, cuBLAS workspaces, and what the allocator cannot hand out again.
+# GPU memory besides tensors: the CUDA context, cuBLAS workspaces, and fragmentation of the allocator.
 CARD_FIXED, CARD_SHARE = 1.2e9, 0.05
-# Bytes a weight of a quantised linear layer: nf4 keeps an fp32 scale for every 64 weights, int8 one for every row.
+# Bytes per weight of a quantised linear layer: nf4 has an fp32 scale for every 64 weights, int8 one for every row.
 _QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
-_SHALLOW = (2, 4)  # layers of the models that are tried instead of a deep one
+_SHALLOW = (2, 4)  # numbers of layers of the shallow models that are simulated instead of a deep one
 _STATE_BYTES = (("8bit", 2.1), ("4bit", 1.1), ("adafactor", 0.1), ("sgd", 0.0), ("lion", 4.0), ("adam", 8.0))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes at the peak of a training step, by what they are for.
+    """Bytes at the peak of a training step, by purpose.
 
     Attributes:
-        weights: the model as it is held, frozen or trained.
+        weights: the model's weights, frozen or trained.
         adapter: the adapter's weights.
-        optimizer: its state.
-        gradients: of what is trained.
-        reference: a second copy of the weights; 0 if disabling the adapter or stored log-probs make it unnecessary.
-        activations: everything else that is alive at the peak, except logits.
+        optimizer: the optimizer state.
+        gradients: the gradients of the trained weights.
+        reference: a second copy of the weights; 0 if it is not needed, because the adapter can be disabled or the reference
+            log-probs are stored.
+        activations: all other memory at the peak, except logits.
         logits: tensors whose last dimension is the vocabulary.
-        best_state: a copy of the trained weights for rolling back, in the CPU's memory.
-        rows: of a micro-batch, forget and retain together.
-        tokens: of a row.
-        on_card: whether it is planned for a GPU.
+        best_state: a copy of the trained weights in CPU memory, to restore the best state.
+        rows: rows per micro-batch, forget and retain together.
+        tokens: tokens per row.
+        on_card: whether the plan is for a GPU.
     """
 
     weights: float
@@ -72,18 +73,18 @@ class Plan:
 
     @property
     def needed(self) -> float:
-        """Bytes that the device must have: on a card, with what it holds besides tensors."""
+        """Bytes that the device must have; on a GPU, including memory besides tensors."""
         return self.total * (1 + CARD_SHARE) + CARD_FIXED if self.on_card else self.total
 
 
 def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, model_config: Any = None) -> Plan:
-    """Plan one run; needs the model's config and none of its weights.
+    """Plan one run from the model's config, without its weights.
 
     Args:
         recipe: the checked recipe.
-        on_card: for a GPU that multiplies in bf16; otherwise for this machine's CPU.
-        tokens: of the longest row; by default ``encoding.max_length``, which no row exceeds.
-        model_config: a transformers config; by default that of the recipe's model.
+        on_card: True for a GPU with bf16 support, False for this machine's CPU.
+        tokens: tokens of the longest row; by default ``encoding.max_length``, which no row exceeds.
+        model_config: a transformers config; by default the config of the recipe's model.
 
     Raises:
         RecipeError: the recipe cannot work, or the model's config cannot be read.
@@ -132,7 +133,7 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
 
 
 def largest_batch(recipe: UnlearnRecipe, memory: float, **how: Any) -> int:
-    """The largest ``train.batch_size`` whose plan fits into so many bytes; 0 where not even 1 does."""
+    """The largest ``train.batch_size`` whose plan fits into ``memory`` bytes; 0 if even a batch size of 1 does not fit."""
 
     def needed(size: int) -> float:
         return plan(replace(recipe, train=replace(recipe.train, batch_size=size)), **how).needed
@@ -145,7 +146,7 @@ def largest_batch(recipe: UnlearnRecipe, memory: float, **how: Any) -> int:
         known[guess] = needed(guess)
         low = max(size for size, bytes_ in known.items() if bytes_ <= memory)
         top = min((size for size, bytes_ in known.items() if bytes_ > memory), default=None)
-        # a row adds about the same each time, so a straight line through two plans lands near the answer
+        # each row adds about the same memory, so linear interpolation between two plans gives a good guess
         near, far = sorted(known, key=lambda size: abs(known[size] - memory))[:2]
         slope = (known[near] - known[far]) / (near - far)
         line = near + math.floor((memory - known[near]) / slope) if slope > 0 else low * 2
@@ -154,26 +155,26 @@ def largest_batch(recipe: UnlearnRecipe, memory: float, **how: Any) -> int:
 
 
 def parse_memory(text: str) -> float:
-    """``40GB``, ``24 GiB``, ``512MB`` → bytes.
+    """Convert a size such as ``40GB``, ``24 GiB`` or ``512MB`` to bytes.
 
     Raises:
-        RecipeError: it is something else.
+        RecipeError: the text is not a size.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT])(i?)[bB]?\s*", text)
     if found is None or float(found[1]) <= 0:
-        raise RecipeError(f"memory {text!r} is not a size; write for example 40GB or 24GiB")
+        raise RecipeError(f"memory {text!r} is not a size; give for example 40GB or 24GiB")
     unit = 1024.0 if found[3] else 1000.0
     power = "kmgt".index(found[2].lower()) + 1
     return float(found[1]) * math.pow(unit, power)
 
 
 def _batch(rows: StepRows, pairs: int, tokens: int) -> Batch:
-    """A micro-batch of this many pairs."""
+    """A micro-batch of ``pairs`` pairs."""
     return Batch(
         rows=pairs * len(rows.groups),
         tokens=tokens,
         read=pairs * sum(group.logits for group in rows.groups),
-        # the reference runs on one group after the other
+        # the reference runs on one group per forward pass
         reference=pairs if any(group.reference for group in rows.groups) else 0,
         hidden=rows.hidden,
     )
@@ -182,14 +183,15 @@ def _batch(rows: StepRows, pairs: int, tokens: int) -> Batch:
 def _over_layers(
     config: Any, blocks: range | None, peak_of: Callable[[Any, range | None], Counter[str]]
 ) -> Counter[str]:
-    """The peak of a deep model from shallow ones: blocks that are alike take alike, and each adds the same.
+    """Extrapolate the peak of a deep model from shallow ones, because each equal block adds the same memory.
 
-    Blocks below those that are trained keep nothing for backward, blocks above keep what leads down to these.
+    Blocks below the trained ones keep nothing for backward. Blocks above them keep the activations that backward needs to reach
+    the trained ones. So the three kinds are counted separately.
 
     Args:
-        config: of the deep model.
-        blocks: those that are trained; None for all.
-        peak_of: the peak of a model with this config, whose blocks in this range are trained; None for all.
+        config: the config of the deep model.
+        blocks: the trained blocks; None for all.
+        peak_of: (config, trained blocks or None for all) → the peak of that model.
     """
     depth = int(config.num_hidden_layers)
     kinds = getattr(config, "layer_types", None)
@@ -231,7 +233,7 @@ def _config_of(recipe: UnlearnRecipe) -> Any:
 def _on_meta(
     recipe: UnlearnRecipe, config: Any, on_card: bool, blocks: range | None = None
 ) -> tuple[nn.Module, torch.dtype]:
-    """The model of the recipe, without storage, of which these blocks are trained; None for all that the recipe names."""
+    """The recipe's model on the meta device, with only these blocks trained; None for all blocks that the recipe trains."""
     from transformers import AutoModelForCausalLM
 
     full = recipe.adapter is None
@@ -239,7 +241,7 @@ def _on_meta(
     dtype = torch.float32 if full else chosen
     attention = attention_for(recipe.model, dtype, on_cpu=not on_card) or "sdpa"
     if attention == "flash_attention_2":
-        attention = "sdpa"  # of the same memory, and it can be planned without a card
+        attention = "sdpa"  # it needs the same memory, and can be simulated without a GPU
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         if recipe.adapter is not None:
@@ -250,7 +252,7 @@ def _on_meta(
 
 
 def _linear_weights(model: nn.Module) -> list[Tensor]:
-    """What bitsandbytes would quantise: the frozen linear layers, without the head."""
+    """The weights that bitsandbytes would quantise: the frozen linear layers, without the head."""
     head = output_head(model)
     return [
         module.weight
@@ -260,7 +262,7 @@ def _linear_weights(model: nn.Module) -> list[Tensor]:
 
 
 def _weights(model: nn.Module, recipe: UnlearnRecipe) -> float:
-    """Bytes of all parameters and buffers, tied ones once."""
+    """Bytes of all parameters and buffers; tied ones count once."""
     tensors = {id(value): value for value in (*model.parameters(), *model.buffers())}
     size = float(sum(value.numel() * value.element_size() for value in tensors.values()))
     if recipe.model.quantization:
@@ -270,10 +272,10 @@ def _weights(model: nn.Module, recipe: UnlearnRecipe) -> float:
 
 
 def _dequantised(model: nn.Module) -> float:
-    """The largest quantised layer is multiplied as a bf16 copy."""
+    """Bytes of the largest quantised layer in bf16, which is dequantised to a bf16 copy for its product."""
     return 2.0 * max((value.numel() for value in _linear_weights(model)), default=0)
 
 
 def _optimizer_bytes(name: str) -> float:
-    """Bytes of state a trained weight."""
+    """Bytes of optimizer state per trained weight."""
     return next((size for part, size in _STATE_BYTES if part in name.lower()), 8.0)

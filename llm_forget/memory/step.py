@@ -1,4 +1,4 @@
-"""One training step of a model on tensors without content: how many bytes are alive at its peak."""
+"""Simulate one training step on fake tensors, and count the bytes that are allocated at its peak."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PlannedStep:
         self.model, self.batch, self.on_card = model, batch, on_card
 
     def peak(self, *, autocast: bool, checkpointing: dict[str, Any] | None, accumulate: bool) -> Counter[str]:
-        """Bytes alive at the peak, without model and optimizer: ``all`` of them, and the ``logits`` among these."""
+        """Bytes allocated at the peak, without model and optimizer: ``all``, and the part for ``logits``."""
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         model: Any = self.model.train()
@@ -63,7 +63,7 @@ class PlannedStep:
         return peak
 
     def _loss(self, ids: Tensor) -> Tensor:
-        """As ``score_answers`` and the trainer, for rows that are all answer but their first token."""
+        """The loss as in ``score_answers`` and the trainer, for rows in which every token except the first is an answer token."""
         logps, kept = self._scores(ids)
         loss = logps.sum()
         other = None
@@ -75,7 +75,7 @@ class PlannedStep:
         return loss
 
     def _scores(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Log-probs of all tokens, and of the rows whose logits a loss reads these, laid out answer by answer."""
+        """The log-probs of all tokens, and (rows, tokens, V) logits of the rows whose logits a loss reads, or None."""
         rows, width = ids.shape[0], ids.shape[1] - 1
         targets = torch.zeros(rows * width, dtype=torch.long)
         read = min(self.batch.read, rows)
@@ -105,7 +105,7 @@ class PlannedStep:
 
 
 def _give_storage(model: nn.Module) -> None:
-    """Replace meta tensors by fake ones, in place; tied ones stay tied."""
+    """Replace meta tensors by fake ones in place; tied tensors stay tied."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
         for held in (module._parameters, module._buffers):
@@ -119,7 +119,7 @@ def _give_storage(model: nn.Module) -> None:
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that operations have allocated and that are not yet freed."""
+    """Counts the bytes of all storages that operations allocated and that are not freed yet."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,1 +1,1 @@
-"""Everything that loads, runs or changes a model."""
+"""Load, run and change models."""

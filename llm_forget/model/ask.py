@@ -1,4 +1,4 @@
-"""Ask a model one question, as its recipe's prompts are written."""
+"""Ask a model one question in its recipe's prompt format."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from llm_forget.model.generate import generate_answers
 
 
 def ask(model: Any, tokenizer: Any, question: str, encoding: EncodingConfig, *, max_new_tokens: int = 64) -> str:
-    """The model's greedy answer to a question.
+    """Generate the model's greedy answer to a question.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
         question: one user turn.
         encoding: system prompt and template, as in the recipe.
-        max_new_tokens: where to cut a model that does not stop.
+        max_new_tokens: the longest answer, in tokens.
     """
     example = Example(id="question", prompt=(Message("user", question),), answer="-")
     prompt = encode_prompt(tokenizer, example, encoding)

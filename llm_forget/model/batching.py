@@ -1,4 +1,4 @@
-"""Batches of like length, their share among processes, and the mode in which a model is measured."""
+"""Batches of rows with similar length, their distribution over processes, and evaluation mode."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def length_batches(
     answers: Sequence[int] | None = None,
     batch_answers: int | None = None,
 ) -> list[list[int]]:
-    """Indices of rows in batches of like length, the longest first, so that what does not fit in memory fails at once.
+    """Group row indices into batches of similar length, the longest first, so that out-of-memory errors come early.
 
-    A row that exceeds a limit by itself is a batch of its own.
+    A row that alone exceeds a limit has a batch of its own.
 
     Args:
         lengths: tokens of each row.
-        batch_tokens: most tokens of a batch, its padding included.
-        batch_rows: most rows of a batch; None for no limit.
+        batch_tokens: most tokens per batch, including padding.
+        batch_rows: most rows per batch; None for no limit.
         answers: answer tokens of each row; only with ``batch_answers``.
-        batch_answers: most answer tokens of a batch; None for no limit.
+        batch_answers: most answer tokens per batch; None for no limit.
     """
     batches: list[list[int]] = []
     counted = 0
@@ -54,7 +54,7 @@ def length_batches(
 
 
 def answer_batches(rows: Sequence[Encoded], batch_tokens: int, batch_answers: int | None = None) -> list[list[int]]:
-    """``length_batches`` of the rows that have an answer token to score, as indices of ``rows``."""
+    """``length_batches`` over the rows with at least one answer token, as indices into ``rows``."""
     scorable = [index for index, row in enumerate(rows) if row.answer_length]
     batches = length_batches(
         [len(rows[index].input_ids) for index in scorable],
@@ -66,7 +66,7 @@ def answer_batches(rows: Sequence[Encoded], batch_tokens: int, batch_answers: in
 
 
 def answer_offsets(rows: Sequence[Encoded]) -> npt.NDArray[np.int64]:
-    """(E + 1,) where the answer tokens of each of E rows begin, all of them laid out one row after the other."""
+    """(E + 1,) offsets of each row's answer tokens when the answer tokens of E rows are concatenated."""
     counts = [row.answer_length for row in rows]
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
 
@@ -74,7 +74,7 @@ def answer_offsets(rows: Sequence[Encoded]) -> npt.NDArray[np.int64]:
 def place_rows(
     found: npt.NDArray[Any], offsets: npt.NDArray[np.int64], batch: Sequence[int], values: npt.NDArray[Any]
 ) -> None:
-    """Put the values of a batch, (…, N) one row after the other, where its rows are in ``found``."""
+    """Write the values of a batch, (…, N) with rows concatenated, to the positions of its rows in ``found``."""
     start = 0
     for index in batch:
         stop = start + int(offsets[index + 1] - offsets[index])
@@ -92,17 +92,17 @@ def over_batches(
     progress: Callable[[int], None] | None = None,
     accelerator: Any = None,
 ) -> npt.NDArray[np.float64]:
-    """Compute values batch by batch, with models in eval mode, and put them together in the order of the rows.
+    """Compute values batch by batch, with models in eval mode, and return them in the order of the rows.
 
     Args:
-        models: those that are run.
-        batches: indices of rows.
-        compute: a batch → (…, N) the values of its rows, one row after the other.
-        found: (…, all values) zeros, or what is known already on one process.
-        offsets: (E + 1,) row i owns the values ``offsets[i]:offsets[i + 1]``.
-        progress: called after each batch with the number of its rows.
-        accelerator: an ``accelerate.Accelerator``; each of its processes computes a share of the batches and gets all
-            values. Every process runs the same number of batches, so that sharded models do not deadlock.
+        models: the models that ``compute`` runs.
+        batches: batches of row indices.
+        compute: a batch → (…, N) the values of its rows, concatenated.
+        found: (…, all values) zeros, or values that are already known, filled in on one process only.
+        offsets: (E + 1,) row i has the values ``offsets[i]:offsets[i + 1]``.
+        progress: called after each batch with its number of rows.
+        accelerator: an ``accelerate.Accelerator``. Its processes share the batches, and each gets all values. Every process
+            runs the same number of batches, so that sharded models do not deadlock.
 
     Returns:
         (…, all values), the same on every process.
@@ -121,7 +121,7 @@ def over_batches(
 
 
 def share_of(batches: Sequence[list[int]], accelerator: Any) -> Iterator[tuple[list[int], bool]]:
-    """This process's batches, and whether their results count: the last round is filled up with repeats that do not."""
+    """This process's batches, and whether their results count. The last round is filled up with repeats that do not count."""
     processes, own = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
     for first in range(0, len(batches), processes):
         place = first + own
@@ -129,11 +129,10 @@ def share_of(batches: Sequence[list[int]], accelerator: Any) -> Iterator[tuple[l
 
 
 def sum_over_processes(values: npt.NDArray[Any], accelerator: Any) -> npt.NDArray[Any]:
-    """Add up arrays that hold zeros wherever another process has the value; NaN stays NaN."""
+    """Sum arrays over processes; each value is nonzero on one process only. NaN stays NaN."""
     if accelerator is None or accelerator.num_processes == 1:
         return values
-    # Tensors rather than objects, which would travel as pickles; fp32 holds every score exactly, as they were computed
-    # in it.
+    # Tensors instead of objects, which would be sent as pickles. fp32 is exact, because the scores were computed in fp32.
     kind = torch.float32 if values.dtype.kind == "f" else torch.int64
     summed = accelerator.reduce(torch.as_tensor(values, dtype=kind, device=accelerator.device), reduction="sum")
     return np.asarray(summed.cpu().numpy(), dtype=values.dtype)
@@ -141,7 +140,7 @@ def sum_over_processes(values: npt.NDArray[Any], accelerator: Any) -> npt.NDArra
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode; afterwards each module is in the mode it was in."""
+    """Context with the model in eval mode; afterwards the mode of each module is restored."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Decoder blocks: which ones are trained, the LoRA adapter on them, and compiling them."""
+"""Decoder blocks: select the trained ones, add a LoRA adapter, and compile."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def add_adapter(model: nn.Module, config: AdapterConfig, blocks: Collection[int]
         blocks = top_blocks(config, int(inner.config.get_text_config().num_hidden_layers))
     targets = config.target_modules
     try:
-        # Without PEFT's prepare_model_for_kbit_training: it casts embeddings and head to fp32, which takes 2 GB more for an
-        # 8B model and gains nothing, because they are frozen and run under autocast.
+        # PEFT's prepare_model_for_kbit_training is not used: it casts embeddings and head to fp32, which takes 2 GB more for
+        # an 8B model and has no benefit, because they are frozen and run under autocast.
         lora = LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,
@@ -89,9 +89,9 @@ def add_adapter(model: nn.Module, config: AdapterConfig, blocks: Collection[int]
         )
         adapted = get_peft_model(model, lora)
     except (ValueError, re.error) as error:
-        raise RecipeError(f"adapter.target_modules: {targets!r} fits no layer of the model: {error}") from error
+        raise RecipeError(f"adapter.target_modules: {targets!r} matches no layer of the model: {error}") from error
     if next(model.parameters()).dtype == torch.bfloat16:
-        # Everything runs under autocast then, which casts inputs to bf16 anyway. Skip PEFT's cast to fp32.
+        # A bf16 base runs under autocast, which casts inputs to bf16 anyway. Skip PEFT's cast to fp32.
         for module in adapted.modules():
             if hasattr(module, "cast_input_dtype_enabled"):
                 module.cast_input_dtype_enabled = False

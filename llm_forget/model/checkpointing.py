@@ -1,4 +1,4 @@
-"""Gradient checkpointing: keep nothing of a block, or only the results that are expensive to recompute."""
+"""Gradient checkpointing: recompute a whole block in backward, or keep the results that are expensive to recompute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from llm_forget.model.head import below_wrapper
 
-# A product with an inner dimension this small (LoRA's B) costs little more than reading its result back.
+# Recomputing a product with an inner dimension this small (LoRA's B) costs little more than reading its result from memory.
 _FEW = 128
 _aten = torch.ops.aten
 _PRODUCTS = {_aten.mm.default: (0, 1), _aten.addmm.default: (1, 2)}
@@ -45,9 +45,10 @@ def checkpointing_arguments(chosen: bool | Literal["selective"]) -> dict[str, An
 
 
 def frozen_stays_frozen(model: Any) -> None:
-    """Undo the gradient that transformers enables on the embeddings for reentrant checkpoints; ours are not reentrant.
+    """Disable the gradient of the embeddings, which transformers enables for reentrant checkpoints.
 
-    With it, backward would go through all blocks even if only the upper ones have an adapter.
+    Our checkpoints are not reentrant. With this gradient, backward would go through all blocks even if only the upper ones
+    have an adapter.
     """
     inner = below_wrapper(model)
     if hasattr(inner, "disable_input_require_grads"):

@@ -1,4 +1,4 @@
-"""Answers to prompts, greedy or sampled: what a model says when it is asked, for the metrics that read text."""
+"""Generate answers to prompts, greedy or sampled, for the metrics that read text."""
 
 from __future__ import annotations
 
@@ -31,25 +31,24 @@ def generate_answers(
 ) -> list[str]:
     """Continue each prompt greedily until an end token or ``max_new_tokens``.
 
-    Padding is on the left and masked by position, so that ``pad == eos`` hides nothing. Batches are formed by length
-    alone, so the same prompts give the same batches and, in bf16 too, the same answers; in bf16 another ``batch_size``
-    may turn a near tie and with it the rest of an answer.
+    Padding is on the left and masked by position, so a tokenizer with ``pad == eos`` works. Batches depend only on the
+    prompts' lengths, so the same prompts give the same batches and the same answers, even in bf16. With another
+    ``batch_size``, a bf16 model can choose another token if two logits are almost equal, and the rest of the answer changes.
 
     Args:
-        model: a causal language model that can generate; under several processes each holds all of it.
-        tokenizer: its tokenizer; special tokens are left out of the answers.
+        model: a causal language model that can generate; each process holds all of it.
+        tokenizer: its tokenizer; special tokens are removed from the answers.
         prompts: token ids, at least one each (``data.encode.encode_prompt``).
-        max_new_tokens: longest answer, in tokens, its end token included.
-        batch_size: prompts a batch.
-        progress: called after each batch with the prompts that it held.
-        accelerator: an ``accelerate.Accelerator``; each of its processes then answers a share, and has all answers at
-            the end.
+        max_new_tokens: longest answer in tokens, including the end token.
+        batch_size: prompts per batch.
+        progress: called after each batch with its number of prompts.
+        accelerator: an ``accelerate.Accelerator``; its processes share the prompts, and each gets all answers.
 
     Returns:
         The answers in the order of ``prompts``, without surrounding white space.
 
     Raises:
-        DataError: an empty prompt, or a size below 1.
+        DataError: a prompt is empty, or a size is below 1.
     """
     found = _answers(model, tokenizer, prompts, None, max_new_tokens, batch_size, progress, accelerator)
     return [_text(tokenizer, row[row > 0] - 1) for row in found]
@@ -68,29 +67,29 @@ def sample_answers(
     progress: Callable[[int], None] | None = None,
     accelerator: Any = None,
 ) -> list[list[str]]:
-    """Continue each prompt several times, each token drawn from ``softmax(logits / temperature)`` over the whole vocabulary.
+    """Sample several answers to each prompt, each token from ``softmax(logits / temperature)`` over the whole vocabulary.
 
-    Each token is where one uniform number falls in the cumulated probabilities. The numbers of a sample come from a
-    generator of its own, seeded by ``seed``, the prompt and the sample's number: other prompts, their order, the batch
-    size and the number of processes change none of them.
+    A token is drawn by inverting the cumulative distribution at one uniform random number. Each sample has its own random
+    generator, seeded with ``seed``, the prompt and the sample's index. So the random numbers do not depend on other prompts,
+    their order, the batch size or the number of processes.
 
     Args:
-        model: a causal language model that can generate; under several processes each holds all of it.
-        tokenizer: its tokenizer; special tokens are left out of the answers.
+        model: a causal language model that can generate; each process holds all of it.
+        tokenizer: its tokenizer; special tokens are removed from the answers.
         prompts: (E) token ids, at least one each.
-        samples: answers a prompt.
-        temperature: above 0; below 1 likely tokens become likelier.
-        seed: of the samples.
-        max_new_tokens: longest answer, in tokens, its end token included.
-        batch_size: answers a batch.
-        progress: called after each batch with the answers that it held.
-        accelerator: an ``accelerate.Accelerator``; each of its processes then draws a share, and has all at the end.
+        samples: answers per prompt.
+        temperature: above 0; values below 1 make likely tokens more likely.
+        seed: seed of the samples.
+        max_new_tokens: longest answer in tokens, including the end token.
+        batch_size: answers per batch.
+        progress: called after each batch with its number of answers.
+        accelerator: an ``accelerate.Accelerator``; its processes share the answers, and each gets all of them.
 
     Returns:
         (E) lists of ``samples`` answers, without surrounding white space.
 
     Raises:
-        DataError: an empty prompt, a size below 1, or a temperature of 0 or less.
+        DataError: a prompt is empty, a size is below 1, or the temperature is 0 or less.
     """
     if samples < 1 or not temperature > 0:
         raise DataError(
@@ -107,7 +106,7 @@ def sample_answers(
 
 
 def _prompt_names(prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
-    """A number for each prompt that goes by its tokens, and how often it came before."""
+    """For each prompt, a number derived from its tokens, and how many equal prompts came before it."""
     seen: dict[int, int] = {}
     names = []
     for prompt in prompts:
@@ -119,7 +118,7 @@ def _prompt_names(prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
 
 
 def _uniforms(name: tuple[int, int], samples: int, seed: int, length: int) -> Floats:
-    """(samples, length) numbers in [0, 1), each row by itself."""
+    """(samples, length) random numbers in [0, 1), each row from its own generator."""
     return np.stack([np.random.default_rng([seed, *name, sample]).random(max(length, 1)) for sample in range(samples)])
 
 
@@ -133,19 +132,17 @@ def _answers(
     progress: Callable[[int], None] | None,
     accelerator: Any,
 ) -> Ints:
-    """(P, max_new_tokens) the new tokens of each prompt plus one, 0 where there are none."""
+    """(P, max_new_tokens) the new token ids of each prompt plus 1; 0 means no token."""
     if max_new_tokens < 1 or batch_size < 1:
         raise DataError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}; both must be 1 or more")
     empty = sum(not prompt for prompt in prompts)
     if empty:
-        raise DataError(
-            f"{empty} of {len(prompts)} prompts are empty; generation needs at least one token to start from"
-        )
+        raise DataError(f"{empty} of {len(prompts)} prompts are empty; give prompts of at least one token")
     inner = getattr(model, "module", model)  # DDP has no generate
     ends = end_token_ids(inner, tokenizer)
-    # One more than the token, so that 0 is "nothing here", in a shape that can be added up over processes.
+    # Token id + 1, so that 0 means no token and the arrays can be summed over processes.
     found = np.zeros((len(prompts), max_new_tokens), dtype=np.int64)
-    # A token budget of longest prompt × rows, so that batch_size alone decides.
+    # A budget of longest prompt × batch_size never limits a batch, so only batch_size does.
     budget = batch_size * max((len(prompt) for prompt in prompts), default=1)
     batches = length_batches([len(prompt) for prompt in prompts], budget, batch_size)
     with evaluating(inner), torch.no_grad(), _plain_greedy(inner, max_new_tokens, ends):
@@ -162,7 +159,7 @@ def _answers(
 
 
 class _Draw:
-    """Turns greedy generation into sampling: leaves of each row's logits only the token that its number falls on."""
+    """Turn greedy generation into sampling: set all logits of a row to −∞ except the sampled token's."""
 
     def __init__(self, uniforms: Floats, temperature: float) -> None:
         self.uniforms = torch.as_tensor(uniforms)
@@ -176,25 +173,25 @@ class _Draw:
 
 
 def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
-    """The token of each row on which its number falls when the vocabulary's probabilities are laid end to end.
+    """Sample one token per row by inverting the cumulative distribution at a given number.
 
     Args:
         logits: (B, V).
-        uniforms: (B,) in [0, 1), doubles.
-        temperature: what the logits are divided by.
+        uniforms: (B,) doubles in [0, 1).
+        temperature: divisor of the logits.
 
     Returns:
-        (B,) tokens, none of them of probability 0. For probabilities ½, 0, ½ the numbers 0, 0.49 and 0.5 give 0, 0, 2.
+        (B,) tokens, never one of probability 0. For probabilities ½, 0, ½ the numbers 0, 0.49 and 0.5 give tokens 0, 0, 2.
     """
-    # doubles: in fp32 the sum over a large vocabulary is off by more than a rare token's share
+    # in double precision: in fp32, the rounding error of the sum over a large vocabulary exceeds a rare token's probability
     ends = (logits.double() / temperature).softmax(-1).cumsum(-1)
-    # the last end is 1 but for rounding; scaled by it, no number can fall behind the last token
+    # the last value can differ from 1 by rounding; scaling by it keeps every number within the vocabulary
     places = (uniforms * ends[:, -1])[:, None]
     return torch.searchsorted(ends, places, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends an answer: the tokenizer's, and those that the model's own generation settings name."""
+    """All tokens that end an answer: the tokenizer's EOS token and those in the model's generation config."""
     config = getattr(model, "generation_config", None)
     named = getattr(config, "eos_token_id", None)
     ids = named if isinstance(named, list | tuple) else [named]
@@ -203,10 +200,10 @@ def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 @contextmanager
 def _plain_greedy(model: Any, max_new_tokens: int, ends: Sequence[int]) -> Iterator[None]:
-    """Inside, the model generates greedily and by nothing else.
+    """Context with plain greedy generation.
 
-    What a published model brings (temperatures, repetition penalties) is merged by ``generate`` into whatever it is
-    given; so it is put aside instead of overridden. A PEFT wrapper hands its own settings down, hence both.
+    ``generate`` merges the model's own generation config (temperature, repetition penalty) into its arguments, so that config
+    is replaced instead of overridden. A PEFT wrapper passes on its own config, so both are replaced.
     """
     from transformers import GenerationConfig
 
@@ -228,7 +225,7 @@ def _plain_greedy(model: Any, max_new_tokens: int, ends: Sequence[int]) -> Itera
 def _continue(
     model: Any, prompts: Sequence[tuple[int, ...]], ends: Sequence[int], processors: list[_Draw]
 ) -> list[list[int]]:
-    """The new tokens of each prompt, up to and without the first end token."""
+    """The new tokens of each prompt before the first end token."""
     from transformers import LogitsProcessorList
 
     width = max(len(prompt) for prompt in prompts)

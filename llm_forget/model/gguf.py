@@ -1,4 +1,4 @@
-"""Convert GGUF files, and the ones inside Python packages, into safetensors folders in a cache."""
+"""Convert GGUF files, including those in Python packages, to safetensors folders in a cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def gguf_in_package(package: str) -> Path:
         package: its import name. The package itself is not imported, so its own dependencies are not needed.
 
     Raises:
-        RecipeError: the package is not installed or holds no GGUF file.
+        RecipeError: the package is not installed or has no GGUF file.
     """
     spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or []) if spec else []
@@ -73,7 +73,7 @@ def import_gguf(path: Path) -> Path:
             str(path.parent),
             gguf_file=path.name,
             dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),  # packed blocks cannot be saved
+            quantization_config=GgufConfig(dequantize=True),  # quantised GGUF blocks cannot be saved
         )
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(partial)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Bytes of fp32 logits that may exist at once; more are computed in chunks. Backward needs about three times this.
+# Most bytes of fp32 logits in memory; larger logits are computed in chunks. Backward needs about three times as much.
 CHUNK_BYTES = 1 << 28
-# The same for a frozen head on a CPU, where chunks cost nothing extra and small ones stay in the caches.
+# The same for a frozen head on a CPU, where chunks have no extra cost and small ones fit into the caches.
 FROZEN_CPU_CHUNK_BYTES = 1 << 25
 # Config fields of models that change the logits after the head, so that the head's output is not the softmax input.
 _CHANGES_LOGITS = (
@@ -35,7 +35,7 @@ def output_head(model: nn.Module) -> nn.Module:
 
 
 def below_wrapper(model: nn.Module) -> Any:
-    """The model without its data-parallel wrapper. An adapter stays on it."""
+    """The model without its data-parallel wrapper. Adapters are kept."""
     return model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model
 
 
@@ -43,12 +43,12 @@ def below_wrapper(model: nn.Module) -> Any:
 def head_reads_only(model: nn.Module, positions: Tensor | tuple[int, Tensor]) -> Iterator[None]:
     """In this context the head receives only the hidden states at ``positions``; its output is (N, V), not (B, T, V).
 
-    Uses a hook instead of calling the decoder directly, so that the forward still goes through the outermost wrapper (DDP, FSDP,
-    autocast).
+    It uses a hook instead of calling the decoder directly, so that the forward pass still goes through the outermost wrapper
+    (DDP, FSDP, autocast).
 
     Args:
         model: wrapped or not.
-        positions: (B, T) bool; or a row number and positions (N,) in that row.
+        positions: (B, T) bool; or a row index and positions (N,) in that row.
     """
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -62,7 +62,7 @@ def head_reads_only(model: nn.Module, positions: Tensor | tuple[int, Tensor]) ->
 
 
 def chunk_rows(model: nn.Module, rows: int, *, on_cpu: bool | None = None) -> int | None:
-    """How many positions go through the head at once.
+    """The number of positions per chunk of the head.
 
     Args:
         model: wrapped or not.
@@ -87,9 +87,9 @@ def _is_frozen(head: nn.Module) -> bool:
 
 
 class _FrozenHeadLogps(torch.autograd.Function):
-    """The log-probs of a chunk. Its gradient with respect to the hidden states is computed in the forward, and the logits freed.
+    """The log-probs of a chunk. The forward pass also computes their gradient for the hidden states, and frees the logits.
 
-    Each log-prob depends on its own row only, so for any loss the gradient is the row's slope times a scalar.
+    Each log-prob depends only on its own row, so for any loss the gradient is this row gradient times a scalar.
     """
 
     @staticmethod
@@ -111,11 +111,11 @@ class _FrozenHeadLogps(torch.autograd.Function):
 def head_gives_logps(model: nn.Module, targets: Tensor, size: int) -> Iterator[None]:
     """In this context the head returns the targets' log-probs, (N, 1) in fp32, computed ``size`` rows at a time.
 
-    The logits of a chunk are freed before the next one. If the head is frozen, the gradient is computed before that; if it is
-    trained, backward recomputes the logits.
+    The logits of a chunk are freed before the next chunk. If the head is frozen, the gradient is computed in the forward pass.
+    If it is trained, backward recomputes the logits.
 
     Args:
-        model: wrapped or not; its head must already read the N answer positions only.
+        model: wrapped or not; its head must already read only the N answer positions.
         targets: (N,) token ids.
         size: rows per chunk.
     """

@@ -1,4 +1,4 @@
-"""Load the model and tokenizer of a recipe, and merge the adapter that it names."""
+"""Load the model and tokenizer of a recipe, and merge its adapter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def locate_model(name: str) -> str:
-    """Turn a recipe's ``model.name`` into a name that ``from_pretrained`` accepts. Converts a GGUF file on first use.
+    """Convert a recipe's ``model.name`` to a name that ``from_pretrained`` accepts. A GGUF file is converted on first use.
 
     Args:
         name: a folder, a ``.gguf`` file or a hub id; the demo also uses ``package:NAME``, the GGUF file inside an
@@ -39,7 +39,8 @@ def locate_model(name: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise RecipeError(
-                f"model.name: the folder {name} has no config.json, so it is no model; did the run that makes it finish?"
+                f"model.name: the folder {name} has no config.json, so it is not a model; check that the run that writes it "
+                "has finished"
             )
         return name
     if path.is_absolute() or name.startswith((".", "runs/")) or name.count("/") != 1:
@@ -50,7 +51,7 @@ def locate_model(name: str) -> str:
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """Load the tokenizer. It always has a padding token; masks go by position, so any token will do."""
+    """Load the tokenizer. It always has a padding token; masks depend on positions, so any token works."""
     return _load_tokenizer(locate_model(config.name), config)
 
 
@@ -64,7 +65,7 @@ def _load_tokenizer(path: str, config: ModelConfig) -> Any:
 
 
 def with_padding(tokenizer: Any) -> Any:
-    """The tokenizer, or a copy with the end-of-sequence token as padding token if it has none."""
+    """The tokenizer, or a copy with the EOS token as padding token if it has none."""
     if tokenizer.pad_token_id is None:
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token
@@ -107,7 +108,7 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
         The model, on this process's GPU if there is one, and the tokenizer.
 
     Raises:
-        RecipeError: the model does not exist, or the adapter was made for another one.
+        RecipeError: the model does not exist, or the adapter was trained on another model.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -143,8 +144,8 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
 def keep_gradients_through(model: Any) -> None:
     """Stop bitsandbytes from repacking 4-bit weights on a CPU.
 
-    It repacks them at the first forward without gradient. Repacked weights pass no gradient on, so that every block below
-    the last would silently learn nothing.
+    It repacks them in the first forward pass without gradients. Repacked weights do not propagate gradients, so every block
+    below the last would silently learn nothing.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -152,11 +153,11 @@ def keep_gradients_through(model: Any) -> None:
 
 
 def refuse_quantised(*, trains: bool, merges: bool) -> None:
-    """Refuse what quantised weights do not support.
+    """Raise an error for an operation that quantised weights do not support.
 
     Args:
-        trains: the weights themselves are to be trained, without an adapter.
-        merges: an adapter is to be merged into them.
+        trains: the run trains the weights themselves, without an adapter.
+        merges: the run merges an adapter into them.
 
     Raises:
         RecipeError: either of them is True.
@@ -185,10 +186,11 @@ def _quantization(config: ModelConfig, trainable: bool) -> Any:
 
 
 def check_adapter_fits(base: str, adapter: str) -> None:
-    """Check from file headers alone that an adapter was made for this base.
+    """Check that an adapter was trained on this base, from file headers alone.
 
     Args:
-        base: the base. Only a local folder can be checked; for a hub id PEFT checks the shapes when it loads the adapter.
+        base: the base model. Only a local folder can be checked; for a hub id, PEFT checks the shapes when it loads the
+            adapter.
         adapter: the adapter's folder.
 
     Raises:
@@ -200,8 +202,8 @@ def check_adapter_fits(base: str, adapter: str) -> None:
     recorded = read_base_record(adapter).digest
     if recorded is not None and recorded != weights_digest(base):
         raise RecipeError(
-            f"the adapter {adapter} was made for another base than {base} (the recorded digest of its weights differs); "
-            "give the base it was trained on, named in its README.md"
+            f"the adapter {adapter} was trained on another base than {base} (the recorded weight digest differs); "
+            "give the base that its README.md names"
         )
     weights = {name: stored.shape for name, stored in stored_tensors(base).items()}
     for name, factors in modules.items():
@@ -209,6 +211,6 @@ def check_adapter_fits(base: str, adapter: str) -> None:
         if shape != factors.shape:
             found = "has no such layer" if shape is None else f"has {shape} there"
             raise RecipeError(
-                f"the adapter {adapter} does not fit {base}: it changes {name} with shape {factors.shape}, the base {found}; "
-                "give the base it was trained on"
+                f"the adapter {adapter} does not fit {base}: it changes {name} with shape {factors.shape}, but the base {found}; "
+                "give the base that it was trained on"
             )

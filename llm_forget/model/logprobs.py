@@ -1,7 +1,7 @@
-"""The log-probabilities of a batch's answer tokens: all training losses shift labels and read masks here, and only here.
+"""Log-probabilities of a batch's answer tokens. Only this module shifts labels and applies masks for the training losses.
 
-One forward of the model. The language-model head runs only on positions that predict an answer token, never on prompt or
-padding. Results are ``(B, A)``, one row per answer with A the longest answer of the batch, so that a loss reads like its formula.
+It needs one forward pass. The language-model head runs only on positions that predict an answer token, not on prompt or
+padding. Results are ``(B, A)``: one row per answer, A is the longest answer of the batch. So a loss reads like its formula.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llm_forget.scores import AnswerScores
 
 @dataclass(frozen=True)
 class Part:
-    """A slice of the batch, and which scores of it to keep.
+    """A slice of the batch, and the scores to keep for it.
 
     Attributes:
         rows: the slice.
@@ -63,7 +63,7 @@ def _forward(model: nn.Module, batch: dict[str, Tensor], layer: int | None) -> t
 
 
 def logits_at(model: nn.Module, positions: Tensor, **inputs: Tensor) -> Tensor:
-    """The logits at some positions, (N, V), rows in the order of ``positions.nonzero()``. The head runs on these alone.
+    """The logits at some positions, (N, V), rows in the order of ``positions.nonzero()``. The head runs only on these.
 
     Args:
         model: a causal language model, wrapped or not.
@@ -77,7 +77,7 @@ def logits_at(model: nn.Module, positions: Tensor, **inputs: Tensor) -> Tensor:
 
 
 def score_answers(model: nn.Module, batch: dict[str, Tensor], *, keep_logits: bool = False) -> AnswerScores:
-    """Score every answer of a batch with one forward.
+    """Score every answer of a batch in one forward pass.
 
     Args:
         model: a causal language model, wrapped or not; gradients flow if they are enabled.
@@ -90,13 +90,13 @@ def score_answers(model: nn.Module, batch: dict[str, Tensor], *, keep_logits: bo
 def score_parts(
     model: nn.Module, batch: dict[str, Tensor], parts: Sequence[Part], *, layer: int | None = None
 ) -> list[AnswerScores]:
-    """Score the answers of several groups of rows with one forward. Keeps only what each group's loss needs.
+    """Score the answers of several groups of rows in one forward pass, and keep only the scores that each group's loss needs.
 
     Args:
         model: a causal language model, wrapped or not; gradients flow if they are enabled.
         batch: as for ``score_answers``.
         parts: the groups, as consecutive slices.
-        layer: the block, counted from 0, whose output is kept as hidden states; that of the last block is after the final norm.
+        layer: the block, counted from 0, whose output is kept as hidden states. For the last block, the final norm is included.
     """
     answer_mask = batch["answer_mask"].clone()
     answer_mask[:, 0] = False  # no position predicts the first token
@@ -137,7 +137,7 @@ def hidden_layer(model: nn.Module, layer: int | None) -> int:
     depth = int(below_wrapper(model).config.num_hidden_layers)
     chosen = round(7 / 32 * depth) if layer is None else layer
     if chosen >= depth:
-        raise ValueError(f"layer is {layer}; this model has the blocks 0 to {depth - 1}")
+        raise ValueError(f"layer is {layer}; give a block of this model, from 0 to {depth - 1}")
     return chosen
 
 
@@ -156,7 +156,7 @@ def scatter_rows(flat: Tensor, mask: Tensor) -> Tensor:
 def place_rows(flat: Tensor, places: Tensor, shape: Sequence[int]) -> Tensor:
     """(N, …) values at ``places`` (N,) of the flattened ``shape`` (B, A), with zeros elsewhere. Differentiable.
 
-    Uses indices, because torch would expand a mask over (N, V) logits to eight bytes per element.
+    It uses indices, because torch would expand a mask over (N, V) logits to eight bytes per element.
     """
     padded = flat.new_zeros((math.prod(shape), *flat.shape[1:]))
     return padded.index_copy_(0, places, flat).view(*shape, *flat.shape[1:])

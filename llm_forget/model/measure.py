@@ -1,4 +1,4 @@
-"""How likely a model finds the answers of a set: the number that the stop rule and the strength search use."""
+"""Measure the answer probability of a sample of rows, for the stop rule and the strength search."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _BATCH_TOKENS = 2048  # large enough to fill a core's matrix units, small enough
 
 
 class SampleMeter:
-    """Measures a model on a fixed sample of the forget rows and of the rows that must be kept.
+    """Measures a model on a fixed sample of the forget rows and of the rows to keep.
 
     Args:
         forget: rows to forget.
         retain: rows to keep; may be empty.
-        pad_token_id: pads a batch.
+        pad_token_id: the padding token.
     """
 
     def __init__(self, forget: Sequence[Encoded], retain: Sequence[Encoded], pad_token_id: int) -> None:
@@ -42,7 +42,7 @@ class SampleMeter:
 
 
 def answer_logps(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Score rows without gradient and without dropout. Under several processes, each process scores all rows.
+    """Score rows without gradients or dropout. With several processes, each process scores all rows.
 
     Returns:
         Summed log-probs (n,) in nats and probabilities exp(mean log-prob) (n,), on the CPU, in the order of the rows.

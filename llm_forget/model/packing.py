@@ -21,9 +21,9 @@ from llm_forget.model.weights import autocast_like
 
 KERNELS = ("eager", "sdpa")  # attention that takes a mask of any shape
 _PREFIX = "llm_forget_packed_"
-_WORTH = 0.9  # pack only if at most this share of the tokens is left: gathering rows for attention has a cost too
-# Largest difference between packed and padded logits at any position, in standard deviations of the logits: well above
-# rounding, well below the effect of wrong attention.
+_WORTH = 0.9  # pack only if at most this share of the tokens remains, because gathering rows for attention has a cost
+# Largest allowed difference between packed and padded logits at any position, in standard deviations of the logits. It is well
+# above rounding errors and well below the effect of wrong attention.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _TOLERANCE_HALF = 0.25
 
@@ -36,9 +36,9 @@ class Packed:
         tokens: (1, N) each token once, rows in lexicographic order.
         positions: (1, N) the position of each token in its row.
         place: (B, T) the index in the sequence of each token of each row; 0 in the padding.
-        layout: index tensors for attention over the S rows that have tokens of their own. ``queries`` (S, Q) indexes their own
-            tokens and ``keys`` (S, K) all their tokens; ``mask`` (S, 1, Q, K) is True if a query may attend to a key; ``back``
-            (N,) gives the index of each token's result among the S · Q.
+        layout: index tensors for attention over the S rows that have tokens outside their shared prefix. ``queries`` (S, Q)
+            indexes these own tokens and ``keys`` (S, K) all tokens of the row; ``mask`` (S, 1, Q, K) is True if a query may
+            attend to a key; ``back`` (N,) is the index of each token's result among the S · Q results.
     """
 
     tokens: Tensor
@@ -53,10 +53,10 @@ def pack(input_ids: Tensor, attention_mask: Tensor, worth: float = _WORTH) -> Pa
     Args:
         input_ids: (B, T) tokens.
         attention_mask: (B, T) 1 for tokens, 0 for padding.
-        worth: the largest share of the B · T tokens that may be left.
+        worth: the largest share of the B · T tokens that may remain after packing.
 
     Returns:
-        The packed batch, or None if more tokens than that are left.
+        The packed batch, or None if more tokens remain.
     """
     lengths = attention_mask.sum(-1).tolist()
     rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths, strict=True)]
@@ -199,7 +199,7 @@ def _register(name: str) -> str:
 
 
 def packs(model: nn.Module, tokens: int) -> bool:
-    """Whether the model is in ``packed_attention``, and rows of ``tokens`` tokens fit its attention window."""
+    """Whether ``packed_attention`` is active for the model and rows of ``tokens`` tokens fit its attention window."""
     config = below_wrapper(model).config
     chosen = getattr(config, "_attn_implementation", None)
     if not (isinstance(chosen, str) and chosen.startswith(_PREFIX)):
@@ -208,7 +208,7 @@ def packs(model: nn.Module, tokens: int) -> bool:
 
 
 def fits_window(config: Any, tokens: int) -> bool:
-    """Whether every layer attends to all of ``tokens`` tokens, that is, no sliding window is shorter."""
+    """Whether every layer attends to all ``tokens`` tokens, that is, no sliding window is shorter."""
     text = config.get_text_config()
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return all(tokens <= window for window in windows if window)  # None or 0: unlimited
@@ -218,15 +218,15 @@ def fits_window(config: Any, tokens: int) -> bool:
 def packed_attention(
     model: nn.Module, *, wanted: bool = True, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[bool]:
-    """In this context batches of the model are packed, forward and backward. Yields whether they are.
+    """In this context the model's batches are packed in forward and backward. Yields whether they are.
 
-    Batches stay padded if the attention does not accept arbitrary masks, or if a trial gives other logits for packed rows, as
-    with recurrent layers or models that count positions along the sequence.
+    Batches stay padded if the attention does not accept arbitrary masks, or if a trial gives different logits for packed rows.
+    This happens with recurrent layers, and with models that count positions along the sequence.
 
     Args:
         model: wrapped or not, on its device.
         wanted: do nothing if this is False.
-        say: receives a sentence on why batches stay padded.
+        say: called with the reason if batches stay padded.
     """
     config = below_wrapper(model).config
     chosen = getattr(config, "_attn_implementation", None)
@@ -269,13 +269,13 @@ def _why_not(model: nn.Module) -> str | None:
             packed = model(**model_inputs(line), use_cache=False).logits[0, line.place[mask.bool()]].float()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a model's code may raise anything on arguments that it does not know
+    except Exception as error:  # a model's code may raise any error for unknown arguments
         return f"the model does not support it ({type(error).__name__})"
     finally:
         model.train(training)
     apart = float(((packed - padded).abs().amax(-1) / padded.std(-1).clamp(min=1e-6)).max())
     tolerance = _TOLERANCE.get(weight.dtype, _TOLERANCE_HALF)
-    return None if apart <= tolerance else f"the model gives other logits for packed rows ({apart:.2g} apart)"
+    return None if apart <= tolerance else f"the model gives different logits for packed rows (difference {apart:.2g})"
 
 
 def model_inputs(line: Packed) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A model's weights as plain tensors, whole or sharded: copies, restoring, gathering, and their dtype."""
+"""Copy, restore and gather a model's weights, sharded or not, and check their dtype."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def restore_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put back the weights that ``trainable_state`` copied."""
+    """Restore the weights that ``trainable_state`` copied."""
     for name, value in model.named_parameters():
         if value.requires_grad:
             put(value, state[name])
@@ -71,5 +71,5 @@ def autocast_like(model: nn.Module) -> torch.autocast:
 
 
 def held_in_bf16(model: nn.Module) -> bool:
-    """Whether the base weights are in bf16. An adapter on them is in fp32 all the same."""
+    """Whether the base weights are in bf16. Their adapter is in fp32 in any case."""
     return next(model.parameters()).dtype == torch.bfloat16

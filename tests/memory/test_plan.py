@@ -215,7 +215,7 @@ def test_methods_that_train_some_blocks_are_planned_with_these_blocks() -> None:
     everywhere = planned(method={"name": "npo"})
     assert planned().adapter == everywhere.adapter * 3 / 8
     assert planned().activations < everywhere.activations
-    with pytest.raises(RecipeError, match="layer is 9; this model has the blocks 0 to 7"):
+    with pytest.raises(RecipeError, match="layer is 9; give a block of this model, from 0 to 7"):
         planned(method={"name": "rmu", "layer": 9})
 
 

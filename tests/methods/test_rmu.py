@@ -39,7 +39,7 @@ def test_trains_the_block_and_the_two_before_it() -> None:
     assert RMU().trained_layers(7) == [5, 6, 7]
     assert RMU().trained_layers(1) == [0, 1]
     assert hidden_layer(tiny_model(tiny_tokenizer(), hidden=32, layers=10), None) == 2  # 7/32 of 10
-    with pytest.raises(ValueError, match=r"layer is 9; this model has the blocks 0 to 1"):
+    with pytest.raises(ValueError, match=r"layer is 9; give a block of this model, from 0 to 1"):
         hidden_layer(tiny_model(tiny_tokenizer(), hidden=32), 9)
 
 

@@ -221,7 +221,7 @@ def test_a_model_that_ignores_position_ids_stays_padded(dtype: torch.dtype) -> N
     with packed_attention(model, say=told.append) as on:
         assert not on
     assert told == [told[0]]
-    assert "gives other logits for packed rows" in told[0]
+    assert "gives different logits for packed rows" in told[0]
 
 
 def test_a_recurrent_model_stays_padded() -> None:

@@ -54,7 +54,7 @@ def test_subprocesses_and_process_groups(tmp_path: Path, monkeypatch: pytest.Mon
         return (started if processes > 1 else run_here)(task, spec, processes, threads)
 
     monkeypatch.setattr(benchmark, "in_a_process", run)
-    spec = benchmark.prepare(tmp_path, quick=True)
+    spec = benchmark.prepare(tmp_path, None)
     found = benchmark.Bench(spec, argparse.Namespace(steps=3), tmp_path).processes()
     assert len(found) == 3
     assert {run["steps"] for run in found.values()} == {3}

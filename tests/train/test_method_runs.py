@@ -106,5 +106,5 @@ def test_mistakes_are_found_before_the_model_is_loaded(
 
 
 def test_a_layer_outside_the_model_is_refused(memorised_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="this model has the blocks 0 to 1"):
+    with pytest.raises(UserError, match="give a block of this model, from 0 to 1"):
         unlearn(recipe_of(memorised_folder, tmp_path, method={"name": "rmu", "layer": 7}), Console(file=io.StringIO()))

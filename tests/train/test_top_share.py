@@ -124,7 +124,7 @@ def test_target_modules_select_the_same_layers_on_some_blocks_as_on_all(targets:
 @pytest.mark.parametrize("share", [1.0, 0.5])
 @pytest.mark.parametrize("targets", ["(", "no_such_layer", ["no_such_layer"]])
 def test_targets_without_a_match_are_refused(targets: Any, share: float) -> None:
-    with pytest.raises(RecipeError, match=r"adapter.target_modules: .* fits no layer of the model"):
+    with pytest.raises(RecipeError, match=r"adapter.target_modules: .* matches no layer of the model"):
         add_adapter(tiny_model(tiny_tokenizer()), AdapterConfig(target_modules=targets, top_share=share))
 
 
@@ -188,7 +188,7 @@ def test_a_retain_term_on_states_below_all_adapters_is_refused(tmp_path: Path) -
     ):
         unlearn(build(UnlearnRecipe, values(tmp_path, retain=retain), "test"))
     retain["settings"] = {"layer": 3}
-    with pytest.raises(RecipeError, match="layer is 3; this model has the blocks 0 to 2"):
+    with pytest.raises(RecipeError, match="layer is 3; give a block of this model, from 0 to 2"):
         unlearn(build(UnlearnRecipe, values(tmp_path, retain=retain), "test"))
     retain["settings"] = {"layer": 2}
     unlearn(build(UnlearnRecipe, values(tmp_path, retain=retain), "test"))
