@@ -41,7 +41,7 @@ def evaluate(argv: list[str]) -> None:
 
     from llm_forget.evaluation.evaluate import evaluate, show
 
-    show(evaluate(recipe, console=Console(stderr=True)))
+    show(evaluate(recipe, console=Console(stderr=True)), recipe.output_dir)
 
 
 def capability(argv: list[str]) -> None:
@@ -52,4 +52,4 @@ def capability(argv: list[str]) -> None:
 
     from llm_forget.evaluation.evaluate import evaluate_capability, show
 
-    show(evaluate_capability(recipe))
+    show(evaluate_capability(recipe), recipe.output_dir)

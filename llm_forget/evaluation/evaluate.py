@@ -136,62 +136,69 @@ def evaluate_capability(recipe: CapabilityRecipe) -> dict[str, Any]:
     return results
 
 
-def show(results: Mapping[str, Any]) -> None:
-    """Print the aggregates of a result; only the main process prints."""
+def show(results: Mapping[str, Any], output_dir: str) -> None:
+    """Print the aggregates of a result and the name of its file; only the main process prints."""
     if int(os.environ.get("RANK", "0")):
         return
     for line in (*_set_lines(results), *_number_lines(results), *_task_lines(results), *(results.get("verdict") or [])):
         print(line)
+    print(f"results: {Path(output_dir) / 'eval' / results['suite']}.json")
 
 
 def _set_lines(results: Mapping[str, Any]) -> Iterator[str]:
-    """One line per set, then the membership attacks, PrivLeak and leak@k."""
+    """One block per set, then the membership attacks, PrivLeak and leak@k."""
     for name, found in results.get("sets", {}).items():
-        yield f"{name} (n = {found['n']}): {_listed(found['metrics'])}"
+        yield from _block(f"{name} (n = {found['n']})", found["metrics"])
     attacks = results.get("attacks")
     if attacks:
-        shown = _listed(attacks["auc"])
-        yield f"AUC of the membership attacks ({attacks['members']} against {attacks['nonmembers']}): {shown}"
+        title = f"AUC of the membership attacks ({attacks['members']} against {attacks['nonmembers']})"
+        yield from _block(title, attacks["auc"])
     if results.get("privleak"):
         yield _line("PrivLeak (%)", results["privleak"])
     for name, found in (results.get("leak") or {}).items():
-        yield f"{name}: " + _listed({f"leak@{k}": entry for k, entry in found["at"].items()})
+        yield from _block(name, {f"leak@{k}": entry for k, entry in found["at"].items()})
 
 
 def _number_lines(results: Mapping[str, Any]) -> Iterator[str]:
     """Numbers that belong to no single set."""
+    found: dict[str, Any] = {}
     if results.get("kl_to_target"):
-        yield _line("KL to the target on text", results["kl_to_target"])
+        found["KL to the target on text"] = results["kl_to_target"]
     for definition, utility in (results.get("model_utility") or {}).items():
-        yield _line(f"model utility ({definition})", utility)
-    for label, entry in (results.get("aggregates") or {}).items():
-        yield _line(label, entry)
+        found[f"model utility ({definition})"] = utility
+    found |= results.get("aggregates") or {}
     if results.get("perplexity"):
-        yield _line("perplexity", results["perplexity"])
+        found["perplexity"] = results["perplexity"]
+    if found:
+        yield from _block("all sets", found)
 
 
 def _task_lines(results: Mapping[str, Any]) -> Iterator[str]:
-    """One line per lm-eval task."""
+    """One block per lm-eval task."""
     for task, found in (results.get("benchmarks") or {}).items():
-        yield f"{task} (n = {next(iter(found.values()))['n']}): {_listed(found)}"
+        yield from _block(f"{task} (n = {next(iter(found.values()))['n']})", found)
     capability = results.get("capability")
     if capability:
-        accuracies = _listed({label: capability[label] for label in ("acc", "acc_norm")})
-        yield f"{capability['task']} (n = {capability['n']}): {accuracies}"
+        accuracies = {label: capability[label] for label in ("acc", "acc_norm")}
+        yield from _block(f"{capability['task']} (n = {capability['n']})", accuracies)
 
 
-def _listed(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    return ", ".join(_line(label, entry) for label, entry in entries.items())
+def _block(title: str, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A title, and below it one number per line."""
+    width = max((len(label) for label in entries), default=0)
+    yield title
+    for label, entry in entries.items():
+        yield "  " + _line(f"{label:{width}}", entry)
 
 
 def _line(label: str, entry: Mapping[str, Any]) -> str:
     """A number with its interval, and the number of examples that could not be scored."""
     if entry["value"] is None:
-        return f"{label} not scored"
-    shown = f"{label} {entry['value']:.3f}"
+        return f"{label}  not scored"
+    shown = f"{label}  {entry['value']:.3f}"
     if entry["low"] is not None:
-        shown += f" [{entry['low']:.3f}, {entry['high']:.3f}]"
-    return shown + (f" ({entry['n_nan']} not scored)" if entry["n_nan"] else "")
+        shown += f"  [{entry['low']:.3f}, {entry['high']:.3f}]"
+    return shown + (f"  ({entry['n_nan']} not scored)" if entry["n_nan"] else "")
 
 
 def make_accelerator() -> Any:

@@ -147,7 +147,7 @@ def judge(results: Results, controls: Mapping[str, Results] | None = None) -> Ve
     findings += [*_forget_quality(results, known), *_privleak(results)]
     collapsed = list(_collapsed(results))
     notes = [*collapsed, *_not_compared(results, known)]
-    if "oracle" not in known:
+    if "oracle" not in known and "target" in known:
         notes.append("There is no oracle, so only the change is shown, not whether it is large enough.")
     return _with_headline(findings, notes, known, bool(collapsed))
 
@@ -381,7 +381,7 @@ def _start(
         return "Collapsed: most answers of a set are empty or repeat themselves."
     missing = [role for role in ("target", "oracle") if role not in controls]
     if missing:
-        return f"Not judged: no {' and no '.join(missing)} was measured on the same suite to compare with."
+        return f"Not judged: no results of the {' or the '.join(missing)} on the same suite to compare with."
     if level is None:
         return (
             "Not judged: the target and the oracle do not differ measurably in any main forget figure that both have."
@@ -399,7 +399,7 @@ def _rest(findings: list[Finding], harmed: tuple[str, ...]) -> str:
     """The headline's second sentence: the harm to everything else."""
     kept = [one for one in findings if one.kind == "kept"]
     if not kept:
-        return "Whether anything else was harmed was not measured."
+        return "Harm to other knowledge was not judged."
     strong = _parts(one for one in kept if one.bad and not one.slight)
     slight = tuple(part for part in harmed if part not in strong)
     unsure = tuple(part for part in _parts(one for one in kept if one.unsure) if part not in harmed)

@@ -108,6 +108,7 @@ class ProgressBar(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop the bar."""
         if self._bar is not None:
+            self._bar.update(self._task, note=self.note)
             self._bar.stop()
             self._bar = None
 
@@ -195,15 +196,18 @@ class StopCallback(TrainerCallback):
         restore_trainable(model, self.best_state)
         hint = self._passed_over()
         if self.rule.best.step == 0:
-            return f"{why}; no later state was better above the floor than the start, so nothing is changed{hint}"
-        return f"{why}; kept the best state above the floor, from step {self.rule.best.step}{hint}"
+            return f"{why}; no state above the floor had forgotten more than the start, so nothing is changed{hint}"
+        target = "" if self.rule.target is None else f", target {self.rule.target:.3f}"
+        kept = f"step {self.rule.best.step}, the best above the floor (forget {self.rule.best.forget:.3f}{target})"
+        return f"{why}; kept {kept}{hint}"
 
     def _passed_over(self) -> str:
-        """A hint about a state below the floor that had forgotten more, and how to get it; empty if there is none."""
+        """A hint about a state below the floor that had forgotten more, and how to reach it; empty if there is none."""
         beyond = self.rule.passed_over()
         if beyond is None:
             return ""
         return (
-            f". Step {beyond.step} had forgotten more ({beyond.forget:.3f}) with retain at {beyond.retain:.3f}, below the floor "
-            f"of {self.rule.floor:.3f}: more train.epochs let a retain term win that back, a lower stop.utility_floor takes it"
+            f". Step {beyond.step} had forgotten more ({beyond.forget:.3f}), but its retain probability ({beyond.retain:.3f}) "
+            f"is below the floor ({self.rule.floor:.3f}). Try a larger retain.weight, more train.epochs or a lower "
+            "stop.utility_floor"
         )

@@ -160,7 +160,7 @@ def test_share_of_the_change_made_by_a_sham() -> None:
 def test_without_an_oracle_forgetting_is_not_judged() -> None:
     found = of(answers(0.01), oracle=None)
     assert found.level is None
-    assert found.headline.startswith("Not judged: no oracle was measured")
+    assert found.headline.startswith("Not judged: no results of the oracle")
     assert found.notes == ["There is no oracle, so only the change is shown, not whether it is large enough."]
     told = line(found, "forget")
     assert told == (
@@ -172,9 +172,9 @@ def test_without_an_oracle_forgetting_is_not_judged() -> None:
 def test_without_a_target_the_share_is_unknown() -> None:
     found = of(answers(0.1), target=None)
     assert found.level is None
-    assert found.headline.startswith("Not judged: no target was measured")
+    assert found.headline.startswith("Not judged: no results of the target")
     assert "No measurable difference from the oracle." in line(found, "forget")
-    assert judge(answers(0.1)).headline.startswith("Not judged: no target and no oracle was measured")
+    assert judge(answers(0.1)).headline.startswith("Not judged: no results of the target or the oracle")
 
 
 def test_missing_scores_and_missing_intervals() -> None:
@@ -289,7 +289,7 @@ def test_sets_that_no_model_learned_cannot_be_harmed() -> None:
 
 
 def test_unmeasured_sets_are_not_called_unharmed() -> None:
-    assert of(answers(0.1)).headline.endswith("Whether anything else was harmed was not measured.")
+    assert of(answers(0.1)).headline.endswith("Harm to other knowledge was not judged.")
 
 
 # Sections, tests and collapse.

@@ -32,7 +32,7 @@ def test_the_given_runs_are_the_controls(runs: dict[str, Run]) -> None:
     )
     found = judge_run(runs["grad_ascent"], target=runs["target"], oracle=runs["oracle"])
     assert found.headline == "Partly forgotten: 75 % of the way from the target to the oracle. Harmed: retain."
-    assert judge_run(runs["npo"], oracle=runs["oracle"]).headline.startswith("Not judged: no target was measured")
+    assert judge_run(runs["npo"], oracle=runs["oracle"]).headline.startswith("Not judged: no results of the target")
     assert judge_run(runs["npo"], target=runs["target"], suite="another").level is None
 
 

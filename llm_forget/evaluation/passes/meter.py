@@ -52,7 +52,7 @@ class Meter:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("<"),
             TimeRemainingColumn(),
         ]
         with Progress(*columns, console=self.console, transient=True) as progress:
