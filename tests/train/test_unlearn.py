@@ -186,14 +186,14 @@ def loaded_holdout(memorised_folder: Path, tmp_path: Path) -> float:
 
 
 def test_a_gguf_file_is_read_once_per_run(
-    recipe_of: Callable[..., UnlearnRecipe], memorised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe_of: Callable[..., UnlearnRecipe], memorised_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finding the converted weights needs a digest of the whole file: once per run, and once per loaded model."""
     file = tmp_path / "model.gguf"
     file.write_bytes(b"converted before")
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
     converted = tmp_path / "cache" / "gguf" / f"model-{file_digest(file)[:12]}"
-    shutil.copytree(memorised / "model", converted)
+    shutil.copytree(memorised_folder / "model", converted)
     (converted / "imported_from.json").write_text(json.dumps({"weights": weights_digest(converted)}))
     opened: list[Path] = []
     plain_open = Path.open
