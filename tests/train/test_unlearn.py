@@ -186,14 +186,14 @@ def loaded_holdout(memorised_folder: Path, tmp_path: Path) -> float:
 
 
 def test_a_gguf_file_is_read_once_in_a_run(
-    recipe_of: Callable[..., UnlearnRecipe], memorised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe_of: Callable[..., UnlearnRecipe], memorised_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finding the converted weights takes a digest of the whole file: once for a run, and once for a model that is loaded."""
     file = tmp_path / "model.gguf"
     file.write_bytes(b"converted before")
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "cache"))
     converted = tmp_path / "cache" / "gguf" / f"model-{file_digest(file)[:12]}"
-    shutil.copytree(memorised / "model", converted)
+    shutil.copytree(memorised_folder / "model", converted)
     (converted / "imported_from.json").write_text(json.dumps({"weights": weights_digest(converted)}))
     opened: list[Path] = []
     plain_open = Path.open
@@ -232,7 +232,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "words"),
     [
         ({"method": {"name": "npoo"}}, "unknown method 'npoo'; did you mean 'npo'"),
-        ({"method": {}}, "method.name: is missing"),
+        ({"method": {}}, "method.name is missing"),
         ({"method": {"name": "npo", "beta": -1}}, "beta is -1"),
         ({"method": {"name": "npo", "bta": 1}}, "did you mean 'beta'"),
         ({"retain": {"name": "kll"}}, "unknown retain 'kll'; did you mean 'kl'"),
@@ -241,7 +241,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"data": {"validation": {"path": "gone.jsonl"}}}, "gone.jsonl: no such file"),
         ({"encoding": {"max_length": 8}}, "max_length 8"),
         ({"model": {"name": "./gone"}}, "model.name: the folder ./gone does not exist"),
-        ({"method": {"name": "adapter_subtraction"}, "adapter": None}, "works on an adapter; remove `adapter: null`"),
+        ({"method": {"name": "adapter_subtraction"}, "adapter": None}, "needs an adapter; remove `adapter: null`"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(
@@ -261,7 +261,7 @@ def test_what_is_already_there_is_not_overwritten(recipe_of: Callable[..., Unlea
         with pytest.raises(UserError, match="exists and is not a run folder"):
             unlearn(recipe_of(overwrite=overwrite))
     (folder / "result.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds a run already.*--overwrite true"):
+    with pytest.raises(UserError, match=r"already contains a run.*--overwrite true"):
         unlearn(recipe_of())
     assert (folder / "notes.txt").read_text() == "mine"
 
@@ -283,7 +283,7 @@ def test_an_adapter_for_another_base_is_refused_by_its_shapes(
     other.save_pretrained(tmp_path / "other")
     monkeypatch.setattr(llm_forget.train.unlearn, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(
-        UserError, match=r"does not fit.*shape \(32, 64\).*has \(64, 128\).*give the base it was trained on"
+        UserError, match=r"does not fit.*shape \(32, 64\).*has \(64, 128\).*give the base that it was trained on"
     ):
         unlearn(recipe_of(model={"adapter": str(tmp_path / "other")}))
 
