@@ -153,6 +153,7 @@ def unlearn(
         method: its name, or ``{"name": "npo", "beta": 0.1}``.
         output_dir: the run folder to write. During training, checkpoints are written next to it. None writes nothing.
         retain_term: a recipe's ``retain``: a name, or ``{"name": "kl", "weight": 2.0}``; None for no retain term.
+            ``{"weight": 4.0}`` sets only the weight of the method's own term.
         console: a ``rich.console.Console`` for progress; standard error by default.
         settings: any other field of a recipe (``adapter={"rank": 8}``, ``stop={...}``, ``seed=1``). The fields of ``train``
             can also be given directly: ``epochs=5``, ``learning_rate=1e-3``.

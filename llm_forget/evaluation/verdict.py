@@ -410,7 +410,7 @@ def _rest(findings: list[Finding], harmed: tuple[str, ...]) -> str:
         told.append(f"Slightly harmed: {', '.join(slight)}.")
     if unsure:
         told.append(f"Possibly harmed, but too few examples to be sure: {', '.join(unsure)}.")
-    return " ".join(told) or "No harm to anything else was measured."
+    return " ".join(told) or "No harm to other knowledge was found."
 
 
 def _parts(findings: Iterator[Finding]) -> tuple[str, ...]:

@@ -217,10 +217,10 @@ def kept(own: float, width: float | None, before: float = 0.8, metric: str = "pr
         (0.48, 0.05, ("retain",), "Harmed: 40 % worse than before unlearning.", "Harmed: retain."),
         (0.48, 0.20, (), "A loss of 40 % is possible, but there are too few", "Possibly harmed, but too few examples"),
         (0.77, 0.001, ("retain",), "Slightly harmed: 4 % worse than before unlearning.", "Slightly harmed: retain."),
-        (0.77, 0.05, (), "No measurable loss.", "No harm to anything else was measured."),
-        (0.95, 0.05, (), "Better than before unlearning.", "No harm to anything else was measured."),
+        (0.77, 0.05, (), "No measurable loss.", "No harm to other knowledge was found."),
+        (0.95, 0.05, (), "Better than before unlearning.", "No harm to other knowledge was found."),
         (0.48, None, ("retain",), "Harmed: 40 %", "Harmed: retain."),
-        (0.79, None, (), "No measurable loss.", "No harm to anything else was measured."),
+        (0.79, None, (), "No measurable loss.", "No harm to other knowledge was found."),
     ],
 )
 def test_harm_is_a_significant_loss(

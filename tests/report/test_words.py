@@ -28,7 +28,7 @@ def test_the_given_runs_are_the_controls(runs: dict[str, Run]) -> None:
     found = judge_run(runs["npo"], target=runs["target"], oracle=runs["oracle"])
     assert found.level == 3
     assert found.headline == (
-        "Forgotten: no measurable difference from a model that never saw the data. No harm to anything else was measured."
+        "Forgotten: no measurable difference from a model that never saw the data. No harm to other knowledge was found."
     )
     found = judge_run(runs["grad_ascent"], target=runs["target"], oracle=runs["oracle"])
     assert found.headline == "Partly forgotten: 75 % of the way from the target to the oracle. Harmed: retain."
