@@ -1,1 +1,1 @@
-"""One run, from a checked recipe to a run folder."""
+"""Training runs, from a checked recipe to a run folder."""

@@ -1,6 +1,6 @@
-"""Alternative answers to the forget questions: refusals, a column of the data, or answers that the model writes before training.
+"""Alternative answers to the forget questions: refusals, a data column, or answers that the model generates before training.
 
-They stay in memory. No file, log or report holds them, because an answer that the model writes may repeat the forget answer.
+They stay in memory and are never written to a file, log or report, because a generated answer may repeat the forget answer.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _REQUEST = (
 
 
 def read_refusals(path: str | None = None) -> list[str]:
-    """The refusals of a file, one per line; without a path, the refusals that come with the package.
+    """Read refusals from a file, one per line; without a path, the refusals of the package.
 
     Raises:
-        RecipeError: no such file, or an empty one.
+        RecipeError: the file does not exist or is empty.
     """
     file = _OURS if path is None else Path(path)
     try:
@@ -45,15 +45,17 @@ def read_refusals(path: str | None = None) -> list[str]:
     except OSError as error:
         raise RecipeError(f"alternative.path: {file} cannot be read ({error.strerror}); give a text file") from None
     except UnicodeDecodeError:
-        raise RecipeError(f"alternative.path: {file} is not UTF-8 text; give a text file, one refusal a line") from None
+        raise RecipeError(
+            f"alternative.path: {file} is not UTF-8 text; give a text file, one refusal per line"
+        ) from None
     found = [line.strip() for line in text.splitlines() if line.strip()]
     if not found:
-        raise RecipeError(f"alternative.path: {file} holds no refusals; write one a line")
+        raise RecipeError(f"alternative.path: {file} has no refusals; write one per line")
     return found
 
 
 def alternative_source(config: AlternativeConfig, method: Method, examples: Sequence[Example]) -> Source | None:
-    """Where the alternatives of a run come from; None if the method reads none.
+    """The source of a run's alternatives; None if the method reads none.
 
     Raises:
         DataError: the source is ``column``, and a row has no alternative.
@@ -65,8 +67,8 @@ def alternative_source(config: AlternativeConfig, method: Method, examples: Sequ
     if config.source == "column" and missing:
         place = missing[0].source or f"example {missing[0].id}"
         raise DataError(
-            f"alternative.source is column, and {len(missing)} of {len(examples)} forget rows have no `alternative` "
-            f"(the first: {place}): fill the column (or name it in data.forget.columns), or set another source"
+            f"alternative.source is column, but {len(missing)} of {len(examples)} forget rows have no `alternative` "
+            f"(the first: {place}); fill the column, name it in data.forget.columns, or set another source"
         )
     if config.source != "default":
         return config.source
@@ -76,7 +78,7 @@ def alternative_source(config: AlternativeConfig, method: Method, examples: Sequ
 
 
 def written_answers(source: Source, config: AlternativeConfig, examples: Sequence[Example], seed: int) -> list[str]:
-    """One alternative per example, without a model. The choice depends on the seed and the example's id, not on the order."""
+    """One alternative per example, without a model. The choice depends only on the seed and the example's id."""
     if source == "column":
         return [str(example.alternative) for example in examples]
     refusals = read_refusals(config.path)
@@ -93,22 +95,22 @@ def encoded_alternatives(
     model: Any = None,
     console: Console | None = None,
 ) -> list[Encoded]:
-    """Another answer to each forget question, encoded. No file ever holds them.
+    """Encode an alternative answer to each forget question. The answers are never written to a file.
 
     Args:
         examples: the forget examples.
         tokenizer: encodes the answers.
-        config: the recipe's section.
-        encoding: how rows become tokens.
-        seed: of the choice of refusals, or of the sampling.
+        config: the recipe's ``alternative`` section.
+        encoding: the recipe's ``encoding`` section.
+        seed: seed for choosing refusals or for sampling.
         source: from ``alternative_source``.
-        model: writes the answers if the source is ``model``.
-        console: says how many answers the model wrote.
+        model: generates the answers if the source is ``model``.
+        console: prints the number of generated answers.
     """
     if source == "model":
         answers, refused = model_answers(model, tokenizer, examples, config, encoding, seed)
         if console is not None and PartialState().is_main_process:
-            console.print(f"the model wrote {len(answers) - refused} other answers; {refused} are refusals instead")
+            console.print(f"the model generated {len(answers) - refused} other answers; {refused} are refusals instead")
     else:
         answers = written_answers(source, config, examples, seed)
     return encode_all(tokenizer, examples, encoding, role="alternative", answers=answers)[0]
@@ -122,21 +124,21 @@ def model_answers(
     encoding: EncodingConfig,
     seed: int,
 ) -> tuple[list[str], int]:
-    """Let the model write another answer to each question by sampling. The first process samples for all.
+    """Sample another answer to each question from the model. The main process samples for all processes.
 
-    An answer that is empty or equal to the known answer is sampled again with another seed. After three tries a refusal takes
-    its place.
+    An answer that is empty or equal to the known answer is sampled again with another seed. After three tries it is replaced by
+    a refusal.
 
     Args:
         model: the model before training.
         tokenizer: its tokenizer.
         examples: the forget examples.
         config: temperature and length.
-        encoding: how prompts become tokens.
-        seed: of the sampling.
+        encoding: the recipe's ``encoding`` section.
+        seed: seed of the sampling.
 
     Returns:
-        One answer per example, and how many of them are refusals.
+        One answer per example, and the number of refusals among them.
     """
     answers: list[Any] = [None] * len(examples)
     if PartialState().is_main_process:
@@ -152,7 +154,7 @@ def model_answers(
                     [prompts[index] for index in left],
                     samples=1,
                     temperature=config.temperature,
-                    seed=_TRIES * seed + attempt,  # another one for every try, and for every seed of a recipe
+                    seed=_TRIES * seed + attempt,  # different for every try and for every seed of a recipe
                     max_new_tokens=config.max_new_tokens,
                     batch_size=_BATCH,
                 )

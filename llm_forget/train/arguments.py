@@ -1,4 +1,4 @@
-"""Training arguments from a recipe: the same arithmetic on a CPU, one GPU or many."""
+"""Build training arguments from a recipe: the same computation on a CPU, one GPU or several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_forget.config import TrainConfig
 from llm_forget.errors import RecipeError
 from llm_forget.model.checkpointing import checkpointing_arguments
 
-# An adapter starts at zero and is small: at the papers' full fine-tuning rate of 1e-5 it does not move.
+# A LoRA adapter starts at zero and is small: with the papers' full fine-tuning rate of 1e-5 it hardly changes.
 ADAPTER_LEARNING_RATE = 1e-3
 FULL_LEARNING_RATE = 1e-5
 
@@ -22,8 +22,8 @@ def common_arguments(
 ) -> dict[str, Any]:
     """Translate a recipe's ``train`` section into arguments for unlearning and fine-tuning.
 
-    Autocast (bf16 over fp32 trainable weights) is used only if the base is held in bf16, so that training and measuring
-    multiply in the same type. The Trainer itself does not save, evaluate or report.
+    Autocast (bf16 products with fp32 trainable weights) is used only if the base weights are in bf16, so that training and
+    measuring compute in the same dtype. The Trainer itself does not save, evaluate or report.
     """
     on_cpu = not torch.cuda.is_available()
     default = ADAPTER_LEARNING_RATE if with_adapter else FULL_LEARNING_RATE
@@ -62,7 +62,7 @@ def common_arguments(
 def unlearning_arguments(
     train: TrainConfig, seed: int, with_adapter: bool, learning_rate: float | None = None, *, autocast: bool = False
 ) -> TrainingArguments:
-    """Arguments for one pass over a schedule. The schedule already holds all epochs."""
+    """Arguments for one pass over a schedule, which already contains all epochs."""
     return TrainingArguments(
         num_train_epochs=1, **common_arguments(train, seed, with_adapter, learning_rate, autocast=autocast)
     )
@@ -72,7 +72,7 @@ def check_arguments(train: TrainConfig, seed: int) -> None:
     """Check before a model is loaded that transformers can build the learning-rate schedule and the optimizer.
 
     Raises:
-        RecipeError: it cannot; with the message of transformers and the place in the recipe.
+        RecipeError: it cannot. The message has the place in the recipe and the error of transformers.
     """
     from transformers import Trainer, get_scheduler
 

@@ -1,4 +1,4 @@
-"""Batches of pairs: each pair is a forget row and the retain row that it shares a step with."""
+"""Batches of pairs. A pair is a forget row and the retain row of the same step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pair = tuple[int, int | None]
 
 
 class PairRow(NamedTuple):
-    """One pair: the forget row's index and tokens, its retain row, and another answer to the forget prompt."""
+    """One pair: the forget row's index and tokens, its retain row, and an alternative answer to the forget prompt."""
 
     forget_index: int
     forget: Encoded
@@ -32,7 +32,7 @@ class PairDataset(Dataset[PairRow]):
         forget: the forget rows.
         retain: the retain rows; empty without a retain term.
         pairs: (forget index, retain index or None) in the order of training.
-        alternatives: another answer to each forget prompt, in the order of ``forget``, or None.
+        alternatives: an alternative answer to each forget prompt, in the order of ``forget``, or None.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class PairCollator:
     """Collates B pairs into one padded batch, in the order that ``StepRows`` describes.
 
     Attributes:
-        pad_token_id: fills the shorter rows.
+        pad_token_id: the padding token.
         score_alternatives: add the alternatives as rows; otherwise only their tokens are kept.
     """
 

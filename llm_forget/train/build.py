@@ -1,4 +1,4 @@
-"""From a recipe to the objects of a run: method, retain term and wrappers, checked before data are read and a model is loaded."""
+"""Build the objects of a run from a recipe: method, retain term and wrappers. All checks come before data and model are read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from llm_forget.utils.build import build
 from llm_forget.utils.plugins import find_class, with_defaults
 from llm_forget.wrappers import Setting, Wrapper
 
-NOWHERE = ""  # the output_dir of a run that writes nothing; a recipe may not have it
+NOWHERE = ""  # the output_dir of a run that writes nothing; not allowed in a recipe
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Parts:
     """The parts of a run that a recipe names, built without model and data.
 
     Attributes:
-        method: with its hyper-parameters.
+        method: the method with its hyper-parameters.
         retain: the retain term, or None.
-        wrappers: change the gradient, in this order.
-        layer: the block that hidden states are taken from; None for the default.
+        wrappers: the gradient wrappers, in the order of their application.
+        layer: the block whose hidden states are read; None for the default.
     """
 
     method: Method
@@ -50,7 +50,7 @@ def make_parts(recipe: UnlearnRecipe) -> Parts:
     """Build the parts of a run, and check everything that can be checked before data are read.
 
     Raises:
-        UserError: the recipe, its output folder or the way of launching cannot work.
+        UserError: the recipe, its output folder or the launch command cannot be used.
     """
     check_run(recipe)
     method = build_method(recipe)
@@ -59,12 +59,12 @@ def make_parts(recipe: UnlearnRecipe) -> Parts:
         raise RecipeError("the retain term needs data.retain; add it, or set retain.name: null")
     if recipe.adapter is not None and recipe.adapter.top_share < 1 and method.trained_layers is not None:
         raise RecipeError(
-            f"adapter.top_share is {recipe.adapter.top_share}, and the method {recipe.method['name']} chooses the blocks that "
-            "it trains by itself; leave top_share out"
+            f"adapter.top_share is {recipe.adapter.top_share}, but the method {recipe.method['name']} chooses its trained blocks "
+            "automatically; remove top_share"
         )
     parts = Parts(method, retain, build_wrappers(recipe, method, retain), chosen_layer(method, retain))
     if recipe.output_dir != NOWHERE:
-        # last, because it removes the checkpoints that the recipe overwrites
+        # this check is last, because it removes the checkpoints that the recipe overwrites
         check_checkpoints(recipe.output_dir, resume=recipe.resume, overwrite=recipe.overwrite)
     return parts
 
@@ -73,7 +73,7 @@ def check_run(recipe: UnlearnRecipe | FinetuneRecipe) -> None:
     """Check what unlearning and fine-tuning have in common: launch, output folder, training arguments and trackers.
 
     Raises:
-        UserError: one of them cannot work.
+        UserError: one of them cannot be used.
     """
     check_launch()
     if recipe.output_dir != NOWHERE:
@@ -87,11 +87,11 @@ def build_method(recipe: UnlearnRecipe) -> Method:
     given = dict(recipe.method)
     name = given.pop("name", None)
     if not isinstance(name, str):
-        raise RecipeError("method.name: is missing; for example method: {name: npo}")
+        raise RecipeError("method.name is missing; give for example method: {name: npo}")
     cls = with_defaults(find_class("llm_forget.methods", name, "forget_loss"), Method)
     method = build(cls, given, f"method {name}")
     if recipe.adapter is None and method.finish is not None:
-        raise RecipeError(f"method {name} works on an adapter; remove `adapter: null` from the recipe")
+        raise RecipeError(f"method {name} needs an adapter; remove `adapter: null` from the recipe")
     return method
 
 
@@ -121,20 +121,20 @@ def build_wrappers(recipe: UnlearnRecipe, method: Method, retain: RetainTerm | N
         values = dict(given)
         name = values.pop("name", None)
         if not isinstance(name, str):
-            raise RecipeError("wrappers: each needs a name; for example wrappers: [{name: sam, rho: 0.01}]")
+            raise RecipeError("wrappers: each entry needs a name; give for example wrappers: [{name: sam, rho: 0.01}]")
         wrapper: Wrapper = build(find_class("llm_forget.wrappers", name, "on_gradient"), values, f"wrapper {name}")
         reason = wrapper.refuses(setting)
         if reason is not None:
-            raise RecipeError(f"wrapper {name} cannot be used here: {reason}")
+            raise RecipeError(f"wrapper {name} cannot be used in this run: {reason}")
         found.append(wrapper)
     return found
 
 
 def chosen_layer(method: Method, retain: RetainTerm | None) -> int | None:
-    """The block that hidden states are taken from; None for the default.
+    """The block whose hidden states are read; None for the default.
 
     Raises:
-        RecipeError: method and retain term name different ones.
+        RecipeError: method and retain term name different blocks.
     """
     try:
         return Objective(method, retain).layer
@@ -143,12 +143,12 @@ def chosen_layer(method: Method, retain: RetainTerm | None) -> int | None:
 
 
 def trained_blocks(method: Method, model: nn.Module, layer: int | None) -> list[int] | None:
-    """The blocks that a method trains; None if it trains all that the recipe names."""
+    """The blocks that a method trains; None if it trains all blocks that the recipe selects."""
     return None if method.trained_layers is None else method.trained_layers(_hidden_layer(model, layer))
 
 
 def check_layer(adapter: AdapterConfig | None, objective: Objective, model: nn.Module) -> None:
-    """Refuse a loss on hidden states below every adapter: training cannot change them.
+    """Check that a loss reads hidden states that the adapter can change.
 
     Raises:
         RecipeError: ``adapter.top_share`` begins above the block that the method or the retain term reads, or the model has
@@ -160,9 +160,9 @@ def check_layer(adapter: AdapterConfig | None, objective: Objective, model: nn.M
     blocks, layer = top_blocks(adapter, depth), _hidden_layer(model, objective.layer)
     if blocks is not None and layer < blocks.start:
         raise RecipeError(
-            f"adapter.top_share is {adapter.top_share}, so that block {blocks.start} is the lowest with an adapter, and "
-            f"the hidden states of block {layer} are looked at, which nothing changes; set layer to {blocks.start} or more, or "
-            "raise top_share"
+            f"adapter.top_share is {adapter.top_share}, so block {blocks.start} is the lowest with an adapter, but the loss "
+            f"reads the hidden states of block {layer}, which training cannot change; set layer to {blocks.start} or more, or "
+            "increase top_share"
         )
 
 
@@ -176,12 +176,12 @@ def _hidden_layer(model: nn.Module, layer: int | None) -> int:
 def make_trainable(
     model: Any, adapter: AdapterConfig | None, blocks: Collection[int] | None = None, *, compiled: bool
 ) -> Any:
-    """Put a fresh adapter on the model, or choose the weights to train.
+    """Add a new adapter to the model, or select the weights to train.
 
     Args:
-        model: as it was loaded.
+        model: the loaded model.
         adapter: the recipe's adapter section; None for full fine-tuning.
-        blocks: train these blocks only; None for those that the recipe names.
+        blocks: train only these blocks; None for the blocks that the recipe selects.
         compiled: compile each block with ``torch.compile``.
     """
     if adapter is not None:

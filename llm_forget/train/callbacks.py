@@ -1,4 +1,4 @@
-"""Callbacks for the Trainer: progress bar, log of numbers, and early stopping."""
+"""Trainer callbacks: progress bar, metrics log, and early stopping."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def note(console: Console, text: str) -> None:
 
 @dataclass
 class MetricsLog(TrainerCallback):
-    """Collects what the Trainer logs, one dictionary per step: numbers only, never text."""
+    """Collects the Trainer's logs, one dictionary per step: numbers only, never text."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     phase: str = "train"
-    # Every row is sent to these as well.
+    # Every row is also sent to these.
     trackers: Trackers | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Keep one row of numbers."""
+        """Add one row of numbers."""
         self.add({"phase": self.phase, "step": state.global_step, **(logs or {})})
 
     def add(self, row: dict[str, Any]) -> None:
-        """Keep a row, and send it to the trackers."""
+        """Add a row, and send it to the trackers."""
         self.rows.append(row)
         if self.trackers is not None:
             self.trackers.row(row)
@@ -57,7 +57,7 @@ class MetricsLog(TrainerCallback):
         self.rows[:] = state["rows"]
 
     def check(self, now: Measurement, verdict: Verdict) -> None:
-        """Keep one measurement of the stop rule."""
+        """Add one measurement of the stop rule."""
         numbers = {"forget": now.forget, "retain": now.retain}
         self.add({"phase": "check", "step": now.step, **numbers, "verdict": verdict.name})
 
@@ -66,8 +66,8 @@ class ProgressBar(TrainerCallback):
     """A progress bar on the main process: a rich bar in a terminal, a few lines in a log.
 
     Args:
-        console: where to draw.
-        label: shown in front of the bar.
+        console: the console of the bar.
+        label: the text before the bar.
     """
 
     def __init__(self, console: Console, label: str) -> None:
@@ -96,7 +96,7 @@ class ProgressBar(TrainerCallback):
         self._task = self._bar.add_task(shown, total=state.max_steps, note=self.note)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Advance the bar; without a terminal, print a few lines in all."""
+        """Advance the bar; without a terminal, print a few lines in total."""
         if self._bar is None:
             return
         self._bar.update(self._task, completed=state.global_step, note=self.note)
@@ -123,7 +123,7 @@ class ProgressBar(TrainerCallback):
 
 
 class StopCallback(TrainerCallback):
-    """Early stopping: measures the model every few steps, remembers the best state, and ends the run by the stop rule.
+    """Early stopping: measures the model every few steps, keeps the best state, and applies the stop rule.
 
     Args:
         meter: measures the model.
@@ -144,7 +144,7 @@ class StopCallback(TrainerCallback):
         self.ended_by: Verdict | None = None
 
     def begin(self, model: Any, start: Measurement) -> None:
-        """Keep the state before the first step; a run can always go back to it."""
+        """Keep the state before the first step, so that a run can always restore it."""
         self.rule.judge(start)
         self.best_state = trainable_state(model)
 
@@ -159,7 +159,7 @@ class StopCallback(TrainerCallback):
         control.should_training_stop |= self.ended_by is not None
 
     def judge(self, model: Any, now: Measurement) -> bool:
-        """Judge a measurement that was taken elsewhere. Returns whether the run should end."""
+        """Judge a measurement from another caller. Returns whether the run should end."""
         self._judge(model, now)
         return self.ended_by is not None
 
@@ -183,7 +183,7 @@ class StopCallback(TrainerCallback):
         self.ended_by = None if state["ended_by"] is None else Verdict[state["ended_by"]]
 
     def settle(self, model: Any, non_finite_at: int | None) -> str:
-        """Restore the best state. Returns a sentence that says why the run ended and which state was kept."""
+        """Restore the best state. Returns a sentence with the reason for the end of the run and the kept state."""
         if self.best_state is None or self.rule.best is None:
             raise RuntimeError("settle() before begin()")
         if self.ended_by is Verdict.REACHED:

@@ -1,4 +1,4 @@
-"""Checkpoints: folders of safetensors and JSON, written whole or not at all, verified by digest, and tied to one run."""
+"""Checkpoints: folders of safetensors and JSON, written atomically, verified by digest, and bound to one run."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from llm_forget.utils.files import file_digest, new_folder
 _MANIFEST, _STATE, _TENSORS = "checkpoint.json", "state.json", "tensors.safetensors"
 _STEP = re.compile(r"step-(\d{8,})")
 _SCHEMA = 1
-# What may change before a run is resumed: it does not change a weight.
+# Recipe fields that may differ when a run is resumed, because they do not affect the weights.
 _FREE = {"output_dir", "overwrite", "resume", "train.save_steps", "train.keep_checkpoints", "train.trackers"}
 
 
 def pack(value: Any, tensors: dict[str, Tensor], place: str = "") -> Any:
-    """Split a nested state into a JSON tree and its tensors, which are added to ``tensors`` under the name of their place.
+    """Split a nested state into a JSON tree and its tensors, which are added to ``tensors`` with their path as name.
 
-    ``unpack`` restores numbers, texts, tuples, mappings with any keys, NumPy arrays and NaN exactly. A sharded tensor is
-    gathered, so every process must call this.
+    ``unpack`` restores numbers, strings, tuples, mappings with any keys, NumPy arrays and NaN exactly. A sharded tensor is
+    gathered, so every process must call this function.
 
     Raises:
-        TypeError: a value of another type; the message names its place.
+        TypeError: a value has another type; the message names its path.
     """
     if isinstance(value, Tensor):
-        while place in tensors:  # a key may hold a slash, or be a number that looks like a text
+        while place in tensors:  # paths can collide: a key may contain a slash, and the keys 1 and "1" look the same
             place += "'"
         tensors[place] = whole(value).detach().cpu().contiguous().clone()
         return {"$tensor": place}
@@ -58,7 +58,7 @@ def pack(value: Any, tensors: dict[str, Tensor], place: str = "") -> Any:
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{place or 'the state'} is a {type(value).__name__}, which a checkpoint cannot hold")
+    raise TypeError(f"{place or 'the state'} is a {type(value).__name__}, which cannot be stored in a checkpoint")
 
 
 def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -87,15 +87,15 @@ def write_checkpoint(
     texts: Mapping[str, str],
     keep: int,
 ) -> Path:
-    """Write one checkpoint and then remove all but the newest ``keep``.
+    """Write one checkpoint, then remove all but the newest ``keep``.
 
     Args:
         parent: the folder of this run's checkpoints.
-        step: optimizer steps done.
+        step: number of finished optimizer steps.
         tree: from ``pack``.
         tensors: from ``pack``.
-        identity: from ``run_identity``; a run with another identity cannot resume from here.
-        texts: further small files, by name.
+        identity: from ``run_identity``; a run with another identity cannot resume from this checkpoint.
+        texts: file name → content of further small files.
         keep: number of checkpoints to keep, at least 1.
 
     Raises:
@@ -105,7 +105,7 @@ def write_checkpoint(
     with new_folder(folder) as new:
         try:
             save_file(tensors, new / _TENSORS)
-        except Exception as error:  # safetensors has an exception of its own for a full disk
+        except Exception as error:  # safetensors has its own exception for a full disk
             raise OSError(f"cannot write {new / _TENSORS}: {error}") from error
         (new / _STATE).write_text(json.dumps(tree), encoding="utf-8")
         for name, text in texts.items():
@@ -125,7 +125,7 @@ def checkpoints(parent: Path) -> list[Path]:
 
 
 def newest_whole(parent: Path, tell: Callable[[str], None]) -> Path | None:
-    """The newest undamaged checkpoint. ``tell`` is called with a note about every damaged one."""
+    """The newest undamaged checkpoint, or None. ``tell`` is called with a note about every damaged one."""
     for folder in reversed(checkpoints(parent)):
         damage = damaged(folder)
         if damage is None:
@@ -135,34 +135,34 @@ def newest_whole(parent: Path, tell: Callable[[str], None]) -> Path | None:
 
 
 def damaged(folder: Path) -> str | None:
-    """The damage to a checkpoint's files, in words, or None."""
+    """Describe the damage to a checkpoint's files; None if there is none."""
     try:
         manifest = _manifest(folder)
         if manifest["schema"] != _SCHEMA:
-            return f"schema {manifest['schema']} where this version reads {_SCHEMA}"
+            return f"schema {manifest['schema']}, but this version reads {_SCHEMA}"
         for name, digest in manifest["files"].items():
             if file_digest(folder / name) != digest:
-                return f"{name} is not what was written"
+                return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def read_checkpoint(folder: Path) -> Any:
-    """The state that was packed, on the CPU."""
+    """Read the packed state, on the CPU."""
     return unpack(json.loads((folder / _STATE).read_text(encoding="utf-8")), load_file(folder / _TENSORS))
 
 
 def run_identity(
     recipe: UnlearnRecipe, sets: Mapping[str, Sequence[Encoded]], before: Measurement | None, base: str | None
 ) -> dict[str, Any]:
-    """What a run is, in values that can be compared. A checkpoint is resumed only by the run that wrote it.
+    """Values that identify a run. A checkpoint can only be resumed by the run that wrote it.
 
     Args:
         recipe: the checked recipe.
-        sets: the encoded rows by name; only their digests are kept.
-        before: measured before the first step; it distinguishes models that have no folder to take a digest of.
-        base: the folder or hub id that the model was loaded from; None for a model that the caller loaded.
+        sets: set → encoded rows; only their digests are stored.
+        before: the measurement before the first step; it distinguishes models without a folder, which have no digest.
+        base: the folder or hub id of the model; None if the caller loaded it.
 
     Returns:
         The recipe, digests of the rows and the weights, the first measurement, and the number of processes.
@@ -186,10 +186,10 @@ def _rows_digest(rows: Sequence[Encoded]) -> str:
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse to resume a checkpoint of another run.
+    """Check that a checkpoint belongs to this run.
 
     Raises:
-        UserError: the identities differ; the message names every key that differs, with both values.
+        UserError: the identities differ; the message lists every difference.
     """
     before, now = (dict(_flat(values)) for values in (_manifest(folder)["identity"], identity))
     differing = [key for key in {**before, **now} if not _alike(before.get(key), now.get(key))]
@@ -197,12 +197,12 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
         lines = "\n".join(f"  - {key}: {before.get(key)} in the checkpoint, {now.get(key)} now" for key in differing)
         raise UserError(
             f"the checkpoint {folder} belongs to another run:\n{lines}\n"
-            "Put these back as they were, or start over with --overwrite true and without --resume"
+            "Restore these values, or start again with --overwrite true and without --resume"
         )
 
 
 def _alike(before: Any, now: Any) -> bool:
-    """Equal, or two floats that differ by at most 0.1 %, as a measurement on another machine may."""
+    """Whether two values are equal, or floats that differ by at most 0.1 %, as a measurement on another machine may."""
     if isinstance(before, float) and isinstance(now, float):
         return before == now or abs(before - now) <= 1e-3 * max(abs(before), abs(now)) or before != before != now
     return bool(before == now)
@@ -219,7 +219,7 @@ def _manifest(folder: Path) -> Any:
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every random generator of this process that training may use."""
+    """The state of every random generator that training may use in this process."""
     import random
 
     state: dict[str, Any] = {

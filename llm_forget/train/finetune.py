@@ -1,4 +1,4 @@
-"""Supervised fine-tuning with TRL: makes a target (everything) or an oracle (everything but the forget set)."""
+"""Supervised fine-tuning with TRL, to train a target (on all data) or an oracle (on all data except the forget set)."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
 
     Args:
         recipe: the checked recipe.
-        console: where progress goes; standard error by default.
+        console: a console for progress; standard error by default.
 
     Returns:
-        What was done, as written to ``result.json``.
+        The content of ``result.json``.
 
     Raises:
-        UserError: the recipe, the data or the way of launching cannot work; before a model is loaded.
+        UserError: the recipe, the data or the launch command cannot be used. Checked before a model is loaded.
     """
     console = console or Console(stderr=True)
     if recipe.model.quantization is not None:
@@ -93,7 +93,7 @@ def _train(
     from trl import SFTConfig, SFTTrainer
 
     class AnswerTrainer(SFTTrainer):
-        """TRL's trainer with our forward pass. TRL's own loss works in tiles of the vocabulary, which doubles a CPU step."""
+        """TRL's trainer with our forward pass. TRL's loss works in tiles of the vocabulary, which doubles the time on a CPU."""
 
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -102,10 +102,10 @@ def _train(
             tokens = scores.mask.sum() if num_items_in_batch is None else num_items_in_batch
             loss = -scores.token_logps.sum() / tokens
             if num_items_in_batch is not None:
-                loss = loss * self.accelerator.num_processes  # the count is over all processes, and DDP takes the mean
+                loss = loss * self.accelerator.num_processes  # the count is over all processes, but DDP averages
             return (loss, {}) if return_outputs else loss
 
-    # Our own tokens and labels, so that exactly the tokens that are learned are later scored and forgotten.
+    # Our own tokens and labels, so that training, scoring and unlearning use exactly the same tokens.
     labelled = [
         {
             "input_ids": list(row.input_ids),
@@ -128,7 +128,7 @@ def _train(
         callbacks=[ProgressBar(console, f"learning {Path(recipe.output_dir).name}"), log],
     )
     trainer.remove_callback(PrinterCallback)
-    # TRL asks for the embeddings' gradient once, and the Trainer again when it begins
+    # TRL enables the embeddings' gradient when it is created, and the Trainer again when training begins
     frozen_stays_frozen(model)
     trainer.add_callback(FrozenStaysFrozen())
     trainer.train()
@@ -140,7 +140,7 @@ def _write(recipe: FinetuneRecipe, model: Any, tokenizer: Any, result: dict[str,
         if recipe.adapter is not None:
             model.save_pretrained(folder / "adapter")
         if recipe.adapter is None or recipe.merge:
-            # merged in fp32 and cast afterwards: in bf16 the product would be rounded twice
+            # merge in fp32 and cast afterwards, because a merge in bf16 would round twice
             merged = model if recipe.adapter is None else model.float().merge_and_unload()
             merged.to(frozen_dtype(recipe.model)).save_pretrained(folder / "model")
             tokenizer.save_pretrained(folder / "model")

@@ -1,4 +1,4 @@
-"""Check how the processes were launched. A launch that would silently compute something else is refused."""
+"""Check how the processes were launched, and reject a launch that would silently compute something else."""
 
 from __future__ import annotations
 
@@ -15,31 +15,30 @@ _TWO_ON_CPU = (
 
 
 def check_launch() -> None:
-    """Start the process group if there is one, and check that the processes know of each other.
+    """Start the process group if there is one, and check that all processes have joined it.
 
     Raises:
-        LaunchError: several processes were asked for and one runs, or several run and do not talk to each other, or a
+        LaunchError: several processes were requested but only one runs, or several run without a common process group, or a
             sharded configuration would silently become plain data parallelism on a CPU.
     """
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
-        # Without this, processes started by torchrun or --multi_gpu on a CPU do not join a group.
+        # Without this, processes started by torchrun or --multi_gpu on a CPU do not join a process group.
         os.environ["ACCELERATE_USE_CPU"] = "true"
     asked = int(os.environ.get("WORLD_SIZE", "1"))
-    # The launcher that starts one process on a CPU sets the address of a group (it was asked for several processes) and
-    # no rank (it started one).
+    # If several processes were requested but the launcher started only one, it sets MASTER_ADDR but not RANK.
     lonely = "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ
     under_mpi = any(name in os.environ for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"))
     if on_cpu and lonely and not under_mpi:
         raise LaunchError(
-            "several processes were asked for, but this launcher starts one on a CPU (--cpu and MULTI_CPU do that). "
-            f"For two real ones:\n  {_TWO_ON_CPU}\nFor one: accelerate launch --num_processes 1 …"
+            "several processes were requested, but this launcher starts only one on a CPU (as --cpu and MULTI_CPU do). "
+            f"For two processes:\n  {_TWO_ON_CPU}\nFor one process: accelerate launch --num_processes 1 …"
         )
     if on_cpu:
         for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
             if os.environ.get(variable, "false").lower() == "true":
                 raise LaunchError(
-                    f"{name} through accelerate does not run on a CPU (it becomes plain data parallelism without a word); "
+                    f"{name} through accelerate does not run on a CPU (it silently becomes plain data parallelism); "
                     f"use a GPU, or:\n  {_TWO_ON_CPU}"
                 )
     from accelerate import PartialState
@@ -47,6 +46,6 @@ def check_launch() -> None:
     state = PartialState(cpu=on_cpu)
     if state.num_processes != asked:
         raise LaunchError(
-            f"{asked} processes were started, but this one sees {state.num_processes}: they would train separately and write "
-            f"into one folder. Start them with:\n  {_TWO_ON_CPU}"
+            f"{asked} processes were started, but this process sees {state.num_processes}: they would train separately and write "
+            f"to the same folder. Start them with:\n  {_TWO_ON_CPU}"
         )

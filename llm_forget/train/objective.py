@@ -1,4 +1,4 @@
-"""What a training step minimises: γ · forget loss + α · retain loss."""
+"""The objective of a training step: γ · forget loss + α · retain loss."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Objective:
     """γ · mean forget loss + α · mean retain loss.
 
     Attributes:
-        method: gives the forget loss; None to train on the retain rows alone.
-        retain: gives the retain loss, or None.
+        method: defines the forget loss; None to train only on the retain rows.
+        retain: defines the retain loss, or None.
         forget_weight: γ.
         retain_weight: α.
-        satisfied_below: an example whose mean answer probability is at or below this no longer counts in the forget loss.
+        satisfied_below: the forget loss ignores an example whose mean answer probability is at or below this value.
     """
 
     method: Method | None
@@ -33,29 +33,29 @@ class Objective:
 
     @property
     def rows(self) -> StepRows:
-        """The rows of a step, and what is computed for them."""
+        """The rows of a step, and the scores that they need."""
         return StepRows(self.method.needs if self.method else None, self.retain.needs if self.retain else None)
 
     @property
     def layer(self) -> int | None:
-        """The one block that hidden states are taken from; None for the default.
+        """The block whose hidden states are read; None for the default.
 
         Raises:
-            ValueError: method and retain term name different ones.
+            ValueError: method and retain term name different blocks.
         """
         rows = self.rows
         named = {needs.layer for needs in (rows.forget, rows.retain) if needs is not None} - {None}
         if len(named) > 1:
             raise ValueError(
-                f"method and retain term take hidden states of different layers {named}; give both the same"
+                f"method and retain term read hidden states of different layers {named}; set the same layer for both"
             )
         return named.pop() if named else None
 
     def terms(self, scores: Mapping[str, AnswerScores]) -> dict[str, Tensor]:
-        """The losses of one micro-batch, as scalars.
+        """Compute the losses of one micro-batch, as scalars.
 
         Args:
-            scores: of the ``forget`` and ``retain`` rows, with all that the method and the retain term need.
+            scores: scores of the ``forget`` and ``retain`` rows, with everything that the method and the retain term need.
 
         Returns:
             ``loss``, the weighted sum; ``forget_loss`` and ``retain_loss``, without their weights;
@@ -78,12 +78,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class References:
-    """What is known about the reference before training.
+    """Scores of the reference model (the model before training), or a copy of it.
 
     Attributes:
         logps: (n forget rows,) summed answer log-probs in nats, if the method needs them.
-        alternative_logps: (n forget rows,) the same for the alternatives, if the method needs these too.
-        model: a frozen copy, for full fine-tuning with a loss that runs the reference in every step.
+        alternative_logps: (n forget rows,) the same for the alternative answers, if the method needs them.
+        model: a frozen copy of the model, for full fine-tuning with a loss that runs the reference in every step.
     """
 
     logps: Tensor | None = None
@@ -91,18 +91,18 @@ class References:
     model: nn.Module | None = None
 
     def add_logps(self, forget: AnswerScores, index: Tensor, method: Method) -> AnswerScores:
-        """The forget scores with the reference's log-probs, and the alternatives' scores with theirs.
+        """Add the reference's log-probs to the forget scores and to the scores of their alternatives.
 
         Args:
             forget: scores of B forget rows.
-            index: (B,) their places in the forget set.
-            method: named in the error.
+            index: (B,) their indices in the forget set.
+            method: the method, for the error message.
 
         Raises:
             ValueError: the log-probs were not computed.
         """
         if self.logps is None:
-            raise ValueError(f"{type(method).__name__} needs reference log-probs, and none were computed")
+            raise ValueError(f"{type(method).__name__} needs reference log-probs, but none were computed")
         device = forget.token_logps.device
         forget = replace(forget, reference_logps=self.logps.to(device)[index])
         if forget.alternative is not None and self.alternative_logps is not None:

@@ -23,12 +23,12 @@ class UnlearnSets:
 
     Attributes:
         forget: rows to forget.
-        forget_examples: the same rows as text, in the same order; alternative answers are made for these.
-        retain: rows to train the retain term on.
-        validation: rows that the utility floor is measured on: the validation set, or a sample of the retain rows.
+        forget_examples: the same rows as text, in the same order, for alternative answers.
+        retain: rows for the retain term.
+        validation: rows on which the utility floor is measured: a sample of the validation set or of the retain rows.
         holdout: rows that were never trained on.
-        digests: of each set, from the ids of its examples.
-        warnings: what the user should know.
+        digests: set → digest of the ids of its examples.
+        warnings: warnings for the user.
     """
 
     forget: list[Encoded]
@@ -53,16 +53,16 @@ def prepare(
     """Read, check and encode all sets of a run.
 
     Args:
-        data: where the sets are.
-        encoding: how rows become tokens.
-        tokenizer: encodes them.
-        rows: the most rows that are measured of the validation and the holdout set.
-        seed: of the order of the forget rows and of these samples.
+        data: the sources of the sets.
+        encoding: the recipe's ``encoding`` section.
+        tokenizer: encodes the rows.
+        rows: size of the samples of the validation and the holdout set.
+        seed: seed of the order of the forget rows and of these samples.
         data_dir: a folder with the files that ``data`` names; None reads each set from its path.
-        in_memory: sets that need no reading, by name; ``data`` has the others.
+        in_memory: set → its examples, for sets that are already in memory; the others are read from ``data``.
 
     Raises:
-        RecipeError: ``data_dir`` lacks a file.
+        RecipeError: a file is missing in ``data_dir``.
         DataError: bad rows, an empty set, an answer without tokens, a row over the length limit, or overlap.
     """
     named = {name: getattr(data, name) for name in ("forget", "retain", "validation", "holdout")}
@@ -101,5 +101,5 @@ def prepare(
 
 
 def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
-    """The rows in a random order, so that the first n are a random sample."""
+    """Shuffle the rows, so that the first n are a random sample."""
     return random.Random(f"{seed} sample").sample(list(rows), len(rows))

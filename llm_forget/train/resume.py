@@ -1,4 +1,4 @@
-"""Save and resume training: an interrupted run that is resumed ends with the same weights as one that was not interrupted."""
+"""Save and resume training. A resumed run ends with the same weights as a run without interruption."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from llm_forget.train.checkpoint import (
 
 @dataclass
 class Saving:
-    """Where and when one run saves, and whether it resumes.
+    """Settings for saving and resuming one run.
 
     Attributes:
-        folder: holds the run's checkpoints.
+        folder: the folder of the run's checkpoints.
         identity: recipe, digests of data and model, and number of processes (``checkpoint.run_identity``).
         every: optimizer steps between checkpoints; 0 saves only on SIGTERM.
         keep: number of checkpoints to keep.
@@ -60,7 +60,7 @@ class Saving:
         found = newest_whole(self.folder, self.say) if self.resume else None
         if found is not None:
             check_identity(found, self.identity)
-            self.say(f"going on from {found}")
+            self.say(f"resuming from {found}")
         return found
 
 
@@ -69,18 +69,18 @@ class Resumable:
 
     Attributes:
         saving: where and when to save; None saves nothing.
-        stateful: objects by name whose state belongs to the run (a stop rule, dual variables, a log). Those with ``state_dict``
-            and ``load_state_dict`` are saved.
+        stateful: name → object with state that belongs to the run (a stop rule, dual variables, a log). Objects with
+            ``state_dict`` and ``load_state_dict`` are saved.
     """
 
     saving: Saving | None = None
     stateful: Mapping[str, Any] = MappingProxyType({})
 
     def resume_or_begin(self: Any) -> None:
-        """Call ``train()``, from the newest checkpoint if the run is to be resumed.
+        """Call ``train()``, from the newest checkpoint if the run resumes.
 
         Raises:
-            Interrupted: the process received SIGTERM, and has saved.
+            Interrupted: the process received SIGTERM and has saved a checkpoint if possible.
             UserError: the checkpoint belongs to another run.
         """
         if self.saving is None:
@@ -88,7 +88,7 @@ class Resumable:
             return
         source = self.saving.source()
         if self.is_deepspeed_enabled:
-            self.saving.say("under DeepSpeed no checkpoints are written: it keeps its state as pickles")
+            self.saving.say("no checkpoints are written with DeepSpeed, because it stores its state as pickles")
             self.train()
             return
         with _told_to_end() as told:
@@ -100,12 +100,12 @@ class Resumable:
             how = (
                 f"nothing could be saved in {self.saving.folder}; start again"
                 if where is None
-                else f"saved {where}; add --resume true to the same command to go on from there"
+                else f"saved {where}; add --resume true to the same command to resume from there"
             )
-            raise Interrupted(f"told to end (SIGTERM) after step {self.state.global_step}: {how}")
+            raise Interrupted(f"received SIGTERM after step {self.state.global_step}: {how}")
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
-        """Replaces the Trainer's own: one safetensors file and JSON files, written whole or not at all."""
+        """Override the Trainer's method: write one safetensors file and JSON files, atomically."""
         tensors: dict[str, Tensor] = {}
         state = {
             "trainable": trainable_state(self.accelerator.unwrap_model(model)),
@@ -122,8 +122,8 @@ class Resumable:
                 write_checkpoint(
                     saving.folder, self.state.global_step, tree, tensors, saving.identity, texts, saving.keep
                 )
-            except OSError as error:  # a full disk must not end training; earlier checkpoints are whole
-                self.saving.say(f"no checkpoint at step {self.state.global_step}: {error}; training goes on")
+            except OSError as error:  # a full disk must not end training; earlier checkpoints are intact
+                self.saving.say(f"no checkpoint at step {self.state.global_step}: {error}; training continues")
         self.accelerator.wait_for_everyone()
 
     def _savable(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Resumable:
         self.lr_scheduler.load_state_dict(self._resumed.pop("scheduler"))
 
     def _load_rng_state(self: Any, checkpoint: str | None) -> None:
-        """The Trainer calls this after it has skipped the batches of earlier steps, so no number is drawn twice."""
+        """The Trainer calls this after it has skipped the batches of earlier steps, so no random number is drawn twice."""
         if checkpoint is not None:
             set_rng_state(self._resumed.pop("rng")[self.args.process_index])
 
@@ -157,11 +157,11 @@ class SaveSteps(TrainerCallback):
         self.interrupted = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save every few steps, on SIGTERM, and at the end if asked to; never after the stop rule has ended the run."""
+        """Save every few steps, on SIGTERM, and at the end if ``at_end``; never after the stop rule has ended the run."""
         last = state.global_step >= state.max_steps
         told = self._any_process_told()
         if (control.should_training_stop and not last) or getattr(self.trainer, "non_finite_at", None) is not None:
-            return  # only measuring and writing follow; resuming from an earlier checkpoint repeats them
+            return  # only measuring and writing are left; resuming from an earlier checkpoint repeats them
         due = self.saving.every > 0 and (state.global_step % self.saving.every == 0 and not last)
         if due or told or (last and self.saving.at_end and self.saving.every > 0):
             control.should_save = True
@@ -185,18 +185,18 @@ def checkpoint_folder(output_dir: str) -> Path:
 
 
 def check_checkpoints(output_dir: str, *, resume: bool, overwrite: bool) -> None:
-    """Find the checkpoints of an interrupted run before any work is done, and remove them if they are to be overwritten.
+    """Check for checkpoints of an interrupted run before any computation, and remove them if the recipe overwrites.
 
     Raises:
-        UserError: there are checkpoints, and the recipe says neither to resume nor to overwrite.
+        UserError: there are checkpoints, and the recipe neither resumes nor overwrites.
     """
     folder = checkpoint_folder(output_dir)
     if resume or not any(checkpoints(phase) for phase in (folder, *folder.glob("phase-*"))):
         return
     if not overwrite:
         raise UserError(
-            f"output_dir: an interrupted run left checkpoints in {folder}; add --resume true to go on, "
-            "or --overwrite true to start over"
+            f"output_dir: an interrupted run left checkpoints in {folder}; add --resume true to continue it, "
+            "or --overwrite true to start again"
         )
     drop_checkpoints(output_dir)
 
@@ -214,7 +214,7 @@ def is_stateful(item: Any) -> bool:
 
 @contextmanager
 def _told_to_end() -> Iterator[threading.Event]:
-    """While active, SIGTERM sets the event instead of ending the process."""
+    """Context in which SIGTERM sets the event instead of ending the process."""
     told = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield told  # only the main thread can handle signals

@@ -1,4 +1,4 @@
-"""One run in memory: a model, the data it is measured on, and the phases of training."""
+"""One run in memory: a model, its data, and the phases of training."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from llm_forget.train.trainer import UnlearningTrainer
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run measured, and why it ended.
+    """The measurements of a run, and why it ended.
 
     Attributes:
-        reason: why the run ended and which state was kept, in a sentence.
-        before: both samples before the first step.
-        after: both samples in the state that was kept.
+        reason: a sentence: why the run ended and which state was kept.
+        before: the measurement before the first step.
+        after: the measurement of the kept state.
         steps: optimizer steps of all phases.
         details: numbers that the method reports.
         metrics: one row per step and per check.
@@ -55,13 +55,14 @@ class Run:
 
     Args:
         recipe: the checked recipe.
-        parts: the method, retain term and wrappers that it names.
+        parts: its method, retain term and wrappers.
         sets: its data.
-        model: ready to train.
-        pad_token_id: pads a batch.
-        console: where progress goes.
-        alternatives: another answer to each forget prompt, in the order of the forget rows; None if the method reads none.
-        base: the folder or hub id that the model was loaded from; None for a model that the caller loaded.
+        model: the model, ready to train.
+        pad_token_id: the padding token.
+        console: a console for progress.
+        alternatives: an alternative answer to each forget prompt, in the order of the forget rows; None if the method reads
+            none.
+        base: the folder or hub id of the model; None if the caller loaded it.
     """
 
     def __init__(
@@ -97,10 +98,10 @@ class Run:
         return float(self.meter.probabilities(self.model, self.sets.holdout).mean())
 
     def execute(self) -> Outcome:
-        """Train, let the method finish (adapter subtraction negates its adapter here), and measure."""
+        """Train, run the method's ``finish`` if it has one (adapter subtraction negates its adapter there), and measure."""
         self._say(self.before)
         finish = self.method.finish
-        # Only a retain term, or a method's own healing, can bring retain probability back; it needs time to do so.
+        # Only a retain term or a method's own healing phase can restore retain probability, and it needs time.
         patience = self.recipe.stop.patience if self.retain is not None or finish is not None else 1
         rule = StopRule(self.target, self.floor, patience)
         self.stopping = StopCallback(self.meter, rule, self.recipe.stop.every, self.report)
@@ -152,13 +153,13 @@ class Run:
     ) -> UnlearningTrainer:
         """Train one phase.
 
-        Each phase has its own checkpoints. A resumed run takes no steps in the phases that were complete.
+        Each phase has its own checkpoints. A resumed run takes no steps in complete phases.
 
         Args:
-            objective: what is minimised.
+            objective: the objective to minimise.
             pairs: the pairs of the phase.
-            label: shown in the progress bar.
-            early_stopping: measure every few steps, and stop by the recipe's rule.
+            label: the label of the progress bar.
+            early_stopping: measure every few steps, and apply the recipe's stop rule.
             train: training settings; the recipe's by default.
         """
         bar = ProgressBar(self.console, f"{self.recipe.method['name']}: {label}")
@@ -218,10 +219,10 @@ class Run:
         note(self.console, text)
 
     def _references(self, objective: Objective) -> References:
-        """The reference is the model before the first step.
+        """Compute the scores of the reference, which is the model before the first step.
 
-        Its log-probs are computed in one pass over the forget set. Only full fine-tuning with a loss that runs the reference
-        in every step needs a copy of the model.
+        Its log-probs are computed in one pass over the forget set. A copy of the model is needed only for full fine-tuning with
+        a loss that runs the reference in every step.
         """
         rows, forget, others = objective.rows, None, None
         if rows.forget is not None and rows.forget.reference_logps:

@@ -1,4 +1,4 @@
-"""The run folder: recipe, adapter or model, metrics and result. It is written whole or not at all, and holds no forget text."""
+"""The run folder: recipe, adapter or model, metrics and result. It is written atomically and contains no forget text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from llm_forget.utils.digests import weights_digest
 from llm_forget.utils.files import new_folder, tidy, write_json, write_text
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "bitsandbytes")
-RESULT_NAME = "result.json"  # written last: a folder without it is no run
+RESULT_NAME = "result.json"  # written last, so a folder without it is not a complete run
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class RunRecord:
 
     Attributes:
         method: its name in the recipe.
-        reason: why the run ended and which state was kept, in a sentence.
-        before: both samples before the first step.
-        after: both samples in the state that was kept.
+        reason: a sentence: why the run ended and which state was kept.
+        before: the measurement before the first step.
+        after: the measurement of the kept state.
         forget_target: the forget probability that counted as forgotten, or None.
-        utility_floor: the lowest retain probability that was allowed, or None.
+        utility_floor: the lowest allowed retain probability, or None.
         steps: optimizer steps of all phases.
         seconds: wall time from loading the model to the last measurement.
         details: numbers that the method reports.
-        data_digests: of each set.
-        forget_rows: rows in the forget set.
-        retain_rows: retain rows trained on.
+        data_digests: set → digest.
+        forget_rows: number of rows in the forget set.
+        retain_rows: number of rows in the retain set.
     """
 
     method: str
@@ -66,19 +66,19 @@ class RunRecord:
 
 
 def check_output(output_dir: str, overwrite: bool) -> None:
-    """Refuse to overwrite an existing folder, before any work is done.
+    """Check before any computation that the output folder can be written.
 
     Raises:
-        RecipeError: the folder holds a run and ``overwrite`` is off, or holds something that is no run.
+        RecipeError: the folder contains a run and ``overwrite`` is off, or it contains something else.
     """
     folder = Path(output_dir)
     tidy(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or not (folder / RESULT_NAME).is_file():
-        raise RecipeError(f"output_dir: {folder} exists and is not a run folder; choose another")
+        raise RecipeError(f"output_dir: {folder} exists and is not a run folder; give another folder")
     if not overwrite:
-        raise RecipeError(f"output_dir: {folder} holds a run already; choose another, or add --overwrite true")
+        raise RecipeError(f"output_dir: {folder} already contains a run; give another folder, or add --overwrite true")
 
 
 @contextmanager
@@ -92,8 +92,8 @@ def explained_if_full(output_dir: str) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{output_dir} cannot be written: {error}. Nothing that was there is lost; make room and run the same command "
-            "with --resume true, which goes on from the newest checkpoint if there is one"
+            f"{output_dir} cannot be written: {error}. Existing files are unchanged. Free disk space and run the same command "
+            "with --resume true, which resumes from the newest checkpoint if there is one"
         ) from error
 
 
@@ -131,15 +131,16 @@ def write_run(
     Args:
         recipe: the run's recipe.
         record: the run's result.
-        model: with its adapter, or in full.
-        tokenizer: saved together with a full model.
-        metrics: one row per step.
-        state: the gathered trained weights if the processes hold shards of them; None takes the model's own.
-        base: the folder or hub id that the model was loaded from; None for a model that the caller loaded.
+        model: the model with its adapter, or the fully trained model.
+        tokenizer: saved together with a fully trained model.
+        metrics: one row per step and per check.
+        state: the gathered trained weights if they are sharded over processes; None uses the model's own.
+        base: the folder or hub id of the model; None if the caller loaded it.
     """
     target = Path(recipe.output_dir)
     digest = None
-    if base is not None and recipe.model.adapter is None and Path(base).is_dir():  # no folder holds a merged adapter
+    # a base with a merged adapter is in no folder, so it has no digest
+    if base is not None and recipe.model.adapter is None and Path(base).is_dir():
         digest = weights_digest(base)
     record_of_base = BaseRecord(base or recipe.model.name, recipe.model.revision, digest)
     with new_folder(target) as folder:
@@ -159,7 +160,7 @@ def write_run(
 def _write_adapter(
     model: nn.Module, folder: Path, base: BaseRecord, record: RunRecord, state: dict[str, torch.Tensor] | None
 ) -> None:
-    """Save with PEFT, then rewrite the adapter to the form that servers load: alpha equals rank, with base digest and card."""
+    """Save with PEFT, then convert the adapter for inference servers: alpha equals rank, with base digest and model card."""
     raw = folder / "peft"
     model.save_pretrained(raw, state_dict=state)  # type: ignore[operator]
     adapter = load_adapter(raw)
@@ -176,7 +177,7 @@ def _write_adapter(
         target = folder / "adapter"
         export_adapter(adapter, target, max_rank=adapter.rank, base=base, method=record.method, results=known)
     else:
-        # the base was merged or given in memory, or comes from a hub: there is no folder to take a digest of
+        # the base has no folder for a digest: it was merged, given in memory, or loaded from the hub
         card = adapter_card(base, adapter.rank, 0.0, 0.0, torch.float32, record.method, known)
         save_adapter(replace(adapter, base=base), folder / "adapter", card=card)
     shutil.rmtree(raw)

@@ -1,4 +1,4 @@
-"""A step with separate forget and retain gradients. Wrappers change them before the optimizer gets their sum."""
+"""A training step with separate forget and retain gradients. Wrappers change them before the optimizer gets their sum."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Terms = dict[str, Tensor]
 
 @dataclass
 class SplitStep:
-    """Accumulates both gradients over the micro-batches of a step, applies the wrappers, and hands the sum to the optimizer.
+    """Accumulates both gradients over the micro-batches of a step, applies the wrappers, and gives the sum to the optimizer.
 
-    Works on the model below any data-parallel wrapper, and reduces over processes once per step.
+    It works on the model below any data-parallel wrapper, and reduces over processes once per step.
 
     Attributes:
         wrappers: applied in order.
-        terms_of: (inputs, whether this is the forget half) → the terms of that half: ``loss`` of the forget half, with its
-            weight, or ``retain_loss``, without.
+        terms_of: (inputs, True for the forget half) → the terms of that half: the weighted ``loss`` for the forget half, the
+            unweighted ``retain_loss`` for the other.
         parameters: the trained parameters.
         reduce: the mean of a tensor over all processes.
         accumulation: micro-batches per step.

@@ -1,4 +1,4 @@
-"""Which rows a training step has, and what is computed for each of them."""
+"""The rows of a training step, and the scores that each group of rows needs."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows that the policy trains on in one step. The trainer, the memory plan and the cost table all use this.
+    """The rows that the policy trains on in one step. The trainer, the memory plan and the cost table use this class.
 
-    A batch of B pairs holds B forget rows, then B alternative answers if the method scores them, then B retain rows.
+    A batch of B pairs has B forget rows, then B alternative answers if the method scores them, then B retain rows.
 
     Attributes:
-        forget: what the method reads; None for a step without a forget loss.
-        retain: what the retain term reads; None for a step without a retain loss.
+        forget: the scores that the method needs; None for a step without a forget loss.
+        retain: the scores that the retain term needs; None for a step without a retain loss.
     """
 
     forget: Needs | None
@@ -69,10 +69,10 @@ class StepRows:
         return any(group.hidden for group in self.groups)
 
     def in_batch(self, pairs: int) -> slice:
-        """Which rows of a batch the policy runs on.
+        """The slice of a batch that the policy runs on.
 
-        A batch may hold more rows: half a step leaves out the other half, and training on retain rows alone leaves out the
-        forget rows. Retain rows are always the last ones and forget rows the first ones.
+        A batch may have more rows: a step on one half of the objective ignores the rows of the other, and training on retain
+        rows ignores the forget rows. Forget rows are always first and retain rows last.
 
         Args:
             pairs: pairs in the micro-batch.
@@ -81,7 +81,7 @@ class StepRows:
         return slice(0, rows) if self.retain is None else slice(-rows, None)
 
     def parts(self, pairs: int) -> dict[str, Part]:
-        """Each group's slice of the rows that ``in_batch`` selects, and what the forward pass keeps for it."""
+        """Each group's slice of the rows that ``in_batch`` selects, with the scores that the forward pass keeps for it."""
         return {
             group.name: Part(slice(place * pairs, (place + 1) * pairs), group.logits, group.hidden)
             for place, group in enumerate(self.groups)

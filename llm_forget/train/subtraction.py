@@ -1,4 +1,4 @@
-"""The training session that adapter subtraction drives: train towards the forget set, subtract, heal, measure."""
+"""The training session of adapter subtraction: train towards the forget set, subtract, heal, measure."""
 
 from __future__ import annotations
 
@@ -44,30 +44,30 @@ class AdapterSession:
 
     @property
     def steps(self) -> int:
-        """The recipe's number of steps towards the forget set."""
+        """The number of steps towards the forget set, from the recipe."""
         return len(self._forget) // self._batch
 
     def train_towards(self, steps: int) -> None:
-        """Train the next steps towards the forget set. A is fixed, so the weight change is linear in the change of B."""
+        """Train the next steps towards the forget set. A is frozen, so the weight change is linear in the change of B."""
         pairs, self._forget = self._forget[: steps * self._batch], self._forget[steps * self._batch :]
         self._before = self._lora_b()
         self._change = self._learned(self._run.objective(), pairs, "towards")
 
     def leave_shared(self, steps: int) -> None:
-        """Apply Ext-Sub's projection to the change, relative to as many steps on retain rows from the same start.
+        """Apply Ext-Sub's projection to the change, relative to the change by ``steps`` steps on retain rows.
 
-        Both are changes of B with the same A, so the projection keeps the rank.
+        Both start from the same weights and change B with the same A, so the projection keeps the rank.
         """
         self.set_strength(0.0)
         kept = self._learned(Objective(method=None, retain=NLL()), self._retain_pairs(steps), "retain direction")
         weights = dict(self._run.model.named_parameters())
         for name, change in self._change.items():
-            a = whole(weights[name.replace("lora_B", "lora_A")]).detach().float().cpu()  # as the changes are
+            a = whole(weights[name.replace("lora_B", "lora_A")]).detach().float().cpu()  # like the changes
             part = deficiency(Factors(a, change.float(), 1.0), Factors(a, kept[name].float(), 1.0))
             self._change[name] = part.B.to(change)
 
     def _learned(self, objective: Objective, pairs: list[tuple[int, int | None]], label: str) -> dict[str, Tensor]:
-        """Train with A fixed, and return the change of B."""
+        """Train with A frozen, and return the change of B."""
         run, before = self._run, self._lora_b()
         fixed = [value for name, value in run.model.named_parameters() if value.requires_grad and "lora_B" not in name]
         for value in fixed:
@@ -80,7 +80,7 @@ class AdapterSession:
         return {name: value - before[name] for name, value in self._lora_b().items()}
 
     def set_strength(self, strength: float) -> None:
-        """B ← B before − strength · the change, in fp32."""
+        """Set B to its start value − strength · change, in fp32."""
         for name, value in self._run.model.named_parameters():
             if name in self._change:
                 put(value, self._before[name] - strength * self._change[name])
@@ -92,7 +92,7 @@ class AdapterSession:
         return now
 
     def heal(self, steps: int, learning_rate: float | None) -> None:
-        """Train on the next retain rows alone, for ``steps`` steps."""
+        """Train only on retain rows, for ``steps`` steps."""
         train = replace(self._run.recipe.train, learning_rate=learning_rate or self._run.recipe.train.learning_rate)
         self._train(Objective(method=None, retain=NLL()), self._retain_pairs(steps), "healing", train)
 
@@ -109,7 +109,7 @@ class AdapterSession:
             )
 
     def _retain_pairs(self, steps: int) -> list[tuple[int, int | None]]:
-        # the forget row of a pair is not used here, so the shortest one keeps the padding small
+        # these steps ignore the forget row of a pair; the shortest one keeps the padding small
         lengths = [len(row.input_ids) for row in self._run.sets.forget]
         shortest = min(range(len(lengths)), key=lengths.__getitem__)
         return [(shortest, next(self._retain)) for _ in range(steps * self._batch)]
@@ -118,7 +118,7 @@ class AdapterSession:
         return {name: value for name, value in trainable_state(self._run.model).items() if "lora_B" in name}
 
     def _retain_rows(self) -> Iterator[int]:
-        """An endless stream of retain rows, one permutation per epoch."""
+        """An endless iterator over the indices of retain rows, with one permutation per epoch."""
         lengths, seed = [len(row.input_ids) for row in self._run.sets.retain], self._run.recipe.seed
         while lengths:
             seed += 1

@@ -1,8 +1,8 @@
-"""Experiment trackers (TensorBoard, trackio, W&B, MLflow) through Accelerate. They are sent numbers, never text of the data.
+"""Experiment trackers (TensorBoard, trackio, W&B, MLflow) through Accelerate. They get only numbers, never text of the data.
 
-One tracker covers all phases of a run. It writes to ``<output_dir>.logs``, which is copied into the run folder at the end, unless
-the tracker's own variable names another place: ``TENSORBOARD_LOGGING_DIR``, ``WANDB_DIR``, ``MLFLOW_TRACKING_URI``. trackio keeps
-all runs in a folder of its own (``TRACKIO_DIR``), where ``trackio show`` finds them.
+One tracker covers all phases of a run. It writes to ``<output_dir>.logs``, which is copied to the run folder at the end. The
+tracker's own environment variable overrides this: ``TENSORBOARD_LOGGING_DIR``, ``WANDB_DIR``, ``MLFLOW_TRACKING_URI``. trackio
+stores all runs in its own folder (``TRACKIO_DIR``), where ``trackio show`` finds them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from llm_forget.config import FinetuneRecipe, UnlearnRecipe
 from llm_forget.errors import RecipeError, UserError
 from llm_forget.utils.extras import require_extra
 
-LOGS = "logs"  # where a run folder keeps what its trackers wrote
+LOGS = "logs"  # subfolder of a run folder for the trackers' files
 _PROJECT = "llm-forget"
 _SECTIONS = ("train", "adapter", "stop", "retain", "method", "seed", "forget_weight")
 
 
 def check_trackers(names: list[str], output_dir: str) -> None:
-    """Check before any work that the trackers of a recipe are installed.
+    """Check before any computation that the trackers of a recipe are installed.
 
     Args:
         names: known trackers, from ``train.trackers``.
@@ -37,33 +37,33 @@ def check_trackers(names: list[str], output_dir: str) -> None:
         UserError: a package is missing, or there is no folder to write to.
     """
     if names and not output_dir:
-        raise RecipeError("train.trackers: trackers write into the run folder; give output_dir")
+        raise RecipeError("train.trackers: trackers write to the run folder; set output_dir")
     for name in names:
         require_extra(name, f"train.trackers: {name}", name)
 
 
 def log_folder(output_dir: str) -> Path:
-    """Where trackers write until the run is complete: next to the run folder."""
+    """The folder that trackers write to until the run is complete, next to the run folder."""
     target = Path(output_dir)
     return target.with_name(f"{target.name}.{LOGS}")
 
 
 class Trackers:
-    """Receives the rows of numbers of a run. Only the first process sends any.
+    """Sends a run's metrics to its trackers, from the main process only.
 
     Args:
-        started: Accelerate's trackers, running.
+        started: running trackers of Accelerate.
     """
 
     def __init__(self, started: list[Any]) -> None:
         self._started = started
-        # Steps of the phases that are over: trackers want one count that only grows.
+        # Number of steps in finished phases, because trackers need a step count that only increases.
         self.offset = 0
         self._last = 0
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Send one row of a run's metrics: its numbers, under the name of their phase."""
-        before = 0 if row["phase"] == "check" else self.offset  # checks count all phases themselves
+        """Send the numbers of one row of metrics, with the phase as prefix of their names."""
+        before = 0 if row["phase"] == "check" else self.offset  # the step of a check already counts all phases
         step = self._last = max(self._last, before + int(row["step"]))
         values = {f"{row['phase']}/{key}": value for key, value in row.items() if key != "step" and _is_number(value)}
         for tracker in self._started:
@@ -74,13 +74,13 @@ class Trackers:
 def tracking(
     output_dir: str, names: Sequence[str], settings: Mapping[str, Any], *, resume: bool = False
 ) -> Iterator[Trackers]:
-    """Start the trackers of a run, and finish them at the end whatever happens.
+    """Start the trackers of a run, and finish them at the end, also after an error.
 
     Args:
         output_dir: the run folder.
         names: the trackers.
         settings: from ``sent_settings``.
-        resume: keep what the trackers wrote before the run was interrupted.
+        resume: keep the trackers' files from before the interruption.
 
     Raises:
         UserError: a tracker cannot be started.
@@ -94,20 +94,20 @@ def tracking(
 
 
 def keep_logs(output_dir: str, names: Sequence[str], folder: Path) -> None:
-    """Copy what the trackers wrote into ``folder``, the run folder that is being made. Symbolic links are left out."""
+    """Copy the trackers' files to ``folder``, the new run folder, without symbolic links."""
     logs = log_folder(output_dir)
     if names and logs.is_dir():
         shutil.copytree(logs, folder / LOGS, ignore=_links)
 
 
 def drop_logs(output_dir: str, names: Sequence[str]) -> None:
-    """Remove the trackers' own folder once the run folder has a copy of it."""
+    """Remove the trackers' folder after it was copied to the run folder."""
     if names:
         shutil.rmtree(log_folder(output_dir), ignore_errors=True)
 
 
 def sent_settings(recipe: UnlearnRecipe | FinetuneRecipe) -> dict[str, Any]:
-    """The numbers of a recipe by dotted key, and the names of method and retain term. Paths and texts are left out."""
+    """The numbers of a recipe by dotted key, and the names of method and retain term, without paths and other text."""
     values = asdict(recipe)
     sent = {
         key: value
@@ -128,10 +128,10 @@ def _start(name: str, folder: Path, run_name: str, settings: Mapping[str, Any], 
         tracker.start()
         ending.callback(tracker.finish)
         tracker.store_init_configuration(dict(settings))
-    except Exception as error:  # of somebody else's service: anything may be wrong there
+    except Exception as error:  # an external service can raise any error
         raise UserError(
             f"train.trackers: {name} could not be started ({type(error).__name__}: {error}); log in to it, use its offline "
-            "mode, or take it out of the recipe"
+            "mode, or remove it from the recipe"
         ) from error
     return tracker
 
@@ -152,10 +152,10 @@ def _trackio(folder: Path, run_name: str, ending: ExitStack) -> Any:
 def _wandb(folder: Path, run_name: str, ending: ExitStack) -> Any:
     from accelerate.tracking import WandBTracker
 
-    # console output, code, notebooks and git state may hold anything
+    # do not upload console output, code, notebooks or git state, which may contain text of the data
     silent = {"console": "off", "disable_code": True, "disable_git": True, "save_code": False}
     where = {} if "WANDB_DIR" in os.environ else {"dir": str(folder)}
-    folder.mkdir(parents=True, exist_ok=True)  # where it is not there, wandb writes to a temporary one
+    folder.mkdir(parents=True, exist_ok=True)  # if it does not exist, wandb writes to a temporary folder
     return WandBTracker(os.environ.get("WANDB_PROJECT", _PROJECT), name=run_name, settings=silent, **where)
 
 
@@ -167,7 +167,7 @@ def _mlflow(folder: Path, run_name: str, ending: ExitStack) -> Any:
         return MLflowTracker(_PROJECT, run_name=run_name)
     own = (folder / "mlflow").resolve()
     own.mkdir(parents=True, exist_ok=True)
-    ending.callback(mlflow.set_tracking_uri, mlflow.get_tracking_uri())  # what a notebook logs next is its own
+    ending.callback(mlflow.set_tracking_uri, mlflow.get_tracking_uri())  # restore the caller's URI at the end
     mlflow.set_tracking_uri(f"sqlite:///{own / 'mlflow.db'}")
     return MLflowTracker(_PROJECT, run_name=run_name, logging_dir=str(own))
 

@@ -1,4 +1,4 @@
-"""The trainer: one forward pass over forget and retain rows, and the mean of their losses. It knows no method by name."""
+"""The trainer: one forward pass over forget and retain rows, and their mean losses. It has no code for specific methods."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class UnlearningTrainer(Resumable, Trainer):
     give the same update.
 
     Args:
-        model: with its adapter, or trained in full.
+        model: the model with its adapter, or for full fine-tuning.
         args: training arguments.
         dataset: the pairs of the run, in order.
-        objective: what is minimised.
-        pad_token_id: pads a batch.
-        reference: what is known about the reference before training.
-        wrappers: change the gradient, in this order.
+        objective: the objective to minimise.
+        pad_token_id: the padding token.
+        reference: scores of the reference, computed before training.
+        wrappers: the gradient wrappers, in the order of their application.
         callbacks: further ``TrainerCallback`` objects.
     """
 
-    # The loss is a mean over a micro-batch, and the Trainer divides it by the accumulation steps.
+    # The loss is a mean over a micro-batch, so the Trainer must divide it by the accumulation steps.
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -83,13 +83,13 @@ class UnlearningTrainer(Resumable, Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """γ · mean forget loss + α · mean retain loss of one micro-batch."""
+        """Compute γ · mean forget loss + α · mean retain loss of one micro-batch."""
         terms = self._loss_terms(model, inputs, self.objective)
         self._keep(terms)
         return (terms["loss"], {}) if return_outputs else terms["loss"]
 
     def _loss_terms(self, model: nn.Module, inputs: dict[str, Tensor], goal: Objective) -> dict[str, Tensor]:
-        """The losses of one micro-batch: one forward pass over the rows that the objective trains on."""
+        """Compute the losses of one micro-batch in one forward pass over the rows that the objective uses."""
         pairs = len(inputs["forget_index"])
         rows = goal.rows.in_batch(pairs)
         batch = {name: inputs[name][rows] for name in ("input_ids", "attention_mask", "answer_mask")}
@@ -113,7 +113,7 @@ class UnlearningTrainer(Resumable, Trainer):
     def _with_reference(
         self, model: nn.Module, rows: dict[str, Tensor], group: RowGroup, scores: AnswerScores, layer: int | None
     ) -> AnswerScores:
-        """Add what the reference computes for the same rows, in a forward pass of its own."""
+        """Add the reference's scores of the same rows, from a separate forward pass."""
         wanted = Part(slice(None), group.reference_logits, group.reference_hidden)
         theirs = self._score_reference(model, rows, wanted, layer if group.reference_hidden else None)
         return replace(scores, reference_logits=theirs.logits, reference_hidden=theirs.hidden)
@@ -122,7 +122,7 @@ class UnlearningTrainer(Resumable, Trainer):
     def _score_reference(
         self, model: nn.Module, batch: dict[str, Tensor], part: Part, layer: int | None = None
     ) -> AnswerScores:
-        """Scores under the reference: the model with its adapter disabled, or the frozen copy; always without dropout."""
+        """Score rows with the reference: the model with its adapter disabled, or the frozen copy; always without dropout."""
         if self.reference.model is not None:
             return score_parts(self.reference.model, batch, [part], layer=layer)[0]
         unwrapped = self.accelerator.unwrap_model(model)
@@ -135,9 +135,9 @@ class UnlearningTrainer(Resumable, Trainer):
             model.train(training)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """The Trainer's gradient norm. A gradient that is not finite ends the run before it reaches the optimizer.
+        """Compute the gradient norm. If it is not finite, end the run before the gradient reaches the optimizer.
 
-        The gradient is already reduced over all processes, so they all make the same decision.
+        The gradient is already reduced over all processes, so all make the same decision.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not math.isfinite(float(norm)):
@@ -147,7 +147,7 @@ class UnlearningTrainer(Resumable, Trainer):
         return norm
 
     def _keep(self, terms: dict[str, Tensor]) -> None:
-        """Remember the terms until the next ``log``."""
+        """Store the terms until the next ``log``."""
         for name, value in terms.items():
             self._terms[name].append(value.detach())
 
@@ -161,7 +161,7 @@ class UnlearningTrainer(Resumable, Trainer):
         super().log(logs, start_time)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        """The Trainer's own step, inside the wrappers."""
+        """Run the Trainer's step inside the wrappers' contexts."""
         with ExitStack() as stack:
             for wrapper in self.wrappers:
                 stack.enter_context(wrapper.during(model))
@@ -170,7 +170,7 @@ class UnlearningTrainer(Resumable, Trainer):
             return self._split_step(model, self._prepare_inputs(inputs))
 
     def _split_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """One micro-batch with separate forget and retain gradients; the last of a step leaves their sum for the optimizer."""
+        """Run one micro-batch with separate gradients. The last micro-batch of a step gives their sum to the optimizer."""
         model.train()
         goal = self.objective
         if self._split is None:

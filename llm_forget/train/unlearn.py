@@ -33,18 +33,18 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
 
     Args:
         recipe: the checked recipe.
-        console: where progress goes; standard error by default.
+        console: a console for progress; standard error by default.
 
     Returns:
-        What was done and measured, as written to ``result.json``.
+        The content of ``result.json``.
 
     Raises:
-        UserError: the recipe, the data or the way of launching cannot work; raised before a model is loaded if possible.
+        UserError: the recipe, the data or the launch command cannot be used; found before a model is loaded if possible.
     """
     if recipe.output_dir == NOWHERE:
-        raise RecipeError("output_dir is empty; name the folder that the run is to be written to")
+        raise RecipeError("output_dir is empty; give a folder for the run")
     parts = make_parts(recipe)
-    base = locate_model(recipe.model.name)  # once: for a GGUF file this takes digests of gigabytes
+    base = locate_model(recipe.model.name)  # only once: for a GGUF file this computes digests of gigabytes
     located = replace(recipe.model, name=base)
     if located.adapter is not None:
         check_adapter_fits(base, located.adapter)
@@ -69,8 +69,8 @@ class Finished:
     """A finished run.
 
     Attributes:
-        record: what was done and measured.
-        model: with its adapter, or trained in full.
+        record: the content of ``result.json``.
+        model: the model with its adapter, or the fully trained model.
         metrics: one row per step and per check.
     """
 
@@ -91,19 +91,19 @@ def run_on(
 ) -> Finished:
     """Run a recipe on a model: add the adapter, train, and write the run folder.
 
-    A recipe and a model in memory both end up here.
+    Both the command line and the Python API call this function.
 
     Args:
-        recipe: the checked recipe; with ``output_dir`` ``NOWHERE`` nothing is written.
-        parts: the parts that it names, from ``make_parts``.
+        recipe: the checked recipe; if ``output_dir`` is ``NOWHERE``, nothing is written.
+        parts: the recipe's parts, from ``make_parts``.
         sets: its data.
-        tokenizer: with a padding token.
-        load: returns the model; called after everything else has been checked.
-        console: where progress goes; standard error by default.
-        base: the folder or hub id that the model was loaded from; None for a model that the caller loaded.
+        tokenizer: a tokenizer with a padding token.
+        load: returns the model; called after all other checks.
+        console: a console for progress; standard error by default.
+        base: the folder or hub id of the model; None if the caller loaded it.
 
     Raises:
-        UserError: alternatives that the method needs are missing, or the disk is full.
+        UserError: alternative answers that the method needs are missing, or the disk is full.
     """
     console = console or Console(stderr=True)
     method = parts.method

@@ -276,7 +276,7 @@ def test_sizes(text: str, size: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "40", "GB", "-1GB", "0GB", "40GBit"])
 def test_invalid_sizes_are_refused(text: str) -> None:
-    with pytest.raises(RecipeError, match=r"is not a size; write for example 40GB"):
+    with pytest.raises(RecipeError, match=r"is not a size; give for example 40GB"):
         parse_memory(text)
 
 

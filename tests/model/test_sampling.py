@@ -108,8 +108,8 @@ def test_invalid_settings_are_refused() -> None:
         sampled([()])
     assert sampled([]) == []
     for values, message in (
-        ({"temperature": 0.0}, "sampling needs one above 0"),
-        ({"k": [1, 65]}, "each k is at least 1 and at most samples"),
+        ({"temperature": 0.0}, "give a value above 0"),
+        ({"k": [1, 65]}, "give each k from 1 up to samples"),
         ({"k": []}, "each k"),
         ({"threshold": 0}, "above 0 and at most 1"),
     ):

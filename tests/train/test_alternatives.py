@@ -64,7 +64,7 @@ def test_a_custom_list(tmp_path: Path) -> None:
     file.write_text("No comment.\n\n  Ask my lawyer.  \n")
     assert read_refusals(str(file)) == ["No comment.", "Ask my lawyer."]
     file.write_text("\n")
-    with pytest.raises(RecipeError, match=r"mine\.txt holds no refusals"):
+    with pytest.raises(RecipeError, match=r"mine\.txt has no refusals"):
         read_refusals(str(file))
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match=r"mine\.txt is not UTF-8"):

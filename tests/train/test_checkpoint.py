@@ -202,6 +202,6 @@ def test_a_folder_moved_by_a_dead_process_is_restored(tmp_path: Path) -> None:
     from llm_forget.train.run_folder import check_output
 
     (next(tmp_path.glob(".run.*.old")) / "result.json").write_text("{}")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already contains a run"):
         check_output(str(run), overwrite=False)
     assert (run / "x").read_text() == "old"

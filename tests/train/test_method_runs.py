@@ -82,9 +82,9 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "words"),
     [
         ({"wrappers": [{"name": "samm"}]}, "unknown wrapper 'samm'; did you mean 'sam'"),
-        ({"wrappers": [{"rho": 0.1}]}, "each needs a name"),
+        ({"wrappers": [{"rho": 0.1}]}, "each entry needs a name"),
         ({"wrappers": [{"name": "sam", "rho": -1}]}, "rho is -1"),
-        ({"wrappers": [{"name": "gru"}], "retain": {"name": None}}, "wrapper gru cannot be used here"),
+        ({"wrappers": [{"name": "gru"}], "retain": {"name": None}}, "wrapper gru cannot be used in this run"),
         ({"wrappers": [{"name": "straight_through"}], "model": {"quantization": "nf4"}}, "quantization: null"),
         ({"wrappers": [{"name": "sam"}], "method": {"name": "adapter_subtraction"}}, "trains towards the forget set"),
         (

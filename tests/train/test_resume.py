@@ -139,7 +139,7 @@ def test_on_sigterm_it_saves_and_says_how_to_resume(values: dict[str, Any], tmp_
     run(values, output_dir=str(tmp_path / "alone"))
     *children, errors = kill(values, tmp_path, kills=1, signal="SIGTERM")
     assert [status for status, _ in children] == [143, 0], errors
-    assert errors.count("interrupted: told to end (SIGTERM) after step") == 1
+    assert errors.count("interrupted: received SIGTERM after step") == 1
     assert "add --resume true to the same command" in errors
     assert "Traceback" not in errors
     assert same(tmp_path / "alone", values["output_dir"])
@@ -188,7 +188,7 @@ def test_the_newest_checkpoints_are_kept_and_a_damaged_one_is_skipped(
     (folder / "step-00000006" / "state.json").write_text("{")
     shown = run(values, resume=True)
     assert shown.count("is damaged") == 2
-    assert "going on from" in shown
+    assert "resuming from" in shown
     assert "step-00000005" in shown
     assert same(tmp_path / "alone", values["output_dir"])
     assert not folder.exists()
@@ -198,7 +198,7 @@ def test_without_resume_checkpoints_are_not_deleted_silently(
     values: dict[str, Any], broken_off: Callable[[int], Path]
 ) -> None:
     folder = broken_off(2)
-    with pytest.raises(UserError, match=r"--resume true to go on, or --overwrite true to start over"):
+    with pytest.raises(UserError, match=r"--resume true to continue it, or --overwrite true to start again"):
         run(values)
     assert len(checkpoints(folder)) == 2
     shown = run(values, overwrite=True)
@@ -259,7 +259,7 @@ def test_another_recipe_data_or_model_is_refused_by_name(
         run(changed, resume=True)
     assert "recipe.train.learning_rate: 0.01 in the checkpoint, 0.02 now" in str(caught.value)
     assert "recipe.seed: 0 in the checkpoint, 3 now" in str(caught.value)
-    assert "overwrite" not in str(caught.value).split("Put these")[0]
+    assert "overwrite" not in str(caught.value).split("Restore these")[0]
 
     moved = shutil.copytree(things, tmp_path / "moved")
     rows = (moved / "retain.jsonl").read_text()
@@ -317,7 +317,7 @@ def test_a_really_full_disk(values: dict[str, Any], tmp_path: Path) -> None:
         values["train"] = {**values["train"], "keep_checkpoints": 9}
         shown = run(values, overwrite=True)
         assert "No space left" in shown
-        assert "training goes on" in shown
+        assert "training continues" in shown
         assert same(tmp_path / "alone", values["output_dir"])
 
         with suppress(OSError):

@@ -197,7 +197,7 @@ def test_unusable_trackers_are_refused_before_a_model_is_loaded(
 ) -> None:
     with pytest.raises(RecipeError, match="trackers names tensorbord; known are tensorboard, trackio, wandb, mlflow"):
         recipe_of(folder, tmp_path, train={"trackers": ["tensorbord"]})
-    with pytest.raises(RecipeError, match="give output_dir"):
+    with pytest.raises(RecipeError, match="set output_dir"):
         check_trackers(["tensorboard"], "")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(llm_forget.train.unlearn, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))

@@ -119,7 +119,7 @@ def test_a_launch_on_a_cpu_that_starts_one_process_instead_of_two_is_refused(rec
     done = launch(
         ["--cpu", "--num_processes", "2"], "--config", str(recipe), "--output_dir", str(recipe.parent / "lonely")
     )
-    assert "error: several processes were asked for, but this launcher starts one on a CPU" in done.stderr
+    assert "error: several processes were requested, but this launcher starts only one on a CPU" in done.stderr
     assert f"ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 accelerate launch {' '.join(TWO)}" in done.stderr
     assert "exit status 2" in done.stderr, done.stderr
     assert done.returncode != 0
@@ -148,7 +148,7 @@ def test_unconnected_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     PartialState(cpu=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
-        LaunchError, match=r"(?s)2 processes were started, but this one sees 1.*accelerate launch --multi_gpu"
+        LaunchError, match=r"(?s)2 processes were started, but this process sees 1.*accelerate launch --multi_gpu"
     ):
         check_launch()
 

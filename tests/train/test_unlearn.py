@@ -232,7 +232,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "words"),
     [
         ({"method": {"name": "npoo"}}, "unknown method 'npoo'; did you mean 'npo'"),
-        ({"method": {}}, "method.name: is missing"),
+        ({"method": {}}, "method.name is missing"),
         ({"method": {"name": "npo", "beta": -1}}, "beta is -1"),
         ({"method": {"name": "npo", "bta": 1}}, "did you mean 'beta'"),
         ({"retain": {"name": "kll"}}, "unknown retain 'kll'; did you mean 'kl'"),
@@ -241,7 +241,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"data": {"validation": {"path": "gone.jsonl"}}}, "gone.jsonl: no such file"),
         ({"encoding": {"max_length": 8}}, "max_length 8"),
         ({"model": {"name": "./gone"}}, "model.name: the folder ./gone does not exist"),
-        ({"method": {"name": "adapter_subtraction"}, "adapter": None}, "works on an adapter; remove `adapter: null`"),
+        ({"method": {"name": "adapter_subtraction"}, "adapter": None}, "needs an adapter; remove `adapter: null`"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(
@@ -261,7 +261,7 @@ def test_existing_folders_are_not_overwritten(recipe_of: Callable[..., UnlearnRe
         with pytest.raises(UserError, match="exists and is not a run folder"):
             unlearn(recipe_of(overwrite=overwrite))
     (folder / "result.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds a run already.*--overwrite true"):
+    with pytest.raises(UserError, match=r"already contains a run.*--overwrite true"):
         unlearn(recipe_of())
     assert (folder / "notes.txt").read_text() == "mine"
 
@@ -283,7 +283,7 @@ def test_an_adapter_for_another_base_is_refused_by_its_shapes(
     other.save_pretrained(tmp_path / "other")
     monkeypatch.setattr(llm_forget.train.unlearn, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(
-        UserError, match=r"does not fit.*shape \(32, 64\).*has \(64, 128\).*give the base it was trained on"
+        UserError, match=r"does not fit.*shape \(32, 64\).*has \(64, 128\).*give the base that it was trained on"
     ):
         unlearn(recipe_of(model={"adapter": str(tmp_path / "other")}))
 
