@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from llm_forget.cli.console import Json, print_json, print_table
+from llm_forget.cli.console import Json, print_json, print_table, print_wrapped
 
 if TYPE_CHECKING:
     from llm_forget.report.comparison import Comparison
@@ -85,4 +85,4 @@ def _print(found: Comparison) -> None:
     if left_out:
         print(f"{left_out} columns do not fit this terminal; the page and --json have all of them")
     for run in found.unlearned():
-        print(f"{run.name}: {found.verdict(run).headline}")
+        print_wrapped(f"{run.name}: {found.verdict(run).headline}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from llm_forget.cli.entry import run_entry
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 INTERNAL, INTERRUPTED = 3, 130
+_NUMBER = frozenset("0123456789+-−–<")  # first characters of cells that are aligned to the right
 _OWN_MESSAGE = (OSError, ImportError, MemoryError, RuntimeError)  # messages that never quote data rows
 
 
@@ -26,6 +28,11 @@ def print_json(value: Any) -> None:
     from llm_forget.evaluation.results import as_json
 
     print(json.dumps(as_json(value), indent=1, ensure_ascii=False))
+
+
+def print_wrapped(text: str) -> None:
+    """Print a sentence: wrapped between words in a terminal, and in one line elsewhere."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, console: Console | None = None) -> int:
@@ -54,7 +61,10 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, console: 
         shown += 1
     table = Table(box=None, pad_edge=False)
     for index, title in enumerate(head[:shown]):
-        table.add_column(title, justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
+        numbers = index > 0 and all(row[index][:1] in _NUMBER for row in rows)
+        # no_wrap keeps cells in one line, so a title is wrapped here
+        title = "\n".join(textwrap.wrap(title, widths[index])) if console.is_terminal and index else title
+        table.add_column(title, justify="right" if numbers else "left", overflow="fold", no_wrap=index > 0)
     for row in rows:
         table.add_row(*row[:shown])
     if not console.is_terminal:

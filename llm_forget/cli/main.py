@@ -131,7 +131,7 @@ def _header(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         text = "".join(json.loads(text)["cells"][0]["source"])
-    lines = itertools.takewhile(lambda line: line.lstrip("# "), text.splitlines())
+    lines = itertools.takewhile(re.compile("# *[^# ]").match, text.splitlines())
     return re.split(r"\. (?=[A-Z])", " ".join(line.lstrip("# ") for line in lines))[0].rstrip(".")
 
 

@@ -53,4 +53,4 @@ def methods(markdown: Markdown = False, write: Write = None, as_json: Json = Fal
     wrapped = [[name, adds, does, source] for name, does, adds, source in wrapper_entries()]
     left_out += print_table(["wrapper", "added cost per step", "what it does", "source"], wrapped)
     if left_out:
-        print("\nThis terminal is too narrow for every column: the README's table and --json have them all.")
+        print("\nThis terminal is too narrow for all columns; --json has all of them.")

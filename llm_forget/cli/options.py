@@ -88,11 +88,12 @@ def _usage(recipe_class: Any, width: int) -> list[str]:
     script, command, shipped_recipe, example = _USES[recipe_class.__name__]
     programs = [f"accelerate launch {script}", *([f"llm-forget {command}"] if command else [])]
     named = f", or the name of one in the package, for example {shipped_recipe}" if shipped_recipe else ""
+    usage = []
+    for place, program in enumerate(programs):
+        line = f"{'   or:' if place else 'Usage:'} {program} --config FILE [--key.sub VALUE …]"
+        usage += textwrap.wrap(line, width, subsequent_indent=_INDENT, break_on_hyphens=False)
     return [
-        *(
-            f"{'Usage:' if not place else '   or:'} {program} --config FILE [--key.sub VALUE …]"
-            for place, program in enumerate(programs)
-        ),
+        *usage,
         "",
         *textwrap.wrap(" ".join(str(inspect.getdoc(recipe_class)).split()), width),
         "",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
 
 from llm_forget.errors import RecipeError, UserError
 from llm_forget.evaluation.capability.benchmarks import check_benchmarks, run_benchmarks
@@ -141,7 +143,7 @@ def show(results: Mapping[str, Any], output_dir: str) -> None:
     if int(os.environ.get("RANK", "0")):
         return
     for line in (*_set_lines(results), *_number_lines(results), *_task_lines(results), *(results.get("verdict") or [])):
-        print(line)
+        Console().print(line, markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
     print(f"results: {Path(output_dir) / 'eval' / results['suite']}.json")
 
 

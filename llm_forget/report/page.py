@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TRADE_CAPTION = (
-    "Further towards the oracle means more is forgotten; further up means more is kept. Whiskers are 95 % intervals over "
-    "examples. Rings mark runs that no other run beats in both."
+    "Closer to the oracle, or further left without one, means more is forgotten. Further up means more is kept. Whiskers are "
+    "95 % intervals over examples. Rings mark runs that no other run beats in both."
 )
 _COST_CAPTION = "Wall-clock time of each run, with loading the model."
 _CURVES_CAPTION = "Measured on the run's own samples. Dotted lines: the forget target and the utility floor."

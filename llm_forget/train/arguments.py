@@ -27,7 +27,12 @@ def common_arguments(
     """
     on_cpu = not torch.cuda.is_available()
     default = ADAPTER_LEARNING_RATE if with_adapter else FULL_LEARNING_RATE
+    checkpointing = {
+        "gradient_checkpointing": bool(train.gradient_checkpointing),
+        "gradient_checkpointing_kwargs": checkpointing_arguments(train.gradient_checkpointing),
+    }
     return {
+        **(checkpointing if train.gradient_checkpointing else {}),  # newer transformers warn about these names
         "output_dir": tempfile.gettempdir(),
         "per_device_train_batch_size": train.batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation,
@@ -37,8 +42,6 @@ def common_arguments(
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "optim": train.optimizer,
-        "gradient_checkpointing": bool(train.gradient_checkpointing),
-        "gradient_checkpointing_kwargs": checkpointing_arguments(train.gradient_checkpointing),
         "use_cpu": on_cpu,
         "bf16": autocast,
         "seed": seed,
