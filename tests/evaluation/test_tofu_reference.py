@@ -22,7 +22,7 @@ from llm_forget.evaluation.metrics.truth_ratio import forget_truth_ratio, kept_t
 LOGS = SHARED / "data" / "tofu" / "eval_logs"
 EXPECTED = SHARED / "reference" / "tofu_llama2_expected.json"
 pytestmark = pytest.mark.skipif(
-    not (LOGS.is_dir() and EXPECTED.is_file()), reason="the TOFU evaluation logs (../shared) are not on this machine"
+    not (LOGS.is_dir() and EXPECTED.is_file()), reason="the evaluation logs of TOFU are not next to the project"
 )
 
 MODELS = ("full", "retain90")
