@@ -159,9 +159,9 @@ def test_a_new_metric_attack_and_aggregate_are_one_file_each(
         contract.check_aggregate("gap")
         _measure_with_the_new_files(tmp_path)
     shown = capsys.readouterr().out
-    assert "worst_token 0." in shown
-    assert "AUC of the membership attacks (forget against retain): greedy" in shown
-    assert "\ngap " in shown
+    assert "  worst_token  0." in shown
+    assert "AUC of the membership attacks (forget against retain)\n  greedy" in shown
+    assert "\n  gap " in shown
 
 
 def _measure_with_the_new_files(folder: Path) -> None:
@@ -193,7 +193,7 @@ def _measure_with_the_new_files(folder: Path) -> None:
     assert found[0]["aggregates"]["gap"]["n"] == 10
     assert over_seeds(found)["aggregates.gap"].n == 2
     assert "aggregates.gap" in str(list(load_runs(folder / "runs").columns))
-    show(found[0])
+    show(found[0], "runs/one")
 
 
 def test_a_file_that_breaks_the_contract_is_found(tmp_path: Path) -> None:

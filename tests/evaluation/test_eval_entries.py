@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,9 @@ def entry(name: str, argv: list[str]) -> None:
 def test_forget_qa_writes_into_the_run_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entry("forget_qa", ["--config", "recipe.yaml", "--overrides", "{sets.forget.limit: 3}"])
     shown = capsys.readouterr().out
-    assert "forget (n = 3): probability 0." in shown
-    assert "tiny (n = 6): acc" in shown
+    assert re.search(r"forget \(n = 3\)\n  probability +0\.", shown)
+    assert "results: runs/a/eval/small.json" in shown
+    assert "tiny (n = 6)\n  acc " in shown
     text = (folder / "runs/a/eval/small.json").read_text()
     assert PLANTED not in text + shown
     results = read_results(folder / "runs/a/eval/small.json")
@@ -89,7 +91,7 @@ def test_kl_of_an_adapter_is_relative_to_its_base(folder: Path) -> None:
 def test_capability_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": {"name": "./model"}, "output_dir": "runs/c"}))
     entry("capability", ["--config", "recipe.yaml", "--task", "tiny.yaml", "--limit", "4"])
-    assert "tiny (n = 4): acc 0." in capsys.readouterr().out
+    assert re.search(r"tiny \(n = 4\)\n  acc +0\.", capsys.readouterr().out)
     results = read_results(folder / "runs/c/eval/capability-tiny.json")
     assert results["capability"]["n"] == len(results["capability"]["correct"]) == 4
 
@@ -113,6 +115,6 @@ def test_mistakes_are_reported_before_the_model_is_loaded(folder: Path, monkeypa
 def test_benchmarks_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": {"name": "./model"}, "output_dir": "runs/d"}))
     entry("capability", ["--config", "recipe.yaml", "--benchmarks", "{tasks: [tiny.yaml], limit: 3}"])
-    assert "tiny (n = 3): acc 0." in capsys.readouterr().out
+    assert re.search(r"tiny \(n = 3\)\n  acc +0\.", capsys.readouterr().out)
     results = read_results(folder / "runs/d/eval/capability-benchmarks.json")
     assert results["benchmarks"]["tiny"]["acc"]["n"] == 3
