@@ -84,6 +84,7 @@ def test_the_example_has_a_method_and_its_test() -> None:
     assert len(examples()["llm_forget/methods/unlikelihood.py"].splitlines()) <= 60
 
 
+@pytest.mark.slow
 def test_the_new_files_pass_the_tests_of_all_methods_and_retain_terms(copy: Path) -> None:
     shown = run(copy, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", "-vv", "-k", CHOSEN, *TESTS)
     passed = {line.split()[0].rpartition("::")[2] for line in shown.splitlines() if " PASSED" in line}

@@ -53,6 +53,7 @@ def test_tofu_recipes_name_the_hub_and_a_file(path: Path) -> None:
     assert recipe.model.name == "open-unlearning/tofu_Llama-3.2-1B-Instruct_full"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TOFU.is_dir(), reason="needs a local copy of TOFU")
 @pytest.mark.parametrize(("share", "count"), [("01", 40), ("05", 200), ("10", 400)])
 def test_a_tofu_recipe_reads_a_local_copy(share: str, count: int) -> None:

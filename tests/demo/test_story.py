@@ -19,6 +19,7 @@ from llm_forget.utils.build import load_recipe
 from llm_forget.utils.shipped import shipped
 
 
+@pytest.mark.slow
 def test_the_table_comes_from_the_results_of_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model is compared with itself: forget quality is 1, and every cell of the table is a number."""
     pytest.importorskip("rouge_score")

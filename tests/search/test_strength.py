@@ -26,6 +26,8 @@ from llm_forget.search.behaviour import AdaptedModel, Probe, compare_behaviour
 from llm_forget.search.strength import Limits, coordinate_search, search_adapter
 from llm_forget.stop import Measurement
 
+pytestmark = pytest.mark.slow  # the shared fixture trains and unlearns a model
+
 
 def curves(forget: tuple[float, ...], retain: tuple[float, ...]) -> Callable[[tuple[float, ...]], Measurement]:
     """Return a measurement with probabilities exp(−rates · strengths)."""

@@ -172,6 +172,7 @@ def broken_off(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Calla
     return start
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoints_are_kept_and_a_damaged_one_is_skipped(
     values: dict[str, Any], broken_off: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -231,6 +232,7 @@ class Dual:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", [True, False])
 def test_the_state_of_a_method_is_resumed(
     saved: bool, values: dict[str, Any], broken_off: Callable[[int], Path], tmp_path: Path

@@ -104,6 +104,7 @@ def test_tensorboard_files_hold_the_measurements_of_the_run(folder: Path, tmp_pa
     assert str(folder).encode() not in everything
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tensorboard")
 def test_steps_are_counted_over_all_phases(folder: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"method": {"name": "adapter_subtraction", "heal_steps": 2}}

@@ -53,6 +53,7 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_local_tasks_are_scored_by_the_log_probs_of_choices(tmp_path: Path) -> None:
     """Check OpenBookQA's format and MC2's shares against values computed by hand."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
