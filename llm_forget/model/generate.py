@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llm_forget.errors import DataError
 from llm_forget.model.batching import evaluating, length_batches, share_of, sum_over_processes
+from llm_forget.model.head import below_wrapper
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -138,7 +139,7 @@ def _answers(
     empty = sum(not prompt for prompt in prompts)
     if empty:
         raise DataError(f"{empty} of {len(prompts)} prompts are empty; give prompts of at least one token")
-    inner = getattr(model, "module", model)  # DDP has no generate
+    inner = below_wrapper(model)  # DDP has no generate
     ends = end_token_ids(inner, tokenizer)
     # Token id + 1, so that 0 means no token and the arrays can be summed over processes.
     found = np.zeros((len(prompts), max_new_tokens), dtype=np.int64)

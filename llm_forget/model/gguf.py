@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from llm_forget.errors import RecipeError, UserError
+from llm_forget.errors import RecipeError
 from llm_forget.utils.digests import weights_digest
+from llm_forget.utils.extras import require_extra
 from llm_forget.utils.files import file_digest, new_folder
 
 _IMPORT_RECORD = "imported_from.json"
@@ -61,8 +62,7 @@ def import_gguf(path: Path) -> Path:
     record = folder / _IMPORT_RECORD
     if record.is_file() and json.loads(record.read_text())["weights"] == weights_digest(folder):
         return folder
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError("reading a GGUF file needs the gguf package: pip install llm-forget[demo]")
+    require_extra("gguf", "reading a GGUF file", "demo")
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils.logging import disable_progress_bar
 

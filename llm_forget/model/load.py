@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import torch
 
 from llm_forget.adapters.lora import load_adapter, read_base_record
 from llm_forget.config import ModelConfig
-from llm_forget.errors import RecipeError, UserError
+from llm_forget.errors import RecipeError
 from llm_forget.model.gguf import gguf_in_package, import_gguf
 from llm_forget.utils.digests import stored_tensors, weights_digest
+from llm_forget.utils.extras import require_extra
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -175,8 +175,7 @@ def refuse_quantised(*, trains: bool, merges: bool) -> None:
 
 def _quantization(config: ModelConfig, trainable: bool) -> Any:
     refuse_quantised(trains=trainable, merges=config.adapter is not None)
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("model.quantization needs bitsandbytes: pip install llm-forget[quant]")
+    require_extra("bitsandbytes", "model.quantization", "quant")
     from transformers import BitsAndBytesConfig
 
     if config.quantization == "int8":
