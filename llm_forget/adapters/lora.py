@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,6 +30,7 @@ from llm_forget.adapters.lora_config import (
 from llm_forget.errors import AdapterError
 from llm_forget.utils import files
 from llm_forget.utils.digests import stored_metadata
+from llm_forget.utils.safe_yaml import NotPlainYaml, load_yaml
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -191,8 +191,8 @@ def _front_matter(card: Path) -> dict[str, Any]:
     if len(parts) < 3 or parts[0].strip():
         return {}
     try:
-        data = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+        data = load_yaml(parts[1])
+    except NotPlainYaml:
         return {}
     return data if isinstance(data, dict) else {}
 

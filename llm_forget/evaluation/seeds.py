@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from llm_forget.errors import UserError
 from llm_forget.evaluation.compare import check_same_set
 from llm_forget.evaluation.results import named_scores, read_results
 from llm_forget.utils.files import write_json
+from llm_forget.utils.safe_yaml import NotPlainYaml, read_yaml
 
 # Recipe fields that may differ between the runs.
 _FREE = ("seed", "output_dir", "overwrite")
@@ -121,5 +121,8 @@ def write_seeds(found: Mapping[str, Spread], seeds: Sequence[int | None], suite:
 
 def _recipe(folder: Path) -> dict[str, Any] | None:
     file = folder / "recipe.yaml"
-    found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    try:
+        found = read_yaml(file) if file.is_file() else None
+    except NotPlainYaml as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from error
     return found if isinstance(found, dict) else None

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
 from pydantic import ConfigDict
 
 from llm_forget.data.encode import EncodingConfig
@@ -23,6 +22,8 @@ from llm_forget.evaluation.sources import fill, with_data
 from llm_forget.evaluation.whole_sets import make_aggregates
 from llm_forget.utils.build import build, load_recipe
 from llm_forget.utils.extras import require_extra
+from llm_forget.utils.files import is_plain_name
+from llm_forget.utils.safe_yaml import NotPlainYaml, read_yaml
 from llm_forget.utils.shipped import shipped
 
 
@@ -112,6 +113,10 @@ def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> LoadedS
     _check_sets(file if file.is_file() else shipped(str(file)), path)
     suite = load_recipe(Suite, file, overrides)
     name = fill(suite.name or file.stem, suite.variables, f"{path}, name")
+    if not is_plain_name(name):
+        raise RecipeError(
+            f"{path}, name: {name[:60]!r} names the result file, so it cannot be a path; use letters, digits, '_', '-' and '.'"
+        )
     sets, left_out = with_data(name, suite.sets, suite.data_dir, suite.variables)
     if not sets and suite.benchmarks is None:
         raise RecipeError(f"data_dir: {suite.data_dir} has none of the files of {name}; {'; '.join(left_out)}")
@@ -123,7 +128,10 @@ def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> LoadedS
 
 def _check_sets(file: Path, path: str) -> None:
     """Check the keys of each set; the general check does not reach into a mapping of sets."""
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        values = read_yaml(file)
+    except NotPlainYaml as error:
+        raise RecipeError(f"the suite {path} is not valid YAML: {error}") from error
     sets = values.get("sets") if isinstance(values, dict) else None
     for name, entry in sets.items() if isinstance(sets, dict) else []:
         if isinstance(entry, dict):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -13,13 +14,13 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from llm_forget.errors import RecipeError, UserError
+from llm_forget.utils.safe_yaml import MOST_LEVELS, MOST_VALUES, NotPlainYaml, load_yaml, read_yaml
 from llm_forget.utils.shipped import shipped
 
 Recipe = TypeVar("Recipe")
 _PATHS = {"output_dir", "adapter", "path", "name"}
 _LONGEST_NAME = 180  # 255 bytes in most file systems, minus the length of temporary names
-# PyYAML raises ValueError for an invalid date and RecursionError for deeply nested brackets.
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+_LARGEST = 2**53  # integers above it are not exact in floats, and no setting is as large
 
 
 def load_recipe(recipe_class: type[Recipe], path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
@@ -41,8 +42,8 @@ def load_recipe(recipe_class: type[Recipe], path: str | Path, overrides: Mapping
             f"recipe {path} does not exist; `llm-forget recipes list` shows those that come with the package"
         )
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except _NOT_YAML as error:
+        values = read_yaml(file)
+    except NotPlainYaml as error:
         raise RecipeError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(
@@ -71,9 +72,9 @@ def _set(values: dict[str, Any], dotted: str, text: str) -> None:
         if not isinstance(values, dict):
             raise RecipeError(f"--{dotted}: {part} is a value and has no keys")
     try:
-        values[last] = yaml.safe_load(text)
-    except _NOT_YAML as error:
-        raise RecipeError(f"--{dotted} {text}: not a YAML value; quote it") from error
+        values[last] = load_yaml(text)
+    except NotPlainYaml as error:
+        raise RecipeError(f"--{dotted} {_short(text)}: not a YAML value: {error}; quote it") from error
 
 
 def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> Recipe:
@@ -84,9 +85,11 @@ def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> 
         values: the fields, nested as in YAML.
         where: the source of the values, for the message.
     """
-    problems = _unknown_keys(recipe_class, values, "") + _unusable_texts(values, "")
+    _check_extent(values, where)
+    problems = _unknown_keys(recipe_class, values, "") + _unusable_texts(values)
     try:
         recipe = TypeAdapter(recipe_class).validate_python(_filled(recipe_class, values))
+        problems += _too_large(recipe)
     except ValidationError as error:
         problems += [_explain(item) for item in error.errors()]
     except UserError as error:
@@ -149,21 +152,62 @@ def _unknown_keys(cls: Any, values: Any, prefix: str) -> list[str]:
     return problems
 
 
-def _unusable_texts(values: Any, place: str) -> list[str]:
-    """Texts that cannot be file names, reported here rather than in the middle of a run."""
+def _leaves(values: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every value that is no list, mapping or dataclass."""
+    if is_dataclass(values) and not isinstance(values, type):
+        values = {item.name: getattr(values, item.name) for item in fields(values)}
     if isinstance(values, Mapping):
-        return [found for key, item in values.items() for found in _unusable_texts(item, f"{place}.{key}".strip("."))]
-    if isinstance(values, list):
-        return [found for item in values for found in _unusable_texts(item, place)]
-    if not isinstance(values, str):
-        return []
-    if "\0" in values:
-        return [f"{place}: contains a null character; remove it"]
+        for key, item in values.items():
+            yield from _leaves(item, f"{place}.{key}".strip("."))
+    elif isinstance(values, list):
+        for item in values:
+            yield from _leaves(item, place)
+    else:
+        yield place, values
+
+
+def _check_extent(values: Any, where: str) -> None:
+    """Refuse values that are nested without end or larger than any recipe, as a Python caller can build them.
+
+    Raises:
+        RecipeError: more than ``MOST_LEVELS`` levels or ``MOST_VALUES`` values.
+    """
+    level, seen = [values], 0
+    for _ in range(MOST_LEVELS):
+        below = (one.values() if isinstance(one, Mapping) else one for one in level if isinstance(one, Mapping | list))
+        level = list(islice(chain.from_iterable(below), MOST_VALUES + 1))
+        seen += len(level)
+        if seen > MOST_VALUES:
+            raise RecipeError(f"{where} cannot be used: it has more than {MOST_VALUES:,} values")
+        if not level:
+            return
+    raise RecipeError(f"{where} cannot be used: it is nested more than {MOST_LEVELS} levels deep")
+
+
+def _unusable_texts(values: Any) -> list[str]:
+    """Texts that cannot be file names, reported here rather than in the middle of a run."""
+    return [problem for place, value in _leaves(values) if (problem := _unusable_text(place, value)) is not None]
+
+
+def _unusable_text(place: str, text: Any) -> str | None:
+    if not isinstance(text, str):
+        return None
+    if "\0" in text:
+        return f"{place}: contains a null character; remove it"
     is_path = place.rpartition(".")[2] in _PATHS
-    longest = max((part for part in values.split("/")), key=len) if is_path else ""
+    longest = max((part for part in text.split("/")), key=len) if is_path else ""
     if len(longest.encode("utf-8", "replace")) > _LONGEST_NAME:
-        return [f"{place}: {_short(longest)} is longer than the {_LONGEST_NAME} bytes allowed for a file name"]
-    return []
+        return f"{place}: {_short(longest)} is longer than the {_LONGEST_NAME} bytes allowed for a file name"
+    return None
+
+
+def _too_large(recipe: Any) -> list[str]:
+    """Integers beyond any setting, which would fail in the middle of a run."""
+    return [
+        f"{place}: is about 10^{int(value.bit_length() * 0.30103)}; give a number below {_LARGEST:.0e}"
+        for place, value in _leaves(recipe)
+        if isinstance(value, int) and abs(value) >= _LARGEST
+    ]
 
 
 def _dataclasses_in(hint: Any) -> list[Any]:

@@ -15,9 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# Names of files that come from a recipe or a suite: one part of a path, visible, and readable in a terminal.
+_PLAIN_NAME = re.compile(r"\w[\w .,+=@-]{0,99}")
 # A process id is only meaningful on its own machine.
 _HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
 _TEMPORARY = re.compile(r"(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]{8}\.(?P<kind>new|old)")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a text can name a file in a given folder: it is no path, does not leave the folder, and is not hidden."""
+    return _PLAIN_NAME.fullmatch(name) is not None
 
 
 @contextmanager

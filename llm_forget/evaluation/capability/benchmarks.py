@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from llm_forget.errors import DataError, UserError
 from llm_forget.evaluation.aggregate import Estimate, aggregate, proportion
-from llm_forget.evaluation.capability.local_task import answer_questions, quiet, read_task
+from llm_forget.evaluation.capability.local_task import answer_questions, quiet, read_task, text_lines
+from llm_forget.evaluation.capability.task_file import find_task, for_lm_eval, read_settings
 from llm_forget.evaluation.passes.cache import Cache
 from llm_forget.evaluation.recipe import BenchmarksConfig
 from llm_forget.model.batching import evaluating
 from llm_forget.model.head import below_wrapper
 from llm_forget.utils.extras import require_extra
-from llm_forget.utils.shipped import shipped
 
 _EMBEDDED = "general_knowledge"
 _LOCAL = ("arc_easy_local", "mmlu_local", "truthfulqa_mc1_local", "truthfulqa_mc2_local", "openbookqa_local")
@@ -103,7 +102,7 @@ def run_benchmarks(
 
 def is_local(task: str) -> bool:
     """Whether a task is a local file: a task of the package, or one given by its path."""
-    return task.endswith((".yaml", ".yml")) or shipped(f"eval/capability/{task}.yaml").is_file()
+    return task.endswith((".yaml", ".yml")) or find_task(task).is_file()
 
 
 def read_local(task: str, data_dir: str | None, limit: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -118,9 +117,8 @@ def read_local(task: str, data_dir: str | None, limit: int | None) -> tuple[dict
     Raises:
         UserError: the task or the folder does not exist, or the questions cannot be read.
     """
-    path = Path(task) if task.endswith((".yaml", ".yml")) else shipped(f"eval/capability/{task}.yaml")
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if not isinstance(config, dict) or "data_file" not in config:
+    _, config = read_settings(task)
+    if "data_file" not in config:
         settings, questions = read_task(task)
         return settings, _spread([question.row for question in questions], limit)
     file = str(config.pop("data_file"))
@@ -130,17 +128,14 @@ def read_local(task: str, data_dir: str | None, limit: int | None) -> tuple[dict
     if not source.is_file():
         raise UserError(f"benchmarks.data_dir: {data_dir} has no {file}, which the task {task} needs; put it there")
     by_shares = config.pop("scored_by", None) == "shares"
-    rows = [_question(json.loads(line), by_shares, f"{file}:{number}") for number, line in _lines(source)]
+    rows = [_question(line, by_shares, f"{file}:{number}") for number, line in text_lines(source)]
     if not rows:
         raise DataError(f"{source} has no questions; give a file with one question per line")
     if by_shares:
         config["process_results"] = share_of_true
-    return {"task": path.stem, **config}, _spread(rows, limit)
-
-
-def _lines(source: Path) -> list[tuple[int, str]]:
-    lines = source.read_text(encoding="utf-8").split("\n")
-    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    chosen = _spread(rows, limit)
+    for_lm_eval(config, chosen)  # before a model is loaded
+    return config, chosen
 
 
 def _spread(rows: list[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
@@ -150,9 +145,10 @@ def _spread(rows: list[dict[str, Any]], limit: int | None) -> list[dict[str, Any
     return [rows[index] for index in np.linspace(0, len(rows) - 1, limit).round().astype(int)]
 
 
-def _question(row: Mapping[str, Any], by_shares: bool, place: str) -> dict[str, Any]:
-    """Convert a row of any known file format to question, choices and answer, and for TruthfulQA which choices are true."""
+def _question(line: str, by_shares: bool, place: str) -> dict[str, Any]:
+    """Convert a line of any known file format to question, choices and answer, and for TruthfulQA which choices are true."""
     try:
+        row = json.loads(line)
         if "mc1_targets" in row:
             marks = row["mc2_targets" if by_shares else "mc1_targets"]
             true = [int(mark) for mark in marks.values()]
@@ -165,7 +161,7 @@ def _question(row: Mapping[str, Any], by_shares: bool, place: str) -> dict[str, 
         row["choices"][row["answer"]]
         kept = ("question", "choices", "answer", "subject")
         return {key: row[key] for key in kept if key in row}
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{place} is not a question ({type(error).__name__}); each line must be "
             '{"question": text, "choices": [texts], "answer": index}, or in the format of OpenBookQA or TruthfulQA'

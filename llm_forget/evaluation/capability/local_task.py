@@ -13,22 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from llm_forget.data.examples import example_id
 from llm_forget.errors import DataError, UserError
 from llm_forget.evaluation.aggregate import Estimate, proportion
+from llm_forget.evaluation.capability.task_file import for_lm_eval, read_settings
 from llm_forget.evaluation.passes.cache import Arrays, Cache, remember
 from llm_forget.evaluation.tokens import Floats
 from llm_forget.model.batching import evaluating, sum_over_processes
 from llm_forget.model.head import below_wrapper
 from llm_forget.utils.digests import json_digest
 from llm_forget.utils.extras import require_extra
-from llm_forget.utils.shipped import shipped
 
 _SPLIT = "test"
-# Keys of a task file that tell lm-eval where to find the data. They are dropped, because the rows are passed in memory.
-_DATA_KEYS = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "training_split", "validation_split")
 
 
 @dataclass(frozen=True)
@@ -110,31 +107,32 @@ def read_task(task: str, limit: int | None = None) -> tuple[dict[str, Any], list
         UserError: the task does not exist or is not a task file.
         DataError: there are no questions, or some cannot be used; the message lists them.
     """
-    path = Path(task) if task.endswith((".yaml", ".yml")) else shipped(f"eval/capability/{task}.yaml")
-    if not path.is_file():
-        raise UserError(
-            f"the capability task {task} does not exist; give a name such as general_knowledge, or the path of a .yaml file"
-        )
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"the capability task {task} is not plain YAML (tags such as !function are not supported): {error}"
-        ) from error
-    if not isinstance(config, dict) or "doc_to_text" not in config:
-        raise UserError(f"the capability task {task} is not an lm-eval task: it has no doc_to_text")
+    path, config = read_settings(task)
     file = path.with_suffix(".jsonl")
     if not file.is_file():
         raise DataError(f"the capability task {task} has no questions: put {file.name} in the folder of {path.name}")
-    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()][:limit]
-    questions, problems = _read_questions(lines)
+    questions, problems = _read_questions([line for _, line in text_lines(file)][:limit])
     if problems or not questions:
         listed = "; ".join(problems[:10]) or "it is empty"
         raise DataError(
             f"{file.name} cannot be used: {listed}. Each line must be "
             '{"question": text, "choices": [texts], "answer": index}'
         )
-    return {"task": path.stem, **config}, questions
+    for_lm_eval(config, [question.row for question in questions])  # before a model is loaded
+    return config, questions
+
+
+def text_lines(file: Path) -> list[tuple[int, str]]:
+    """(number, line) of the lines of a file that are not empty.
+
+    Raises:
+        DataError: the file is not text in UTF-8.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _read_questions(lines: Sequence[str]) -> tuple[list[_Question], list[str]]:
@@ -146,7 +144,7 @@ def _read_questions(lines: Sequence[str]) -> tuple[list[_Question], list[str]]:
             row = json.loads(line)
             right = row["choices"][row["answer"]]
             name = example_id(row["question"], right)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             problems.append(f"question {number}: {type(error).__name__}")
             continue
         if name in seen:
@@ -172,7 +170,7 @@ def answer_questions(
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        config: the content of an lm-eval task file.
+        config: the settings of a task file, from ``read_settings``.
         rows: its questions.
         columns: the requested metrics.
         batch_size: answer choices per forward pass.
@@ -185,6 +183,7 @@ def answer_questions(
     Raises:
         UserError: the task does not return these metrics for each question.
     """
+    config, rows = for_lm_eval(config, rows)
     processes, own = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
     mine = list(range(own, len(rows), processes))
 
@@ -216,9 +215,8 @@ def _run(
         from lm_eval.tasks import TaskManager
 
         data = Dataset.from_list(rows)
-        own = {key: value for key, value in config.items() if key not in _DATA_KEYS}
         # The rows are already split over the processes; lm-eval sees only this process's share.
-        own |= {"custom_dataset": lambda **_: {_SPLIT: data}, "test_split": _SPLIT, "num_fewshot": 0}
+        own = config | {"custom_dataset": lambda **_: {_SPLIT: data}, "test_split": _SPLIT, "num_fewshot": 0}
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         result = lm_eval.simple_evaluate(
             model=lm,
