@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm_forget.errors import AdapterError
+from llm_forget.utils.terminal import echo
 
 if TYPE_CHECKING:
     from llm_forget.adapters.lora import Adapter
@@ -90,7 +92,7 @@ def subtract(
         found = search_adapter(direction, _probe(base, system_prompt, rows, dtype), data, limits, _tell)
         results = _search_results(found)
         result = found.adapter
-        print("\n".join(f"{name}: {value}" for name, value in results.items()))
+        echo("\n".join(f"{name}: {value}" for name, value in results.items()))
     else:
         from llm_forget.adapters.arithmetic import negate, scale
 
@@ -149,7 +151,7 @@ def compose(
     results: dict[str, object] = {}
     for (one, other), found in overlaps(dict(zip(names, parts, strict=True))).items():
         worst = max(found.cosines, key=lambda module: abs(found.cosines[module]), default="no common module")
-        print(
+        echo(
             f"{one} and {other}: cosine {found.cosine:+.3f}, shared inputs {found.shared_inputs:.3f}; largest in {worst}"
         )
     for index, digest in enumerate(sorted(map(adapter_digest, parts)), 1):
@@ -211,7 +213,7 @@ def _search_data(
 
 def _tell(strengths: tuple[float, ...], now: Measurement) -> None:
     kept = "" if now.retain is None else f", retain {now.retain:.3f}"
-    typer.echo(f"strength {_numbers(strengths)}: forget {now.forget:.3f}{kept}", err=True)
+    echo(f"strength {_numbers(strengths)}: forget {now.forget:.3f}{kept}", file=sys.stderr)
 
 
 def _search_results(found: SearchResult) -> dict[str, object]:
@@ -243,14 +245,14 @@ def _show_behaviour(behaviour: Behaviour, names: Sequence[str]) -> None:
         kept = "" if row[0].retain is None else f" · retain {row[0].retain:.3f}"
         return f"{name}: forget {' / '.join(f'{now.forget:.3f}' for now in row)}{kept}"
 
-    print(line("base", behaviour.base))
+    echo(line("base", behaviour.base))
     for name, row in zip(names, behaviour.alone, strict=True):
-        print(line(f"{name} alone", row))
-    print(line("together", behaviour.together))
-    print(f"interference: forget probability together minus its adapter alone, at most {behaviour.remembered:+.3f}")
+        echo(line(f"{name} alone", row))
+    echo(line("together", behaviour.together))
+    echo(f"interference: forget probability together minus its adapter alone, at most {behaviour.remembered:+.3f}")
     if behaviour.retain_lost is not None:
         together, summed = behaviour.retain_lost
-        print(f"interference: retain probability lost together {together:.3f}, summed over the adapters {summed:.3f}")
+        echo(f"interference: retain probability lost together {together:.3f}, summed over the adapters {summed:.3f}")
 
 
 def _write(
@@ -283,9 +285,9 @@ def _write(
         )
     else:
         done = save_without_base(adapter, to, max_rank=wanted, method=method, results=results, overwrite=overwrite)
-        print("note: no digest of the base is recorded, so any base with these shapes passes; give --base to record it")
-    print(f"{done.folder}: rank {done.rank}, residual {done.residual:.2e}, with rounding {done.rounding:.2e}")
+        echo("note: no digest of the base is recorded, so any base with these shapes passes; give --base to record it")
+    echo(f"{done.folder}: rank {done.rank}, residual {done.residual:.2e}, with rounding {done.rounding:.2e}")
     if done.rank > 16:
         served = vllm_rank(done.rank)
         start = f"start vLLM with --max-lora-rank {served}" if served else "vLLM does not accept it"
-        print(f"note: rank {done.rank} is above vLLM's default of 16: {start}, or truncate with --rank 16")
+        echo(f"note: rank {done.rank} is above vLLM's default of 16: {start}, or truncate with --rank 16")

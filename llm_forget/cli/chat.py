@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from llm_forget.cli.console import Json, print_json
 from llm_forget.errors import UserError
+from llm_forget.utils.terminal import plain
 
 Answer = Callable[[str], tuple[str, str]]
 
@@ -49,10 +49,10 @@ def chat(
         return
     for one in _asked(question):
         before, after = answer(one)
-        table = Table(title=Text(one), title_justify="left", expand=True)
+        table = Table(title=plain(one), title_justify="left", expand=True)
         table.add_column("before", ratio=1, overflow="fold")
         table.add_column("after", ratio=1, overflow="fold")
-        table.add_row(Text(before), Text(after))  # as Text: answers may contain rich markup
+        table.add_row(plain(before), plain(after))
         console.print(table)
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from llm_forget.cli.console import Json, print_json, print_table, print_wrapped
+from llm_forget.utils.terminal import echo, say
 
 if TYPE_CHECKING:
     from llm_forget.report.comparison import Comparison
@@ -46,7 +47,7 @@ def compare(
         page = write_comparison(found, to or _next_to(runs) / "comparison.html")
     notes = Console(stderr=True)
     for path, reason in found.frame.attrs["skipped"].items():
-        notes.print(f"[yellow]skipped[/] {path}: {reason}", highlight=False, soft_wrap=True)
+        say(notes, f"{path}: {reason}", label="skipped")
     if as_json:
         changes = found.changes()
         print_json(
@@ -61,7 +62,7 @@ def compare(
         return
     _print(found)
     if page is not None:
-        print(f"page: {page}")
+        echo(f"page: {page}")
 
 
 def _folders(given: list[Path]) -> list[Path]:
@@ -83,6 +84,6 @@ def _print(found: Comparison) -> None:
     head = [name.replace(".", " ").replace("_", " ") for name in table.head]
     left_out = print_table(head, [[cell.text for cell in row] for row in table.rows])
     if left_out:
-        print(f"{left_out} columns do not fit this terminal; the page and --json have all of them")
+        echo(f"{left_out} columns do not fit this terminal; the page and --json have all of them")
     for run in found.unlearned():
         print_wrapped(f"{run.name}: {found.verdict(run).headline}")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from llm_forget.cli.entry import run_entry
+from llm_forget.utils.terminal import clean, echo, json_text, plain
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 INTERNAL, INTERRUPTED = 3, 130
@@ -27,12 +29,12 @@ def print_json(value: Any) -> None:
     """Print JSON; NaN and infinity become null."""
     from llm_forget.evaluation.results import as_json
 
-    print(json.dumps(as_json(value), indent=1, ensure_ascii=False))
+    echo(json_text(as_json(value)))
 
 
 def print_wrapped(text: str) -> None:
     """Print a sentence: wrapped between words in a terminal, and in one line elsewhere."""
-    Console().print(text, markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+    Console().print(plain(text), highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, console: Console | None = None) -> int:
@@ -49,6 +51,10 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, console: 
         Number of columns left out.
     """
     console = console or Console()
+    head, rows = (
+        [clean(title, lines=False) for title in head],
+        [[clean(cell, lines=False) for cell in row] for row in rows],
+    )
     widths = [
         max(max(map(len, title.split())), *(len(row[index]) for row in rows)) if rows else len(title)
         for index, title in enumerate(head)
@@ -64,9 +70,9 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, console: 
         numbers = index > 0 and all(row[index][:1] in _NUMBER for row in rows)
         # no_wrap keeps cells in one line, so a title is wrapped here
         title = "\n".join(textwrap.wrap(title, widths[index])) if console.is_terminal and index else title
-        table.add_column(title, justify="right" if numbers else "left", overflow="fold", no_wrap=index > 0)
+        table.add_column(Text(title), justify="right" if numbers else "left", overflow="fold", no_wrap=index > 0)
     for row in rows:
-        table.add_row(*row[:shown])
+        table.add_row(*map(Text, row[:shown]))  # as Text: names may contain rich markup
     if not console.is_terminal:
         whole = [max(map(len, (title, *(row[index] for row in rows)))) for index, title in enumerate(head)]
         console = Console(file=console.file, width=max(80, sum(whole) + 2 * len(whole)))
@@ -88,6 +94,9 @@ def run_command(app: Callable[..., Any], argv: list[str]) -> None:
         argv = [one for one in argv if one != "--debug"]
         os.environ["LLM_FORGET_DEBUG"] = "1"
     debug = os.environ.get("LLM_FORGET_DEBUG") == "1"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character gets an escape
     try:
         run_entry(lambda rest: app(rest, standalone_mode=True), argv)
     except KeyboardInterrupt:
@@ -97,9 +106,9 @@ def run_command(app: Callable[..., Any], argv: list[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            echo(traceback.format_exc(), file=sys.stderr)
         else:
-            print(_one_line(error), file=sys.stderr)
+            echo(_one_line(error), file=sys.stderr)
         sys.exit(INTERNAL)
 
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 
 from llm_forget.errors import Interrupted, UserError
+from llm_forget.utils.terminal import echo
 
 
 def run_entry(main: Callable[[list[str]], None], argv: list[str]) -> None:
@@ -23,13 +24,13 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str]) -> None:
         main(argv)
     except UserError as error:
         if os.environ.get("LLM_FORGET_DEBUG") == "1":
-            traceback.print_exc()
+            echo(traceback.format_exc(), file=sys.stderr)
         if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+            echo(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stopped:
         if os.environ.get("RANK", "0") == "0":
-            print(f"interrupted: {stopped}", file=sys.stderr)
+            echo(f"interrupted: {stopped}", file=sys.stderr)
         sys.exit(stopped.exit_code)
 
 

@@ -24,6 +24,7 @@ from llm_forget.cli.methods import methods
 from llm_forget.cli.plan import plan
 from llm_forget.cli.report import report
 from llm_forget.cli.seeds import seeds
+from llm_forget.utils.terminal import echo
 
 app = typer.Typer(
     name="llm-forget",
@@ -121,9 +122,9 @@ def list_recipes(as_json: Json = False) -> None:
         return
     for name, header in headers.items():
         if sys.stdout.isatty():
-            print(f"{name}\n{textwrap.fill(header, shutil.get_terminal_size().columns, **_INDENT)}")
+            echo(f"{name}\n{textwrap.fill(header, shutil.get_terminal_size().columns, **_INDENT)}")
         else:
-            print(f"{name}\t{header}")
+            echo(f"{name}\t{header}")
 
 
 def _header(path: Path) -> str:
@@ -155,7 +156,7 @@ def copy_recipe(
     target = to / source.name if to.is_dir() else to
     if target.exists():
         raise UserError(f"{target} already exists; give another name")
-    print(shutil.copyfile(source, target))
+    echo(shutil.copyfile(source, target))
 
 
 _Base = Annotated[Path, typer.Option(metavar="DIR", help="folder of the base model (safetensors)")]
@@ -193,7 +194,7 @@ def export(
     if as_json:
         print_json({key: getattr(done, key) for key in ("rank", "residual", "rounding")} | {"folder": str(done.folder)})
         return
-    print(f"{done.folder}: rank {done.rank}, cut {done.residual:.2e}, with rounding {done.rounding:.2e}")
+    echo(f"{done.folder}: rank {done.rank}, cut {done.residual:.2e}, with rounding {done.rounding:.2e}")
 
 
 @app.command()
@@ -214,7 +215,7 @@ def merge(
     """
     from llm_forget.adapters.merge import merge as merge_adapter
 
-    print(merge_adapter(base, adapter, to, dtype))
+    echo(merge_adapter(base, adapter, to, dtype))
 
 
 @app.command()
@@ -238,7 +239,7 @@ def doctor(
     from llm_forget.adapters.doctor import diagnose
 
     found = diagnose(base, adapter, max_rank=max_rank, prompts=prompt or ())
-    print(found.report())
+    echo(found.report())
     raise typer.Exit(0 if found.ok else 1)
 
 

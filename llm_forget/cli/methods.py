@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llm_forget.cli.console import Json, print_json, print_table
+from llm_forget.utils.terminal import echo
 
 Markdown = Annotated[bool, typer.Option("--markdown", help="print the README's table")]
 Write = Annotated[
@@ -42,15 +43,15 @@ def methods(markdown: Markdown = False, write: Write = None, as_json: Json = Fal
         write_text(write, with_table(write.read_text(encoding="utf-8"), methods_table(method_entries())))
         return
     if markdown:
-        print(methods_table(method_entries()), end="")
+        echo(methods_table(method_entries()).removesuffix("\n"))
         return
     rows = [
         [entry.name, f"{entry.cost:.2f}", entry.recipe or "–", entry.retain, ", ".join(entry.needs) or "–", entry.paper]
         for entry in method_entries()
     ]
     left_out = print_table(["method", "cost", "recipe to copy", "retain term", "needs", "source"], rows)
-    print()
+    echo()
     wrapped = [[name, adds, does, source] for name, does, adds, source in wrapper_entries()]
     left_out += print_table(["wrapper", "added cost per step", "what it does", "source"], wrapped)
     if left_out:
-        print("\nThis terminal is too narrow for all columns; --json has all of them.")
+        echo("\nThis terminal is too narrow for all columns; --json has all of them.")

@@ -15,6 +15,7 @@ import yaml
 
 from llm_forget.errors import RecipeError
 from llm_forget.utils.build import Recipe, build, load_recipe, with_overrides
+from llm_forget.utils.terminal import echo
 
 _FIELD = re.compile(r" {4}(\w+) *:")
 _WIDEST = 110
@@ -49,7 +50,7 @@ def parse_command_line(recipe_class: type[Recipe], argv: Sequence[str]) -> Recip
         RecipeError: lists every mistake, each with its remedy.
     """
     if {"--help", "-h"} & set(argv):
-        print(describe(recipe_class))
+        echo(describe(recipe_class))
         raise SystemExit(0)
     path, overrides = None, {}
     rest = list(argv)

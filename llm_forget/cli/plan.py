@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llm_forget.cli.console import Json, print_json
+from llm_forget.utils.terminal import echo
 
 
 def plan(
@@ -61,7 +62,7 @@ def plan(
     console = Console()
     size_of_step = f"micro-batch of {found.rows} rows, {found.tokens} tokens each"
     shorter = "" if tokens else " (--tokens N plans for shorter rows)"
-    console.print(f"train.batch_size {recipe.train.batch_size}, {size_of_step}{shorter}", highlight=False)
+    echo(f"train.batch_size {recipe.train.batch_size}, {size_of_step}{shorter}")
     console.print(table)
     if size is not None:
         advice = (
@@ -69,4 +70,4 @@ def plan(
             if most
             else "not even batch size 1 fits; try --train.gradient_checkpointing true or a smaller --encoding.max_length"
         )
-        console.print(f"{memory}: {advice}", highlight=False)
+        echo(f"{memory}: {advice}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from llm_forget.utils.terminal import echo
+
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
@@ -36,4 +38,4 @@ def report(
     """
     from llm_forget.report.page import write_report
 
-    print(write_report(run, to, target=target, oracle=oracle, redact=redact))
+    echo(write_report(run, to, target=target, oracle=oracle, redact=redact))

@@ -30,6 +30,7 @@ def seeds(
     from rich.table import Table
 
     from llm_forget.evaluation.seeds import read_seeds, write_seeds
+    from llm_forget.utils.terminal import plain
 
     found, known = read_seeds(runs, suite)
     if to is not None:
@@ -37,8 +38,8 @@ def seeds(
     if as_json:
         print_json({"suite": suite, "seeds": known, "numbers": {name: asdict(one) for name, one in found.items()}})
         return
-    table = Table("number", "mean", "spread", "lowest", "highest", "runs", title=f"{suite}, seeds {known}")
+    table = Table("number", "mean", "spread", "lowest", "highest", "runs", title=plain(f"{suite}, seeds {known}"))
     for name, one in found.items():
         figures = [f"{value:.4f}" for value in (one.mean, one.spread, one.lowest, one.highest)]
-        table.add_row(name, *figures, f"{one.n}" + (f" ({one.n_nan} not scored)" if one.n_nan else ""))
+        table.add_row(plain(name), *figures, f"{one.n}" + (f" ({one.n_nan} not scored)" if one.n_nan else ""))
     Console().print(table)

@@ -16,6 +16,7 @@ from llm_forget.config import FinetuneRecipe, ModelConfig, UnlearnRecipe
 from llm_forget.demo.splits import Splits, make_splits, write_splits
 from llm_forget.errors import UserError
 from llm_forget.utils.build import load_recipe
+from llm_forget.utils.terminal import say
 
 METHODS = ("npo", "grad_diff", "adapter_subtraction")
 SEED = 1
@@ -117,7 +118,7 @@ def _measure(name: str, seconds: float, console: Console) -> dict[str, Any]:
     from llm_forget.evaluation.evaluate import evaluate
     from llm_forget.evaluation.recipe import ControlsConfig, EvalRecipe
 
-    console.print(f"[bold]{name}[/]")
+    say(console, "", label=name, label_style="bold")
     # the oracle comes first and the target second: each is a control for all later models
     before = {"oracle": (), "target": ("oracle",)}.get(name, ("oracle", "target"))
     controls = ControlsConfig(**{role: str(ROOT / role / "eval" / "demo.json") for role in before})
@@ -180,11 +181,13 @@ def _show_answers(row: dict[str, Any], rows: dict[str, dict[str, Any]], console:
     from llm_forget.model.load import load_model
 
     recipe = load_recipe(UnlearnRecipe, "recipes/demo/npo.yaml")
-    console.print(f"\n[bold]Asked:[/] {row['question']}\n[dim]true answer: {row['answer']}[/]")
+    console.print()
+    say(console, row["question"], label="Asked:", label_style="bold")
+    say(console, f"true answer: {row['answer']}")
     for name in rows:
         model, tokenizer = load_model(model_of(name))
         reply = ask(model, tokenizer, str(row["question"]), recipe.encoding)
-        console.print(f"  {name:>20}: {reply}", highlight=False)
+        say(console, f"  {name:>20}: {reply}")
         del model
         gc.collect()
 

@@ -23,6 +23,7 @@ from llm_forget.evaluation.schema import SCHEMA
 from llm_forget.evaluation.suite import Suite, check_suite, load_suite
 from llm_forget.model.load import load_model
 from llm_forget.utils.extras import require_extra
+from llm_forget.utils.terminal import echo, plain
 
 
 def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
@@ -143,8 +144,8 @@ def show(results: Mapping[str, Any], output_dir: str) -> None:
     if int(os.environ.get("RANK", "0")):
         return
     for line in (*_set_lines(results), *_number_lines(results), *_task_lines(results), *(results.get("verdict") or [])):
-        Console().print(line, markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
-    print(f"results: {Path(output_dir) / 'eval' / results['suite']}.json")
+        Console().print(plain(line), highlight=False, soft_wrap=not sys.stdout.isatty())
+    echo(f"results: {Path(output_dir) / 'eval' / results['suite']}.json")
 
 
 def _set_lines(results: Mapping[str, Any]) -> Iterator[str]:

@@ -156,6 +156,8 @@ def run_suite(
         "warnings": warnings,
         "seconds": meter.seconds,
     }
+    if run.loaded.cache is not None and run.loaded.cache.problem is not None:
+        warnings.append(run.loaded.cache.problem)
     plain: dict[str, Any] = as_json(results)
     plain["verdict"] = verdict(plain, **controls)
     return plain
@@ -167,7 +169,7 @@ def _with_cache(loaded: Loaded, folder: Path | None) -> Loaded:
     if folder is None or context is None:
         return loaded
     target = None if loaded.target is None else context_digest(loaded.target, loaded.tokenizer)
-    return replace(loaded, cache=Cache(folder, context), target_digest=target)
+    return replace(loaded, cache=Cache(folder, context, loaded.meter.note), target_digest=target)
 
 
 def _asked(suite: Suite, examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:

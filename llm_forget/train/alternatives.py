@@ -21,6 +21,7 @@ from llm_forget.errors import DataError, RecipeError
 from llm_forget.methods import Method
 from llm_forget.model.generate import sample_answers
 from llm_forget.model.weights import autocast_like
+from llm_forget.utils.terminal import say
 
 Source = Literal["refusals", "column", "model"]
 
@@ -110,7 +111,7 @@ def encoded_alternatives(
     if source == "model":
         answers, refused = model_answers(model, tokenizer, examples, config, encoding, seed)
         if console is not None and PartialState().is_main_process:
-            console.print(f"the model generated {len(answers) - refused} other answers; {refused} are refusals instead")
+            say(console, f"the model generated {len(answers) - refused} other answers; {refused} are refusals instead")
     else:
         answers = written_answers(source, config, examples, seed)
     return encode_all(tokenizer, examples, encoding, role="alternative", answers=answers)[0]

@@ -18,6 +18,7 @@ from llm_forget.model.measure import SampleMeter
 from llm_forget.model.weights import restore_trainable, trainable_state
 from llm_forget.stop import Measurement, StopRule, Verdict
 from llm_forget.train.trackers import Trackers
+from llm_forget.utils.terminal import clean, say
 
 _WIDE = 120  # columns of a terminal in which the bar has its full width and label
 _LINES = 4  # progress lines per training phase if there is no terminal
@@ -26,7 +27,7 @@ _LINES = 4  # progress lines per training phase if there is no terminal
 def note(console: Console, text: str) -> None:
     """Print a note for the user, on the main process only."""
     if PartialState().is_main_process:
-        console.print(f"[yellow]note[/] {text}", highlight=False, soft_wrap=True)
+        say(console, text, label="note")
 
 
 @dataclass
@@ -71,7 +72,7 @@ class ProgressBar(TrainerCallback):
     """
 
     def __init__(self, console: Console, label: str) -> None:
-        self.console, self.label, self.note = console, label, ""
+        self.console, self.label, self.note = console, clean(label), ""
         self._bar: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -79,13 +80,13 @@ class ProgressBar(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None if self.console.width < _WIDE else 24),  # None: the bar shrinks, not the text
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("<"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
         )
@@ -119,7 +120,7 @@ class ProgressBar(TrainerCallback):
             self._line(note)
 
     def _line(self, text: str) -> None:
-        self.console.print(f"{self.label}: {text}", highlight=False, soft_wrap=True)
+        say(self.console, f"{self.label}: {text}")
 
 
 class StopCallback(TrainerCallback):

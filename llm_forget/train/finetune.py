@@ -30,6 +30,7 @@ from llm_forget.train.run_folder import RESULT_NAME, environment
 from llm_forget.train.trackers import drop_logs, keep_logs, sent_settings, tracking
 from llm_forget.utils.build import to_yaml
 from llm_forget.utils.files import new_folder, write_json, write_text
+from llm_forget.utils.terminal import say
 
 
 def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
         drop_logs(recipe.output_dir, recipe.train.trackers)
         made = "model" if recipe.adapter is None or recipe.merge else "adapter"
         text = f"loss {losses[0]:.3f} → {losses[-1]:.3f} ({recipe.output_dir}/{made})"
-        console.print(f"{Path(recipe.output_dir).name}: {text}", highlight=False, soft_wrap=True)
+        say(console, f"{Path(recipe.output_dir).name}: {text}")
     PartialState().wait_for_everyone()
     return result
 

@@ -27,6 +27,7 @@ from llm_forget.train.prepare import UnlearnSets
 from llm_forget.train.resume import Saving, checkpoint_folder
 from llm_forget.train.subtraction import AdapterSession
 from llm_forget.train.trainer import UnlearningTrainer
+from llm_forget.utils.terminal import say
 
 
 @dataclass(frozen=True)
@@ -244,9 +245,7 @@ class Run:
         bar = getattr(self, "_bar", None)
         if PartialState().is_main_process:
             short = f"forget {now.forget:.3f}" + ("" if now.retain is None else f" retain {now.retain:.3f}")
-            bar.say(text, short) if bar else self.console.print(
-                f"{self.recipe.method['name']}: {text}", highlight=False, soft_wrap=True
-            )
+            bar.say(text, short) if bar else say(self.console, f"{self.recipe.method['name']}: {text}")
 
 
 def _lengths(rows: Sequence[Encoded]) -> list[int]:

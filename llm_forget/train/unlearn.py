@@ -26,6 +26,7 @@ from llm_forget.train.resume import drop_checkpoints
 from llm_forget.train.run import Run
 from llm_forget.train.run_folder import RunRecord, explained_if_full, write_run
 from llm_forget.train.trackers import drop_logs, sent_settings, tracking
+from llm_forget.utils.terminal import say
 
 
 def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
@@ -152,6 +153,6 @@ def run_on(
                 write_run(recipe, record, model, tokenizer, outcome.metrics, state, base=base)
             drop_logs(recipe.output_dir, recipe.train.trackers)
             drop_checkpoints(recipe.output_dir)
-            console.print(f"{record.method}: {record.reason} ({recipe.output_dir})", highlight=False, soft_wrap=True)
+            say(console, f"{record.method}: {record.reason} ({recipe.output_dir})")
         PartialState().wait_for_everyone()
     return Finished(record, model, outcome.metrics)

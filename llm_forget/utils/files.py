@@ -10,8 +10,8 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from typing import Any
 _PLAIN_NAME = re.compile(r"\w[\w .,+=@-]{0,99}")
 # A process id is only meaningful on its own machine.
 _HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
-_TEMPORARY = re.compile(r"(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]{8}\.(?P<kind>new|old)")
+# Files besides the weights that change what a model or an adapter computes.
+_CONFIGS = ("adapter_config.json", "config.json")
+_TEMPORARY = re.compile(r"(?P<host>\w+)-(?P<pid>\d{1,9})-[0-9a-f]{8}\.(?P<kind>new|old)")
+_TEMPORARY_FILE = re.compile(rf"\..+\.{_TEMPORARY.pattern}")
 
 
 def is_plain_name(name: str) -> bool:
@@ -61,12 +64,30 @@ def tidy(target: Path) -> None:
     """
     for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
         found = _TEMPORARY.fullmatch(path.name.removeprefix(f".{target.name}."))
-        if found is None or found["host"] != _HOST or _alive(int(found["pid"])):
+        if found is None or not _abandoned(found):
             continue
         if found["kind"] == "old" and not target.exists():
             path.rename(target)
         else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def tidy_files(folder: Path) -> None:
+    """Remove the unfinished files that processes of this machine left in a folder when they died.
+
+    For readers: errors are ignored, because a folder that cannot be written can still be read, and folders stay.
+    """
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            found = _TEMPORARY_FILE.fullmatch(entry.name)
+            if found is not None and _abandoned(found) and not entry.is_dir(follow_symlinks=False):
+                with suppress(OSError):
+                    Path(entry.path).unlink()
+
+
+def _abandoned(name: re.Match[str]) -> bool:
+    """Whether the process that a temporary name names was of this machine and is dead."""
+    return name["host"] == _HOST and not _alive(int(name["pid"]))
 
 
 def _alive(pid: int) -> bool:
@@ -89,18 +110,33 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically and sync it to disk; parents are created."""
+@contextmanager
+def new_file(path: Path, *, beside: Path | None = None, sync: bool = True) -> Iterator[Path]:
+    """A temporary name for a file that becomes ``path`` at the end, or is removed if anything fails.
+
+    Args:
+        path: the final file; its parents are created.
+        beside: the folder of the temporary file; the one of ``path`` by default. It must be on the same disk.
+        sync: whether to sync the content to disk first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    partial = (beside or path.parent) / f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.new"
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield partial
+        if sync:
+            _sync(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically and sync it to disk; parents are created.
+
+    A lone surrogate, which stands for a byte of a file name that is not UTF-8, is written as an escape.
+    """
+    with new_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -120,3 +156,39 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, 64 hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_digest(values: Mapping[str, Any], *without: str) -> str:
+    """SHA-256 of JSON values in any order and layout of the file, 64 hex digits.
+
+    Args:
+        values: values that JSON can hold; NaN counts as null, as in ``write_json``.
+        without: top-level keys that are left out.
+    """
+    kept = _without_nan({key: value for key, value in values.items() if key not in without})
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
+def folder_digest(folder: Path) -> str | None:
+    """SHA-256 over the weights and configuration of a model's or adapter's folder: names and bytes of its files.
+
+    Args:
+        folder: a folder with safetensors files.
+
+    Returns:
+        64 hex digits; None if there is no such file, or the folder cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
+        for file in [*files, *(folder / name for name in _CONFIGS)]:
+            if file.is_file():
+                digest.update(f"{file.name!a} {file_digest(file)}\n".encode())
+    except OSError:
+        return None
+    return digest.hexdigest() if files else None
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of the safetensors files in a folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file())

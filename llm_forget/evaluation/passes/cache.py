@@ -3,12 +3,14 @@
 A key is a digest of all inputs: the weights in memory, their adapters, the tokenizer with its template, the token ids and
 the settings. File and model names are not part of it. The cache stores numbers per token or per example. It stores
 generated texts only if the evaluation keeps text, and never token ids of the data.
+
+Each file names its key and a SHA-256 of its arrays. A file that does not fit them is computed again, and a cache that cannot
+be written only costs time.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from llm_forget.data.encode import Encoded
 from llm_forget.model.batching import sum_over_processes
 from llm_forget.model.head import below_wrapper
 from llm_forget.utils.digests import json_digest, text_digest, weights_digest
+from llm_forget.utils.files import new_file, tidy_files
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 # Version of the format and of the code that computes the values. Increase it if either changes; older files are then ignored.
-CACHE_SCHEMA = 1
+CACHE_SCHEMA = 2
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version")
 
 
@@ -37,11 +40,17 @@ class Cache:
     Args:
         folder: the folder, created on the first save. With several processes, all of them must have access to it.
         context: the inputs that all values depend on; see ``model_context``.
+        say: called once with a note if the folder cannot be written.
+
+    Attributes:
+        problem: why a value could not be stored; None if all were.
     """
 
-    def __init__(self, folder: Path, context: Mapping[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, context: Mapping[str, Any], say: Callable[[str], None] = lambda _: None) -> None:
+        self.folder, self._say = folder, say
         self.context = json_digest({"schema": CACHE_SCHEMA, **context})
+        self.problem: str | None = None
+        tidy_files(folder)
 
     def path(self, kind: str, parts: Any) -> Path:
         """The file of a cached value.
@@ -54,21 +63,38 @@ class Cache:
         return self.folder / kind / key[:2] / f"{key}.safetensors"
 
     def load(self, path: Path) -> Arrays | None:
-        """Read the arrays of a file; None if it does not exist or cannot be read."""
+        """Read the arrays of a file; None if it does not exist, or is not exactly what ``save`` wrote under this name."""
         try:
-            return dict(load_file(path))
-        except (OSError, SafetensorError):
+            if not path.is_file():  # opening a pipe would wait for ever
+                return None
+            with safe_open(path, framework="np") as opened:
+                stated = opened.metadata() or {}
+                arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except Exception:  # whatever is wrong with the file, its value can be computed again
             return None
+        return arrays if stated == _metadata(path, arrays) else None
 
     def save(self, path: Path, arrays: Arrays) -> None:
-        """Write arrays atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
+        """Write arrays atomically. If that fails, ``problem`` and a note say so, and the evaluation goes on."""
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         try:
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            with new_file(path, beside=self.folder, sync=False) as partial:
+                save_file(arrays, partial, metadata=_metadata(path, arrays))
+        except (OSError, SafetensorError) as error:
+            if self.problem is None:
+                self.problem = (
+                    f"the cache in {self.folder} cannot be written ({error}); the results do not depend on it"
+                )
+                self._say(self.problem)
+
+
+def _metadata(path: Path, arrays: Arrays) -> dict[str, str]:
+    """What a file must say about itself: its key, and the digest of names, types, shapes and bytes of its arrays."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name!r} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return {"key": path.stem, "sha256": digest.hexdigest()}
 
 
 def remember(cache: Cache | None, accelerator: Any, kind: str, parts: Any, compute: Callable[[], Arrays]) -> Arrays:

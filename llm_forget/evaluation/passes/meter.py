@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from llm_forget.utils.terminal import clean, say
+
 
 class Meter:
     """Progress and times of an evaluation.
@@ -23,11 +25,16 @@ class Meter:
         self.seconds: dict[str, float] = {}
         self._part = ""
 
+    def note(self, text: str) -> None:
+        """Print a note for the user."""
+        if self.console is not None:
+            say(self.console, text, label="note")
+
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Context for one part: it names the part in bars and measures its duration."""
         if self.console is not None:
-            self.console.print(f"measuring {name} ...", highlight=False)
+            say(self.console, f"measuring {name} ...")
         self._part = name
         start = perf_counter()
         yield
@@ -48,7 +55,7 @@ class Meter:
             yield lambda done: None
             return
         columns = [
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -56,5 +63,5 @@ class Meter:
             TimeRemainingColumn(),
         ]
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(f"{self._part}: {what}", total=-(-total // self.processes))
+            task = progress.add_task(clean(f"{self._part}: {what}"), total=-(-total // self.processes))
             yield lambda done: progress.advance(task, done)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from evaluation_examples import PLANTED, tiny_model, write_jsonl, write_sets, write_task
 from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from llm_forget.data.encode import EncodingConfig
 from llm_forget.data.examples import DataSource
-from llm_forget.evaluation.passes.cache import Cache, model_context
+from llm_forget.evaluation.passes.cache import Cache, model_context, remember
 from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.sets import GenerationConfig, SetConfig
 from llm_forget.evaluation.suite import CapabilityConfig, PerplexityConfig, Suite
 from llm_forget.testing import CHATML, tiny_tokenizer
+from llm_forget.utils.files import _HOST
 
 
 @pytest.fixture
@@ -136,15 +145,101 @@ def test_an_interrupted_evaluation_resumes(suite: Suite, tmp_path: Path) -> None
     assert rest <= forwards - len(kept)
 
 
-def test_a_damaged_entry_is_computed_again(suite: Suite, tmp_path: Path) -> None:
-    suite = replace(suite, perplexity=None)
+def _change(name: str) -> Callable[[Path, dict[str, Any], dict[str, str]], None]:
+    """Return a way to damage an entry, given its file, its arrays and its metadata."""
+
+    def arrays(change: Callable[[Any], Any]) -> Callable[[Path, dict[str, Any], dict[str, str]], None]:
+        return lambda file, kept, said: save_file({key: change(one) for key, one in kept.items()}, file, metadata=said)
+
+    def folder(file: Path, *_: Any) -> None:
+        file.unlink()
+        file.mkdir()
+
+    def pipe(file: Path, *_: Any) -> None:
+        file.unlink()
+        os.mkfifo(file)
+
+    ways: dict[str, Callable[[Path, dict[str, Any], dict[str, str]], None]] = {
+        "cut": lambda file, *_: file.write_bytes(file.read_bytes()[:20]),
+        "empty": lambda file, *_: file.write_bytes(b""),
+        "one bit": arrays(lambda one: (one.view(np.uint8) ^ np.uint8(1)).view(one.dtype)),
+        "zero": arrays(np.zeros_like),
+        "nan": arrays(lambda one: np.full_like(one, np.nan)),
+        "int8": arrays(lambda one: np.nan_to_num(one).astype(np.int8)),
+        "longer": arrays(lambda one: np.concatenate([one, one], axis=-1)),
+        "another shape": arrays(np.ravel),
+        "other names": lambda file, kept, said: save_file({f"{key}s": one for key, one in kept.items()}, file, said),
+        "no arrays": lambda file, kept, said: save_file({}, file, said),
+        "no digest": lambda file, kept, said: save_file(kept, file),
+        "folder in the way": folder,
+        "pipe in the way": pipe,
+    }
+    return ways[name]
+
+
+DAMAGE = (
+    "cut", "empty", "one bit", "zero", "nan", "int8", "longer", "another shape", "other names", "no arrays", "no digest",
+    "folder in the way", "pipe in the way",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_entry_is_computed_again(damage: str, tmp_path: Path) -> None:
+    cache = Cache(tmp_path, {})
+    right = {"scores": np.array([[0.25, 0.5], [1.0, 2.0]], dtype=np.float32)}
+    path = cache.path("scores", [1])
+    cache.save(path, right)
+    np.testing.assert_array_equal((cache.load(path) or {})["scores"], right["scores"])
+    with safe_open(path, framework="np") as opened:
+        said = opened.metadata()
+    _change(damage)(path, right, said)
+    assert cache.load(path) is None
+    found = remember(cache, None, "scores", [1], lambda: right)
+    np.testing.assert_array_equal(found["scores"], right["scores"])
+    if "in the way" in damage:
+        return
+    np.testing.assert_array_equal((cache.load(path) or {})["scores"], right["scores"])
+
+
+def test_an_entry_under_another_name_is_not_used(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, {})
+    one, other = cache.path("scores", [1]), cache.path("scores", [2])
+    cache.save(one, {"scores": np.ones(3)})
+    other.parent.mkdir(parents=True)
+    shutil.copy(one, other)
+    assert cache.load(other) is None
+
+
+def test_damaged_entries_change_no_number(suite: Suite, tmp_path: Path) -> None:
     cold, _ = measure(suite, tmp_path)
     files = sorted((tmp_path / "cache").rglob("*.safetensors"))
-    files[0].write_bytes(files[0].read_bytes()[:20])
-    for file in files[1:]:
-        file.write_bytes(b"")
-    warm, _ = measure(suite, tmp_path)
+    contents = [file.read_bytes() for file in files]
+    for index, file in enumerate(files):
+        file.write_bytes(contents[index - 1] if index % 2 else contents[index][:-1] + b"x")
+    warm, forwards = measure(suite, tmp_path)
     assert warm == cold
+    assert forwards > 2
+    assert measure(suite, tmp_path)[1] <= 2, "the entries are whole again"
+
+
+def test_a_cache_that_cannot_be_written_is_a_note(suite: Suite, tmp_path: Path) -> None:
+    plain, _ = measure(suite, tmp_path, cache=None)
+    (tmp_path / "cache").write_text("a file in the way")
+    stream = io.StringIO()
+    found, _ = measure(suite, tmp_path, console=Console(file=stream, width=200))
+    (warning,) = found["warnings"]
+    assert "cache cannot be written" in warning.replace(str(tmp_path / "cache"), "cache").replace("in cache ", "")
+    assert {**found, "warnings": []} == plain
+    assert stream.getvalue().count("note the cache in") == 1
+
+
+def test_a_killed_evaluation_leaves_nothing_half_written(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, {})
+    cache.save(cache.path("scores", [1]), {"scores": np.ones(3)})
+    gone = tmp_path / f".x.safetensors.{_HOST}-{2**22 + 1}-00000000.new"
+    gone.write_bytes(b"half")
+    Cache(tmp_path, {})
+    assert not gone.exists()
 
 
 def test_no_text_is_cached_without_keep_text(suite: Suite, tmp_path: Path) -> None:
