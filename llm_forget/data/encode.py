@@ -9,36 +9,50 @@ belongs to the prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import Any, Literal
 
+from llm_forget.data.encode_report import EncodeReport, warnings_about
 from llm_forget.data.examples import Example
-from llm_forget.data.template import render, special_strings
+from llm_forget.data.template import Layout, render, special_strings
 from llm_forget.errors import DataError
 
 _SHOWN = 10  # problems that are printed; the rest is counted
+# Longest text in characters per token of max_length. Longer texts are refused or cut before they are tokenised, which would
+# take minutes and gigabytes for a text of some megabytes.
+_CHARACTERS = 64
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as token ids.
+    """One row of token ids: an example, or a part of a long one.
 
     Attributes:
         id: the example's id.
         input_ids: prompt, answer and end token; nothing after it.
-        prompt_length: number of prompt tokens, at least 1. The answer with its end token is
+        prompt_length: number of tokens that are not scored, at least 1. The answer with its end token is
             ``input_ids[prompt_length:]``.
+        part: 0, or the part's number if the example was cut into several rows.
+        source: where the example was read, for messages.
     """
 
     id: str
     # Token ids can be decoded to the text, so they are not in the repr, which tracebacks and logs print.
     input_ids: tuple[int, ...] = field(repr=False)
     prompt_length: int
+    part: int = field(default=0, repr=False)
+    source: str = field(default="", repr=False, compare=False)
 
     @property
     def answer_length(self) -> int:
         """Number of answer tokens that can be scored. The first token of a sequence cannot, since nothing predicts it."""
         return max(len(self.input_ids) - max(self.prompt_length, 1), 0)
+
+    @property
+    def place(self) -> str:
+        """The location of the example for messages, or its id if it was created in memory."""
+        return self.source or f"example {self.id}"
 
 
 @dataclass(frozen=True)
@@ -54,9 +68,14 @@ class EncodingConfig:
     chat_template: bool | Literal["auto"] = "auto"
     # Truncate examples that are longer than max_length, instead of refusing them.
     truncate: bool = False
+    # Cut examples that are longer than max_length into several rows. Each row continues where the one before ended, so that
+    # every token of a long document is used once.
+    chunk: bool = False
     # Append the end token to each answer, so that stopping is trained and scored. Set it to false for passages of a longer
     # text.
     add_end_token: bool = True
+    # The date (YYYY-MM-DD) for chat templates that write today's date into the prompt, as Llama 3's does. null: today.
+    date: str | None = "2024-07-26"
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -66,35 +85,18 @@ class EncodingConfig:
             )
         if self.chat_template not in (True, False, "auto"):
             raise DataError(f"chat_template is {self.chat_template!r}; allowed are auto, true and false")
+        if self.truncate and self.chunk:
+            raise DataError("truncate and chunk are both true; chunk keeps all of a long example: set one of the two")
+        if self.date is not None:
+            try:
+                date.fromisoformat(self.date)
+            except ValueError:
+                raise DataError(f"date is {self.date!r}; give a day as YYYY-MM-DD, or null for today") from None
 
-
-@dataclass(frozen=True)
-class EncodeReport:
-    """Statistics and warnings of an encoded set.
-
-    Attributes:
-        role: the set's name, for example ``forget`` or ``retain``.
-        examples: number of examples.
-        tokens: number of tokens.
-        answer_tokens: number of scored tokens.
-        longest: length of the longest example before truncation, in tokens.
-        truncated: number of examples truncated at ``max_length``, which have no end token.
-        split_boundaries: number of answers that were tokenised separately from their prompt, because a token would span
-            the boundary otherwise.
-        template_fallbacks: number of answers that were appended to the prompt directly, with the end-of-text token,
-            because the template does not write them after its own generation prompt.
-        warnings: warnings for the user.
-    """
-
-    role: str
-    examples: int
-    tokens: int
-    answer_tokens: int
-    longest: int
-    truncated: int
-    split_boundaries: int
-    template_fallbacks: int
-    warnings: tuple[str, ...] = ()
+    @property
+    def most_characters(self) -> int:
+        """The longest text that is tokenised; a longer one cannot fit into ``max_length``."""
+        return _CHARACTERS * self.max_length
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,13 @@ class _Tokens:
     prompt_length: int
     split: bool
     fallback: bool
+    closed: bool
     holds_special: bool
+    unread: int  # tokens of a text that was cut before it was tokenised, estimated
+
+    @property
+    def length(self) -> int:
+        return len(self.ids) + self.unread
 
 
 def encode(tokenizer: Any, example: Example, config: EncodingConfig, answer: str | None = None) -> Encoded:
@@ -121,9 +129,14 @@ def encode(tokenizer: Any, example: Example, config: EncodingConfig, answer: str
         The token ids and the prompt length.
 
     Raises:
-        DataError: no answer token is left, the example is too long, or the template refuses it.
+        DataError: no answer token is left, the example is too long for one row, or the template refuses it.
     """
-    return _cut(_tokenise(tokenizer, example, config, answer), example, config)
+    rows = _rows(_tokenise(tokenizer, example, config, answer), example, config, ())
+    if len(rows) > 1:
+        raise DataError(
+            f"{rows[0].place}: the example has {len(rows)} rows of max_length {config.max_length}: use encode_all"
+        )
+    return rows[0]
 
 
 def encode_prompt(tokenizer: Any, example: Example, config: EncodingConfig) -> tuple[int, ...]:
@@ -161,7 +174,8 @@ def encode_all(
         answers: another answer for each example; None for the examples' own answers.
 
     Returns:
-        The encoded examples in the given order, and a report.
+        The rows in the order of the examples, one each unless ``config.chunk`` cuts long examples into parts, and a report;
+        ``report.owners`` says which example a row is of.
 
     Raises:
         DataError: the set is empty, or examples are too long, have no answer token, or are refused by the template.
@@ -170,29 +184,55 @@ def encode_all(
         raise DataError(f"the {role} set is empty; at least one example is needed: check its path, split and limit")
     if answers is not None and len(answers) != len(examples):
         raise DataError(f"{len(answers)} answers were given for {len(examples)} examples of the {role} set")
-    encoded: list[Encoded] = []
+    _check_system_prompt(config)
+    begin = _begin_ids(tokenizer)
+    rows: list[Encoded] = []
+    owners: list[int] = []
     seen: list[_Tokens] = []
     problems: list[str] = []
-    for example, answer in zip(examples, answers or [None] * len(examples), strict=True):
+    for index, (example, answer) in enumerate(zip(examples, answers or [None] * len(examples), strict=True)):
         try:
             tokens = _tokenise(tokenizer, example, config, answer)
             seen.append(tokens)
-            encoded.append(_cut(tokens, example, config))
+            found = _rows(tokens, example, config, begin)
+            rows += found
+            owners += [index] * len(found)
         except DataError as error:
             problems.append(str(error))
-    longest = max((len(tokens.ids) for tokens in seen), default=0)
     if problems:
+        longest = max((tokens.length for tokens in seen), default=0)
         raise DataError(_all_problems(problems, role, len(examples), longest, config))
-    return encoded, EncodeReport(
+    report = _counted(seen, rows, owners, role, config)
+    # Llama 3's template does this. The prompt then changes from day to day.
+    dated = config.date is None and config.chat_template is not False
+    warnings = warnings_about(
+        report,
+        max_length=config.max_length,
+        special=sum(tokens.holds_special for tokens in seen),
+        dated=dated and "strftime_now" in str(getattr(tokenizer, "chat_template", None)),
+    )
+    return rows, replace(report, warnings=warnings)
+
+
+def _counted(
+    seen: Sequence[_Tokens], rows: Sequence[Encoded], owners: Sequence[int], role: str, config: EncodingConfig
+) -> EncodeReport:
+    """The report of a set, without warnings."""
+    long = [tokens for tokens in seen if tokens.length > config.max_length]
+    return EncodeReport(
         role=role,
-        examples=len(encoded),
-        tokens=sum(len(row.input_ids) for row in encoded),
-        answer_tokens=sum(len(row.input_ids) - row.prompt_length for row in encoded),
-        longest=longest,
-        truncated=sum(len(tokens.ids) > config.max_length for tokens in seen),
+        examples=len(seen),
+        rows=len(rows),
+        tokens=sum(len(row.input_ids) for row in rows),
+        answer_tokens=sum(len(row.input_ids) - row.prompt_length for row in rows),
+        longest=max(tokens.length for tokens in seen),
+        truncated=0 if config.chunk else len(long),
+        cut_tokens=0 if config.chunk else sum(tokens.length - config.max_length for tokens in long),
+        chunked=len(long) if config.chunk else 0,
         split_boundaries=sum(tokens.split for tokens in seen),
         template_fallbacks=sum(tokens.fallback for tokens in seen),
-        warnings=_warnings(tokenizer, seen, role, config),
+        closed_blocks=sum(tokens.closed for tokens in seen),
+        owners=tuple(owners),
     )
 
 
@@ -202,14 +242,11 @@ def _tokenise(tokenizer: Any, example: Example, config: EncodingConfig, answer: 
     text = example.answer if answer is None else answer
     if not text.strip():
         raise DataError(f"{place}: the answer is empty or only white space: there is no answer token to score")
+    _check_characters(example, text, place, config)
+    kept = text if config.chunk else text[: config.most_characters]
+    layout = Layout(config.system_prompt, config.chat_template, config.add_end_token, config.date)
     rendered = render(
-        tokenizer,
-        example.prompt,
-        text,
-        place=place,
-        system_prompt=config.system_prompt,
-        use_template=config.chat_template,
-        end=config.add_end_token,
+        tokenizer, example.prompt, kept, layout, place=place, own=None if answer is None else example.answer
     )
     # A template writes the BOS token itself. Raw text gets only the tokens that the tokenizer puts before it.
     begin = () if rendered.from_template else _begin_ids(tokenizer)
@@ -226,9 +263,41 @@ def _tokenise(tokenizer: Any, example: Example, config: EncodingConfig, answer: 
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no end token (eos_token): set one, or set add_end_token: false")
         ids = (*ids, int(tokenizer.eos_token_id))
-    turns = [example.prompt] if isinstance(example.prompt, str) else [turn.content for turn in example.prompt]
-    holds_special = any(special in part for special in special_strings(tokenizer) for part in (*turns, text))
-    return _Tokens(ids, prompt_length, split, rendered.fallback, holds_special)
+    holds_special = any(special in part for special in special_strings(tokenizer) for part in (*_texts(example), kept))
+    # as many tokens per character as in the part that was read
+    unread = round((len(text) - len(kept)) * (len(ids) - prompt_length) / max(len(kept), 1))
+    return _Tokens(ids, prompt_length, split, rendered.fallback, rendered.closed, holds_special, unread)
+
+
+def _texts(example: Example) -> list[str]:
+    """The texts of the prompt."""
+    return [example.prompt] if isinstance(example.prompt, str) else [turn.content for turn in example.prompt]
+
+
+def _check_system_prompt(config: EncodingConfig) -> None:
+    """Refuse a system prompt that cannot fit into a row."""
+    if config.system_prompt is not None and len(config.system_prompt) > config.most_characters:
+        raise DataError(
+            f"encoding.system_prompt has {len(config.system_prompt):,} characters, which do not fit into max_length "
+            f"{config.max_length} tokens: shorten it, or raise max_length"
+        )
+
+
+def _check_characters(example: Example, answer: str, place: str, config: EncodingConfig) -> None:
+    """Refuse texts that are far too long before they are tokenised. An answer may be long if it is cut or truncated."""
+    _check_system_prompt(config)
+    most = config.most_characters
+    prompt = sum(len(text) for text in _texts(example))
+    if prompt > most:
+        raise DataError(
+            f"{place}: the prompt has {prompt:,} characters, which do not fit into max_length {config.max_length} tokens: "
+            "shorten it, raise max_length, or remove the row"
+        )
+    if len(answer) > most and not (config.truncate or config.chunk):
+        raise DataError(
+            f"{place}: {len(answer):,} characters do not fit into max_length {config.max_length} tokens: raise it, set "
+            "chunk: true to cut the example into rows, or set truncate: true"
+        )
 
 
 def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
@@ -244,17 +313,33 @@ def _begin_ids(tokenizer: Any) -> tuple[int, ...]:
     return whole[: starts[0]] if starts else ()
 
 
-def _cut(tokens: _Tokens, example: Example, config: EncodingConfig) -> Encoded:
-    """Truncate an example to the length limit, or refuse it."""
-    place, length, limit = example.source or f"example {example.id}", len(tokens.ids), config.max_length
-    if length > limit and not config.truncate:
-        raise DataError(f"{place}: {length} tokens are more than max_length {limit}: raise it, or set truncate: true")
+def _rows(tokens: _Tokens, example: Example, config: EncodingConfig, begin: tuple[int, ...]) -> list[Encoded]:
+    """The rows of an example: one, or several parts of a long one, or an error.
+
+    Each part begins with what the tokenizer puts before any text or, if that is nothing, with the last token of the part
+    before. So each token of the answer is scored exactly once.
+    """
+    place, limit, ids = example.source or f"example {example.id}", config.max_length, tokens.ids
+    if tokens.length > limit and not (config.truncate or config.chunk):
+        raise DataError(
+            f"{place}: {tokens.length} tokens are more than max_length {limit}: raise it, set chunk: true to cut long "
+            "examples into rows, or set truncate: true"
+        )
     if tokens.prompt_length >= limit:
         raise DataError(
             f"{place}: the prompt alone has {tokens.prompt_length} tokens, so that max_length {limit} leaves no answer "
-            f"token to score: raise it to at least {length}, or remove the row"
+            f"token to score: raise it to at least {tokens.length}, or remove the row"
         )
-    return Encoded(example.id, tokens.ids[:limit], tokens.prompt_length)
+    if tokens.length <= limit or config.truncate:
+        return [Encoded(example.id, ids[:limit], tokens.prompt_length, source=example.source)]
+    rows = [Encoded(example.id, ids[:limit], tokens.prompt_length, part=1, source=example.source)]
+    start = limit
+    while start < len(ids):
+        head = begin if 0 < len(begin) < limit else (ids[start - 1],)
+        stop = start + limit - len(head)
+        rows.append(Encoded(example.id, head + ids[start:stop], len(head), part=len(rows) + 1, source=example.source))
+        start = stop
+    return rows
 
 
 def _all_problems(problems: Sequence[str], role: str, examples: int, longest: int, config: EncodingConfig) -> str:
@@ -266,21 +351,3 @@ def _all_problems(problems: Sequence[str], role: str, examples: int, longest: in
     if len(problems) > _SHOWN:
         lines.append(f"  and {len(problems) - _SHOWN} more")
     return "\n".join([head, *lines])
-
-
-def _warnings(tokenizer: Any, seen: Sequence[_Tokens], role: str, config: EncodingConfig) -> tuple[str, ...]:
-    """Warnings about an encoded set."""
-    warnings = []
-    special = sum(tokens.holds_special for tokens in seen)
-    if special:
-        warnings.append(
-            f"{special} of {len(seen)} examples of the {role} set hold the text of a special token (such as the end "
-            "token), which is encoded as that token: remove it from the text unless this is intended"
-        )
-    # Llama 3's template does this. The prompt then changes from day to day.
-    if config.chat_template is not False and "strftime_now" in str(getattr(tokenizer, "chat_template", None)):
-        warnings.append(
-            "the chat template writes today's date into the prompt, so that runs of different days see different "
-            "prompts: save the tokenizer with a template that fixes the date"
-        )
-    return tuple(warnings)

@@ -218,8 +218,10 @@ def _attack_rows(
     gradients = None
     wanted = [attack for attack in plan.attacks if "gradient_norms" in attack.needs]
     if wanted:
-        rows, _ = encode_all(loaded.tokenizer, examples, loaded.encoding, role=name)
-        gradients = _gradients(rows, _parameters(wanted[0]), loaded)
+        rows, report = encode_all(loaded.tokenizer, examples, loaded.encoding, role=name)
+        norms = _gradients(rows, _parameters(wanted[0]), loaded)
+        # a long example that was cut into parts has the mean of their norms
+        gradients = np.bincount(report.owners, weights=norms) / np.bincount(report.owners)
     return AttackRows(measured.scores.answer, measured.scores.references, reference, gradients)
 
 

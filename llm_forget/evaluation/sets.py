@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import ConfigDict
 
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all, encode_prompt
+from llm_forget.data.encode_report import EncodeReport
 from llm_forget.data.examples import DataSource, Example, Message, example_id, read_examples
 from llm_forget.errors import DataError
 from llm_forget.evaluation.aggregate import aggregate
@@ -240,20 +241,21 @@ def measure_set(
     wanted = {"answer", "paraphrases", "wrong_answers"} if config.answers is None else set(config.answers)
     rows, report = encode_all(loaded.tokenizer, examples, loaded.encoding, role=name)
     own_rows = len(rows)
-    groups: dict[str, tuple[int, list[int]]] = {}
+    warnings = list(report.warnings)
+    groups: dict[str, tuple[int, EncodeReport, list[int]]] = {}
     for kind in ("paraphrases", "wrong_answers"):
         if kind not in wanted:
             continue
-        more, owners = _encode_others(name, kind, examples, loaded)
-        if more:
-            groups[kind] = (len(rows), owners)
-            rows = rows + more
+        if found := _encode_others(name, kind, examples, loaded):
+            groups[kind] = (len(rows), found[1], found[2])
+            rows = rows + found[0]
+            warnings += found[1].warnings
     scores = score_all(rows, loaded)
     known = SetScores(
         forget=is_forget(name, config),
-        answer=scores.select(0, own_rows),
-        paraphrases=_group(scores, groups.get("paraphrases"), own_rows),
-        wrong_answers=_group(scores, groups.get("wrong_answers"), own_rows),
+        answer=scores.select(0, own_rows).grouped(report.owners, len(examples)),
+        paraphrases=_group(scores, groups.get("paraphrases"), len(examples)),
+        wrong_answers=_group(scores, groups.get("wrong_answers"), len(examples)),
         references=[example.answer for example in examples],
         target_kl=target_kl(rows[:own_rows], loaded) if _wants_kl(config, metrics, loaded) else None,
     )
@@ -266,7 +268,7 @@ def measure_set(
     by_metric = {
         label: by_text[label] if label in by_text else metric.per_example(known) for label, metric in usable.items()
     }
-    return Measured(unique_ids([example.id for example in examples]), known, by_metric, usable, report.warnings)
+    return Measured(unique_ids([example.id for example in examples]), known, by_metric, usable, tuple(warnings))
 
 
 def score_all(rows: Sequence[Encoded], loaded: Loaded) -> TokenScores:
@@ -319,27 +321,28 @@ def is_forget(name: str, config: SetConfig) -> bool:
 
 def _encode_others(
     name: str, kind: str, examples: Sequence[Example], loaded: Loaded
-) -> tuple[list[Encoded], list[int]]:
-    """Encode the other answers of all examples, one row per answer, with the index of each answer's example."""
+) -> tuple[list[Encoded], EncodeReport, list[int]] | None:
+    """Encode the other answers of all examples, with a report and the index of each answer's example; None without any."""
     pairs = [(owner, text) for owner, example in enumerate(examples) for text in _other_answers(example, kind)]
     if not pairs:
-        return [], []
+        return None
     owners = [owner for owner, _ in pairs]
-    rows, _ = encode_all(
+    rows, report = encode_all(
         loaded.tokenizer,
         [examples[owner] for owner in owners],
         loaded.encoding,
         role=f"{name} ({kind})",
         answers=[text for _, text in pairs],
     )
-    return rows, owners
+    return rows, report, owners
 
 
-def _group(scores: TokenScores, place: tuple[int, list[int]] | None, examples: int) -> AnswerGroup | None:
+def _group(scores: TokenScores, place: tuple[int, EncodeReport, list[int]] | None, examples: int) -> AnswerGroup | None:
     if place is None:
         return None
-    start, owners = place
-    return AnswerGroup(scores.select(start, start + len(owners)), np.array(owners, dtype=np.int64), examples)
+    start, report, owners = place
+    found = scores.select(start, start + report.rows).grouped(report.owners, len(owners))
+    return AnswerGroup(found, np.array(owners, dtype=np.int64), examples)
 
 
 def unique_ids(ids: Sequence[str]) -> tuple[str, ...]:

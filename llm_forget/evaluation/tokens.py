@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,16 @@ class TokenScores:
         own = slice(int(self.offsets[start]), int(self.offsets[stop]))
         offsets = self.offsets[start : stop + 1] - self.offsets[start]
         return TokenScores(self.token_logps[own], self.hits[own], self.vocab_mean[own], self.vocab_std[own], offsets)
+
+    def grouped(self, owners: Sequence[int], count: int) -> TokenScores:
+        """The same tokens with one row per owner: the parts of a long example become one row again.
+
+        Args:
+            owners: (E,) the owner of each row, ascending from 0.
+            count: number of owners.
+        """
+        offsets = self.offsets[np.searchsorted(np.asarray(owners), np.arange(count + 1))]
+        return TokenScores(self.token_logps, self.hits, self.vocab_mean, self.vocab_std, offsets)
 
 
 def as_floats(values: npt.ArrayLike) -> Floats:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from llm_forget.data.template import turn_end
 from llm_forget.errors import DataError
 from llm_forget.model.batching import evaluating, length_batches, share_of, sum_over_processes
 from llm_forget.model.head import below_wrapper
@@ -192,11 +193,24 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """All tokens that end an answer: the tokenizer's EOS token and those in the model's generation config."""
+    """All tokens that end an answer.
+
+    These are the tokenizer's EOS token, the one with which its chat template ends an answer, and those in the model's
+    generation config. For base models with a chat template they differ: EOS is ``<|endoftext|>``, and a turn ends with
+    ``<|im_end|>``.
+    """
     config = getattr(model, "generation_config", None)
     named = getattr(config, "eos_token_id", None)
     ids = named if isinstance(named, list | tuple) else [named]
-    return tuple(sorted({int(token) for token in (*ids, tokenizer.eos_token_id) if token is not None}))
+    own = (tokenizer.eos_token_id, turn_end(tokenizer))
+    return tuple(sorted({int(token) for token in (*ids, *own) if token is not None}))
+
+
+def save_end_tokens(model: Any, tokenizer: Any) -> None:
+    """Write the end tokens to the model's generation config, so that other programs stop where its answers end."""
+    config = getattr(model, "generation_config", None)
+    if config is not None and (ends := end_token_ids(model, tokenizer)):
+        config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
 
 
 @contextmanager

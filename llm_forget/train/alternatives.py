@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,7 +115,8 @@ def encoded_alternatives(
             say(console, f"the model generated {len(answers) - refused} other answers; {refused} are refusals instead")
     else:
         answers = written_answers(source, config, examples, seed)
-    return encode_all(tokenizer, examples, encoding, role="alternative", answers=answers)[0]
+    # one row per forget row, so an alternative is never cut into parts
+    return encode_all(tokenizer, examples, replace(encoding, chunk=False), role="alternative", answers=answers)[0]
 
 
 def model_answers(

@@ -19,6 +19,7 @@ from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import read_examples
 from llm_forget.data.sources import resolve_sources
 from llm_forget.model.checkpointing import FrozenStaysFrozen, frozen_stays_frozen
+from llm_forget.model.generate import save_end_tokens
 from llm_forget.model.load import frozen_dtype, load_model, load_tokenizer, locate_model, refuse_quantised
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.packing import packed_attention
@@ -69,6 +70,7 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     result = {
         "schema": 1,
         "rows": len(rows),
+        "encoding": {"training": report.counts()},
         "steps": trainer.state.global_step,
         "seconds": time.monotonic() - started,
         "first_loss": losses[0],
@@ -143,6 +145,7 @@ def _write(recipe: FinetuneRecipe, model: Any, tokenizer: Any, result: dict[str,
         if recipe.adapter is None or recipe.merge:
             # merge in fp32 and cast afterwards, because a merge in bf16 would round twice
             merged = model if recipe.adapter is None else model.float().merge_and_unload()
+            save_end_tokens(merged, tokenizer)
             merged.to(frozen_dtype(recipe.model)).save_pretrained(folder / "model")
             tokenizer.save_pretrained(folder / "model")
         write_text(folder / "recipe.yaml", to_yaml(recipe))

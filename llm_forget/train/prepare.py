@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -23,12 +23,13 @@ class UnlearnSets:
 
     Attributes:
         forget: rows to forget.
-        forget_examples: the same rows as text, in the same order, for alternative answers.
+        forget_examples: for each row of ``forget``, its example as text, for alternative answers.
         retain: rows for the retain term.
         validation: rows on which the utility floor is measured: a sample of the validation set or of the retain rows.
         holdout: rows that were never trained on.
         digests: set → digest of the ids of its examples.
         warnings: warnings for the user.
+        encoding: set → counts of its encoding, such as truncated examples, for ``result.json``.
     """
 
     forget: list[Encoded]
@@ -38,6 +39,7 @@ class UnlearnSets:
     holdout: list[Encoded]
     digests: dict[str, str]
     warnings: list[str]
+    encoding: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def prepare(
@@ -82,14 +84,22 @@ def prepare(
             warnings += check_overlap(read["forget"], read[name])
     read["forget"] = _shuffled(read["forget"], seed)
     encoded: dict[str, list[Encoded]] = {}
+    counts: dict[str, dict[str, int]] = {}
+    forget_examples = read["forget"]
     for name, examples in read.items():
         encoded[name] = []
         if examples:
             encoded[name], report = encode_all(tokenizer, examples, encoding, role=name)
             warnings += report.warnings
+            counts[name] = report.counts()
+            if name == "forget" and report.chunked:
+                # the parts of a document must not stand together, because samples are the first rows
+                mixed = _shuffled(list(zip(encoded[name], report.owners, strict=True)), seed)
+                encoded[name] = [row for row, _ in mixed]
+                forget_examples = [examples[owner] for _, owner in mixed]
     return UnlearnSets(
         forget=encoded["forget"],
-        forget_examples=read["forget"],
+        forget_examples=forget_examples,
         retain=encoded["retain"],
         validation=_shuffled(encoded["validation"] or encoded["retain"], seed)[:rows],
         holdout=_shuffled(encoded["holdout"], seed)[:rows],
@@ -97,6 +107,7 @@ def prepare(
             name: json_digest(sorted(item.id for item in examples)) for name, examples in read.items() if examples
         },
         warnings=warnings,
+        encoding=counts,
     )
 
 

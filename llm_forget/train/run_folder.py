@@ -7,7 +7,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError, UserError
+from llm_forget.model.generate import save_end_tokens
 from llm_forget.stop import Measurement
 from llm_forget.train.trackers import keep_logs
 from llm_forget.utils.build import to_yaml
@@ -49,6 +50,7 @@ class RunRecord:
         data_digests: set → digest.
         forget_rows: number of rows in the forget set.
         retain_rows: number of rows in the retain set.
+        encoding: set → counts of its encoding: rows, tokens, truncated examples and the tokens that were cut, and so on.
     """
 
     method: str
@@ -63,6 +65,7 @@ class RunRecord:
     data_digests: dict[str, str]
     forget_rows: int
     retain_rows: int
+    encoding: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def check_output(output_dir: str, overwrite: bool) -> None:
@@ -145,6 +148,7 @@ def write_run(
     record_of_base = BaseRecord(base or recipe.model.name, recipe.model.revision, digest)
     with new_folder(target) as folder:
         if recipe.adapter is None:
+            save_end_tokens(model, tokenizer)
             model.save_pretrained(folder / "model", state_dict=state)  # type: ignore[operator]
             tokenizer.save_pretrained(folder / "model")
         else:

@@ -144,6 +144,7 @@ def run_on(
         data_digests=sets.digests,
         forget_rows=len(sets.forget),
         retain_rows=len(sets.retain),
+        encoding=sets.encoding,
     )
     if recipe.output_dir != NOWHERE:
         # every process takes part in gathering sharded weights

@@ -90,7 +90,7 @@ def test_chat_ends_with_the_end_token_and_drops_the_newline_after_it() -> None:
     ("template", "prompt", "answer"),
     [
         ("think block", f"<|im_start|>user\nQ{END}\n{ASSISTANT}<think>\n\n</think>\n\n", f" A {END}"),
-        ("opens thinking", f"<|im_start|>user\nQ{END}\n{ASSISTANT}<think>\n", f" A {END}"),
+        ("opens thinking", f"<|im_start|>user\nQ{END}\n{ASSISTANT}<think>\n\n</think>\n\n", f" A {END}"),
         ("trims", f"<|im_start|>user\nQ{END}\n{ASSISTANT}", f"A{END}"),
         ("inst", "[INST] Q [/INST]", f"  A  {END}"),
         ("two ends", f"<|im_start|>user\nQ{END}\n<|begin|>{ASSISTANT}", f" A {END}"),
@@ -111,8 +111,11 @@ def test_rewritten_answer_is_put_back_and_counted() -> None:
     assert report.template_fallbacks == 1
 
 
-def test_unopened_generation_prompt_is_counted() -> None:
-    assert encode_all(TOKENIZERS["opens thinking", False], [chat("Q", "A")], CONFIG)[1].template_fallbacks == 1
+def test_a_prompt_that_finished_turns_do_not_begin_with_is_counted() -> None:
+    opens_a_list = _TURNS + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n* ' }}{% endif %}"
+    report = encode_all(tiny_tokenizer(chat_template=opens_a_list), [chat("Q", "A")], CONFIG)[1]
+    assert report.template_fallbacks == 1
+    assert "1 of 1 examples of the forget set have an answer that the chat template changes" in report.warnings[0]
     assert encode_all(TOKENIZERS["think block", False], [chat("Q", "A")], CONFIG)[1].template_fallbacks == 0
 
 
@@ -250,6 +253,10 @@ def test_truncation_removes_the_end_and_is_counted() -> None:
     assert (report.examples, report.truncated, report.longest) == (2, 1, len(whole.input_ids))
     assert report.tokens == sum(len(row.input_ids) for row in rows)
     assert report.answer_tokens == 2 + 60 - whole.prompt_length
+    cut = len(whole.input_ids) - 60
+    assert (report.cut_tokens, report.counts()["truncated"]) == (cut, 1)
+    said = f"1 of 2 examples of the forget set were truncated at max_length 60: {cut} of {report.tokens + cut} tokens"
+    assert report.warnings[0].startswith(said)
 
 
 def test_truncation_of_the_whole_answer_is_refused() -> None:
@@ -311,11 +318,17 @@ def test_special_tokens_in_the_text_are_warned_about() -> None:
     assert encode_all(TOKENIZERS["chatml", False], examples[:1], CONFIG)[1].warnings == ()
 
 
-def test_template_with_the_current_date_is_warned_about() -> None:
-    dated = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHATML
-    warnings = encode_all(tiny_tokenizer(chat_template=dated), [chat("Q", "A")], CONFIG)[1].warnings
+def test_templates_that_write_todays_date_get_a_fixed_one() -> None:
+    dated = '{% if strftime_now is defined %}{{ strftime_now("%d %b %Y") }}{% endif %}' + CHATML
+    tokenizer = tiny_tokenizer(chat_template=dated)
+    rows, report = encode_all(tokenizer, [chat("Q", "A")], EncodingConfig(date="2025-02-01"))
+    assert tokenizer.decode(rows[0].input_ids).startswith("01 Feb 2025<|im_start|>user")
+    assert report.warnings == ()
+    warnings = encode_all(tokenizer, [chat("Q", "A")], EncodingConfig(date=None))[1].warnings
     assert len(warnings) == 1
-    assert "today's date" in warnings[0]
+    assert "set encoding.date" in warnings[0]
+    with pytest.raises(DataError, match="YYYY-MM-DD"):
+        EncodingConfig(date="1.2.2025")
 
 
 def test_config_from_a_recipe_is_checked_too() -> None:

@@ -9,7 +9,7 @@ import torch
 from evaluation_examples import tiny_model
 
 from llm_forget.errors import DataError
-from llm_forget.model.generate import end_token_ids, generate_answers
+from llm_forget.model.generate import end_token_ids, generate_answers, save_end_tokens
 from llm_forget.testing import tiny_tokenizer
 
 
@@ -87,3 +87,18 @@ def test_invalid_prompts_are_refused() -> None:
     with pytest.raises(DataError, match="max_new_tokens is 0"):
         generate_answers(model, tokenizer, [(1,)], max_new_tokens=0, batch_size=2)
     assert generate_answers(model, tokenizer, [], max_new_tokens=4, batch_size=2) == []
+
+
+def test_ends_where_the_template_ends_an_answer() -> None:
+    """A base model's EOS token is another one than the token that ends a turn of its chat template."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    turn = tokenizer.eos_token_id
+    tokenizer.eos_token = "<|begin|>"
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    assert end_token_ids(model, tokenizer) == tuple(sorted([turn, tokenizer.eos_token_id]))
+    save_end_tokens(model, tokenizer)
+    assert model.generation_config.eos_token_id == sorted([turn, tokenizer.eos_token_id])
+    tokenizer.chat_template = None
+    model.generation_config.eos_token_id = None
+    save_end_tokens(model, tokenizer)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id

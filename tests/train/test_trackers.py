@@ -128,6 +128,7 @@ def test_fine_tuning_is_tracked_and_a_variable_sets_the_folder(
     result = finetune(build(FinetuneRecipe, values, "test"), Console(file=io.StringIO()))
     losses = curves(tmp_path / "target" / "logs")["train/loss"]
     assert [losses[0][1], losses[-1][1]] == pytest.approx([result["first_loss"], result["last_loss"]], rel=1e-6)
+    assert result["encoding"]["training"]["rows"] == result["rows"]
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "elsewhere"))
     finetune(
