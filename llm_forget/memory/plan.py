@@ -19,7 +19,9 @@ from llm_forget.memory.step import Batch, PlannedStep
 from llm_forget.model.blocks import add_adapter, top_blocks, train_only_blocks
 from llm_forget.model.checkpointing import checkpointing_arguments
 from llm_forget.model.head import output_head
-from llm_forget.model.load import attention_for, frozen_dtype, locate_model
+from llm_forget.model.kinds import check_attention, check_config
+from llm_forget.model.load import attention_for, frozen_dtype, read_config
+from llm_forget.model.targets import config_depth
 from llm_forget.train.build import build_method, build_retain, chosen_layer, trained_blocks
 from llm_forget.train.objective import Objective
 from llm_forget.train.step_rows import StepRows
@@ -94,9 +96,11 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     rows = Objective(method, retain).rows
     batch = _batch(rows, recipe.train.batch_size, tokens or recipe.encoding.max_length)
 
-    config = model_config or _config_of(recipe)
+    config = model_config or read_config(recipe.model)
+    check_config(config, recipe.model.name)
+    check_attention(recipe.model.attention, config)
     model, _ = _on_meta(recipe, config, on_card)
-    blocks = top_blocks(recipe.adapter, int(config.num_hidden_layers)) if recipe.adapter is not None else None
+    blocks = top_blocks(recipe.adapter, config_depth(config)) if recipe.adapter is not None else None
     chosen = trained_blocks(method, model, chosen_layer(method, retain))
     if chosen is not None:
         blocks = range(min(chosen), max(chosen) + 1)
@@ -193,7 +197,7 @@ def _over_layers(
         blocks: the trained blocks; None for all.
         peak_of: (config, trained blocks or None for all) → the peak of that model.
     """
-    depth = int(config.num_hidden_layers)
+    depth = config_depth(config)
     kinds = getattr(config, "layer_types", None)
     if depth <= _SHALLOW[1] or (kinds is not None and len(set(kinds)) > 1):
         return peak_of(config, blocks)
@@ -218,18 +222,6 @@ def _over_layers(
     return Counter({name: round(size) for name, size in peak.items()})
 
 
-def _config_of(recipe: UnlearnRecipe) -> Any:
-    from transformers import AutoConfig
-
-    name = locate_model(recipe.model.name)
-    try:
-        return AutoConfig.from_pretrained(
-            name, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"model.name: the config of {name} cannot be read: {str(error).splitlines()[0]}") from error
-
-
 def _on_meta(
     recipe: UnlearnRecipe, config: Any, on_card: bool, blocks: range | None = None
 ) -> tuple[nn.Module, torch.dtype]:
@@ -239,9 +231,9 @@ def _on_meta(
     full = recipe.adapter is None
     chosen = torch.bfloat16 if on_card and recipe.model.dtype == "auto" else frozen_dtype(recipe.model)
     dtype = torch.float32 if full else chosen
-    attention = attention_for(recipe.model, dtype, on_cpu=not on_card) or "sdpa"
+    attention = attention_for(recipe.model, dtype, on_cpu=not on_card)
     if attention == "flash_attention_2":
-        attention = "sdpa"  # it needs the same memory, and can be simulated without a GPU
+        attention = None  # sdpa needs the same memory, and can be simulated without a GPU
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         if recipe.adapter is not None:

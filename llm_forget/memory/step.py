@@ -52,7 +52,7 @@ class PlannedStep:
         if checkpointing is not None:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
             frozen_stays_frozen(model)
-        vocabulary = int(model.config.vocab_size)
+        vocabulary = int(model.config.get_text_config().vocab_size)
         with FakeTensorMode(allow_non_fake_inputs=True):
             _give_storage(model)
             ids = torch.zeros(self.batch.rows, self.batch.tokens, dtype=torch.long)
@@ -118,6 +118,24 @@ def _give_storage(model: nn.Module) -> None:
                     held[name] = made[id(value)]  # type: ignore[assignment]
 
 
+_GROUPED_MM = torch.ops.aten._grouped_mm.default
+
+
+def _grouped(left: Tensor, right: Tensor, ends: Tensor | None = None, *_: Any) -> Tensor:
+    """The result of the grouped product of a mixture of experts: torch simulates it for bf16 alone.
+
+    Args:
+        left: (S, K) tokens sorted by expert, or (E, S, K).
+        right: (E, K, N) experts; or (K, N) tokens, for the gradient of the experts' weights.
+        ends: (E,) the end of each expert's tokens.
+    """
+    sizes = (left.shape[-2], right.shape[-1])
+    if left.dim() == right.dim():
+        count = left.shape[0] if left.dim() == 3 or ends is None else ends.shape[0]
+        return left.new_empty((count, *sizes))
+    return left.new_empty(sizes)
+
+
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all storages that operations allocated and that are not freed yet."""
 
@@ -130,7 +148,7 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        out = func(*args, **(kwargs or {}))
+        out = _grouped(*args) if func is _GROUPED_MM else func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in known:
                 self._count(leaf)

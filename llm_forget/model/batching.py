@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from llm_forget.data.encode import Encoded
+from llm_forget.model.experts import without_router_loss
 
 
 def length_batches(
@@ -140,11 +141,12 @@ def sum_over_processes(values: npt.NDArray[Any], accelerator: Any) -> npt.NDArra
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context with the model in eval mode; afterwards the mode of each module is restored."""
+    """Context with the model in eval mode and without a router loss; afterwards each module has its mode again."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        with without_router_loss(model):
+            yield
     finally:
         for module, training in before:
             module.training = training

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import nn
 
+from llm_forget.adapters.lora_config import config_problems, tensor_problems
 from llm_forget.config import AdapterConfig
 from llm_forget.errors import RecipeError
+from llm_forget.model.targets import adapter_targets, blocks_by_name, depth_of, in_blocks
 
 
 def block_of(name: str) -> int | None:
@@ -39,44 +41,34 @@ def top_blocks(config: AdapterConfig, depth: int) -> range | None:
 
 def train_only_blocks(model: nn.Module, blocks: Collection[int]) -> None:
     """Freeze every weight outside the given blocks, for full fine-tuning."""
+    chosen = set(in_blocks([name for name, _ in model.named_parameters()], blocks_by_name(model), blocks))
     for name, value in model.named_parameters():
-        value.requires_grad_(block_of(name) in blocks)
+        value.requires_grad_(name in chosen)
 
 
-def _names_in_blocks(model: nn.Module, targets: str | list[str], blocks: Collection[int]) -> list[str]:
-    """The modules in the given blocks that match ``adapter.target_modules``.
-
-    Matches as PEFT does: "all-linear", a regular expression for the full name, or a list of name suffixes.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    def matches(name: str, module: nn.Module) -> bool:
-        if isinstance(targets, str) and targets.lower() == "all-linear":
-            return isinstance(module, nn.Linear | Conv1D)
-        if isinstance(targets, str):
-            return re.fullmatch(targets, name) is not None
-        return any(name == ending or name.endswith(f".{ending}") for ending in targets)
-
-    return [name for name, module in model.named_modules() if block_of(name) in blocks and matches(name, module)]
-
-
-def add_adapter(model: nn.Module, config: AdapterConfig, blocks: Collection[int] | None = None) -> Any:
+def add_adapter(
+    model: nn.Module,
+    config: AdapterConfig,
+    blocks: Collection[int] | None = None,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> Any:
     """Put a new LoRA adapter on the model, with fp32 weights over a frozen base of any dtype.
 
     Args:
         model: the base.
         config: the recipe's adapter section.
         blocks: the blocks that get an adapter; None for those that ``config.top_share`` selects.
+        say: called with a sentence about layers that are not adapted, if there is one.
 
     Raises:
-        RecipeError: ``adapter.target_modules`` matches no layer.
+        RecipeError: ``adapter.target_modules`` selects no layer, or the adapter would not be plain LoRA on linear layers.
     """
     from peft import LoraConfig, get_peft_model
 
-    if blocks is None:
-        inner: Any = model
-        blocks = top_blocks(config, int(inner.config.get_text_config().num_hidden_layers))
-    targets = config.target_modules
+    if blocks is None and config.top_share < 1:
+        blocks = top_blocks(config, depth_of(model))
+    targets = adapter_targets(model, config.target_modules, blocks)
     try:
         # PEFT's prepare_model_for_kbit_training is not used: it casts embeddings and head to fp32, which takes 2 GB more for
         # an 8B model and has no benefit, because they are frozen and run under autocast.
@@ -84,18 +76,30 @@ def add_adapter(model: nn.Module, config: AdapterConfig, blocks: Collection[int]
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
-            target_modules=targets if blocks is None else _names_in_blocks(model, targets, blocks),
+            target_modules=targets.names,
             task_type="CAUSAL_LM",
         )
         adapted = get_peft_model(model, lora)
-    except (ValueError, re.error) as error:
-        raise RecipeError(f"adapter.target_modules: {targets!r} matches no layer of the model: {error}") from error
+    except ValueError as error:
+        raise RecipeError(f"adapter.target_modules: PEFT cannot adapt {config.target_modules!r}: {error}") from error
+    _refuse_other_adapters(adapted)
+    if targets.left_out is not None:
+        say(targets.left_out)
     if next(model.parameters()).dtype == torch.bfloat16:
         # A bf16 base runs under autocast, which casts inputs to bf16 anyway. Skip PEFT's cast to fp32.
         for module in adapted.modules():
             if hasattr(module, "cast_input_dtype_enabled"):
                 module.cast_input_dtype_enabled = False
     return adapted
+
+
+def _refuse_other_adapters(adapted: Any) -> None:
+    """Raise before training what the run folder's reader would raise after it: PEFT may change the config that it is given."""
+    names = [name.replace(".default", "") for name, value in adapted.named_parameters() if value.requires_grad]
+    problems = [*config_problems(adapted.peft_config["default"].to_dict()), *tensor_problems(names)]
+    if problems:
+        found = "; ".join(map(str, problems))
+        raise RecipeError(f"adapter.target_modules: the adapter would not be plain LoRA on linear layers: {found}")
 
 
 def compile_blocks(model: Any) -> None:

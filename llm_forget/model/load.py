@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from llm_forget.adapters.lora import load_adapter, read_base_record
 from llm_forget.config import ModelConfig
 from llm_forget.errors import RecipeError
 from llm_forget.model.gguf import gguf_in_package, import_gguf
+from llm_forget.model.kinds import check_attention, check_config, check_forward
 from llm_forget.utils.digests import stored_tensors, weights_digest
 from llm_forget.utils.extras import require_extra
 
@@ -86,9 +88,7 @@ def attention_for(config: ModelConfig, dtype: torch.dtype, *, on_cpu: bool) -> s
     """The ``attn_implementation`` to pass to transformers; None for its default."""
     if config.attention != "auto":
         return config.attention
-    if on_cpu:
-        return "eager" if dtype == torch.bfloat16 else "sdpa"
-    return None
+    return "eager" if on_cpu and dtype == torch.bfloat16 else None  # transformers knows which models have sdpa
 
 
 def cpu_multiplies_in_bf16() -> bool:
@@ -124,13 +124,17 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
     attention = attention_for(config, dtype, on_cpu=not torch.cuda.is_available())
     if attention is not None:
         extra["attn_implementation"] = attention
-    model = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=torch.float32 if config.adapter else dtype,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-        **extra,
-    )
+    check_model(replace(config, name=path))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32 if config.adapter else dtype,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            **extra,
+        )
+    except (ValueError, ImportError) as error:  # no data have been read, so the message may be shown
+        raise RecipeError(f"model.name: {path} cannot be loaded: {error}") from error
     keep_gradients_through(model)
     if config.adapter is not None:
         from peft import PeftModel
@@ -138,7 +142,34 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
         model = PeftModel.from_pretrained(model, config.adapter).merge_and_unload().to(dtype)
     if torch.cuda.is_available() and config.quantization is None:
         model.to(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}")
+    check_forward(model)
     return model, _load_tokenizer(path, config)
+
+
+def read_config(config: ModelConfig) -> Any:
+    """The transformers config of a model.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    name = locate_model(config.name)
+    try:
+        return AutoConfig.from_pretrained(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model.name: the config of {name} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def check_model(config: ModelConfig) -> None:
+    """Check from a model's config that it is a causal language model and has the recipe's attention.
+
+    Raises:
+        RecipeError: it is not, or it has not.
+    """
+    found = read_config(config)
+    check_config(found, config.name)
+    check_attention(config.attention, found)
 
 
 def keep_gradients_through(model: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,7 +174,12 @@ def _hidden_layer(model: nn.Module, layer: int | None) -> int:
 
 
 def make_trainable(
-    model: Any, adapter: AdapterConfig | None, blocks: Collection[int] | None = None, *, compiled: bool
+    model: Any,
+    adapter: AdapterConfig | None,
+    blocks: Collection[int] | None = None,
+    *,
+    compiled: bool,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Any:
     """Add a new adapter to the model, or select the weights to train.
 
@@ -183,9 +188,10 @@ def make_trainable(
         adapter: the recipe's adapter section; None for full fine-tuning.
         blocks: train only these blocks; None for the blocks that the recipe selects.
         compiled: compile each block with ``torch.compile``.
+        say: called with a sentence about layers that are not adapted, if there is one.
     """
     if adapter is not None:
-        model = add_adapter(model, adapter, blocks)
+        model = add_adapter(model, adapter, blocks, say=say)
     elif blocks is not None:
         train_only_blocks(model, blocks)
     if compiled:

@@ -19,8 +19,9 @@ from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import read_examples
 from llm_forget.data.sources import resolve_sources
 from llm_forget.model.checkpointing import FrozenStaysFrozen, frozen_stays_frozen
+from llm_forget.model.experts import without_router_loss
 from llm_forget.model.generate import save_end_tokens
-from llm_forget.model.load import frozen_dtype, load_model, load_tokenizer, locate_model, refuse_quantised
+from llm_forget.model.load import check_model, frozen_dtype, load_model, load_tokenizer, locate_model, refuse_quantised
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.weights import held_in_bf16
@@ -55,6 +56,7 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     sources, notes = resolve_sources(named, recipe.data_dir, "this recipe")
     examples = [example for found in sources.values() for source in found for example in read_examples(source)]
     located = replace(recipe.model, name=locate_model(recipe.model.name))
+    check_model(located)
     rows, report = encode_all(load_tokenizer(located), examples, recipe.encoding, role="training")
     for warning in (*notes, *report.warnings):
         note(console, warning)
@@ -62,9 +64,13 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     started = time.monotonic()
     set_seed(recipe.seed)  # before the adapter is initialized; the Trainer seeds again later
     model, tokenizer = load_model(located, trainable=recipe.adapter is None)
-    model = make_trainable(model, recipe.adapter, compiled=recipe.train.compile)
+    model = make_trainable(model, recipe.adapter, compiled=recipe.train.compile, say=partial(note, console))
     logged = tracking(recipe.output_dir, recipe.train.trackers, sent_settings(recipe))
-    with logged as trackers, packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
+    with (
+        logged as trackers,
+        without_router_loss(model),
+        packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)),
+    ):
         trainer = _train(recipe, model, tokenizer, rows, console, MetricsLog(trackers=trackers))
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     result = {
@@ -134,7 +140,8 @@ def _train(
     # TRL enables the embeddings' gradient when it is created, and the Trainer again when training begins
     frozen_stays_frozen(model)
     trainer.add_callback(FrozenStaysFrozen())
-    trainer.train()
+    with without_router_loss(model):  # TRL asks for it when the trainer is made
+        trainer.train()
     return trainer
 
 

@@ -14,7 +14,8 @@ from transformers import set_seed
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
-from llm_forget.model.load import check_adapter_fits, load_model, load_tokenizer, locate_model
+from llm_forget.model.experts import without_router_loss
+from llm_forget.model.load import check_adapter_fits, check_model, load_model, load_tokenizer, locate_model
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.weights import in_shards, trainable_state
 from llm_forget.train.alternatives import alternative_source, encoded_alternatives
@@ -47,6 +48,7 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     parts = make_parts(recipe)
     base = locate_model(recipe.model.name)  # only once: for a GGUF file this computes digests of gigabytes
     located = replace(recipe.model, name=base)
+    check_model(located)
     if located.adapter is not None:
         check_adapter_fits(base, located.adapter)
     tokenizer = load_tokenizer(located)
@@ -125,8 +127,8 @@ def run_on(
     blocks = trained_blocks(method, model, parts.layer)
     if blocks is None:
         check_layer(recipe.adapter, Objective(method, parts.retain), model)
-    model = make_trainable(model, recipe.adapter, blocks, compiled=recipe.train.compile)
-    with packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
+    model = make_trainable(model, recipe.adapter, blocks, compiled=recipe.train.compile, say=partial(note, console))
+    with without_router_loss(model), packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
         run = Run(recipe, parts, sets, model, tokenizer.pad_token_id, console, alternatives, base=base)
         settings = sent_settings(recipe)
         with tracking(recipe.output_dir, recipe.train.trackers, settings, resume=recipe.resume) as run.metrics.trackers:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import tiny_config
 from places import HELPERS
-from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import llm_forget
@@ -252,6 +253,24 @@ def test_a_model_without_linear_modules_is_planned() -> None:
     ]
     assert found[1].adapter == 0.5 * found[0].adapter
     assert 0.3 < found[1].activations / found[0].activations < 0.8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_a_mixture_of_experts_is_planned(kind: str, dtype: str) -> None:
+    values = {
+        "model": {"name": "a/b", "dtype": dtype},
+        "data": {"forget": {"path": "f"}},
+        "method": {"name": "grad_ascent"},
+        "output_dir": "o",
+    }
+    config = tiny_config(kind, tiny_tokenizer())
+    for adapter in (None, {"rank": 2, "alpha": 2}):
+        recipe = build(UnlearnRecipe, {**values, "adapter": adapter}, "test")
+        found = plan(recipe, on_card=False, tokens=32, model_config=config)
+        weights = sum(value.numel() for value in AutoModelForCausalLM.from_config(config).parameters())
+        assert found.weights == pytest.approx(weights * (4 if adapter is None or dtype == "float32" else 2), rel=0.02)
+        assert found.activations > 0
 
 
 @pytest.mark.slow
