@@ -161,10 +161,8 @@ def unlearn(
     Raises:
         UserError: settings, data or model cannot be used; the message lists all mistakes in the settings.
     """
-    from llm_forget.model.load import with_padding
-    from llm_forget.train.build import NOWHERE, make_parts
-    from llm_forget.train.prepare import prepare
-    from llm_forget.train.unlearn import run_on
+    from llm_forget.train.build import NOWHERE
+    from llm_forget.train.run_folder import writing_run
 
     given = {"forget": forget, "retain": retain, "validation": validation, "holdout": holdout}
     sets = {name: rows for name, rows in given.items() if rows is not None}
@@ -180,6 +178,16 @@ def unlearn(
     if retain is None and retain_term == "default":
         values["retain"] = {"name": None}
     recipe = build(UnlearnRecipe, values, "unlearn()")
+    with writing_run(recipe.output_dir):
+        return _unlearn(model, tokenizer, recipe, sets, console)
+
+
+def _unlearn(model: Any, tokenizer: Any, recipe: UnlearnRecipe, sets: Mapping[str, Rows], console: Any) -> Unlearned:
+    from llm_forget.model.load import with_padding
+    from llm_forget.train.build import make_parts
+    from llm_forget.train.prepare import prepare
+    from llm_forget.train.unlearn import run_on
+
     parts = make_parts(recipe)
     tokenizer = with_padding(tokenizer)
     prepared = prepare(
@@ -197,7 +205,7 @@ def unlearn(
 
     done = run_on(recipe, parts, prepared, tokenizer, load, console)
     done.model.eval()
-    return Unlearned(done.model, done.record, done.metrics, None if output_dir is None else Path(output_dir))
+    return Unlearned(done.model, done.record, done.metrics, Path(recipe.output_dir) if recipe.output_dir else None)
 
 
 def evaluate(

@@ -30,6 +30,7 @@ from llm_forget.adapters.lora_config import (
 from llm_forget.errors import AdapterError
 from llm_forget.utils import files
 from llm_forget.utils.digests import stored_metadata
+from llm_forget.utils.output import writing
 from llm_forget.utils.safe_yaml import NotPlainYaml, load_yaml
 
 CONFIG_NAME = "adapter_config.json"
@@ -331,5 +332,5 @@ def new_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]
             "it has no adapter or model, and nothing else is replaced" if overwrite else "overwrite=True replaces it"
         )
         raise AdapterError(f"{target} already exists; choose another folder ({allowed}).")
-    with files.new_folder(target) as new:
+    with writing(target, "target folder"), files.new_folder(target) as new:
         yield new

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,20 @@ _System = Annotated[
 _Dtype = Annotated[str, typer.Option(metavar="NAME", help="dtype of the base: auto, float32 or bfloat16")]
 
 
+def _writes_to(command: Callable[..., None]) -> Callable[..., None]:
+    """Run a command with its ``--to`` folder checked and locked, so that nothing is measured in vain."""
+
+    @wraps(command)
+    def locked(**given: Any) -> None:
+        from llm_forget.utils.output import writing
+
+        with writing(given["to"], "--to"):
+            command(**given)
+
+    return locked
+
+
+@_writes_to
 def subtract(
     to: _To,
     adapter: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="adapter folder to add; repeatable")] = None,
@@ -113,6 +128,7 @@ def subtract(
     _write(result, to, rank, base, method, results, overwrite)
 
 
+@_writes_to
 def compose(
     adapter: Annotated[list[Path], typer.Option(metavar="DIR", help="adapter folder; give two or more")],
     to: _To,

@@ -188,9 +188,11 @@ def export(
     from llm_forget.adapters.export import export_adapter
     from llm_forget.adapters.lora import BaseRecord
     from llm_forget.utils.digests import weights_digest
+    from llm_forget.utils.output import writing
 
-    record = BaseRecord(name=str(base), digest=weights_digest(base))
-    done = export_adapter(adapter, to, max_rank=max_rank, base=record, allow_lossy=allow_lossy)
+    with writing(to, "--to"):
+        record = BaseRecord(name=str(base), digest=weights_digest(base))
+        done = export_adapter(adapter, to, max_rank=max_rank, base=record, allow_lossy=allow_lossy)
     if as_json:
         print_json({key: getattr(done, key) for key in ("rank", "residual", "rounding")} | {"folder": str(done.folder)})
         return
@@ -214,8 +216,10 @@ def merge(
         --to merged
     """
     from llm_forget.adapters.merge import merge as merge_adapter
+    from llm_forget.utils.output import writing
 
-    echo(merge_adapter(base, adapter, to, dtype))
+    with writing(to, "--to"):
+        echo(merge_adapter(base, adapter, to, dtype))
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from llm_forget.evaluation.recipe import CapabilityRecipe, EvalRecipe
 from llm_forget.evaluation.results import as_json, read_results, write_results
 from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.schema import SCHEMA
-from llm_forget.evaluation.suite import Suite, check_suite, load_suite
+from llm_forget.evaluation.suite import LoadedSuite, Suite, check_suite, load_suite
 from llm_forget.model.load import load_model
 from llm_forget.utils.extras import require_extra
+from llm_forget.utils.output import writing
 from llm_forget.utils.terminal import echo, plain
 
 
@@ -42,6 +44,11 @@ def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
         UserError: something in the recipe or the suite cannot be used; found before the model is loaded if possible.
     """
     suite = load_suite(recipe.suite, _overrides(recipe))
+    with _writing_results(recipe.output_dir, suite.name):
+        return _evaluate(recipe, suite, console)
+
+
+def _evaluate(recipe: EvalRecipe, suite: LoadedSuite, console: Any) -> dict[str, Any]:
     controls = {role: _read_control(role, path) for role, path in _control_paths(recipe).items()}
     check_suite(suite)
     accelerator = make_accelerator()
@@ -61,6 +68,13 @@ def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
     if main:
         write_results(results, Path(recipe.output_dir) / "eval" / f"{suite.name}.json")
     return results
+
+
+@contextmanager
+def _writing_results(output_dir: str, suite: str) -> Iterator[None]:
+    """Context of an evaluation: other suites may be measured for the same folder, but no run may replace it."""
+    with writing(output_dir, shared=True), writing(Path(output_dir) / "eval" / f"{suite}.json"):
+        yield
 
 
 def _target_model(recipe: EvalRecipe, suite: Suite) -> Any:
@@ -118,6 +132,11 @@ def evaluate_capability(recipe: CapabilityRecipe) -> dict[str, Any]:
         name = read_task(recipe.task, recipe.limit)[0]["task"]
     else:
         check_benchmarks(recipe.benchmarks)
+    with _writing_results(recipe.output_dir, f"capability-{name}"):
+        return _evaluate_capability(recipe, name)
+
+
+def _evaluate_capability(recipe: CapabilityRecipe, name: str) -> dict[str, Any]:
     accelerator = make_accelerator()
     model, tokenizer = load_model(recipe.model)
     found: dict[str, Any] = {"schema": SCHEMA, "suite": f"capability-{name}", "settings": {}, "sets": {}}

@@ -68,7 +68,7 @@ def import_gguf(path: Path) -> Path:
 
     disable_progress_bar()
 
-    with new_folder(folder) as partial:
+    with new_folder(folder, same_if_present=True) as partial:
         model = AutoModelForCausalLM.from_pretrained(
             str(path.parent),
             gguf_file=path.name,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from accelerate import PartialState
@@ -19,10 +19,11 @@ from llm_forget.retain import RetainTerm
 from llm_forget.train.arguments import check_arguments
 from llm_forget.train.launch import check_launch
 from llm_forget.train.objective import Objective
-from llm_forget.train.resume import check_checkpoints
+from llm_forget.train.resume import check_checkpoints, drop_finished
 from llm_forget.train.run_folder import check_output
 from llm_forget.train.trackers import check_trackers
 from llm_forget.utils.build import build
+from llm_forget.utils.output import check_inputs_outside
 from llm_forget.utils.plugins import find_class, with_defaults
 from llm_forget.wrappers import Setting, Wrapper
 
@@ -77,9 +78,26 @@ def check_run(recipe: UnlearnRecipe | FinetuneRecipe) -> None:
     """
     check_launch()
     if recipe.output_dir != NOWHERE:
+        check_inputs_outside(recipe.output_dir, _inputs(recipe))
+        drop_finished(recipe.output_dir)
         check_output(recipe.output_dir, recipe.overwrite)
     check_arguments(recipe.train, recipe.seed)
     check_trackers(recipe.train.trackers, recipe.output_dir)
+
+
+def _inputs(recipe: UnlearnRecipe | FinetuneRecipe) -> Iterator[tuple[str, str | None]]:
+    """(key, path) of everything that a run reads."""
+    yield "model.name", recipe.model.name
+    yield "model.adapter", recipe.model.adapter
+    yield "data_dir", recipe.data_dir
+    if isinstance(recipe, FinetuneRecipe):
+        yield from ((f"data[{index}].path", source.path) for index, source in enumerate(recipe.data))
+        return
+    yield "alternative.path", recipe.alternative.path
+    for item in fields(recipe.data):
+        source = getattr(recipe.data, item.name)
+        if source is not None:
+            yield f"data.{item.name}.path", source.path
 
 
 def build_method(recipe: UnlearnRecipe) -> Method:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.trainer import TRAINER_STATE_NAME
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.data.encode import Encoded
@@ -23,7 +23,10 @@ from llm_forget.model.weights import whole
 from llm_forget.stop import Measurement
 from llm_forget.utils.digests import json_digest, weights_digest
 from llm_forget.utils.files import file_digest, new_folder
+from llm_forget.utils.safe_yaml import read_yaml
+from llm_forget.utils.written import remove_written
 
+CHECKPOINT_FILES = ("checkpoint.json", "state.json", "tensors.safetensors", TRAINER_STATE_NAME)
 _MANIFEST, _STATE, _TENSORS = "checkpoint.json", "state.json", "tensors.safetensors"
 _STEP = re.compile(r"step-(\d{8,})")
 _SCHEMA = 1
@@ -114,7 +117,7 @@ def write_checkpoint(
         manifest = {"schema": _SCHEMA, "step": step, "identity": identity, "files": files}
         (new / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for old in checkpoints(parent)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        remove_written(old, CHECKPOINT_FILES)
     return folder
 
 
@@ -199,6 +202,24 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
             f"the checkpoint {folder} belongs to another run:\n{lines}\n"
             "Restore these values, or start again with --overwrite true and without --resume"
         )
+
+
+def is_of_run(folder: Path, run: Path) -> bool:
+    """Whether a checkpoint belongs to the complete run in a folder: same recipe, same base and same first measurement."""
+    try:
+        identity = _manifest(folder)["identity"]
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        recipe = read_yaml(run / "recipe.yaml")
+        train = {key: value for key, value in recipe["train"].items() if f"train.{key}" not in _FREE}
+        same_recipe = {key: value for key, value in recipe.items() if key not in _FREE} | {"train": train}
+        base = identity["weights"].get("base")
+        return (
+            dict(_flat(same_recipe)) == dict(_flat(identity["recipe"]))
+            and result["before"] == identity["before"]
+            and result.get("base_digest") in (None, base)
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _alike(before: Any, now: Any) -> bool:

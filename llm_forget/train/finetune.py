@@ -28,7 +28,7 @@ from llm_forget.model.weights import held_in_bf16
 from llm_forget.train.arguments import common_arguments
 from llm_forget.train.build import check_run, make_trainable
 from llm_forget.train.callbacks import MetricsLog, ProgressBar, note
-from llm_forget.train.run_folder import RESULT_NAME, environment
+from llm_forget.train.run_folder import RESULT_NAME, environment, replacement, writing_run
 from llm_forget.train.trackers import drop_logs, keep_logs, sent_settings, tracking
 from llm_forget.utils.build import to_yaml
 from llm_forget.utils.files import new_folder, write_json, write_text
@@ -48,7 +48,11 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     Raises:
         UserError: the recipe, the data or the launch command cannot be used. Checked before a model is loaded.
     """
-    console = console or Console(stderr=True)
+    with writing_run(recipe.output_dir):
+        return _finetune(recipe, console or Console(stderr=True))
+
+
+def _finetune(recipe: FinetuneRecipe, console: Console) -> dict[str, Any]:
     if recipe.model.quantization is not None:
         refuse_quantised(trains=False, merges=recipe.merge)
     check_run(recipe)
@@ -58,7 +62,7 @@ def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str
     located = replace(recipe.model, name=locate_model(recipe.model.name))
     check_model(located)
     rows, report = encode_all(load_tokenizer(located), examples, recipe.encoding, role="training")
-    for warning in (*notes, *report.warnings):
+    for warning in filter(None, (replacement(recipe.output_dir), *notes, *report.warnings)):
         note(console, warning)
 
     started = time.monotonic()

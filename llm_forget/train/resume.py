@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -22,14 +21,25 @@ from transformers.trainer import TRAINER_STATE_NAME
 from llm_forget.errors import Interrupted, UserError
 from llm_forget.model.weights import restore_trainable, trainable_state
 from llm_forget.train.checkpoint import (
+    CHECKPOINT_FILES,
     check_identity,
     checkpoints,
+    is_of_run,
     newest_whole,
     pack,
     read_checkpoint,
     rng_state,
     set_rng_state,
     write_checkpoint,
+)
+from llm_forget.utils.files import real_folder
+from llm_forget.utils.written import remove_written
+
+# Both layouts: a run has one folder for each phase. The second pattern is what a killed process left of a checkpoint.
+_PATTERNS = tuple(
+    f"{phase}{name}"
+    for phase in ("", "phase-*/")
+    for name in (*(f"step-*/{file}" for file in CHECKPOINT_FILES), *(f".step-*/{file}" for file in CHECKPOINT_FILES))
 )
 
 
@@ -188,10 +198,14 @@ def check_checkpoints(output_dir: str, *, resume: bool, overwrite: bool) -> None
     """Check for checkpoints of an interrupted run before any computation, and remove them if the recipe overwrites.
 
     Raises:
-        UserError: there are checkpoints, and the recipe neither resumes nor overwrites.
+        UserError: there are checkpoints, and the recipe neither resumes nor overwrites; or something else has their name.
     """
     folder = checkpoint_folder(output_dir)
-    if resume or not any(checkpoints(phase) for phase in (folder, *folder.glob("phase-*"))):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(
+            f"output_dir: {folder}, the folder for checkpoints, is a file; move it, or give another output_dir"
+        )
+    if resume or not _all_checkpoints(folder):
         return
     if not overwrite:
         raise UserError(
@@ -201,10 +215,21 @@ def check_checkpoints(output_dir: str, *, resume: bool, overwrite: bool) -> None
     drop_checkpoints(output_dir)
 
 
+def drop_finished(output_dir: str) -> None:
+    """Remove the checkpoints of a run that is complete, but was killed before it removed them."""
+    run, found = real_folder(output_dir), _all_checkpoints(checkpoint_folder(output_dir))
+    if found and all(is_of_run(one, run) for one in found):
+        drop_checkpoints(output_dir)
+
+
 def drop_checkpoints(output_dir: str) -> None:
-    """Remove the checkpoints of a complete run."""
+    """Remove the checkpoints of a complete run. Files that no run wrote stay, and so does their folder."""
     if PartialState().is_main_process:
-        shutil.rmtree(checkpoint_folder(output_dir), ignore_errors=True)
+        remove_written(checkpoint_folder(output_dir), _PATTERNS)
+
+
+def _all_checkpoints(folder: Path) -> list[Path]:
+    return [one for phase in (folder, *folder.glob("phase-*")) for one in checkpoints(phase)]
 
 
 def is_stateful(item: Any) -> bool:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from llm_forget._version import __version__
@@ -21,13 +20,15 @@ from llm_forget.adapters.card import adapter_card
 from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter
 from llm_forget.config import UnlearnRecipe
-from llm_forget.errors import RecipeError, UserError
+from llm_forget.errors import RecipeError
 from llm_forget.model.generate import save_end_tokens
 from llm_forget.stop import Measurement
 from llm_forget.train.trackers import keep_logs
 from llm_forget.utils.build import to_yaml
 from llm_forget.utils.digests import weights_digest
-from llm_forget.utils.files import new_folder, tidy, write_json, write_text
+from llm_forget.utils.files import new_folder, real_folder, tidy, write_json, write_text
+from llm_forget.utils.output import writing
+from llm_forget.utils.written import what_is_replaced
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "bitsandbytes")
 RESULT_NAME = "result.json"  # written last, so a folder without it is not a complete run
@@ -68,13 +69,24 @@ class RunRecord:
     encoding: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
+def writing_run(output_dir: str) -> AbstractContextManager[None]:
+    """Context of a run that writes ``output_dir``; see ``utils.output.writing``. A run that writes nothing needs none."""
+    if not output_dir:
+        return nullcontext()
+    return writing(
+        output_dir,
+        remedy=f"run the same command with --resume true, which resumes from the newest checkpoint in {output_dir}.checkpoints "
+        "if there is one (fine-tuning starts again)",
+    )
+
+
 def check_output(output_dir: str, overwrite: bool) -> None:
-    """Check before any computation that the output folder can be written.
+    """Check before any computation that the output folder may be written.
 
     Raises:
         RecipeError: the folder contains a run and ``overwrite`` is off, or it contains something else.
     """
-    folder = Path(output_dir)
+    folder = real_folder(output_dir)
     tidy(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -84,20 +96,18 @@ def check_output(output_dir: str, overwrite: bool) -> None:
         raise RecipeError(f"output_dir: {folder} already contains a run; give another folder, or add --overwrite true")
 
 
-@contextmanager
-def explained_if_full(output_dir: str) -> Iterator[None]:
-    """Turn errors of a full or read-only disk into a ``UserError`` with a remedy.
+def replacement(output_dir: str) -> str | None:
+    """A note on what the run replaces; None if there is nothing yet."""
+    folder = real_folder(output_dir)
+    if not output_dir or not (folder / RESULT_NAME).is_file():
+        return None
+    removed, kept = what_is_replaced(folder)
+    stays = f". Files that no run wrote are kept: {_few(kept)}" if kept else ""
+    return f"{output_dir} is replaced when this run is complete: {_few(removed)}{stays}"
 
-    Raises:
-        UserError: instead of an ``OSError`` or a ``SafetensorError``.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{output_dir} cannot be written: {error}. Existing files are unchanged. Free disk space and run the same command "
-            "with --resume true, which resumes from the newest checkpoint if there is one"
-        ) from error
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def environment() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from accelerate import PartialState
 from llm_forget.config import FinetuneRecipe, UnlearnRecipe
 from llm_forget.errors import RecipeError, UserError
 from llm_forget.utils.extras import require_extra
+from llm_forget.utils.written import TRACKED, remove_written
 
 LOGS = "logs"  # subfolder of a run folder for the trackers' files
 _PROJECT = "llm-forget"
@@ -88,7 +89,7 @@ def tracking(
     names = names if PartialState().is_main_process else []
     folder = log_folder(output_dir) if names else Path()
     if names and not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_written(folder, TRACKED)
     with ExitStack() as ending:
         yield Trackers([_start(name, folder, Path(output_dir).name, settings, ending) for name in names])
 
@@ -97,13 +98,13 @@ def keep_logs(output_dir: str, names: Sequence[str], folder: Path) -> None:
     """Copy the trackers' files to ``folder``, the new run folder, without symbolic links."""
     logs = log_folder(output_dir)
     if names and logs.is_dir():
-        shutil.copytree(logs, folder / LOGS, ignore=_links)
+        shutil.copytree(logs, folder / LOGS, ignore=_links, dirs_exist_ok=True)
 
 
 def drop_logs(output_dir: str, names: Sequence[str]) -> None:
-    """Remove the trackers' folder after it was copied to the run folder."""
+    """Remove the trackers' files after they were copied to the run folder. Other files stay, and so does their folder."""
     if names:
-        shutil.rmtree(log_folder(output_dir), ignore_errors=True)
+        remove_written(log_folder(output_dir), TRACKED)
 
 
 def sent_settings(recipe: UnlearnRecipe | FinetuneRecipe) -> dict[str, Any]:

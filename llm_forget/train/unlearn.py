@@ -25,7 +25,7 @@ from llm_forget.train.objective import Objective
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import drop_checkpoints
 from llm_forget.train.run import Run
-from llm_forget.train.run_folder import RunRecord, explained_if_full, write_run
+from llm_forget.train.run_folder import RunRecord, replacement, write_run, writing_run
 from llm_forget.train.trackers import drop_logs, sent_settings, tracking
 from llm_forget.utils.terminal import say
 
@@ -45,6 +45,11 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     """
     if recipe.output_dir == NOWHERE:
         raise RecipeError("output_dir is empty; give a folder for the run")
+    with writing_run(recipe.output_dir):
+        return _unlearn(recipe, console)
+
+
+def _unlearn(recipe: UnlearnRecipe, console: Console | None) -> RunRecord:
     parts = make_parts(recipe)
     base = locate_model(recipe.model.name)  # only once: for a GGUF file this computes digests of gigabytes
     located = replace(recipe.model, name=base)
@@ -116,7 +121,7 @@ def run_on(
     )
     if source not in (None, "model"):
         alternatives = encoded(source)
-    for warning in sets.warnings:
+    for warning in filter(None, (replacement(recipe.output_dir), *sets.warnings)):
         note(console, warning)
 
     started = time.monotonic()
@@ -152,8 +157,7 @@ def run_on(
         # every process takes part in gathering sharded weights
         state = trainable_state(model) if in_shards(model) else None
         if PartialState().is_main_process:
-            with explained_if_full(recipe.output_dir):
-                write_run(recipe, record, model, tokenizer, outcome.metrics, state, base=base)
+            write_run(recipe, record, model, tokenizer, outcome.metrics, state, base=base)
             drop_logs(recipe.output_dir, recipe.train.trackers)
             drop_checkpoints(recipe.output_dir)
             say(console, f"{record.method}: {record.reason} ({recipe.output_dir})")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -15,12 +17,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from llm_forget.errors import UserError
+from llm_forget.utils.disk import full_disk
+from llm_forget.utils.written import keep_foreign
+
 # Names of files that come from a recipe or a suite: one part of a path, visible, and readable in a terminal.
 _PLAIN_NAME = re.compile(r"\w[\w .,+=@-]{0,99}")
 # A process id is only meaningful on its own machine.
-_HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
+HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
 # Files besides the weights that change what a model or an adapter computes.
 _CONFIGS = ("adapter_config.json", "config.json")
+_AT_START: dict[Path, tuple[int, int] | None] = {}  # see replacing_only_this
 _TEMPORARY = re.compile(r"(?P<host>\w+)-(?P<pid>\d{1,9})-[0-9a-f]{8}\.(?P<kind>new|old)")
 _TEMPORARY_FILE = re.compile(rf"\..+\.{_TEMPORARY.pattern}")
 
@@ -30,37 +37,117 @@ def is_plain_name(name: str) -> bool:
     return _PLAIN_NAME.fullmatch(name) is not None
 
 
+def real_folder(folder: str | Path, what: str = "output_dir") -> Path:
+    """The folder that a path names, behind a link if it is one, so that writing it replaces no link.
+
+    Raises:
+        UserError: the links lead in a circle.
+    """
+    path = Path(folder)
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError):
+        raise UserError(f"{what}: {folder} is a link that leads to itself; give another folder") from None
+
+
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, *, same_if_present: bool = False) -> Iterator[Path]:
     """A temporary folder next to ``target`` that replaces it at the end, or is removed if anything fails.
 
-    All contents are synced to disk before the rename.
+    All contents are synced to disk before the rename. Files of the replaced folder that no command wrote move to the new one. A
+    folder that another process puts in the place of ``target`` meanwhile is not replaced.
+
+    Args:
+        target: the folder; a link is followed.
+        same_if_present: what another process wrote there meanwhile is the same, and is used instead.
+
+    Raises:
+        UserError: another process wrote ``target`` meanwhile; the message says where the new folder is.
     """
+    target = real_folder(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     tidy(target)
-    tag = f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+    before = _AT_START.get(target, identity(target))
+    tag = f"{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
     new, old = (target.parent / f".{target.name}.{tag}.{kind}" for kind in ("new", "old"))
     new.mkdir()
     try:
         yield new
         for path in [*new.rglob("*"), new]:
             _sync(path)
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
+        if identity(target) == before and _put(new, target, old):
+            _AT_START.update({target: identity(target)} if target in _AT_START else {})
+        elif same_if_present:
+            shutil.rmtree(new, ignore_errors=True)
+        else:
+            raise UserError(
+                f"{target} was written by another process meanwhile and is not replaced; this result is in "
+                f"{_beside(new, target)}"
+            )
     except BaseException:
         if old.exists() and not target.exists():
             old.rename(target)
         shutil.rmtree(new, ignore_errors=True)
         raise
     _sync(target.parent)
+    _remove_replaced(old, target)
+
+
+@contextmanager
+def replacing_only_this(target: Path) -> Iterator[None]:
+    """Context in which ``new_folder`` replaces only what is at ``target`` now, however late it is called."""
+    if target in _AT_START:
+        yield
+        return
+    _AT_START[target] = identity(target)
+    try:
+        yield
+    finally:
+        _AT_START.pop(target, None)
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What distinguishes a folder from another one of the same name; None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _put(new: Path, target: Path, old: Path) -> bool:
+    """Move a finished folder to its place, and what was there to ``old``; False if something appeared there in between."""
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            return False
+        raise
+    return True
+
+
+def _beside(new: Path, target: Path) -> Path:
+    """Move a finished folder to the first free name beside the one it was meant for."""
+    for number in itertools.count(2):
+        place = target.with_name(f"{target.name}-{number}")
+        if not place.exists():
+            break
+    new.rename(place)
+    return place
+
+
+def _remove_replaced(old: Path, target: Path) -> None:
+    if old.is_dir():
+        keep_foreign(old, target)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def tidy(target: Path) -> None:
-    """Clean up after processes of this machine that died while writing ``target``.
+    """Clean up after processes of this machine that died while writing ``target``, a folder or a file.
 
-    Removes unfinished folders, and restores a folder that was moved aside to be replaced.
+    Removes what is unfinished, and restores a folder that was moved aside to be replaced.
     """
     for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
         found = _TEMPORARY.fullmatch(path.name.removeprefix(f".{target.name}."))
@@ -68,8 +155,10 @@ def tidy(target: Path) -> None:
             continue
         if found["kind"] == "old" and not target.exists():
             path.rename(target)
+        elif path.is_dir():
+            _remove_replaced(path, target) if found["kind"] == "old" else shutil.rmtree(path, ignore_errors=True)
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
 
 
 def tidy_files(folder: Path) -> None:
@@ -87,10 +176,11 @@ def tidy_files(folder: Path) -> None:
 
 def _abandoned(name: re.Match[str]) -> bool:
     """Whether the process that a temporary name names was of this machine and is dead."""
-    return name["host"] == _HOST and not _alive(int(name["pid"]))
+    return name["host"] == HOST and not is_alive(int(name["pid"]))
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -120,7 +210,7 @@ def new_file(path: Path, *, beside: Path | None = None, sync: bool = True) -> It
         sync: whether to sync the content to disk first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = (beside or path.parent) / f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.new"
+    partial = (beside or path.parent) / f".{path.name}.{HOST}-{os.getpid()}-{secrets.token_hex(4)}.new"
     try:
         yield partial
         if sync:
@@ -134,9 +224,19 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically and sync it to disk; parents are created.
 
     A lone surrogate, which stands for a byte of a file name that is not UTF-8, is written as an escape.
+
+    Raises:
+        UserError: the place cannot be written. The error of a full disk is passed on.
     """
-    with new_file(path) as partial:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    try:
+        if path.parent.is_dir():
+            tidy(path)
+        with new_file(path) as partial:
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        if full_disk(error) is not None:
+            raise
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; give another place") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -32,7 +32,7 @@ from llm_forget.train.checkpoint import (
     write_checkpoint,
 )
 from llm_forget.train.resume import is_stateful
-from llm_forget.utils.files import _HOST, new_folder
+from llm_forget.utils.files import HOST, new_folder
 
 keys = st.text(max_size=4) | st.integers(-9, 9) | st.sampled_from(["$tensor", "$pairs", "$tuple", "a/b"])
 leaves = (
@@ -171,11 +171,11 @@ def _dead_pid() -> int:
 def test_only_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead, alive = _dead_pid(), os.getpid()
     names = {
-        f".run.{_HOST}-{dead}-00000000.new": False,
-        f".run.{_HOST}-{dead}-00000001.old": False,
-        f".run.{_HOST}-{alive}-00000002.new": True,
+        f".run.{HOST}-{dead}-00000000.new": False,
+        f".run.{HOST}-{dead}-00000001.old": False,
+        f".run.{HOST}-{alive}-00000002.new": True,
         f".run.elsewhere-{dead}-00000003.new": True,
-        f".other.{_HOST}-{dead}-00000004.new": True,
+        f".other.{HOST}-{dead}-00000004.new": True,
         ".run.notes": True,
     }
     (tmp_path / "run").mkdir()

@@ -27,7 +27,7 @@ from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.sets import GenerationConfig, SetConfig
 from llm_forget.evaluation.suite import CapabilityConfig, PerplexityConfig, Suite
 from llm_forget.testing import CHATML, tiny_tokenizer
-from llm_forget.utils.files import _HOST
+from llm_forget.utils.files import HOST
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_a_cache_that_cannot_be_written_is_a_note(suite: Suite, tmp_path: Path) 
 def test_a_killed_evaluation_leaves_nothing_half_written(tmp_path: Path) -> None:
     cache = Cache(tmp_path, {})
     cache.save(cache.path("scores", [1]), {"scores": np.ones(3)})
-    gone = tmp_path / f".x.safetensors.{_HOST}-{2**22 + 1}-00000000.new"
+    gone = tmp_path / f".x.safetensors.{HOST}-{2**22 + 1}-00000000.new"
     gone.write_bytes(b"half")
     Cache(tmp_path, {})
     assert not gone.exists()
