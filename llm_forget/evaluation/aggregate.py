@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import nan
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from llm_forget.evaluation.intervals import Bounds, binomial_interval, mean_interval
 
 if TYPE_CHECKING:  # not imported at run time, so that runs can be compared without torch
     from llm_forget.evaluation.tokens import Floats
@@ -38,23 +40,19 @@ class Estimate:
     seed: int | None = None
 
 
-def aggregate(scores: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Mean of the scores with a 95 % percentile-bootstrap interval over examples.
+def aggregate(scores: npt.ArrayLike, *, bounds: Bounds = (None, None)) -> Estimate:
+    """Mean of the scores with its 95 % interval over examples (``mean_interval``).
 
     Args:
         scores: (E,) one score per example; NaN for an example that could not be scored.
-        seed: seed of the bootstrap.
-        resamples: number of bootstrap samples.
+        bounds: lowest and highest possible score. Scores of only 0 and 1 are a rate if these are the bounds.
     """
     scores = np.asarray(scores, dtype=np.float64)
     scored = scores[~np.isnan(scores)]
     n_nan = len(scores) - len(scored)
     if len(scored) == 0:
-        return Estimate(nan, 0, n_nan, nan, nan, seed)
-    low, high = interval(
-        {"all": len(scored)}, lambda rows: scored[rows["all"]].mean(-1), seed=seed, resamples=resamples
-    )
-    return Estimate(float(scored.mean()), len(scored), n_nan, low, high, seed)
+        return Estimate(nan, 0, n_nan, nan, nan)
+    return Estimate(float(scored.mean()), len(scored), n_nan, *mean_interval(scored, bounds=bounds))
 
 
 def interval(
@@ -106,18 +104,3 @@ def proportion(hits: npt.ArrayLike) -> Estimate:
         return Estimate(nan, 0, len(hits), nan, nan)
     low, high = binomial_interval(int(scored.sum()), n, "wilson")
     return Estimate(float(scored.mean()), n, len(hits) - n, low, high)
-
-
-def binomial_interval(hits: int, n: int, method: Literal["wilson", "exact"]) -> tuple[float, float]:
-    """95 % interval for a probability from ``hits`` of n trials.
-
-    Args:
-        hits: number of positive trials, in 0 … n.
-        n: number of trials, at least 1.
-        method: ``wilson`` (Wilson 1927) or ``exact`` (Clopper and Pearson 1934). For 0 of n the exact interval is 0 to
-            ``1 − 0.025^(1/n)``.
-    """
-    from scipy.stats import binomtest  # imported here: it is slow, and comparing runs does not need it
-
-    found = binomtest(hits, n).proportion_ci(confidence_level=0.95, method=method)
-    return float(found.low), float(found.high)

@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_forget.data.encode import encode_prompt
 from llm_forget.data.examples import Example
-from llm_forget.evaluation.aggregates.leak_at_k import leak_at_k, reveals
+from llm_forget.evaluation.aggregates.leak_at_k import LeakAtK, leak_at_k, reveals
 from llm_forget.evaluation.passes.cache import Arrays, remember
 from llm_forget.evaluation.sets import Loaded, SamplingConfig
 from llm_forget.evaluation.tokens import Floats, as_floats
@@ -41,8 +41,12 @@ def measure_leak(
     for name, own in examples.items():
         revealed = _revealed(config, own, loaded, seed)
         counts[name] = [None if np.isnan(count) else int(count) for count in revealed.sum(-1)]
-        found[name] = {"at": {str(k): asdict(leak_at_k(revealed, k)) for k in config.k}, **asdict(config), "seed": seed}
+        found[name] = {"at": {str(k): _entry(revealed, k) for k in config.k}, **asdict(config), "seed": seed}
     return found, counts
+
+
+def _entry(revealed: Floats, k: int) -> dict[str, Any]:
+    return {**asdict(leak_at_k(revealed, k)), "forgotten": LeakAtK.forgotten}
 
 
 def _revealed(config: SamplingConfig, examples: Sequence[Example], loaded: Loaded, seed: int) -> Floats:

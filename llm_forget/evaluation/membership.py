@@ -171,7 +171,6 @@ def measure_attacks(
     measured: Mapping[str, Measured],
     examples: Mapping[str, Sequence[Example]],
     loaded: Loaded,
-    seed: int,
 ) -> Attacked:
     """Score the rows of both sets with each attack, and compute how well the scores separate the sets.
 
@@ -181,7 +180,6 @@ def measure_attacks(
         measured: set → its measurements.
         examples: set → its examples.
         loaded: the model, for attacks that need more than these measurements.
-        seed: seed of the bootstrap.
     """
     found: dict[str, dict[str, Floats]] = {}
     for name in (plan.members, plan.nonmembers):
@@ -189,10 +187,10 @@ def measure_attacks(
         found[name] = {attack.label: attack.row_scores(rows) for attack in plan.attacks}
     aucs = {
         attack.label: {
-            **asdict(auc(found[plan.members][attack.label], found[plan.nonmembers][attack.label], seed=seed)),
+            **asdict(auc(found[plan.members][attack.label], found[plan.nonmembers][attack.label])),
             "bounds": [0.0, 1.0],
+            "forgotten": "oracle",
             "settings": dict(vars(attack)),
-            "seed": seed,
         }
         for attack in plan.attacks
     }

@@ -43,7 +43,7 @@ class Score:
         low: lower end of its 95 % interval, or None.
         high: upper end, or None.
         n: number of examples, or None.
-        forgotten: the direction that means forgotten: "low", "high" or "none".
+        forgotten: what means forgotten: "low", "high", "oracle" (near the oracle's value) or "none".
     """
 
     value: float | None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.data.examples import Example
-from llm_forget.evaluation.aggregate import RESAMPLES
 from llm_forget.evaluation.capability.benchmarks import run_benchmarks
 from llm_forget.evaluation.capability.local_task import run_capability
 from llm_forget.evaluation.controls import check_controls, side_by_side
@@ -130,8 +129,8 @@ def run_suite(
     if not loaded.has_target and True in suite.kl_asked:
         warnings.append("no KL to the target: no target was given, and the model has no adapter to disable")
     oracle = controls.get("oracle")
-    quality = measure_forget_quality(run.asked, measured, oracle)
-    utility = measure_utility(suite.sets, measured, suite.seed)
+    quality = measure_forget_quality(run.asked, measured, oracle, controls.get("target"))
+    utility = measure_utility(suite.sets, measured)
     attacked = _attacks(run, plan, measured)
     privleak, more = measure_privleak(attacked, run.asked, oracle, suite.seed)
     warnings += more
@@ -189,7 +188,7 @@ def _settings(suite: Suite) -> dict[str, Any]:
         "sets": sets,
         "batch_tokens": suite.batch_tokens,
         "seed": suite.seed,
-        "interval": {"level": 0.95, "resamples": RESAMPLES, "method": "percentile bootstrap over examples"},
+        "interval": {"level": 0.95, "method": "over examples: Wilson for rates, t with Hall's correction otherwise"},
     }
 
 
@@ -205,7 +204,7 @@ def _sets(
         more: dict[str, Any] = {**_attack_scores(name, attacked)}
         if name in leak_samples:
             more["leak_samples"] = leak_samples[name]
-        entry = set_results(one, more, seed=run.suite.seed, keep_text=run.loaded.keep_text)
+        entry = set_results(one, more, keep_text=run.loaded.keep_text)
         found[name] = {**entry, "digest": run.asked["sets"][name]["digest"]}
     return found
 
@@ -224,7 +223,7 @@ def _attacks(run: _Run, plan: AttackPlan | None, measured: Mapping[str, Measured
     if plan is None:
         return None
     with run.loaded.meter.part("attacks"):
-        return measure_attacks(plan, run.asked, measured, run.examples, run.loaded, run.suite.seed)
+        return measure_attacks(plan, run.asked, measured, run.examples, run.loaded)
 
 
 def _leak(run: _Run) -> tuple[dict[str, Any] | None, dict[str, list[int | None]]]:
@@ -246,7 +245,7 @@ def _text(run: _Run, text: str | None) -> dict[str, Any]:
     if run.suite.perplexity is None or text is None:
         return found
     with run.loaded.meter.part("perplexity"):
-        return found | measure_text(run.suite.perplexity, text, run.loaded, run.suite.seed)
+        return found | measure_text(run.suite.perplexity, text, run.loaded)
 
 
 def _capability(run: _Run) -> dict[str, Any] | None:
@@ -275,5 +274,4 @@ def _benchmarks(run: _Run) -> dict[str, Any]:
             loaded.tokenizer,
             accelerator=loaded.accelerator,
             cache=loaded.cache,
-            seed=run.suite.seed,
         )

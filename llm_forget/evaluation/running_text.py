@@ -59,26 +59,27 @@ def _windows(config: PerplexityConfig, text: str, loaded: Loaded) -> list[Encode
     )
 
 
-def measure_text(config: PerplexityConfig, text: str, loaded: Loaded, seed: int) -> dict[str, Any]:
+def measure_text(config: PerplexityConfig, text: str, loaded: Loaded) -> dict[str, Any]:
     """Score a text window by window.
 
     Args:
         config: the window sizes, and whether to measure the KL to the target.
         text: the text.
         loaded: the model.
-        seed: seed of the bootstrap.
 
     Returns:
         ``perplexity``, and ``kl_to_target`` if it is requested and a target is available.
     """
     windows = _windows(config, text, loaded)
-    entry = perplexity(score_all(windows, loaded), seed=seed)
-    found = {"perplexity": {**asdict(entry), "seed": seed, "window": config.window, "stride": config.stride}}
+    scores = score_all(windows, loaded)
+    # with the windows' log-probs, two models are compared window by window
+    parts = {"window_mean_logps": scores.mean_logps(), "window_tokens": scores.lengths}
+    found = {"perplexity": {**asdict(perplexity(scores)), "window": config.window, "stride": config.stride, **parts}}
     if config.kl and loaded.has_target:
-        found["kl_to_target"] = _text_kl(windows, loaded, seed)
+        found["kl_to_target"] = _text_kl(windows, loaded)
     return found
 
 
-def _text_kl(windows: list[Encoded], loaded: Loaded, seed: int) -> dict[str, Any]:
+def _text_kl(windows: list[Encoded], loaded: Loaded) -> dict[str, Any]:
     offsets = np.cumsum([0, *(len(window.input_ids) - window.prompt_length for window in windows)])
-    return {**asdict(text_kl(target_kl(windows, loaded), offsets, seed=seed)), "seed": seed}
+    return asdict(text_kl(target_kl(windows, loaded), offsets))

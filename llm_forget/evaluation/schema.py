@@ -63,6 +63,9 @@ class CapabilityEntry(BaseModel):
 class AttackEntry(Entry):
     """AUC of one membership attack: 1 if every member scores higher than every non-member, ½ for a random guess."""
 
+    forgotten: Annotated[
+        Literal["oracle"], Field(description="forgotten means near the oracle's AUC: one below it is a trace as well")
+    ] = "oracle"
     n: Annotated[int, Field(ge=0, description="number of members that could be scored")]
     n_nonmembers: Annotated[int, Field(ge=0, description="number of non-members that could be scored")]
     settings: Annotated[dict[str, Any], Field(description="settings of the attack, such as Min-K's k")] = {}
@@ -88,8 +91,9 @@ class PrivLeakEntry(Entry):
 
 
 class LeakAtKEntry(Entry):
-    """Probability that one of k samples reveals the answer, with a Clopper–Pearson interval."""
+    """Probability that one of k samples reveals the answer, with an interval over prompts."""
 
+    forgotten: Annotated[Literal["low"], Field(description="the direction that means forgotten")] = "low"
     n: Annotated[int, Field(ge=0, description="number of prompts")]
     leaked: Annotated[
         int, Field(ge=0, description="number of prompts for which one of the first k samples reveals the answer")
@@ -114,21 +118,32 @@ class TextKlEntry(Entry):
     """Mean of KL(target ‖ model) over the tokens of the neutral text, in nats."""
 
     n: Annotated[int, Field(ge=0, description="number of tokens")]
-    windows: Annotated[int, Field(ge=0, description="number of windows; the bootstrap is over windows")]
+    windows: Annotated[int, Field(ge=0, description="number of windows; the interval is over windows")]
 
 
-class ForgetQualityEntry(BaseModel):
-    """Two-sample Kolmogorov–Smirnov test of the truth ratios against the oracle's."""
+class ForgetQualityTest(BaseModel):
+    """Test of the truth ratios against the oracle's: Kolmogorov–Smirnov as published, and paired by question."""
 
     model_config = ConfigDict(extra="allow")
 
-    pvalue: Number
-    statistic: Number
+    pvalue: Annotated[Number, Field(description="p-value of the two-sample Kolmogorov–Smirnov test (forget quality)")]
+    statistic: Annotated[Number, Field(description="its distance D")]
+    paired_pvalue: Annotated[
+        Number, Field(description="p-value of Wilcoxon's signed-rank test on the same questions, which decides")
+    ] = None
     n: Annotated[int, Field(ge=0)]
     n_oracle: Annotated[int, Field(ge=0)]
     n_nan: Annotated[int, Field(ge=0)] = 0
     direction: str
     verdict: Annotated[str, Field(description="its meaning in words")]
+
+
+class ForgetQualityEntry(ForgetQualityTest):
+    """The model's test, and the target's beside it."""
+
+    target: Annotated[
+        ForgetQualityTest | None, Field(description="the same test of the target; null without its results")
+    ] = None
 
 
 class AggregateEntry(Entry):

@@ -363,14 +363,13 @@ def set_digest(config: SetConfig, examples: Sequence[Example]) -> str:
 
 
 def set_results(
-    measured: Measured, more: Mapping[str, Sequence[float | None] | Floats], *, seed: int, keep_text: bool
+    measured: Measured, more: Mapping[str, Sequence[float | None] | Floats], *, keep_text: bool
 ) -> dict[str, Any]:
     """Build a set's entry in the result: aggregates by metric, and scores by example id.
 
     Args:
         measured: the set's measurements.
         more: label → (E) further scores per example, such as an attack's.
-        seed: seed of the bootstrap.
         keep_text: include the generated answers, which may contain the forgotten data.
     """
     forget = measured.scores.forget
@@ -378,7 +377,7 @@ def set_results(
     for label, scores in measured.by_metric.items():
         metric = measured.metrics[label]
         metrics[label] = {
-            **asdict(aggregate(averaged_values(metric, scores, forget=forget), seed=seed)),
+            **asdict(aggregate(averaged_values(metric, scores, forget=forget), bounds=metric.bounds)),
             "bounds": list(metric.bounds),
             "forgotten": metric.forgotten if forget else "none",
         }

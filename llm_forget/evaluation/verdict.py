@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llm_forget.evaluation.compare import paired_change, same_set
+from llm_forget.evaluation.compare import same_set
 from llm_forget.evaluation.figures import Figure, Kind, Results, Side, figures
+from llm_forget.evaluation.pairs import paired_change
 
 Entry = Mapping[str, Any]
 

@@ -12,7 +12,7 @@ from llm_forget.errors import DataError
 from llm_forget.evaluation.aggregates import Aggregate, ScoredSet, SuiteScores
 from llm_forget.evaluation.aggregates.forget_quality import forget_quality
 from llm_forget.evaluation.aggregates.model_utility import model_utility
-from llm_forget.evaluation.compare import check_same_set, column
+from llm_forget.evaluation.compare import check_same_set, column, same_set
 from llm_forget.evaluation.results import TEXT
 from llm_forget.evaluation.sets import Measured, SetConfig
 from llm_forget.evaluation.tokens import Floats, as_floats
@@ -23,7 +23,10 @@ _AGGREGATES = ("llm_forget.evaluation.aggregates", "value")
 
 
 def measure_forget_quality(
-    asked: Mapping[str, Any], measured: Mapping[str, Measured], oracle: Mapping[str, Any] | None
+    asked: Mapping[str, Any],
+    measured: Mapping[str, Measured],
+    oracle: Mapping[str, Any] | None,
+    target: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Compare the truth ratios of each forget set with the oracle's.
 
@@ -31,6 +34,7 @@ def measure_forget_quality(
         asked: this evaluation's ``settings``, and its ``sets`` with their digests.
         measured: set → its measurements.
         oracle: this suite's result for the oracle, or None.
+        target: this suite's result for the target, or None; its own test is stored beside the model's.
 
     Returns:
         Forget set → definition → the test's result; None without an oracle or without truth ratios on a forget set.
@@ -42,24 +46,22 @@ def measure_forget_quality(
         if oracle is None or not one.scores.forget or not labels:
             continue
         check_same_set(asked, oracle, name)
-        found[name] = {
-            label.removeprefix("truth_ratio_"): asdict(
-                forget_quality(one.by_metric[label], column(oracle["sets"][name], label))
-            )
-            for label in labels
-        }
+        before = target if target is not None and name in target["sets"] and same_set(asked, target, name) else None
+        found[name] = {}
+        for label in labels:
+            expected = column(oracle["sets"][name], label)
+            test = asdict(forget_quality(one.by_metric[label], expected))
+            beside = None if before is None else asdict(forget_quality(column(before["sets"][name], label), expected))
+            found[name][label.removeprefix("truth_ratio_")] = {**test, "target": beside}
     return found or None
 
 
-def measure_utility(
-    sets: Mapping[str, SetConfig], measured: Mapping[str, Measured], seed: int
-) -> dict[str, Any] | None:
+def measure_utility(sets: Mapping[str, SetConfig], measured: Mapping[str, Measured]) -> dict[str, Any] | None:
     """Combine the sets with a ``utility`` setting into the model utility.
 
     Args:
         sets: set → its settings.
         measured: set → its measurements.
-        seed: seed of the bootstrap.
 
     Returns:
         Definition of the truth ratio → model utility, with the key ``without_truth_ratio`` if no set has truth ratios;
@@ -87,7 +89,7 @@ def measure_utility(
             name: _components(measured[name].by_metric, [probability, "rougeL_recall", f"truth_ratio_{definition}"])
             for name, probability in chosen.items()
         }
-        found[definition] = {**asdict(model_utility(components, seed=seed)), "seed": seed}
+        found[definition] = {**asdict(model_utility(components))}
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.errors import UserError
-from llm_forget.evaluation.compare import paired_change
+from llm_forget.evaluation.pairs import paired_change
 from llm_forget.evaluation.results import read_results
 
 if TYPE_CHECKING:
@@ -76,12 +76,10 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one[0] <= other[0] and one[1] <= other[1] and one != other
 
 
-def compare(
-    frame: pd.DataFrame, baseline: str = "target", *, metrics: Sequence[str] | None = None, seed: int = 0
-) -> pd.DataFrame:
+def compare(frame: pd.DataFrame, baseline: str = "target", *, metrics: Sequence[str] | None = None) -> pd.DataFrame:
     """Every run's metrics and their change from a baseline.
 
-    If both runs have scores of the same examples, the change has a 95 % interval from the bootstrap over pairs: each question
+    If both runs have scores of the same examples, the change has a 95 % interval over pairs: each question
     is its own control, so the interval is narrower than the two single ones suggest. A metric that is not the mean of
     scores of single examples (model utility, a p-value) has a change without an interval.
 
@@ -89,7 +87,6 @@ def compare(
         frame: from ``load_runs``.
         baseline: a run's name, its last part, or a role (``target``, ``oracle``).
         metrics: the columns; by default all metrics that have a plain name.
-        seed: seed of the bootstrap.
 
     Returns:
         One row for each run and metric, index (run, metric): ``value``, ``low``, ``high``, ``n``, ``baseline``, ``change``,
@@ -111,7 +108,7 @@ def compare(
         for metric in chosen:
             if not is_number(frame.loc[name, metric]):
                 continue
-            low, high = _interval(metric, after, before, seed)
+            low, high = _interval(metric, after, before)
             rows.append(
                 {
                     **{key: frame.loc[name].get(f"{metric}{end}") for key, end in _ENDS.items()},
@@ -166,10 +163,8 @@ def _sets(frame: pd.DataFrame, name: str) -> dict[str, Any]:
     return dict(read_results(file)["sets"]) if path and suite and file.is_file() else {}
 
 
-def _interval(
-    metric: str, after: dict[str, Any], before: dict[str, Any], seed: int
-) -> tuple[float | None, float | None]:
+def _interval(metric: str, after: dict[str, Any], before: dict[str, Any]) -> tuple[float | None, float | None]:
     part, _, label = metric.partition(".")
     if part not in after or part not in before:
         return None, None
-    return paired_change(after[part], before[part], label, seed=seed) or (None, None)
+    return paired_change(after[part], before[part], label) or (None, None)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from llm_forget.evaluation.aggregate import aggregate, binomial_interval, interval, proportion
+from llm_forget.evaluation.aggregate import aggregate, interval, proportion
+from llm_forget.evaluation.intervals import binomial_interval
 
 scores = st.lists(st.floats(0, 1) | st.just(math.nan), max_size=30)
 
@@ -38,25 +39,26 @@ def test_one_score_has_no_interval() -> None:
 
 
 @given(scores)
-def test_the_interval_contains_the_mean_and_is_within_the_scores(values: list[float]) -> None:
-    found = aggregate(values, resamples=200)
+def test_the_interval_contains_the_mean_and_is_within_the_bounds(values: list[float]) -> None:
+    found = aggregate(values, bounds=(0, 1))
     assert found.n + found.n_nan == len(values)
     if found.n > 1:
-        scored = [value for value in values if not math.isnan(value)]
-        assert min(scored) - 1e-12 <= found.low <= found.high <= max(scored) + 1e-12
+        assert 0 <= found.low <= found.value + 1e-12
+        assert found.value - 1e-12 <= found.high <= 1
 
 
 def test_the_width_matches_the_standard_error() -> None:
-    """The mean of 400 scores with standard deviation ½ has standard error 0.5/√400 = 0.025: ± 1.96 · 0.025 = 0.049."""
+    """The mean of 400 scores with standard deviation ½ has standard error 0.5/√400 = 0.025: ± 1.966 · 0.025 = 0.049."""
     found = aggregate([0.0, 1.0] * 200)
-    assert found.low == pytest.approx(0.5 - 0.049, abs=0.004)
-    assert found.high == pytest.approx(0.5 + 0.049, abs=0.004)
+    assert found.low == pytest.approx(0.5 - 0.049, abs=0.001)
+    assert found.high == pytest.approx(0.5 + 0.049, abs=0.001)
 
 
-def test_the_interval_depends_on_the_seed() -> None:
-    values = np.random.default_rng(0).random(30)
-    assert aggregate(values, seed=3) == aggregate(values, seed=3)
-    assert aggregate(values, seed=3).low != aggregate(values, seed=4).low
+def test_scores_of_0_and_1_are_a_rate_in_these_bounds_only() -> None:
+    """0 of 10: Wilson's upper end is z² / (n + z²) = 0.2775. A KL of 0 on ten rows is no rate."""
+    assert aggregate([0.0] * 10, bounds=(0, 1)).high == pytest.approx(0.2775, abs=1e-4)
+    assert aggregate([0.0] * 10, bounds=(0, None)).high == 0
+    assert aggregate([0.0] * 9 + [0.5], bounds=(0, 1)).low == 0
 
 
 def test_large_sets_are_resampled_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def test_round_trip(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path
     assert "correct" not in stored["capability"]
     assert stored["scores"]["rows"] == 5 + 5 + 4
     for entry in stored["sets"]["forget"]["metrics"].values():
-        assert entry["seed"] == 0
+        assert entry["seed"] is None
 
 
 def test_text_columns_exist_only_if_requested(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:

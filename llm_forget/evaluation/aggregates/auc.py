@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from llm_forget.evaluation.aggregate import RESAMPLES, interval
+from llm_forget.evaluation.intervals import auc_interval
 from llm_forget.evaluation.metrics import Direction
 from llm_forget.evaluation.tokens import Floats, as_floats
 
@@ -24,7 +24,7 @@ class Auc:
         n: number of members that could be scored.
         n_nonmembers: number of non-members that could be scored.
         n_nan: number of rows in both classes that could not be scored.
-        low: lower end of the 95 % bootstrap interval, which resamples both classes; NaN if a class has fewer than two rows.
+        low: lower end of the 95 % interval (``auc_interval``); NaN if a class has fewer than two rows.
         high: upper end of the interval.
     """
 
@@ -40,14 +40,12 @@ class Auc:
     forgotten: ClassVar[Direction] = "none"
 
 
-def auc(members: npt.ArrayLike, nonmembers: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Auc:
+def auc(members: npt.ArrayLike, nonmembers: npt.ArrayLike) -> Auc:
     """Compute ``P(member > non-member) + ½ P(member = non-member)``: Mann and Whitney's U divided by the number of pairs.
 
     Args:
         members: (E,) one score per row that was trained on, NaN for "not scored"; ±∞ is a valid score.
         nonmembers: (E',) one score per row that was not trained on.
-        seed: seed of the bootstrap.
-        resamples: number of bootstrap samples.
 
     Returns:
         The AUC with its interval. For members 3, 1 and non-members 2, 1 the pairs give 1, 1, 0, ½: 2.5 / 4 = 0.625.
@@ -57,12 +55,7 @@ def auc(members: npt.ArrayLike, nonmembers: npt.ArrayLike, *, seed: int = 0, res
     own, other = own[~np.isnan(own)], other[~np.isnan(other)]
     if len(own) == 0 or len(other) == 0:
         return Auc(np.nan, len(own), len(other), n_nan, np.nan, np.nan)
-    low, high = interval(
-        {"members": len(own), "nonmembers": len(other)},
-        lambda rows: auc_of(own[rows["members"]], other[rows["nonmembers"]]),
-        seed=seed,
-        resamples=resamples,
-    )
+    low, high = auc_interval(own, other)
     return Auc(float(auc_of(own, other)), len(own), len(other), n_nan, low, high)
 
 

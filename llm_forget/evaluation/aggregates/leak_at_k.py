@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.special import gammaln
 
 from llm_forget.errors import UserError
-from llm_forget.evaluation.aggregate import binomial_interval
+from llm_forget.evaluation.intervals import mean_interval
 from llm_forget.evaluation.metrics import Direction
 from llm_forget.evaluation.metrics.rouge import rouge
 from llm_forget.evaluation.tokens import Floats, as_floats
@@ -25,10 +25,8 @@ class LeakAtK:
         value: mean over prompts of the unbiased estimate from all samples of a prompt; NaN if no prompt has a score.
         n: number of prompts.
         n_nan: number of prompts whose answer has no word that ROUGE can read.
-        low: lower end of the exact 95 % interval (Clopper and Pearson) for the same probability, from ``leaked`` of ``n``.
-            It is exact because each prompt gives one yes or no (does one of the first k samples reveal the answer?), so the
-            count is binomial. ``value`` uses the other samples too and has a lower variance. If k equals ``samples``, it is
-            ``leaked / n``.
+        low: lower end of the 95 % interval of the same mean over prompts. If k equals ``samples``, each prompt gives one yes
+            or no, and it is Wilson's interval of ``leaked`` of ``n``.
         high: upper end of the interval.
         leaked: number of prompts for which one of the first k samples reveals the answer.
         k: number of samples that an attacker draws.
@@ -44,7 +42,7 @@ class LeakAtK:
     k: int
     samples: int
 
-    paper: ClassVar[str] = "Chen et al. 2021, arXiv:2107.03374 (the estimator); Clopper and Pearson 1934 (the interval)"
+    paper: ClassVar[str] = "Chen et al. 2021, arXiv:2107.03374"
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     forgotten: ClassVar[Direction] = "low"
 
@@ -97,14 +95,17 @@ def leak_at_k(revealed: npt.ArrayLike, k: int) -> LeakAtK:
     if n == 0:
         return LeakAtK(np.nan, 0, n_nan, np.nan, np.nan, 0, k, samples)
     leaked = int((known[:, :k] > 0).any(-1).sum())
-    low, high = binomial_interval(leaked, n, "exact")
-    return LeakAtK(float(_estimates(known.sum(-1), samples, k).mean()), n, n_nan, low, high, leaked, k, samples)
+    estimates = leak_estimates(known.sum(-1), samples, k)
+    low, high = mean_interval(estimates, bounds=(0, 1))
+    return LeakAtK(float(estimates.mean()), n, n_nan, low, high, leaked, k, samples)
 
 
-def _estimates(counts: Floats, n: int, k: int) -> Floats:
-    """``1 − C(n − c, k) / C(n, k)``, computed with logarithms: C(400, 64) exceeds the precision of a double."""
-    left = np.maximum(
-        n - counts, k
-    )  # for n − c < k every subset has a revealing sample; np.where sets these to 1 below
+def leak_estimates(counts: Floats, n: int, k: int) -> Floats:
+    """(E,) leak@k of each prompt from its number of revealing samples among n.
+
+    It is ``1 − C(n − c, k) / C(n, k)``, computed with logarithms: C(400, 64) exceeds the precision of a double.
+    """
+    # for n − c < k every subset has a revealing sample; np.where sets these to 1 below
+    left = np.maximum(n - counts, k)
     logs = gammaln(left + 1) - gammaln(left - k + 1) - gammaln(n + 1) + gammaln(n - k + 1)
     return as_floats(np.where(n - counts < k, 1.0, np.maximum(0.0, -np.expm1(logs))))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_forget.errors import UserError
-from llm_forget.evaluation.aggregate import interval
+from llm_forget.evaluation.intervals import influence_interval, mean_interval
 from llm_forget.evaluation.metrics import Direction
 from llm_forget.evaluation.tokens import Floats, as_floats
 
@@ -23,7 +23,7 @@ class ModelUtility:
         value: in [0, 1]; 0 if a component is 0, NaN if a component could not be scored at all.
         n: number of components.
         n_nan: number of components that could not be scored.
-        low: lower end of the 95 % interval, a bootstrap over the examples of each set.
+        low: lower end of the 95 % interval over the examples of each set, by the delta method.
         high: upper end of the interval.
         components: ``set.metric`` → mean.
     """
@@ -63,13 +63,12 @@ def harmonic_mean(values: npt.ArrayLike) -> Floats:
         return as_floats(values.shape[-1] / (1.0 / values).sum(-1))
 
 
-def model_utility(components: Mapping[str, Mapping[str, npt.ArrayLike]], *, seed: int = 0) -> ModelUtility:
+def model_utility(components: Mapping[str, Mapping[str, npt.ArrayLike]]) -> ModelUtility:
     """Combine the per-example scores of several metrics on several sets.
 
     Args:
         components: set → metric → (E,) scores in [0, 1]; NaN scores are ignored in the average. The metrics of one set have
-            the same order of examples, which are resampled together.
-        seed: seed of the bootstrap.
+            the same order of examples, so that their errors are not independent.
 
     Returns:
         The harmonic mean over all (set, metric) with its interval.
@@ -84,29 +83,35 @@ def model_utility(components: Mapping[str, Mapping[str, npt.ArrayLike]], *, seed
     }
     means = {key: _mean(found) for key, found in scores.items()}
     value = float(harmonic_mean(list(means.values())))
-    sizes = {name: len(scores[name, metric]) for name, metric in scores}
-    low, high = interval(
-        sizes,
-        lambda rows: harmonic_mean(
-            np.stack([_mean_rows(found[rows[key[0]]]) for key, found in scores.items()], axis=-1)
-        ),
-        seed=seed,
-        # Up to nine components per resample: fewer resamples than for a single mean, for the same run time.
-        resamples=1000,
-    )
-    if np.isnan(value):
-        low = high = np.nan
+    low, high = _interval(value, scores, means)
     named = {f"{name}.{metric}": mean for (name, metric), mean in means.items()}
     n_nan = sum(bool(np.isnan(mean)) for mean in means.values())
     return ModelUtility(value, len(means), n_nan, low, high, named)
 
 
+def _interval(
+    value: float, scores: Mapping[tuple[str, str], Floats], means: Mapping[tuple[str, str], float]
+) -> tuple[float, float]:
+    """The interval of the harmonic mean, whose derivative by a component's mean m is ``value² / (parts · m²)``."""
+    if np.isnan(value):
+        return np.nan, np.nan
+    if value == 0:
+        # no derivative at 0: the upper end takes each component of 0 at its own upper end
+        ends = [mean or mean_interval(_scored(scores[key]), bounds=(0, 1))[1] for key, mean in means.items()]
+        return 0.0, float(harmonic_mean(ends))
+    by_set: dict[str, Floats] = {}
+    for key, found in scores.items():
+        share = (~np.isnan(found)).mean()
+        weight = value**2 / (len(means) * means[key] ** 2 * share)
+        part = np.where(np.isnan(found), 0.0, weight * (found - means[key]))
+        by_set[key[0]] = by_set[key[0]] + part if key[0] in by_set else part
+    return influence_interval(value, list(by_set.values()), bounds=(0, 1))
+
+
+def _scored(scores: Floats) -> Floats:
+    return scores[~np.isnan(scores)]
+
+
 def _mean(scores: Floats) -> float:
-    return float(_mean_rows(scores[None, :])[0])
-
-
-def _mean_rows(scores: Floats) -> Floats:
-    """(B, n) → (B,) means of the values that are not NaN; NaN if all are."""
-    counts = (~np.isnan(scores)).sum(-1)
-    with np.errstate(invalid="ignore"):
-        return as_floats(np.nansum(scores, axis=-1) / counts)
+    scored = _scored(scores)
+    return float(scored.mean()) if len(scored) else float("nan")

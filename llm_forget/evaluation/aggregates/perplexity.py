@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import UserError
-from llm_forget.evaluation.aggregate import interval
+from llm_forget.evaluation.intervals import influence_interval
 from llm_forget.evaluation.metrics import Direction
 from llm_forget.evaluation.tokens import TokenScores
 
@@ -24,7 +24,7 @@ class Perplexity:
         n: number of scored tokens.
         windows: number of scored windows.
         n_nan: number of windows that could not be scored.
-        low: lower end of the 95 % interval, a bootstrap over windows.
+        low: lower end of the 95 % interval over windows.
         high: upper end of the interval.
     """
 
@@ -79,12 +79,11 @@ def sliding_windows(
     return windows
 
 
-def perplexity(scores: TokenScores, *, seed: int = 0) -> Perplexity:
+def perplexity(scores: TokenScores) -> Perplexity:
     """Compute ``exp(−Σ log p / tokens)`` over the windows that could be scored.
 
     Args:
         scores: one row per window of ``sliding_windows``, as ``score_encoded`` returns them.
-        seed: seed of the bootstrap.
 
     Returns:
         The perplexity with its interval. For a uniform model over V tokens it is V.
@@ -96,10 +95,7 @@ def perplexity(scores: TokenScores, *, seed: int = 0) -> Perplexity:
     if len(sums) == 0:
         return Perplexity(np.nan, 0, 0, n_nan, np.nan, np.nan)
     with np.errstate(over="ignore"):  # ∞ is correct for a model that gives the text probability 0
-        value = float(np.exp(-sums.sum() / lengths.sum()))
-        low, high = interval(
-            {"windows": len(sums)},
-            lambda rows: np.exp(-sums[rows["windows"]].sum(-1) / lengths[rows["windows"]].sum(-1)),
-            seed=seed,
-        )
-    return Perplexity(value, int(lengths.sum()), len(sums), n_nan, low, high)
+        mean = -float(sums.sum() / lengths.sum())
+        value = float(np.exp(mean))
+        low, high = np.exp(influence_interval(mean, [-(sums + mean * lengths) / lengths.mean()]))
+    return Perplexity(value, int(lengths.sum()), len(sums), n_nan, float(low), float(high))

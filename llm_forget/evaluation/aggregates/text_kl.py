@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from llm_forget.evaluation.aggregate import interval
+from llm_forget.evaluation.intervals import influence_interval
 from llm_forget.evaluation.metrics import Direction
 from llm_forget.evaluation.tokens import Ints, as_floats
 
@@ -23,7 +23,7 @@ class TextKl:
         n: number of compared tokens.
         windows: number of scored windows.
         n_nan: number of windows that could not be scored.
-        low: lower end of the 95 % interval, a bootstrap over windows.
+        low: lower end of the 95 % interval over windows.
         high: upper end of the interval.
     """
 
@@ -39,13 +39,12 @@ class TextKl:
     forgotten: ClassVar[Direction] = "none"
 
 
-def text_kl(token_kls: npt.ArrayLike, offsets: Ints, *, seed: int = 0) -> TextKl:
-    """Average the KL over a text's tokens, with a bootstrap interval over its windows.
+def text_kl(token_kls: npt.ArrayLike, offsets: Ints) -> TextKl:
+    """Average the KL over a text's tokens, with an interval over its windows.
 
     Args:
         token_kls: (N,) KL at each token, in nats.
         offsets: (W + 1,) window i has the tokens ``offsets[i]:offsets[i + 1]``.
-        seed: seed of the bootstrap.
 
     Returns:
         The mean over tokens, not over windows: for windows (1) and (3, 3, 3) it is 2.5.
@@ -57,9 +56,6 @@ def text_kl(token_kls: npt.ArrayLike, offsets: Ints, *, seed: int = 0) -> TextKl
     sums, lengths = sums[good], lengths[good]
     if len(sums) == 0:
         return TextKl(np.nan, 0, 0, n_nan, np.nan, np.nan)
-    low, high = interval(
-        {"windows": len(sums)},
-        lambda rows: sums[rows["windows"]].sum(-1) / lengths[rows["windows"]].sum(-1),
-        seed=seed,
-    )
-    return TextKl(float(sums.sum() / lengths.sum()), int(lengths.sum()), len(sums), n_nan, low, high)
+    mean = float(sums.sum() / lengths.sum())
+    low, high = influence_interval(mean, [(sums - mean * lengths) / lengths.mean()], bounds=(0, None))
+    return TextKl(mean, int(lengths.sum()), len(sums), n_nan, low, high)

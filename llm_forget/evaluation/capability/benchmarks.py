@@ -60,7 +60,6 @@ def run_benchmarks(
     *,
     accelerator: Any = None,
     cache: Cache | None = None,
-    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Run tasks on a loaded model.
 
@@ -71,10 +70,9 @@ def run_benchmarks(
         accelerator: an ``accelerate.Accelerator``. Its processes share the questions of local tasks; each process runs
             lm-eval's own tasks completely.
         cache: cache for the answers to local tasks, or None.
-        seed: seed of the bootstrap.
 
     Returns:
-        Task → metric → ``value``, ``n``, ``n_nan``, ``low``, ``high``, ``seed``.
+        Task → metric → ``value``, ``n``, ``n_nan``, ``low``, ``high``.
 
     Raises:
         UserError: a task cannot be used, or lm-eval cannot fetch its data.
@@ -82,7 +80,7 @@ def run_benchmarks(
     found: dict[str, dict[str, Any]] = {}
     for task, limit in planned_tasks(config):
         if not is_local(task):
-            found |= _run_by_name(task, limit, config.batch_size, model, tokenizer, seed)
+            found |= _run_by_name(task, limit, config.batch_size, model, tokenizer)
             continue
         settings, rows = read_local(task, config.data_dir, limit)
         columns = ("acc",) if "process_results" in settings else ("acc", "acc_norm")
@@ -96,7 +94,7 @@ def run_benchmarks(
             accelerator=accelerator,
             cache=cache,
         )
-        found[settings["task"]] = {label: asdict(_mean(scores[:, at], seed)) for at, label in enumerate(columns)}
+        found[settings["task"]] = {label: asdict(_mean(scores[:, at])) for at, label in enumerate(columns)}
     return found
 
 
@@ -186,7 +184,7 @@ def share_of_true(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]])
 
 
 def _run_by_name(
-    task: str, limit: int | None, batch_size: int, model: Any, tokenizer: Any, seed: int
+    task: str, limit: int | None, batch_size: int, model: Any, tokenizer: Any
 ) -> dict[str, dict[str, Any]]:
     """Run one of lm-eval's own tasks, or a group of them; its data come from the hub or from the hub's cache."""
     inner = below_wrapper(model)
@@ -216,15 +214,14 @@ def _run_by_name(
     if not known or result is None:
         nearest = difflib.get_close_matches(task, [*manager.all_tasks, *_LOCAL, _EMBEDDED], n=3)
         raise UserError(f"lm-eval has no task {task}; similar names: {', '.join(nearest) or 'none'}")
-    return read_lm_eval(result, seed)
+    return read_lm_eval(result)
 
 
-def read_lm_eval(result: Mapping[str, Any], seed: int) -> dict[str, dict[str, Any]]:
+def read_lm_eval(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Convert lm-eval's result to our format. A group's number is over all questions of its tasks.
 
     Args:
         result: the result of ``simple_evaluate``, with its samples.
-        seed: seed of the bootstrap.
     """
     found = {}
     groups = result.get("group_subtasks", {})
@@ -237,7 +234,7 @@ def read_lm_eval(result: Mapping[str, Any], seed: int) -> dict[str, dict[str, An
             ]
             for label in sorted(labels)
         }
-        found[task] = {label: asdict(_mean(np.array(values), seed)) for label, values in scores.items() if values}
+        found[task] = {label: asdict(_mean(np.array(values))) for label, values in scores.items() if values}
     return {task: metrics for task, metrics in found.items() if metrics}
 
 
@@ -246,6 +243,6 @@ def _leaves(task: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
     return [leaf for one in inside for leaf in _leaves(one, groups)] if inside else [task]
 
 
-def _mean(scores: Any, seed: int) -> Estimate:
-    """Wilson interval if all scores are 0 or 1; otherwise the mean with a bootstrap interval."""
-    return proportion(scores) if np.isin(scores, (0.0, 1.0)).all() else aggregate(scores, seed=seed)
+def _mean(scores: Any) -> Estimate:
+    """Wilson interval if all scores are 0 or 1; otherwise the mean with its interval."""
+    return proportion(scores) if np.isin(scores, (0.0, 1.0)).all() else aggregate(scores)

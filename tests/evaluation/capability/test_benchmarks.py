@@ -143,7 +143,7 @@ def test_a_name_unknown_to_lm_eval_is_refused() -> None:
 
 
 def test_results_of_lm_eval_are_read_with_intervals() -> None:
-    """A group with 1 of 1 and 0 of 3 right has accuracy 1 of 4, not the mean ½; perplexities get a bootstrap interval."""
+    """A group with 1 of 1 and 0 of 3 right has accuracy 1 of 4, not the mean ½; other scores get a t interval."""
     result = {
         "results": {
             "mmlu": {"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": "mmlu"},
@@ -158,10 +158,12 @@ def test_results_of_lm_eval_are_read_with_intervals() -> None:
             "story": [{"bleu": 1.0, "text": "x"}, {"bleu": 3.0, "text": "y"}],
         },
     }
-    found = read_lm_eval(result, seed=7)
+    found = read_lm_eval(result)
     assert (found["mmlu"]["acc"]["value"], found["mmlu"]["acc"]["n"]) == (0.25, 4)
     assert found["mmlu_a"]["acc"]["value"] == 1.0
-    assert (found["story"]["bleu"]["value"], found["story"]["bleu"]["seed"]) == (2.0, 7)
+    assert found["story"]["bleu"]["value"] == 2.0
+    # standard error 1, t quantile 12.71 with one degree of freedom
+    assert found["story"]["bleu"]["low"] == pytest.approx(2 - 12.7062, rel=1e-4)
     assert set(found["story"]) == {"bleu"}
 
 

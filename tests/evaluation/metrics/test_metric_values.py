@@ -117,12 +117,24 @@ def test_forget_quality_of_equal_and_of_disjoint_samples() -> None:
     own = np.linspace(0.1, 0.5, 10)
     same = forget_quality(own, own)
     assert (same.pvalue, same.statistic, same.direction) == (1.0, 0.0, "equal")
-    assert same.verdict == "no significant difference from the oracle (p = 1, n = 10)"
+    assert same.verdict == "no significant difference from the oracle (D = 0.00, p = 1, paired p = 1, n = 10)"
     apart = forget_quality(own, own + 1)
     assert apart.pvalue == pytest.approx(2 / math.comb(20, 10))
+    assert apart.paired_pvalue == pytest.approx(2 / 2**10)  # all ten signs are the same
     assert apart.direction == "lower"
     assert "prefers right answers more" in apart.verdict
     assert forget_quality(own + 1, own).direction == "higher"
+
+
+def test_the_paired_test_sees_what_the_two_sample_test_does_not() -> None:
+    """Ratios from 0.1 to 10, each 20 % below the oracle's on the same question: the samples overlap almost entirely."""
+    oracle = np.geomspace(0.1, 10, 20)
+    found = forget_quality(oracle * 0.8, oracle)
+    assert found.pvalue > 0.9
+    assert found.paired_pvalue < 1e-4
+    assert found.verdict.startswith("differs from the oracle (D = 0.05, p = 1, paired p = ")
+    assert found.direction == "lower"
+    assert math.isnan(forget_quality(oracle[:-1], oracle).paired_pvalue)
 
 
 def test_forget_quality_counts_what_could_not_be_scored() -> None:
