@@ -68,6 +68,11 @@ class StopRule:
         self.broken_for = 0 if recovering else self.broken_for + 1
         return Verdict.BROKEN if self.broken_for >= self.patience else Verdict.GO_ON
 
+    @property
+    def known_before(self) -> bool | None:
+        """Whether the first state was above the forget target; None without a target or a state."""
+        return None if self.target is None or not self.history else not self.reached(self.history[0])
+
     def passed_over(self) -> Measurement | None:
         """The last state below the floor that had forgotten more than the best one; None if there was none."""
         if self.best is None or self.floor is None:

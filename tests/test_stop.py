@@ -134,3 +134,15 @@ def test_equals_the_definition(
             assert all(later <= earlier for earlier, later in itertools.pairwise(last))
         if verdict in (REACHED, BROKEN):
             break
+
+
+@pytest.mark.parametrize(
+    ("target", "before", "known"), [(0.1, 0.9, True), (0.1, 0.1, False), (None, 0.9, None), (0.1, math.nan, True)]
+)
+def test_a_set_at_the_target_before_training_was_not_known(
+    target: float | None, before: float, known: bool | None
+) -> None:
+    it = rule(target)
+    assert it.known_before is None
+    judge(it, (before, 0.95), (0.01, 0.95))
+    assert it.known_before is known

@@ -234,6 +234,8 @@ def _tell(strengths: tuple[float, ...], now: Measurement) -> None:
 
 def _search_results(found: SearchResult) -> dict[str, object]:
     reached = "reached" if found.after.forget <= found.target else "not reached above the floor"
+    if found.before.forget <= found.target:
+        reached = "not known before: the base is at or below it without the adapter, so there was nothing to forget"
     results: dict[str, object] = {
         "strength": _numbers(found.strengths),
         "forget probability before": round(found.before.forget, 4),

@@ -262,7 +262,7 @@ def _row(run: Run, role: str, chosen: str | None) -> dict[str, Any]:
     row |= {key: result.get(key) for key in ("reason", "seconds", "steps", "forget_rows", "retain_rows", "rows")}
     for moment in ("before", "after"):
         row |= {f"{moment}.{key}": value for key, value in (result.get(moment) or {}).items() if key != "step"}
-    row |= {key: result.get(key) for key in ("forget_target", "utility_floor")}
+    row |= {key: result.get(key) for key in ("forget_target", "utility_floor", "known_before")}
     row |= {f"details.{key}": value for key, value in (result.get("details") or {}).items()}
     row["digest.base"] = result.get("base_digest")
     row |= {f"digest.data.{key}": value for key, value in (result.get("data_digests") or {}).items()}

@@ -30,6 +30,14 @@ def note(console: Console, text: str) -> None:
         say(console, text, label="note")
 
 
+def not_known_before(rule: StopRule) -> str:
+    """The statement that there was nothing to forget, for a rule whose first state is at the forget target."""
+    return (
+        f"the forget set was not known before: its probability was {rule.history[0].forget:.3g} before the first step, at or "
+        f"below the forget target of {rule.target:.3g}, so there was nothing to forget and nothing is claimed"
+    )
+
+
 @dataclass
 class MetricsLog(TrainerCallback):
     """Collects the Trainer's logs, one dictionary per step: numbers only, never text."""
@@ -187,19 +195,27 @@ class StopCallback(TrainerCallback):
         """Restore the best state. Returns a sentence with the reason for the end of the run and the kept state."""
         if self.best_state is None or self.rule.best is None:
             raise RuntimeError("settle() before begin()")
-        if self.ended_by is Verdict.REACHED:
-            return f"forget target reached at step {self.rule.best.step}"
+        if self.ended_by is not Verdict.REACHED:
+            restore_trainable(model, self.best_state)
+            end = self._fell_short(self.rule.best, non_finite_at)
+        elif self.rule.known_before is False:
+            end = f"training stopped at step {self.rule.best.step}"
+        else:
+            end = f"forget target reached at step {self.rule.best.step}"
+        return f"{not_known_before(self.rule)}; {end}" if self.rule.known_before is False else end
+
+    def _fell_short(self, best: Measurement, non_finite_at: int | None) -> str:
+        """Why the run ended without reaching the target, and the kept state."""
         why = "the last step was reached"
         if non_finite_at is not None:
             why = f"the gradient was not finite at step {non_finite_at} (a lower learning rate helps)"
         elif self.ended_by is Verdict.BROKEN:
             why = f"the utility floor was broken and did not recover over {self.rule.patience} checks"
-        restore_trainable(model, self.best_state)
         hint = self._passed_over()
-        if self.rule.best.step == 0:
+        if best.step == 0:
             return f"{why}; no state above the floor had forgotten more than the start, so nothing is changed{hint}"
         target = "" if self.rule.target is None else f", target {self.rule.target:.3f}"
-        kept = f"step {self.rule.best.step}, the best above the floor (forget {self.rule.best.forget:.3f}{target})"
+        kept = f"step {best.step}, the best above the floor (forget {best.forget:.3f}{target})"
         return f"{why}; kept {kept}{hint}"
 
     def _passed_over(self) -> str:

@@ -20,7 +20,7 @@ from llm_forget.stop import NEVER_SEEN, Measurement, StopRule, Verdict
 from llm_forget.train.arguments import unlearning_arguments
 from llm_forget.train.batches import Pair, PairDataset
 from llm_forget.train.build import NOWHERE, Parts
-from llm_forget.train.callbacks import MetricsLog, ProgressBar, StopCallback, note
+from llm_forget.train.callbacks import MetricsLog, ProgressBar, StopCallback, not_known_before, note
 from llm_forget.train.checkpoint import run_identity
 from llm_forget.train.objective import Objective, References
 from llm_forget.train.prepare import UnlearnSets
@@ -36,6 +36,7 @@ class Outcome:
 
     Attributes:
         reason: a sentence: why the run ended and which state was kept.
+        known_before: whether the forget probability was above the forget target before the first step; None without one.
         before: the measurement before the first step.
         after: the measurement of the kept state.
         steps: optimizer steps of all phases.
@@ -44,6 +45,7 @@ class Outcome:
     """
 
     reason: str
+    known_before: bool | None
     before: Measurement
     after: Measurement
     steps: int
@@ -107,6 +109,11 @@ class Run:
         rule = StopRule(self.target, self.floor, patience)
         self.stopping = StopCallback(self.meter, rule, self.recipe.stop.every, self.report)
         self.stopping.begin(self.model, self.before)
+        if rule.known_before is False:
+            self._note(
+                f"{not_known_before(rule)}; check model.name and data.forget, or set stop.forget_target to null or to a "
+                "lower probability to train further"
+            )
         details: dict[str, float] = {}
         non_finite_at = None
         if finish is not None:
@@ -116,7 +123,7 @@ class Run:
         reason = self.stopping.settle(self.model, non_finite_at)
         after = self.meter(self.model, self.steps)
         self._say(after)
-        return Outcome(reason, self.before, after, self.steps, details, self.metrics.rows)
+        return Outcome(reason, rule.known_before, self.before, after, self.steps, details, self.metrics.rows)
 
     def objective(self) -> Objective:
         """The objective of the unlearning phase."""

@@ -41,6 +41,7 @@ class RunRecord:
     Attributes:
         method: its name in the recipe.
         reason: a sentence: why the run ended and which state was kept.
+        known_before: whether the forget probability was above the forget target before the first step; None without one.
         before: the measurement before the first step.
         after: the measurement of the kept state.
         forget_target: the forget probability that counted as forgotten, or None.
@@ -56,6 +57,7 @@ class RunRecord:
 
     method: str
     reason: str
+    known_before: bool | None
     before: Measurement
     after: Measurement
     forget_target: float | None

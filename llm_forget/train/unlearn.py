@@ -141,6 +141,7 @@ def run_on(
     record = RunRecord(
         method=str(recipe.method["name"]),
         reason=outcome.reason,
+        known_before=outcome.known_before,
         before=outcome.before,
         after=outcome.after,
         forget_target=run.target,

@@ -245,6 +245,19 @@ def test_settle_restores_the_best_state_and_reports_it(base: nn.Module) -> None:
     assert all(torch.equal(before[name], value) for name, value in trainable_state(model).items())
 
 
+def test_a_set_that_was_not_known_before_is_not_called_forgotten(base: nn.Module) -> None:
+    model = with_adapter(base)
+    meter = SampleMeter(FORGET, RETAIN, PAD)
+    start = meter(model, 0)
+    stopping = StopCallback(meter, StopRule(start.forget, 0.0, 1), every=1)
+    stopping.begin(model, start)
+    assert stopping.judge(model, dataclasses.replace(start, step=3))
+    reason = stopping.settle(model, None)
+    assert reason.startswith(f"the forget set was not known before: its probability was {start.forget:.3g} before")
+    assert reason.endswith("nothing is claimed; training stopped at step 3")
+    assert "reached" not in reason
+
+
 def test_restore_trainable_round_trips_and_holds_no_reference(base: nn.Module) -> None:
     model = with_adapter(base)
     state = trainable_state(model)
