@@ -1,28 +1,19 @@
-"""Run a recipe in forked children and kill them. Libraries are imported once, so that ten kills take seconds, not minutes.
-
-    python killed_runs.py RECIPE.json KILLS SEED [SIGNAL]
-
-Every child except the last receives the signal at a random moment of one of its first steps. Each child resumes the last one.
-The script prints a JSON list of (exit status, steps seen) of the children.
-"""
+"""Run a recipe in forked children and kill them. Libraries are imported once, so that ten kills take seconds, not minutes."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import random
-import signal
-import sys
 import threading
 import time
 import traceback
+from contextlib import redirect_stderr
 from pathlib import Path
+from signal import SIGKILL, Signals
 from typing import Any
 
-import peft  # noqa: F401  (imported before the forks)
 from rich.console import Console
-from transformers.models.llama import LlamaForCausalLM  # noqa: F401
 
 import llm_forget.train.callbacks
 import llm_forget.train.run
@@ -60,35 +51,41 @@ def child(values: dict[str, Any], chance: random.Random | None, number: int, see
     run_entry(lambda _: unlearn(recipe, Console(file=io.StringIO())) and None, [])
 
 
-def main() -> None:
-    """Kill and resume repeatedly, and let the last child finish."""
-    path, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    number = getattr(signal, sys.argv[4]) if len(sys.argv) > 4 else signal.SIGKILL
-    values = json.loads(Path(path).read_text())
+def killed_runs(
+    values: dict[str, Any], kills: int, errors: Path, number: Signals = SIGKILL
+) -> list[tuple[int, list[int]]]:
+    """Kill and resume repeatedly, and let the last child finish.
+
+    Args:
+        values: the recipe; each child resumes the run of the last one.
+        kills: number of children that receive the signal, at a random moment of one of their first steps.
+        errors: a file for what the children write to standard error.
+        number: the signal.
+
+    Returns:
+        Exit status and steps seen of each child.
+    """
     report = []
     for turn in range(kills + 1):
-        chance = random.Random(f"{seed} {turn}") if turn < kills else None
+        chance = random.Random(f"7 {turn}") if turn < kills else None
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(read)
             status = 1
-            try:
-                child({**values, "resume": True}, chance, number, write)
-                status = 0
-            except SystemExit as stop:
-                status = int(stop.code or 0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
+            with errors.open("a") as shown, redirect_stderr(shown):
+                try:
+                    child({**values, "resume": True}, chance, number, write)
+                    status = 0
+                except SystemExit as stop:
+                    status = int(stop.code or 0)
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    shown.flush()
+                    os._exit(status)
         os.close(write)
         with os.fdopen(read) as stream:
             steps = [int(word) for word in stream.read().split()]
         report.append((os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), steps))
-    print(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main()
+    return report

@@ -87,7 +87,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, i
     recipes, paths = {}, []
     for number, (case, changes) in enumerate(CASES.items()):
         folder = tmp_path_factory.mktemp(f"measured{number}")
-        recipes[case] = recipe_of(folder, "model", 384, 160, **changes)
+        recipes[case] = recipe_of(folder, "model", 224, 112, **changes)
         for name, recipe in (("tiny", recipe_of(folder, "tiny", 32, 48, **changes)), ("model", recipes[case])):
             paths.append(folder / f"{name}.json")
             paths[-1].write_text(json.dumps(recipe))
@@ -142,6 +142,10 @@ def test_8b_in_4_bits_on_a_card_of_40_gb() -> None:
 
 @pytest.mark.slow
 def test_checkpointing_quantisation_and_width_change_the_plan_in_the_right_direction() -> None:
+    small = LlamaConfig(
+        vocab_size=2000, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4
+    )
+
     def total(**changes: Any) -> float:
         values: dict[str, Any] = {
             "model": {"name": "a/b"},
@@ -149,19 +153,17 @@ def test_checkpointing_quantisation_and_width_change_the_plan_in_the_right_direc
             "method": {"name": "npo"},
             "output_dir": "o",
         }
-        small = LlamaConfig(
-            vocab_size=2000, hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=4
-        )
         recipe = build(UnlearnRecipe, {**values, **changes}, "test")
         return plan(recipe, on_card=True, tokens=64, model_config=small).total
 
-    usual = total()
-    assert total(train={"gradient_checkpointing": True}) < 0.6 * usual
-    assert total(train={"gradient_checkpointing": True}) < total(train={"gradient_checkpointing": "selective"}) < usual
+    usual, kl = total(), total(retain={"name": "kl"})
+    checkpointed = total(train={"gradient_checkpointing": True})
+    assert checkpointed < 0.7 * usual
+    assert checkpointed < total(train={"gradient_checkpointing": "selective"}) < usual
     assert total(train={"batch_size": 16}) > 1.3 * usual
-    assert total(adapter={"top_share": 0.5}) < 0.8 * usual
-    assert total(retain={"name": "kl"}) > 1.05 * usual
-    assert total(adapter=None, retain={"name": "kl"}) > total(retain={"name": "kl"}) + 8 * 128 * 2000
+    assert total(adapter={"top_share": 0.5}) < 0.85 * usual
+    assert kl > 1.05 * usual
+    assert total(adapter=None, retain={"name": "kl"}) > kl + 8 * 128 * 2000
     assert total(model={"name": "a/b", "quantization": "nf4"}) < usual
 
 
@@ -195,9 +197,9 @@ def test_logits_are_planned_as_on_a_gpu() -> None:
 
 @pytest.mark.slow
 def test_methods_that_train_some_blocks_are_planned_with_these_blocks() -> None:
-    """RMU at block 3 of 8 trains blocks 1 to 3, each with 4 · 128² (attention) + 3 · 128 · 256 (MLP) + 2 · 128 (norms)."""
+    """RMU at block 3 of 5 trains blocks 1 to 3, each with 4 · 128² (attention) + 3 · 128 · 256 (MLP) + 2 · 128 (norms)."""
     small = LlamaConfig(
-        vocab_size=2000, hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=4
+        vocab_size=2000, hidden_size=128, intermediate_size=256, num_hidden_layers=5, num_attention_heads=4
     )
 
     def planned(**changes: Any) -> Plan:
@@ -214,9 +216,10 @@ def test_methods_that_train_some_blocks_are_planned_with_these_blocks() -> None:
     assert full.gradients == full.best_state == 4 * 3 * (4 * 128**2 + 3 * 128 * 256 + 2 * 128)
     assert full.reference == full.weights, "it looks at the reference's hidden states every step"
     everywhere = planned(method={"name": "npo"})
-    assert planned().adapter == everywhere.adapter * 3 / 8
-    assert planned().activations < everywhere.activations
-    with pytest.raises(RecipeError, match="layer is 9; give a block of this model, from 0 to 7"):
+    some = planned()
+    assert some.adapter == everywhere.adapter * 3 / 5
+    assert some.activations < everywhere.activations
+    with pytest.raises(RecipeError, match="layer is 9; give a block of this model, from 0 to 4"):
         planned(method={"name": "rmu", "layer": 9})
 
 
@@ -280,7 +283,7 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     recipe = load_recipe(UnlearnRecipe, "recipes/demo/npo.yaml")
     small = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
     how: dict[str, Any] = {"on_card": False, "tokens": 32, "model_config": small}
-    memory = 200e6
+    memory = 130e6
     size = largest_batch(recipe, memory, **how)
     assert size > 2
     needed = [plan(replace(recipe, train=replace(recipe.train, batch_size=n)), **how).needed for n in (size, size + 1)]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from signal import SIGKILL, SIGTERM, Signals
 from typing import Any
 
 import pytest
 import torch
-from places import HELPERS
+from killed_runs import killed_runs
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -30,8 +29,6 @@ from llm_forget.train.checkpoint import checkpoints
 from llm_forget.train.resume import checkpoint_folder
 from llm_forget.train.unlearn import unlearn
 from llm_forget.utils.build import build
-
-WORKER = HELPERS / "killed_runs.py"
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +89,9 @@ def same(first: str | Path, second: str | Path) -> bool:
     return mine.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in mine.items())
 
 
-def kill(values: dict[str, Any], tmp_path: Path, kills: int, signal: str = "SIGKILL") -> list[Any]:
-    recipe = tmp_path / "recipe.json"
-    recipe.write_text(json.dumps(values))
-    env = {**os.environ, "PYTHONPATH": str(Path(llm_forget.__path__[0]).parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(WORKER), str(recipe), str(kills), "7", signal]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return [*json.loads(done.stdout), done.stderr]
+def kill(values: dict[str, Any], tmp_path: Path, kills: int, signal: Signals = SIGKILL) -> list[Any]:
+    children = killed_runs(values, kills, tmp_path / "errors", signal)
+    return [*children, (tmp_path / "errors").read_text()]
 
 
 @pytest.mark.slow
@@ -137,7 +129,7 @@ def test_on_sigterm_it_saves_and_says_how_to_resume(values: dict[str, Any], tmp_
     """SIGTERM without save_steps: exit status 143, one checkpoint, and the same final result."""
     values["train"] = {**values["train"], "save_steps": 0}
     run(values, output_dir=str(tmp_path / "alone"))
-    *children, errors = kill(values, tmp_path, kills=1, signal="SIGTERM")
+    *children, errors = kill(values, tmp_path, kills=1, signal=SIGTERM)
     assert [status for status, _ in children] == [143, 0], errors
     assert errors.count("interrupted: received SIGTERM after step") == 1
     assert "add --resume true to the same command" in errors

@@ -1,4 +1,4 @@
-"""Test real launches of methods and wrappers: two processes give the result of one, and custom methods load from a file."""
+"""Test methods and wrappers on two processes, which give the result of one, and a custom method from a file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from test_two_processes import ONE, TWO, launch, read_metrics, recipe
+from accelerate import debug_launcher
+from test_two_processes import quiet, read_metrics, recipe
+
+from llm_forget.config import UnlearnRecipe
+from llm_forget.train.unlearn import unlearn
+from llm_forget.utils.build import build
 
 __all__ = ["recipe"]
 
@@ -52,27 +58,21 @@ class Mine:
 '''
 
 
+def run(values: dict[str, Any], output: Path, batch_size: int = 4) -> None:
+    torch.set_num_threads(1)
+    train = {**values["train"], "batch_size": batch_size}
+    unlearn(build(UnlearnRecipe, {**values, "train": train, "output_dir": str(output)}, "test"), quiet())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_processes_give_the_run_of_one(variant: str, recipe: Path, tmp_path: Path) -> None:
     values = {**yaml.safe_load(recipe.read_text()), **VARIANTS[variant]}
     values["model"] = {**values["model"], "dtype": "float32"}
     # with SGD the update is the gradient; Adam would amplify the rounding errors of near-zero gradients
-    values["train"] = {"epochs": 3, "batch_size": 4, "learning_rate": 0.01, "optimizer": "sgd"}
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values))
-    alone = launch(ONE, "--config", str(path), "--output_dir", str(tmp_path / "one"))
-    assert alone.returncode == 0, alone.stderr
-    together = launch(
-        TWO,
-        "--config",
-        str(path),
-        "--output_dir",
-        str(tmp_path / "two"),
-        "--train.batch_size=2",
-        ACCELERATE_USE_CPU="true",
-    )
-    assert together.returncode == 0, together.stderr
+    values["train"] = {"epochs": 3, "learning_rate": 0.01, "optimizer": "sgd"}
+    run(values, tmp_path / "one")
+    debug_launcher(run, (values, tmp_path / "two", 2), num_processes=2)
     first, second = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")
     assert [(row["phase"], row["step"]) for row in first] == [(row["phase"], row["step"]) for row in second]
     names = {
@@ -92,16 +92,11 @@ def test_two_processes_give_the_run_of_one(variant: str, recipe: Path, tmp_path:
     assert max(losses) - min(losses) > 1e-3, "the run moved"
 
 
-@pytest.mark.slow
 def test_a_custom_method_is_one_file(recipe: Path, tmp_path: Path) -> None:
-    """The file is in another folder, the recipe names it by its path, and the launch command runs it."""
+    """The file is in another folder, and the recipe names it by its path."""
     (tmp_path / "mine.py").write_text(MINE)
-    done = launch(
-        ONE,
-        *("--config", str(recipe), "--output_dir", str(tmp_path / "run")),
-        *("--method", f"{{name: {tmp_path / 'mine.py'}, push: 0.5}}", "--retain.name", "default"),
-    )
-    assert done.returncode == 0, done.stderr
+    method = {"name": str(tmp_path / "mine.py"), "push": 0.5}
+    run({**yaml.safe_load(recipe.read_text()), "method": method, "retain": {"name": "default"}}, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["method"] == str(tmp_path / "mine.py")
     checks = [row["forget"] for row in read_metrics(tmp_path / "run") if row["phase"] == "check"]

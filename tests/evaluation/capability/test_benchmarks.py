@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -136,8 +137,14 @@ def test_a_custom_task_by_its_path(tmp_path: Path) -> None:
     assert found["tiny"]["acc"]["n"] == 4
 
 
-@pytest.mark.slow
-def test_a_name_unknown_to_lm_eval_is_refused() -> None:
+@needs("lm_eval")
+def test_a_name_unknown_to_lm_eval_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an index of one task, since reading lm-eval's own thousands takes ten seconds."""
+    import lm_eval.tasks
+
+    (tmp_path / "hellaswag.yaml").write_text("task: hellaswag\ndataset_path: json\n")
+    few = functools.partial(lm_eval.tasks.TaskManager, include_path=str(tmp_path), include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", few)
     with pytest.raises(UserError, match=r"lm-eval has no task hellaswagg; similar names: hellaswag"):
         run_benchmarks(BenchmarksConfig(tasks=["hellaswagg"]), tiny_model(), tiny_tokenizer())
 
