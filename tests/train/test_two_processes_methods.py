@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
 from test_two_processes import quiet, read_metrics, recipe
 
 from llm_forget.config import UnlearnRecipe
@@ -60,6 +62,9 @@ class Mine:
 
 def run(values: dict[str, Any], output: Path, batch_size: int = 4) -> None:
     torch.set_num_threads(1)
+    if torch.distributed.is_initialized():  # as a real launcher does
+        os.environ["RANK"] = str(torch.distributed.get_rank())
+        AcceleratorState._reset_state(reset_partial_state=True)  # a fork inherits this process's
     train = {**values["train"], "batch_size": batch_size}
     unlearn(build(UnlearnRecipe, {**values, "train": train, "output_dir": str(output)}, "test"), quiet())
 
