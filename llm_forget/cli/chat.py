@@ -99,7 +99,7 @@ def load_both(run: Path, base: Path | None, max_new_tokens: int) -> Answer:
         raise UserError(
             f"{run} is not an unlearning run, so it has no before and after; give the folder of an unlearning run"
         )
-    values = {**found.recipe["model"], **({"name": str(base)} if base else {})}
+    values = {**(found.recipe.get("model") or {}), **({"name": str(base)} if base else {})}
     config = build(ModelConfig, values, f"{run}, model")
     encoding = build(EncodingConfig, found.recipe.get("encoding") or {}, f"{run}, encoding")
     model, tokenizer = load_model(config)

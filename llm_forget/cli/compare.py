@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from llm_forget.cli.console import Json, print_json, print_table, print_wrapped
+from llm_forget.cli.console import Json, print_json, print_table, print_wrapped, say_notes
 from llm_forget.utils.terminal import echo, say
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def compare(
     notes = Console(stderr=True)
     for path, reason in found.frame.attrs["skipped"].items():
         say(notes, f"{path}: {reason}", label="skipped")
+    say_notes(found.notes)
     if as_json:
         changes = found.changes()
         print_json(
@@ -55,6 +56,8 @@ def compare(
                 "runs": [{"run": name, **row.dropna().to_dict()} for name, row in found.frame.iterrows()],
                 "baseline": found.target,
                 "changes": [] if changes is None else changes.reset_index().to_dict("records"),
+                "verdicts": {run.name: found.verdict(run).lines for run in found.unlearned()},
+                "notes": found.notes,
                 "skipped": found.frame.attrs["skipped"],
                 "page": None if page is None else str(page),
             }

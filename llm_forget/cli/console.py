@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_forget.cli.entry import run_entry
-from llm_forget.utils.terminal import clean, echo, json_text, plain
+from llm_forget.utils.terminal import clean, echo, json_text, plain, say
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 INTERNAL, INTERRUPTED = 3, 130
@@ -30,6 +30,13 @@ def print_json(value: Any) -> None:
     from llm_forget.evaluation.results import as_json
 
     echo(json_text(as_json(value)))
+
+
+def say_notes(notes: Sequence[str]) -> None:
+    """Print notes on standard error, one line each."""
+    console = Console(stderr=True)
+    for note in notes:
+        say(console, note, label="note")
 
 
 def print_wrapped(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llm_forget.cli.console import Json, print_json
+from llm_forget.cli.console import Json, print_json, say_notes
 
 
 def seeds(
@@ -29,14 +29,25 @@ def seeds(
     from rich.console import Console
     from rich.table import Table
 
+    from llm_forget.evaluation.recount import doubts_about
+    from llm_forget.evaluation.results import open_results
     from llm_forget.evaluation.seeds import read_seeds, write_seeds
     from llm_forget.utils.terminal import plain
 
     found, known = read_seeds(runs, suite)
     if to is not None:
         write_seeds(found, known, suite, to)
+    notes = [f"{run}: {doubt}" for run in runs for doubt in doubts_about(open_results(run / "eval" / f"{suite}.json"))]
+    say_notes(notes)
     if as_json:
-        print_json({"suite": suite, "seeds": known, "numbers": {name: asdict(one) for name, one in found.items()}})
+        print_json(
+            {
+                "suite": suite,
+                "notes": notes,
+                "seeds": known,
+                "numbers": {name: asdict(one) for name, one in found.items()},
+            }
+        )
         return
     table = Table("number", "mean", "spread", "lowest", "highest", "runs", title=plain(f"{suite}, seeds {known}"))
     for name, one in found.items():

@@ -12,7 +12,7 @@ from llm_forget.evaluation.compare import check_same_set
 # forget set.
 ROLES = ("target", "oracle", "sham")
 # Sections that hold no measurement of the control.
-_LEFT_OUT = ("schema", "suite", "settings", "controls", "verdict", "warnings", "seconds", "scores")
+_LEFT_OUT = ("schema", "suite", "settings", "controls", "verdict", "warnings", "seconds", "scores", "checksum")
 
 
 def check_controls(results: Mapping[str, Any], controls: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -13,19 +13,22 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from llm_forget.config import ModelConfig
 from llm_forget.errors import RecipeError, UserError
 from llm_forget.evaluation.capability.benchmarks import check_benchmarks, run_benchmarks
 from llm_forget.evaluation.capability.local_task import read_task, run_capability
 from llm_forget.evaluation.controls import ROLES
 from llm_forget.evaluation.recipe import CapabilityRecipe, EvalRecipe
-from llm_forget.evaluation.results import as_json, read_results, write_results
+from llm_forget.evaluation.recount import doubts_about
+from llm_forget.evaluation.results import as_json, open_results, write_results
 from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.schema import SCHEMA
 from llm_forget.evaluation.suite import LoadedSuite, Suite, check_suite, load_suite
 from llm_forget.model.load import load_model
 from llm_forget.utils.extras import require_extra
+from llm_forget.utils.files import folder_digest
 from llm_forget.utils.output import writing
-from llm_forget.utils.terminal import echo, plain
+from llm_forget.utils.terminal import echo, plain, say
 
 
 def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
@@ -49,22 +52,27 @@ def evaluate(recipe: EvalRecipe, *, console: Any = None) -> dict[str, Any]:
 
 
 def _evaluate(recipe: EvalRecipe, suite: LoadedSuite, console: Any) -> dict[str, Any]:
-    controls = {role: _read_control(role, path) for role, path in _control_paths(recipe).items()}
+    read = {role: _read_control(role, path) for role, path in _control_paths(recipe).items()}
     check_suite(suite)
     accelerator = make_accelerator()
     model, tokenizer = load_model(recipe.model)
     main = accelerator is None or accelerator.is_main_process
+    doubts = [f"controls.{role}: {doubt}" for role, (_, found) in read.items() for doubt in found]
+    for doubt in doubts if main and console is not None else ():
+        say(console, doubt, label="note")
     results = run_suite(
         suite,
         model,
         tokenizer,
-        controls=controls,
+        controls={role: control for role, (control, _) in read.items()},
         target_model=_target_model(recipe, suite),
         accelerator=accelerator,
         console=console if main else None,
         keep_text=recipe.keep_text,
         cache=_cache_folder(recipe),
+        files=model_files(recipe.model),
     )
+    results["warnings"] += doubts
     if main:
         write_results(results, Path(recipe.output_dir) / "eval" / f"{suite.name}.json")
     return results
@@ -75,6 +83,12 @@ def _writing_results(output_dir: str, suite: str) -> Iterator[None]:
     """Context of an evaluation: other suites may be measured for the same folder, but no run may replace it."""
     with writing(output_dir, shared=True), writing(Path(output_dir) / "eval" / f"{suite}.json"):
         yield
+
+
+def model_files(config: ModelConfig) -> dict[str, str | None]:
+    """Digests of the files that a model is loaded from, as results state them; None for what is in no local folder."""
+    given = {"adapter": config.adapter, "base": config.name}
+    return {name: None if path is None else folder_digest(Path(path)) for name, path in given.items()}
 
 
 def _target_model(recipe: EvalRecipe, suite: Suite) -> Any:
@@ -100,9 +114,11 @@ def _control_paths(recipe: EvalRecipe) -> dict[str, str]:
     return {role: path for role, path in paths.items() if path is not None}
 
 
-def _read_control(role: str, path: str) -> dict[str, Any]:
+def _read_control(role: str, path: str) -> tuple[dict[str, Any], list[str]]:
+    """A control's results, and what makes them doubtful."""
     try:
-        return read_results(Path(path))
+        stored = open_results(Path(path))
+        return stored.with_examples(), doubts_about(stored)
     except UserError as error:
         raise RecipeError(f"controls.{role}: {error}; run this suite on the {role} first") from None
 
@@ -140,6 +156,7 @@ def _evaluate_capability(recipe: CapabilityRecipe, name: str) -> dict[str, Any]:
     accelerator = make_accelerator()
     model, tokenizer = load_model(recipe.model)
     found: dict[str, Any] = {"schema": SCHEMA, "suite": f"capability-{name}", "settings": {}, "sets": {}}
+    found["model"] = model_files(recipe.model)
     if recipe.benchmarks is None:
         one = run_capability(
             model,

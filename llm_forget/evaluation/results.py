@@ -1,17 +1,15 @@
 """Write and read the results of an evaluation, and list them as numbers with dotted names.
 
-``<suite>.json`` holds the aggregates, ``<suite>.parquet`` the scores of single examples. In memory a result is one
+``<suite>.json`` holds the aggregates, ``<suite>.<digest>.parquet`` the scores of single examples. In memory a result is one
 dictionary, with the scores at ``sets.<name>.examples`` and ``capability.correct``.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +17,20 @@ import numpy as np
 
 from llm_forget.errors import UserError
 from llm_forget.evaluation.schema import check_results
-from llm_forget.utils.files import file_digest, write_json
+from llm_forget.evaluation.scores_file import Columns, is_scores_name, read_scores, write_scores
+from llm_forget.utils.files import edits, write_record
+from llm_forget.utils.safe_json import NotPlainJson, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TEXT = "generated"  # the only text column; written only if the evaluation recipe sets keep_text
 _CAPABILITY = "capability."  # prefix of the capability task's name in the column `set`
 
 # Keys of a result that hold no measurement of the model.
-_BOOKKEEPING = "schema suite settings seconds warnings verdict scores controls"
+_BOOKKEEPING = "schema suite settings model seconds warnings verdict scores controls checksum"
 _DETAILS = "examples correct components interval bounds"
 _NO_MEASUREMENT = frozenset(f"{_BOOKKEEPING} {_DETAILS}".split())
+_MOST_SCORES = 5_000  # numbers of a file; each is four columns of a table
 _VALUES = ("value", "pvalue")  # keys under which a section stores its number
 
 
@@ -97,7 +97,7 @@ class StoredResults:
         """
         import pandas as pd
 
-        columns = self._columns()
+        columns = self.columns(text=True)
         frame = pd.DataFrame({"set": pd.Series(dtype=str), "id": pd.Series(dtype=str)} | columns)
         frame = frame[frame["set"].isin(list(self.raw["sets"]))].dropna(axis="columns", how="all")
         return frame.reindex(columns=list(dict.fromkeys(("set", "id", *frame.columns))))
@@ -109,27 +109,44 @@ class StoredResults:
             UserError: the Parquet file is missing or belongs to another evaluation.
         """
         sets = {name: {**one, "examples": {}} for name, one in self.raw["sets"].items()}
-        whole = {key: value for key, value in self.raw.items() if key != "scores"} | {"sets": sets}
+        whole = {key: value for key, value in self.raw.items() if key not in ("scores", "checksum")} | {"sets": sets}
         if whole.get("capability"):
             whole["capability"] = dict(whole["capability"])
-        columns = self._columns()
+        columns = self.columns(text=True)
         if columns:
             _put_back(whole, columns)
         return whole
 
-    def _columns(self) -> dict[str, list[Any]]:
-        """Columns of the Parquet file; empty if the result has no scores of single examples."""
+    def columns(self, *, text: bool = False) -> Columns:
+        """Columns of the Parquet file; empty if the result has no scores of single examples.
+
+        Args:
+            text: whether to read the generated answers, if the evaluation kept them.
+
+        Raises:
+            UserError: the file is missing or damaged, belongs to another evaluation, or has rows of an unknown set.
+        """
         stored = self.raw.get("scores")
         if stored is None:
             return {}
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]  # comes with datasets
+        columns = read_scores(self.path.parent, stored, text=text)
+        task = (self.raw.get("capability") or {}).get("task")
+        known = {*self.raw["sets"], *([] if task is None else [_CAPABILITY + str(task)])}
+        unknown = sorted(set(columns["set"]) - known)
+        if unknown:
+            raise UserError(
+                f"{self.path.parent / stored['file']} has rows of the set {unknown[0]}, which {self.path.name} lacks"
+            )
+        return columns
 
-        file = self.path.parent / stored["file"]
-        if not file.is_file() or file_digest(file) != stored["sha256"]:
-            state = "is missing" if not file.is_file() else "belongs to another evaluation"
-            raise UserError(f"{file} {state}; keep it in the same folder as {self.path.name}, or evaluate again")
-        table = pq.read_table(file)
-        return {name: table[name].to_pylist() for name in table.column_names}
+    @property
+    def edited(self) -> str:
+        """Whether the file was edited: the end of a sentence about it, or nothing."""
+        return edits(self.raw)
+
+    def without_scores(self) -> StoredResults:
+        """The same results without the scores of single examples, for a file of scores that cannot be read."""
+        return replace(self, raw={**self.raw, "scores": None})
 
 
 def open_results(path: Path) -> StoredResults:
@@ -142,13 +159,14 @@ def open_results(path: Path) -> StoredResults:
         UserError: the file is missing, damaged or of another version.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give the eval/<suite>.json of a run") from None
-    except ValueError:
-        raise UserError(f"{path} is not JSON; give the eval/<suite>.json of a run, or evaluate the run again") from None
+        found = read_json(path)
+    except NotPlainJson as error:
+        raise UserError(f"{path} {error}; give the eval/<suite>.json of a run, or evaluate the run again") from None
     check_results(found, str(path))
-    return StoredResults(path, found, named_scores(found))
+    scores = named_scores(found)
+    if len(scores) > _MOST_SCORES:
+        raise UserError(f"{path} has {len(scores)} numbers; at most {_MOST_SCORES} are read")
+    return StoredResults(path, found, scores)
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -168,7 +186,7 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
 
     Args:
         results: the result of ``run_suite``.
-        path: the JSON file; the scores of single examples go to a Parquet file of the same name.
+        path: the JSON file; the scores of single examples go to a Parquet file, named after it and its own digest.
 
     Raises:
         UserError: the results do not fit the schema.
@@ -179,11 +197,21 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
     stored["scores"] = None
     check_results(stored, path.name)
     if rows:
-        file = path.with_suffix(".parquet")
-        _write_parquet(rows, file)
-        has_text = any(TEXT in row for row in rows)
-        stored["scores"] = {"file": file.name, "rows": len(rows), "sha256": file_digest(file), "text": has_text}
-    write_json(path, stored)
+        stored["scores"] = write_scores(rows, path)
+    before = _scores_of(path)
+    write_record(path, stored)
+    if before is not None and before != (stored["scores"] or {}).get("file"):
+        with suppress(OSError):
+            (path.parent / before).unlink(missing_ok=True)
+
+
+def _scores_of(path: Path) -> str | None:
+    """The name of the scores file of the results that lie at a path; None if there are none that we wrote."""
+    try:
+        name = str(read_json(path)["scores"]["file"])
+    except (NotPlainJson, KeyError, TypeError):
+        return None
+    return name if is_scores_name(name, path.stem) else None
 
 
 def named_scores(results: Mapping[str, Any]) -> dict[str, Score]:
@@ -211,9 +239,18 @@ def _walk(entries: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Score]
         kept = next((known for known in _VALUES if known in entry), None)
         if kept is None:
             yield from _walk(entry, name)
-        else:
-            low, high, n = entry.get("low"), entry.get("high"), entry.get("n")
-            yield name, Score(entry[kept], low, high, n, str(entry.get("forgotten", "none")))
+        elif _is_number(entry[kept]) or entry[kept] is None:
+            low, high, n = (one if _is_number(one) else None for one in map(entry.get, ("low", "high", "n")))
+            yield name, Score(entry[kept], low, high, n, _direction(entry.get("forgotten")))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of an unknown section is a number; what is none is passed over."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _direction(value: Any) -> str:
+    return value if value in ("low", "high") else "none"
 
 
 def as_json(value: Any) -> Any:
@@ -246,31 +283,6 @@ def _without_scores(plain: Mapping[str, Any]) -> dict[str, Any]:
     if plain.get("capability"):
         stored["capability"] = {key: value for key, value in plain["capability"].items() if key != "correct"}
     return stored
-
-
-def _write_parquet(rows: list[dict[str, Any]], file: Path) -> None:
-    import pyarrow as pa  # comes with datasets
-    import pyarrow.parquet as pq
-
-    labels = dict.fromkeys(key for row in rows for key in row if key not in ("set", "id", TEXT))
-    columns: dict[str, Any] = {key: pa.array([row[key] for row in rows], pa.string()) for key in ("set", "id")}
-    for label in labels:
-        # from_pandas=False keeps NaN (not scored) distinct from null (the set has no such metric)
-        values = [_float(row[label]) if label in row else None for row in rows]
-        columns[label] = pa.array(values, pa.float64(), from_pandas=False)
-    if any(TEXT in row for row in rows):
-        columns[TEXT] = pa.array([row.get(TEXT) for row in rows], pa.string())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.parent / f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        pq.write_table(pa.table(columns), partial)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _float(value: Any) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _put_back(whole: dict[str, Any], columns: Mapping[str, list[Any]]) -> None:

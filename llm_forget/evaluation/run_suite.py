@@ -46,6 +46,7 @@ from llm_forget.evaluation.whole_sets import (
     measure_utility,
     suite_scores,
 )
+from llm_forget.utils.digests import json_digest
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def run_suite(
     keep_text: bool = False,
     cache: Path | None = None,
     in_memory: Mapping[str, Sequence[Example]] | None = None,
+    files: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Measure everything that a suite asks for. Each answer is scored once, and each prompt is answered once.
 
@@ -95,9 +97,10 @@ def run_suite(
         keep_text: store generated answers in the result and the cache; they may contain the forgotten data.
         cache: a folder for computed values, reused for the same model, data and settings; None for no cache.
         in_memory: set → its examples, for sets that are already in memory; their ``data.path`` is only used in messages.
+        files: digests of the files that the model was loaded from, for the result: ``adapter`` and ``base``.
 
     Returns:
-        A dictionary for JSON (None instead of NaN): ``schema``, ``suite``, ``settings``, ``sets`` with aggregates and
+        A dictionary for JSON (None instead of NaN): ``schema``, ``suite``, ``settings``, ``model``, ``sets`` with aggregates and
         scores by example id, ``forget_quality``, ``model_utility``, ``attacks``, ``privleak``, ``leak``, ``aggregates``,
         ``perplexity``, ``kl_to_target``, ``capability``, ``benchmarks``, ``controls``, ``verdict``, ``warnings`` and
         ``seconds``; see ``evaluation/schema.py``. It has no text of the data unless ``keep_text``.
@@ -117,7 +120,8 @@ def run_suite(
     meter = Meter(console, 1 if accelerator is None else accelerator.num_processes)
     loaded = Loaded(model, tokenizer, suite.encoding, suite.generation, suite.batch_tokens, accelerator)
     loaded = replace(loaded, meter=meter, keep_text=keep_text, target=target_model)
-    run = _Run(suite, _with_cache(loaded, cache), examples, controls, _asked(suite, examples))
+    context = model_context(model, tokenizer)
+    run = _Run(suite, _with_cache(loaded, cache, context), examples, controls, _asked(suite, examples))
     left_out = suite.left_out if isinstance(suite, LoadedSuite) else ()
     warnings = [*left_out, *check_controls(run.asked, controls)]
 
@@ -141,6 +145,7 @@ def run_suite(
     leak, leak_samples = _leak(run)
     results = {
         **run.asked,
+        "model": {"weights": _weights(context), **(files or {})},
         "sets": _sets(run, measured, attacked, leak_samples),
         "controls": side_by_side(controls),
         "forget_quality": quality,
@@ -162,9 +167,13 @@ def run_suite(
     return plain
 
 
-def _with_cache(loaded: Loaded, folder: Path | None) -> Loaded:
+def _weights(context: Mapping[str, Any] | None) -> str | None:
+    """Digest of the weights that were measured and of the state of their adapters; None for a sharded model."""
+    return None if context is None else json_digest([context["weights"], context["adapters"]])
+
+
+def _with_cache(loaded: Loaded, folder: Path | None, context: Mapping[str, Any] | None) -> Loaded:
     """Add a cache if a folder is given and this process holds the whole model."""
-    context = None if folder is None else model_context(loaded.model, loaded.tokenizer)
     if folder is None or context is None:
         return loaded
     target = None if loaded.target is None else context_digest(loaded.target, loaded.tokenizer)

@@ -11,13 +11,20 @@ from llm_forget.errors import UserError
 # Increase it if readers of the old version would misread the new one.
 SCHEMA = 2
 
+# What a name may hold that becomes a file name in the folder of the results.
+_NAME = r"^\w[\w .,+=@-]{0,159}$"
+
 Number = Annotated[float | None, Field(description="null if nothing could be scored")]
 
 
-class Entry(BaseModel):
-    """One number with its uncertainty."""
+class _Section(BaseModel):
+    """A part of the file: unknown keys are allowed, and values have exactly the stated types."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class Entry(_Section):
+    """One number with its uncertainty."""
 
     value: Number
     n: Annotated[int, Field(ge=0, description="number of examples")]
@@ -36,12 +43,13 @@ class MetricEntry(Entry):
     forgotten: Annotated[
         Literal["low", "high", "none"], Field(description="the direction that means forgotten in this set")
     ]
+    averaged: Annotated[
+        bool, Field(description="whether the mean is of values computed from the scores, not of the scores themselves")
+    ] = False
 
 
-class SetEntry(BaseModel):
+class SetEntry(_Section):
     """The measurements of one set."""
-
-    model_config = ConfigDict(extra="allow")
 
     forget: Annotated[bool, Field(description="whether this is a forget set")]
     n: Annotated[int, Field(ge=0, description="number of examples")]
@@ -49,10 +57,8 @@ class SetEntry(BaseModel):
     metrics: dict[str, MetricEntry]
 
 
-class CapabilityEntry(BaseModel):
+class CapabilityEntry(_Section):
     """A multiple-choice task."""
-
-    model_config = ConfigDict(extra="allow")
 
     task: str
     n: int
@@ -71,10 +77,8 @@ class AttackEntry(Entry):
     settings: Annotated[dict[str, Any], Field(description="settings of the attack, such as Min-K's k")] = {}
 
 
-class AttacksEntry(BaseModel):
+class AttacksEntry(_Section):
     """Membership attacks between two sets."""
-
-    model_config = ConfigDict(extra="allow")
 
     members: Annotated[str, Field(description="the set that was trained on")]
     nonmembers: Annotated[str, Field(description="the set that was not trained on")]
@@ -102,10 +106,8 @@ class LeakAtKEntry(Entry):
     samples: Annotated[int, Field(ge=1, description="samples for each prompt")]
 
 
-class LeakEntry(BaseModel):
+class LeakEntry(_Section):
     """Leak@k of one forget set."""
-
-    model_config = ConfigDict(extra="allow")
 
     at: Annotated[dict[str, LeakAtKEntry], Field(description="k → leak@k")]
     samples: int
@@ -121,10 +123,8 @@ class TextKlEntry(Entry):
     windows: Annotated[int, Field(ge=0, description="number of windows; the interval is over windows")]
 
 
-class ForgetQualityTest(BaseModel):
+class ForgetQualityTest(_Section):
     """Test of the truth ratios against the oracle's: Kolmogorov–Smirnov as published, and paired by question."""
-
-    model_config = ConfigDict(extra="allow")
 
     pvalue: Annotated[Number, Field(description="p-value of the two-sample Kolmogorov–Smirnov test (forget quality)")]
     statistic: Annotated[Number, Field(description="its distance D")]
@@ -152,38 +152,33 @@ class AggregateEntry(Entry):
     bounds: Annotated[list[float | None], Field(description="lowest and highest possible value; null for no bound")]
 
 
-class Control(BaseModel):
-    """The numbers of a control on the same suite."""
+class ModelEntry(_Section):
+    """Which model was measured. A digest is null if it is unknown."""
 
-    model_config = ConfigDict(extra="allow")
+    weights: Annotated[
+        str | None, Field(description="digest of the weights in memory, with adapters; null for a sharded model")
+    ] = None
+    adapter: Annotated[str | None, Field(description="digest of the adapter's files")] = None
+    base: Annotated[str | None, Field(description="digest of the model's files")] = None
 
-    sets: dict[str, SetEntry]
 
-
-class ScoresFile(BaseModel):
+class ScoresFile(_Section):
     """The file with the scores of single examples.
 
     Columns: ``set``, ``id`` and one for each metric; null if the set lacks the metric, NaN if the example could not be scored.
     """
 
-    file: Annotated[str, Field(description="Parquet file in the folder of the JSON file")]
-    rows: int
+    file: Annotated[str, Field(pattern=_NAME, description="Parquet file in the folder of the JSON file")]
+    rows: Annotated[int, Field(ge=0)]
     sha256: str
     text: Annotated[bool, Field(description="whether it has a column `generated` with the model's answers")]
 
 
-class ResultsFile(BaseModel):
-    """One evaluation of one model on one suite. Readers ignore unknown sections."""
+class Numbers(_Section):
+    """The numbers of one model on one suite."""
 
-    model_config = ConfigDict(extra="allow", populate_by_name=True)
-
-    schema_version: Annotated[Literal[2], Field(alias="schema")]
-    suite: str
-    settings: Annotated[
-        dict[str, Any], Field(description="settings of the measurement: encoding, generation, limits, seed")
-    ]
+    model: ModelEntry | None = None
     sets: dict[str, SetEntry]
-    scores: ScoresFile | None = None
     forget_quality: Annotated[
         dict[str, dict[str, ForgetQualityEntry]] | None,
         Field(description="forget set → definition of the truth ratio → test"),
@@ -197,12 +192,37 @@ class ResultsFile(BaseModel):
     kl_to_target: TextKlEntry | None = None
     capability: CapabilityEntry | None = None
     benchmarks: Annotated[dict[str, dict[str, Entry]], Field(description="lm-eval task → metric → number")] = {}
+
+
+class Control(Numbers):
+    """The numbers of a control on the same suite."""
+
+
+class SettingsEntry(_Section):
+    """Settings of the measurement."""
+
+    encoding: dict[str, Any] | None = None
+    generation: dict[str, Any] | None = None
+
+
+class ResultsFile(Numbers):
+    """One evaluation of one model on one suite. Readers ignore unknown sections."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_version: Annotated[Literal[2], Field(alias="schema")]
+    suite: Annotated[str, Field(pattern=_NAME)]
+    settings: Annotated[
+        SettingsEntry, Field(description="settings of the measurement: encoding, generation, limits, seed")
+    ]
+    scores: ScoresFile | None = None
     controls: Annotated[
         dict[Literal["target", "oracle", "sham"], Control], Field(description="controls on the same suite")
     ] = {}
     verdict: Annotated[list[str], Field(description="what the numbers mean, in words; the headline first")] = []
     warnings: list[str] = []
     seconds: Annotated[dict[str, float], Field(description="seconds that each part took")] = {}
+    checksum: Annotated[str | None, Field(description="digest of everything else in the file")] = None
 
 
 def json_schema() -> dict[str, Any]:

@@ -381,6 +381,8 @@ def set_results(
             "bounds": list(metric.bounds),
             "forgotten": metric.forgotten if forget else "none",
         }
+        if hasattr(metric, "averaged"):
+            metrics[label]["averaged"] = True
     examples: dict[str, dict[str, Any]] = {
         one: {label: float(scores[index]) for label, scores in measured.by_metric.items()}
         for index, one in enumerate(measured.ids)

@@ -13,7 +13,7 @@ from llm_forget.evaluation.aggregates import Aggregate, ScoredSet, SuiteScores
 from llm_forget.evaluation.aggregates.forget_quality import forget_quality
 from llm_forget.evaluation.aggregates.model_utility import model_utility
 from llm_forget.evaluation.compare import check_same_set, column, same_set
-from llm_forget.evaluation.results import TEXT
+from llm_forget.evaluation.scores_file import TEXT
 from llm_forget.evaluation.sets import Measured, SetConfig
 from llm_forget.evaluation.tokens import Floats, as_floats
 from llm_forget.utils.plugins import make_named, names_in

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from llm_forget.evaluation.verdict import Verdict
 from llm_forget.report.words import judge_run
 from llm_forget.runs import Run, find_runs, frame_of
 from llm_forget.runs.comparison import compare, find_row
+from llm_forget.runs.differences import differences
+from llm_forget.runs.load import RECORD
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,14 +44,25 @@ class Comparison:
         return [run for run in self.runs if self.frame.loc[run.name, "role"] == "unlearned"]
 
     def verdict(self, run: Run) -> Verdict:
-        """The verdict on a run, by the suite whose metrics have plain names in the table."""
-        return judge_run(
-            run, target=self.run(self.target), oracle=self.run(self.oracle), suite=self.frame.attrs["suite"]
-        )
+        """The verdict on a run, by the suite whose metrics have plain names in the table, and what makes it doubtful."""
+        target, oracle = self.run(self.target), self.run(self.oracle)
+        found = judge_run(run, target=target, oracle=oracle, suite=self.frame.attrs["suite"])
+        controls = [one for one in (target, oracle) if one is not None and one.name != run.name]
+        return replace(found, notes=[*found.notes, *run.problems, *(_said(one) for one in controls if one.problems)])
+
+    @property
+    def notes(self) -> list[str]:
+        """How the runs differ that are compared, and what is damaged, edited or of another model in each of them."""
+        problems = self.frame.attrs["problems"]
+        return [*self.frame.attrs["notes"], *(f"{name}: {one}" for name, found in problems.items() for one in found)]
 
     def changes(self) -> pd.DataFrame | None:
         """Every run's change from the target (``compare``); None without a target."""
         return None if self.target is None or self.frame.empty else compare(self.frame, self.target)
+
+
+def _said(control: Run) -> str:
+    return f"{control.name}, with which it is compared: {'; '.join(control.problems)}"
 
 
 def load_comparison(paths: Iterable[str | Path], baseline: str | None = None) -> Comparison:
@@ -60,9 +73,12 @@ def load_comparison(paths: Iterable[str | Path], baseline: str | None = None) ->
         baseline: name or role of the run to compare with; by default the target, if there is exactly one.
 
     Raises:
-        UserError: a path does not exist, or no run has that name or role.
+        UserError: a path does not exist, there is no run, or no run has that name or role.
     """
     runs, skipped = find_runs(paths)
+    if not runs:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:5])
+        raise UserError(f"no run was found{f' ({reasons})' if reasons else ''}; give run folders, for example runs/*")
     frame = frame_of(runs, skipped)
     target = only_run_with(frame, "target") if baseline is None else find_row(frame, baseline)
     return Comparison(runs, frame, target, only_run_with(frame, "oracle"))
@@ -84,17 +100,33 @@ def load_around(folder: Path, target: str | Path | None = None, oracle: str | Pa
     if not runs or runs[0].path != folder:
         problem = skipped.get(str(folder), "holds no run; use llm-forget compare for a folder of runs")
         raise UserError(f"{folder}: {problem}")
-    siblings, _ = find_runs([path for path in sorted(folder.resolve().parent.iterdir()) if path.is_dir()])
+    siblings, _ = find_runs(_folders_beside(folder))
     paths, names = {run.path.resolve() for run in runs}, {run.name for run in runs}
     runs += [run for run in siblings if run.path.resolve() not in paths and run.name not in names]
     suite = runs[0].suite()
     frame = frame_of(runs, suite=suite.suite if suite else None)
     found = [_named(frame, runs, one, role) for one, role in ((target, "target"), (oracle, "oracle"))]
     shown = list(dict.fromkeys([runs[0].name, *(name for name in found if name)]))
-    attrs = frame.attrs
-    frame = frame.loc[shown].dropna(axis="columns", how="all")
-    frame.attrs = attrs
-    return Comparison([run for run in runs if run.name in shown], frame, *found)
+    return Comparison([run for run in runs if run.name in shown], _rows_of(frame, runs, shown), *found)
+
+
+def _folders_beside(folder: Path) -> list[Path]:
+    try:
+        return [path for path in sorted(folder.resolve().parent.iterdir()) if path.is_dir()]
+    except OSError:  # a parent that cannot be listed has no runs to offer
+        return []
+
+
+def _rows_of(frame: pd.DataFrame, runs: Sequence[Run], shown: Sequence[str]) -> pd.DataFrame:
+    """The rows of some runs, without the metrics and settings that none of them has."""
+    kept = frame.loc[list(shown)]
+    empty = [name for name in kept.columns if name not in RECORD and kept[name].isna().all()]
+    found = kept.drop(columns=empty)
+    roles = {run.path: str(frame.loc[run.name, "role"]) for run in runs}
+    problems = {name: lines for name, lines in frame.attrs["problems"].items() if name in shown}
+    notes = differences([run for run in runs if run.name in shown], roles, frame.attrs["suite"])
+    found.attrs = {**frame.attrs, "problems": problems, "notes": notes}
+    return found
 
 
 def only_run_with(frame: pd.DataFrame, role: str) -> str | None:

@@ -1,36 +1,53 @@
-"""The table of single examples: scores by id. Text is shown only if the evaluation recipe kept it."""
+"""The table of single examples: scores by id.
+
+The model's answers are shown only if the evaluation kept them, and questions only from files that the user names. The paths in
+a run's recipe are never opened: the run may come from somebody else.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget.errors import UserError
-from llm_forget.evaluation.results import TEXT
+from llm_forget.evaluation.scores_file import TEXT
 from llm_forget.report.tables import Cell, Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from llm_forget.data.examples import DataSource
     from llm_forget.runs import Run
 
 _METRICS = ("probability", "rougeL_recall", "exact_memorisation")
 _MOST = 1000  # rows, so that a phone can open the page
 _REDACTED = (
     "Text is redacted: examples are named by the first digits of a digest of question and answer. To see the model's answers, "
-    "evaluate with keep_text: true in the recipe and make the report again."
+    "evaluate with keep_text: true in the recipe and make the report again. To see the questions, name the files that hold them "
+    "with --data."
 )
 
 
-def example_table(run: Run, before: Run | None, *, redact: bool) -> Table | None:
+_QUESTIONS = "To see the questions too, name the files that hold them with --data."
+
+
+def example_table(
+    run: Run, before: Run | None, *, redact: bool, data: Sequence[str | Path | DataSource] = ()
+) -> Table | None:
     """Each example's scores before and after unlearning, the least forgotten first.
 
     Args:
         run: the run.
         before: the target's run, or None.
         redact: leave out text even if the evaluation kept it.
+        data: files with the questions and the answers on record.
 
     Returns:
         The table, or None if there are no scores of single examples.
+
+    Raises:
+        UserError: a data file does not exist or cannot be read.
     """
     suite = run.suite()
     after = suite.examples() if suite else None
@@ -41,8 +58,8 @@ def example_table(run: Run, before: Run | None, *, redact: bool) -> Table | None
     ][:3]
     earlier = None if before is None or before.suite(suite.suite) is None else _indexed(before, suite.suite)
     own = after.set_index(["set", "id"])
-    allowed = TEXT in own and not redact
-    texts = _texts(run) if allowed else {}
+    answers = TEXT in own and not redact
+    texts = {} if redact else _texts(data)
     order = sorted(
         own.index, key=lambda key: (key[0] not in suite.forget_sets, key[0], -_value(own, key, metrics[0], -1.0))
     )
@@ -54,20 +71,25 @@ def example_table(run: Run, before: Run | None, *, redact: bool) -> Table | None
             if earlier is not None:
                 cells.append(_score(_value(earlier, key, metric)))
             cells.append(_score(value))
-        if allowed:
-            cells += [Cell(text) for text in texts.get(key[1], ("", ""))]
+        if texts:
+            cells += [Cell(text) for text in texts.get(key[1].partition("#")[0], ("–", "–"))]
+        if answers:
             cells += [Cell(_answer(frame, key)) for frame in (earlier, own) if frame is not None]
         rows.append(cells)
     moments = ["before", "after"] if earlier is not None else ["after"]
     head = ["example", "set", *(f"{metric}, {moment}" for metric in metrics for moment in moments)]
     numeric = [False, False] + [True] * (len(head) - 2)
-    if allowed:
-        head += ["question", "answer on record", *(f"the model says, {moment}" for moment in moments)]
-        numeric += [False] * (len(head) - len(numeric))
-    note = "" if allowed else _REDACTED
+    if texts:
+        head += ["question", "answer on record"]
+    if answers:
+        head += [f"the model says, {moment}" for moment in moments]
+    numeric += [False] * (len(head) - len(numeric))
+    note = "" if answers and texts else _QUESTIONS if answers else _REDACTED
     if len(order) > _MOST:
         note = f"The first {_MOST} of {len(order)} examples; the run folder holds all of them. {note}"
-    return Table("examples", "Every example, the least forgotten first", head, rows, note, numeric, allowed)
+    return Table(
+        "examples", "Every example, the least forgotten first", head, rows, note, numeric, answers or bool(texts)
+    )
 
 
 def _indexed(run: Run, suite: str) -> pd.DataFrame | None:
@@ -92,19 +114,16 @@ def _score(value: float) -> Cell:
     return Cell("–") if value != value else Cell(f"{value:.3f}", value)
 
 
-def _texts(run: Run) -> dict[str, tuple[str, str]]:
-    """Example id → question and answer, read from the recipe's data if the files still exist."""
+def _texts(data: Sequence[str | Path | DataSource]) -> dict[str, tuple[str, str]]:
+    """Example id → question and answer, read from files that exist here; never from the hub."""
     from llm_forget.data.examples import DataSource, read_examples
-    from llm_forget.data.sources import in_folder
 
     found: dict[str, tuple[str, str]] = {}
-    data = run.recipe.get("data")
-    for source in data.values() if isinstance(data, dict) else ():
-        try:
-            examples = read_examples(in_folder(DataSource(**source), run.recipe.get("data_dir"))) if source else []
-        except (UserError, TypeError):
-            continue
-        for example in examples:
+    for given in data:
+        source = given if isinstance(given, DataSource) else DataSource(str(given))
+        if not Path(source.path).expanduser().exists():
+            raise UserError(f"--data {source.path} does not exist; give a file with the questions of the evaluation")
+        for example in read_examples(source):
             asked = example.prompt if isinstance(example.prompt, str) else example.prompt[-1].content
             found[example.id] = (asked, example.answer)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -23,9 +23,12 @@ from llm_forget.runs import Run, flatten
 from llm_forget.runs.comparison import metrics_of, pareto
 from llm_forget.utils.extras import require_extra
 from llm_forget.utils.files import write_text
+from llm_forget.utils.terminal import clean
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from llm_forget.data.examples import DataSource
 
 _TRADE_CAPTION = (
     "Closer to the oracle, or further left without one, means more is forgotten. Further up means more is kept. Whiskers are "
@@ -68,6 +71,7 @@ def write_report(
     *,
     target: str | Path | None = None,
     oracle: str | Path | None = None,
+    data: Sequence[str | Path | DataSource] = (),
     redact: bool = False,
 ) -> Path:
     """Write the page of one run.
@@ -77,6 +81,8 @@ def write_report(
         to: the file to write; ``report.html`` in the run folder by default.
         target: the run of the model before unlearning; by default a sibling of the run folder.
         oracle: the run of the model that never saw the forget set; by default a sibling of the run folder.
+        data: files with the questions and answers to show beside the scores. No other file and no hub is read for them:
+            the run may come from somebody else, and its recipe may name any file of this machine.
         redact: leave out text even if the evaluation kept it.
 
     Returns:
@@ -86,7 +92,27 @@ def write_report(
         UserError: there is no complete run, or a package is missing.
     """
     folder = Path(path)
-    found = load_around(folder, target, oracle)
+    return write_report_of(load_around(folder, target, oracle), to or folder / "report.html", data=data, redact=redact)
+
+
+def write_report_of(
+    found: Comparison, to: Path, *, data: Sequence[str | Path | DataSource] = (), redact: bool = False
+) -> Path:
+    """Write the page of one run.
+
+    Args:
+        found: the run, from ``load_around``.
+        to: the file to write.
+        data: files with the questions and answers to show beside the scores. No other file and no hub is read for them: the
+            run may come from somebody else, and its recipe may name any file of this machine.
+        redact: leave out text even if the evaluation kept it.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: a package is missing, or a data file cannot be read.
+    """
     run, frame = found.runs[0], found.frame
     before = None if found.target == run.name else found.run(found.target)
     changes = None if before is None else found.changes()
@@ -101,14 +127,13 @@ def write_report(
         title=f"Unlearning report: {run.name}",
         stories=[Story(run, found.verdict(run))],
         tables=[metric_table(frame, changes, run.name, before.name if before else None, found.oracle)],
-        examples=example_table(run, before, redact=redact),
+        examples=example_table(run, before, data=data, redact=redact),
         figures=figures.made,
         frame=frame,
         main=run,
+        notes=found.notes,
     )
-    file = to or folder / "report.html"
-    write_text(file, page)
-    return file
+    return _written(to, page)
 
 
 def write_comparison(found: Comparison, to: Path) -> Path:
@@ -122,10 +147,8 @@ def write_comparison(found: Comparison, to: Path) -> Path:
         The file.
 
     Raises:
-        UserError: there is no run, or a package is missing.
+        UserError: a package is missing, or the file cannot be written.
     """
-    if not found.runs:
-        raise UserError("no run was found; give run folders, for example runs/*")
     figures = _Figures()
     figures.add(lambda: _trade(found.frame), _TRADE_CAPTION)
     figures.add(lambda: plots.cost_bar(found.frame), _COST_CAPTION)
@@ -141,8 +164,16 @@ def write_comparison(found: Comparison, to: Path) -> Path:
         figures=figures.made,
         frame=found.frame,
         main=None,
+        notes=found.notes,
     )
-    write_text(to, page)
+    return _written(to, page)
+
+
+def _written(to: Path, page: str) -> Path:
+    try:
+        write_text(to, page)
+    except OSError as error:
+        raise UserError(f"{to} cannot be written: {error.strerror}; name another file with --to") from None
     return to
 
 
@@ -185,6 +216,7 @@ def _render(
     figures: list[Figure],
     frame: pd.DataFrame,
     main: Run | None,
+    notes: list[str],
 ) -> str:
     require_extra("jinja2", "a report", "report")
     require_extra("plotly", "a report", "report")
@@ -196,6 +228,7 @@ def _render(
         loader=PackageLoader("llm_forget.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -213,7 +246,7 @@ def _render(
         figures=figures,
         front=_front(frame) if main is None else [],
         skipped=frame.attrs["skipped"] if main is None else {},
-        problems=frame.attrs["problems"],
+        notes=notes,
         main=main,
         recipe=flatten(main.recipe) if main else {},
         environment=flatten(main.environment) if main else {},
@@ -267,11 +300,18 @@ def _digests(run: Run) -> dict[str, str]:
     return {name: str(digest) for name, digest in found.items() if digest}
 
 
+def _visible(value: Any) -> Any:
+    """A text of the page without control characters; our own markup stays."""
+    from markupsafe import Markup
+
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _breakable(name: str) -> Any:
     """Allow line breaks after the dots and underscores of a long name."""
     from markupsafe import Markup, escape
 
-    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[._/])", name))
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[._/])", clean(name, lines=False)))
 
 
 def _shown(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llm_forget.errors import UserError
 from llm_forget.runs.comparison import DEFAULT_FORGET, DEFAULT_UTILITY, check_column, find_row, metrics_of, pareto
 from llm_forget.utils.extras import require_extra
+from llm_forget.utils.terminal import clean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,19 +55,20 @@ def forget_vs_utility(frame: pd.DataFrame, *, forget: str = DEFAULT_FORGET, util
             marker={"symbol": "circle-open", "size": 21, "color": _BLUE, "line": {"width": 1.5}},
         )  # fmt: skip
     places = _text_places(rows, forget, utility)
+    x_title, y_title = _shown(forget), _shown(utility)
     for role in sorted(rows["role"].unique(), key=lambda one: [*_MARKERS, one].index(one)):
         part = rows[rows["role"] == role]
         figure.add_scatter(
             x=part[forget], y=part[utility], mode="markers+text", name=_NAMES.get(role, role),
-            text=[str(name).rsplit("/", 1)[-1] for name in part.index],
+            text=[_shown(str(name).rsplit("/", 1)[-1]) for name in part.index],
             textposition=[places[name] for name in part.index], cliponaxis=False, textfont={"size": 13},
             marker={**_MARKERS.get(role, _OTHER), "line": {"width": 1, "color": "white"}},
             error_x=_error_bars(part, forget), error_y=_error_bars(part, utility),
-            customdata=list(map(str, part.index)),
-            hovertemplate=f"<b>%{{customdata}}</b><br>{forget} %{{x:.3f}}<br>{utility} %{{y:.3f}}<extra></extra>",
+            customdata=list(map(_shown, part.index)),
+            hovertemplate=f"<b>%{{customdata}}</b><br>{x_title} %{{x:.3f}}<br>{y_title} %{{y:.3f}}<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(title=forget)
-    figure.update_yaxes(title=utility)
+    figure.update_xaxes(title=x_title)
+    figure.update_yaxes(title=y_title)
     return _styled(figure, "Forgetting and utility", height=470)
 
 
@@ -115,7 +117,7 @@ def training_curves(run: Run) -> Any:
     figure.update_yaxes(title="probability", range=[0, 1.02], row=1, col=1)
     figure.update_yaxes(title="loss", row=2, col=1)
     figure.update_xaxes(title="optimiser step, all phases", row=2, col=1)
-    return _styled(figure, f"Training of {run.name}", height=560)
+    return _styled(figure, f"Training of {_shown(run.name)}", height=560)
 
 
 def example_change(run: Run, before: Run | None = None, *, part: str = "forget", metric: str = "probability") -> Any:
@@ -146,18 +148,19 @@ def example_change(run: Run, before: Run | None = None, *, part: str = "forget",
         figure.add_scatter(
             x=x, y=y, mode="lines", line={"color": "#B8BEC6", "width": 1.5}, hoverinfo="skip", showlegend=False
         )
-    hover = f"example %{{customdata}}<br>%{{fullData.name}}: {metric} %{{y:.3f}}<extra></extra>"
+    label, examples = _shown(metric), f"{_shown(part)} examples"
+    hover = f"example %{{customdata}}<br>%{{fullData.name}}: {label} %{{y:.3f}}<extra></extra>"
     drawn = [("before", earlier, _ORANGE, "diamond-open"), ("after", after, _BLUE, "circle")]
     for name, values, color, symbol in drawn:
         if values is not None:
             figure.add_scatter(
-                x=places, y=values, mode="markers", name=name, customdata=list(after.index), hovertemplate=hover,
+                x=places, y=values, mode="markers", name=name, customdata=list(map(_shown, after.index)), hovertemplate=hover,
                 marker={"color": color, "symbol": symbol, "size": 8},
             )  # fmt: skip
-    figure.update_xaxes(title=f"{part} examples, the least forgotten first" if part == "forget" else f"{part} examples")
+    figure.update_xaxes(title=f"{examples}, the least forgotten first" if part == "forget" else examples)
     figure.update_xaxes(tickformat="d", dtick=1 if len(places) <= 20 else None)
-    figure.update_yaxes(title=metric)
-    return _styled(figure, f"{part}: {metric} of every example", height=400)
+    figure.update_yaxes(title=label)
+    return _styled(figure, f"{_shown(part)}: {label} of every example", height=400)
 
 
 def cost_bar(frame: pd.DataFrame, *, oracle: str | None = None) -> Any:
@@ -180,7 +183,7 @@ def cost_bar(frame: pd.DataFrame, *, oracle: str | None = None) -> Any:
     times = [f"{value / cost:.2f} × oracle" if cost else f"{value:.0f} s" for value in rows["seconds"]]
     figure = go.Figure()
     figure.add_bar(
-        x=rows["seconds"], y=list(map(str, rows.index)), orientation="h", text=times, textposition="auto",
+        x=rows["seconds"], y=list(map(_shown, rows.index)), orientation="h", text=times, textposition="auto",
         marker={"color": [_MARKERS.get(role, _OTHER)["color"] for role in rows["role"]]},
         hovertemplate="%{y}: %{x:.0f} s (%{text})<extra></extra>",
     )  # fmt: skip
@@ -199,6 +202,14 @@ def metrics_to_plot(frame: pd.DataFrame) -> tuple[str, str] | None:
     kept = [DEFAULT_UTILITY, *(name for name in have if name.startswith(("model_utility.", "retain.", "capability.")))]
     pairs = [(one, other) for one in forgets for other in kept if {one, other} <= set(have)]
     return next((pair for pair in pairs if not frame.dropna(subset=list(pair)).empty), None)
+
+
+def _shown(name: object) -> str:
+    """A name from outside as plotly shows it: plotly reads tags, entities and ``%{...}`` in every text."""
+    text = clean(name, lines=False)
+    for one, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("%", "&#37;"), ("$", "&#36;")):
+        text = text.replace(one, entity)
+    return text
 
 
 def _plotly() -> Any:

@@ -9,9 +9,11 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llm_forget.errors import UserError
 from llm_forget.evaluation.pairs import paired_change
-from llm_forget.evaluation.results import read_results
+from llm_forget.evaluation.results import open_results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +71,7 @@ def pareto(
     rows = rows.dropna(subset=[forget, utility])
     points = [(sign * float(a), -float(b)) for a, b in zip(rows[forget], rows[utility], strict=True)]
     kept = [not any(_beats(other, own) for other in points) for own in points]
-    return rows[kept].sort_values(forget, ascending=sign > 0)
+    return rows.loc[np.array(kept, dtype=bool)].sort_values(forget, ascending=sign > 0)
 
 
 def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
@@ -81,7 +83,8 @@ def compare(frame: pd.DataFrame, baseline: str = "target", *, metrics: Sequence[
 
     If both runs have scores of the same examples, the change has a 95 % interval over pairs: each question
     is its own control, so the interval is narrower than the two single ones suggest. A metric that is not the mean of
-    scores of single examples (model utility, a p-value) has a change without an interval.
+    scores of single examples (model utility, a p-value) has a change without an interval. A metric of a set with other
+    examples than the baseline's has no change.
 
     Args:
         frame: from ``load_runs``.
@@ -120,11 +123,15 @@ def compare(frame: pd.DataFrame, baseline: str = "target", *, metrics: Sequence[
                 }
             )
             keys.append((name, metric))
-    table = pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(keys, names=["run", "metric"]))
+    index = pd.MultiIndex.from_arrays(
+        [[run for run, _ in keys], [metric for _, metric in keys]], names=["run", "metric"]
+    )
+    table = pd.DataFrame(rows, index=index, columns=_COLUMNS)
     table.attrs = {"baseline": base}
     return table
 
 
+_COLUMNS = ["value", "low", "high", "n", "baseline", "change", "change_low", "change_high", "forgotten"]
 _ENDS: Mapping[str, str] = {"value": "", "low": ".low", "high": ".high", "n": ".n"}
 
 
@@ -148,19 +155,35 @@ def find_row(frame: pd.DataFrame, wanted: str) -> str:
 
 
 def _change(row: Any, base: Any, metric: str) -> float | None:
-    return float(row[metric] - base[metric]) if is_number(row[metric]) and is_number(base[metric]) else None
+    if not is_number(row[metric]) or not is_number(base[metric]):
+        return None
+    digests = [one.get(f"digest.{metric.partition('.')[0]}") for one in (row, base)]
+    alike = digests[0] == digests[1] or not all(isinstance(one, str) for one in digests)
+    return float(row[metric]) - float(base[metric]) if alike else None
 
 
 def is_number(value: Any) -> bool:
     """Whether a value of a table is a number: not None, NaN or text. Numbers of numpy are included."""
-    return isinstance(value, Real) and not math.isnan(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def _sets(frame: pd.DataFrame, name: str) -> dict[str, Any]:
-    """The sets of a run's results with the scores of single examples; empty if the suite was not run on it."""
+    """The sets of a run's results with the scores of single examples; empty if the suite was not run on it.
+
+    Scores that cannot be read are left out; ``frame.attrs["problems"]`` names them.
+    """
     suite, path = frame.attrs.get("suite"), frame.loc[name].get("path")
     file = Path(str(path)) / "eval" / f"{suite}.json"
-    return dict(read_results(file)["sets"]) if path and suite and file.is_file() else {}
+    if not (path and suite and file.is_file()):
+        return {}
+    try:
+        stored = open_results(file)
+    except UserError:
+        return {}
+    try:
+        return dict(stored.with_examples()["sets"])
+    except UserError:
+        return dict(stored.without_scores().with_examples()["sets"])
 
 
 def _interval(metric: str, after: dict[str, Any], before: dict[str, Any]) -> tuple[float | None, float | None]:

@@ -8,24 +8,35 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from llm_forget.errors import UserError
-from llm_forget.evaluation.results import StoredResults, open_results
+from llm_forget.evaluation.results import StoredResults
+from llm_forget.runs.differences import differences
+from llm_forget.runs.run_files import (
+    RECIPE_NAME,
+    RESULT_NAME,
+    check_identity,
+    read_environment,
+    read_evaluations,
+    read_metrics,
+    read_recipe,
+    read_result,
+)
 from llm_forget.utils.extras import require_extra
+from llm_forget.utils.files import tidy_files, tidy_folders
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_RESULT, _RECIPE = "result.json", "recipe.yaml"
 _DEPTH = 3  # search depth below the given folder: runs/demo/npo is at depth 2 in runs
 _TRACKER_FOLDERS = frozenset(("tensorboard", "mlruns", "wandb", "trackio", "mlflow"))
-# The C parser is ten times faster, but optional in PyYAML.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+# Columns that every table of runs has.
+RECORD = ("kind", "role", "method", "path", "reason", "seconds", "steps")
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,8 @@ class Run:
         result: ``result.json``.
         environment: versions and hardware.
         evaluations: suite → results.
-        problems: messages about parts that could not be read.
+        metrics: the rows of ``metrics.jsonl``.
+        problems: notes about parts that could not be read, were edited, or are of another model.
     """
 
     path: Path
@@ -50,6 +62,7 @@ class Run:
     result: dict[str, Any] = field(repr=False)
     environment: dict[str, Any] = field(repr=False)
     evaluations: dict[str, StoredResults] = field(repr=False)
+    metrics: list[dict[str, Any]] = field(default_factory=list, repr=False)
     problems: tuple[str, ...] = ()
 
     @property
@@ -76,21 +89,15 @@ class Run:
         return _frame([{"order": order, **row} for order, row in enumerate(rows)])
 
     def _log(self) -> list[dict[str, Any]]:
-        file = self.path / "metrics.jsonl"
-        if not file.is_file():
-            return []
         rows: list[dict[str, Any]] = []
         before, last, phase = 0, 0, None
-        for line in file.read_text(encoding="utf-8").splitlines():
-            row = _json_object(line)
-            if not row or "step" not in row:
-                continue
-            row = {"phase": "train", **row}
+        for row in self.metrics:
+            row = dict(row)
             if row["phase"] != "check":
                 if phase is not None and row["phase"] != phase:
                     before, last = before + last, 0  # the next trainer starts at step 1 again
-                phase, last = row["phase"], max(last, int(row["step"]))
-                row["step"] = before + int(row["step"])
+                phase, last = row["phase"], max(last, row["step"])
+                row["step"] = before + row["step"]
             rows.append(row)
         return rows
 
@@ -115,25 +122,19 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
     problem = _no_run(folder)
     if problem is not None:
         raise UserError(f"{folder}: {problem}")
-    result = _read_json(folder / _RESULT) if (folder / _RESULT).is_file() else {}
-    recipe = _read_yaml(folder / _RECIPE) if (folder / _RECIPE).is_file() else {}
-    environment = result.get("environment") or {}
-    problems = []
-    try:
-        environment = _read_json(folder / "env.json") if (folder / "env.json").is_file() else environment
-    except UserError as error:
-        problems.append(str(error))
-    evaluations = {}
-    for file in sorted((folder / "eval").glob("*.json")):
-        try:
-            found = open_results(file)
-            evaluations[found.suite] = found
-        except UserError as error:
-            problems.append(str(error))
-    kind = "evaluation" if not result else "unlearn" if "method" in result else "finetune"
+    for part in (folder, folder / "eval"):
+        tidy_files(part)
+    problems: list[str] = []
+    result = read_result(folder, problems)
+    recipe = read_recipe(folder, problems)
+    environment = read_environment(folder, result, problems)
+    evaluations = read_evaluations(folder, problems)
+    kind = "unlearn" if "method" in result else "finetune" if (folder / RESULT_NAME).is_file() else "evaluation"
     if kind == "evaluation" and not evaluations:
         raise UserError(f"{folder}: {problems[0] if problems else 'holds no result.json and no results'}")
-    return Run(folder, name or folder.name, kind, recipe, result, environment, evaluations, tuple(problems))
+    check_identity(folder, result, evaluations, problems)
+    metrics = read_metrics(folder, problems)
+    return Run(folder, name or folder.name, kind, recipe, result, environment, evaluations, metrics, tuple(problems))
 
 
 def find_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Run], dict[str, str]]:
@@ -143,7 +144,7 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Run], dict
         paths: a folder to search, a run folder, or several of either.
 
     Returns:
-        The runs sorted by name, and path → reason for every skipped folder.
+        The runs in the order of the paths, each with a name of its own, and path → reason for every skipped folder.
 
     Raises:
         UserError: a path does not exist.
@@ -155,12 +156,35 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Run], dict
         if not root.exists():
             raise UserError(f"{root} does not exist; give a run folder, or a folder that holds run folders")
         for folder in _candidates(root, skipped):
-            name = folder.name if folder == root else folder.relative_to(root).as_posix()
+            name = folder.resolve().name if folder == root else folder.relative_to(root).as_posix()
             try:
                 runs.setdefault(folder.resolve(), load_run(folder, name))
-            except UserError as error:
+            except (UserError, OSError) as error:
                 skipped[str(folder)] = str(error).removeprefix(f"{folder}: ")
-    return list(runs.values()), skipped
+    return _named_apart(list(runs.values())), skipped
+
+
+def _named_apart(runs: list[Run]) -> list[Run]:
+    """The runs; those with one name get the shortest end of their path that tells them apart."""
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(run.name, []).append(run)
+    taken = {name for name, same in by_name.items() if len(same) == 1}
+    names: dict[Path, str] = {}
+    for same in by_name.values():
+        if len(same) == 1:
+            continue
+        paths = {run.path: run.path.resolve().parts for run in same}
+        for run in same:
+            name = next(
+                end
+                for length in range(2, len(paths[run.path]) + 2)
+                if (end := "/".join(paths[run.path][-length:])) not in taken
+                and sum(parts[-length:] == paths[run.path][-length:] for parts in paths.values()) == 1
+            )
+            names[run.path] = name
+            taken.add(name)
+    return [replace(run, name=names.get(run.path, run.name)) for run in runs]
 
 
 def load_runs(paths: str | Path | Iterable[str | Path], *, suite: str | None = None) -> pd.DataFrame:
@@ -176,7 +200,8 @@ def load_runs(paths: str | Path | Iterable[str | Path], *, suite: str | None = N
         ``seconds``, ``steps``, recipe fields as ``recipe.train.epochs``, digests as ``digest.base`` and ``digest.data.forget``,
         each metric as ``forget.probability`` with ``.low``, ``.high`` and ``.n``. ``attrs["skipped"]``: path → why a folder
         was skipped; ``attrs["suite"]``; ``attrs["directions"]``: metric → which end means forgotten;
-        ``attrs["never_learned"]``: sets that no model was trained on.
+        ``attrs["never_learned"]``: sets that no model was trained on; ``attrs["problems"]``: run → notes on parts that are
+        damaged, edited or of another model; ``attrs["notes"]``: how the runs differ that are compared.
 
     Raises:
         UserError: a path does not exist, or pandas is missing.
@@ -194,7 +219,8 @@ def frame_of(runs: Sequence[Run], skipped: Mapping[str, str] | None = None, suit
     chosen = suite or min(counted, key=lambda name: (-counted[name], name), default=None)
     roles = _roles(runs)
     rows = [_row(run, roles[run.path], chosen) for run in runs]
-    frame = pd.DataFrame(rows, index=pd.Index([run.name for run in runs], name="run"))
+    columns = None if rows else list(RECORD)
+    frame = pd.DataFrame(rows, index=pd.Index([run.name for run in runs], name="run"), columns=columns)
     directions = {
         _column(name, key, chosen): score.forgotten
         for run in runs
@@ -205,17 +231,18 @@ def frame_of(runs: Sequence[Run], skipped: Mapping[str, str] | None = None, suit
     attacks = [found.raw.get("attacks") or {} for run in runs for found in run.evaluations.values()]
     frame.attrs["never_learned"] = {one["nonmembers"] for one in attacks if "nonmembers" in one}
     frame.attrs["problems"] = {run.name: list(run.problems) for run in runs if run.problems}
+    frame.attrs["notes"] = differences(runs, roles, chosen)
     return frame
 
 
 def _no_run(folder: Path) -> str | None:
     if not folder.is_dir():
         return "is not a folder" if folder.exists() else "does not exist; give a run folder, for example runs/demo/npo"
-    if (folder / _RESULT).is_file() or any((folder / "eval").glob("*.json")):
+    if (folder / RESULT_NAME).is_file() or any((folder / "eval").glob("*.json")):
         return None
     if folder.name.startswith("."):
         return "a temporary folder of an interrupted run; delete it"
-    if (folder / _RECIPE).is_file():
+    if (folder / RECIPE_NAME).is_file():
         return "has no result.json: the run was not completed; run it again"
     return "is not a run folder"
 
@@ -228,7 +255,12 @@ def _candidates(root: Path, skipped: dict[str, str], depth: int = _DEPTH) -> Ite
         return
     if not root.is_dir():
         return
-    inside = sorted(entry for entry in root.iterdir() if entry.is_dir())
+    try:
+        tidy_folders(root)
+        inside = sorted(entry for entry in root.iterdir() if entry.is_dir())
+    except OSError as error:
+        skipped[str(root)] = f"cannot be read ({error.strerror})"
+        return
     if root.name in _TRACKER_FOLDERS:
         skipped[str(root)] = "a tracker's logs"
         return
@@ -299,29 +331,3 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(rows)
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{file.name} cannot be read as JSON; the run is damaged, run it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file.name} is not a JSON object; the run is damaged, run it again")
-    return found
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        found = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        raise UserError(f"{file.name} cannot be read as YAML; the run is damaged, run it again") from None
-    return found if isinstance(found, dict) else {}

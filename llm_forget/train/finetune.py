@@ -28,10 +28,10 @@ from llm_forget.model.weights import held_in_bf16
 from llm_forget.train.arguments import common_arguments
 from llm_forget.train.build import check_run, make_trainable
 from llm_forget.train.callbacks import MetricsLog, ProgressBar, note
-from llm_forget.train.run_folder import RESULT_NAME, environment, replacement, writing_run
+from llm_forget.train.run_folder import environment, replacement, write_result, writing_run
 from llm_forget.train.trackers import drop_logs, keep_logs, sent_settings, tracking
 from llm_forget.utils.build import to_yaml
-from llm_forget.utils.files import new_folder, write_json, write_text
+from llm_forget.utils.files import new_folder, write_text
 from llm_forget.utils.terminal import say
 
 
@@ -161,4 +161,4 @@ def _write(recipe: FinetuneRecipe, model: Any, tokenizer: Any, result: dict[str,
             tokenizer.save_pretrained(folder / "model")
         write_text(folder / "recipe.yaml", to_yaml(recipe))
         keep_logs(recipe.output_dir, recipe.train.trackers, folder)
-        write_json(folder / RESULT_NAME, {**result, "adapter": asdict(recipe.adapter) if recipe.adapter else None})
+        write_result(folder, {**result, "adapter": asdict(recipe.adapter) if recipe.adapter else None})

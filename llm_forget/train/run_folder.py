@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +26,7 @@ from llm_forget.stop import Measurement
 from llm_forget.train.trackers import keep_logs
 from llm_forget.utils.build import to_yaml
 from llm_forget.utils.digests import weights_digest
-from llm_forget.utils.files import new_folder, real_folder, tidy, write_json, write_text
+from llm_forget.utils.files import folder_digest, new_folder, real_folder, tidy, write_json, write_record, write_text
 from llm_forget.utils.output import writing
 from llm_forget.utils.written import what_is_replaced
 
@@ -169,8 +169,14 @@ def write_run(
         write_json(folder / "env.json", environment())
         write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
         keep_logs(recipe.output_dir, recipe.train.trackers, folder)
-        write_json(folder / RESULT_NAME, {"schema": 1, **asdict(record), "base_digest": digest})
+        write_result(folder, {"schema": 1, **asdict(record), "base_digest": digest})
     return target
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write ``result.json`` with the digests of the adapter and the model beside it, and a checksum of the content."""
+    digests = {f"{part}_digest": folder_digest(folder / part) for part in ("adapter", "model")}
+    write_record(folder / RESULT_NAME, {**result, **digests})
 
 
 def _write_adapter(

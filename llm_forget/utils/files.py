@@ -174,6 +174,15 @@ def tidy_files(folder: Path) -> None:
                     Path(entry.path).unlink()
 
 
+def tidy_folders(parent: Path) -> None:
+    """Call ``tidy`` for each folder in ``parent`` that a dead process of this machine was writing. For readers, as above."""
+    with suppress(OSError):
+        for entry in list(os.scandir(parent)):
+            found = _TEMPORARY_FILE.fullmatch(entry.name)
+            if found is not None and _abandoned(found) and entry.is_dir(follow_symlinks=False):
+                tidy(parent / entry.name[1 : found.start("host") - 1])
+
+
 def _abandoned(name: re.Match[str]) -> bool:
     """Whether the process that a temporary name names was of this machine and is dead."""
     return name["host"] == HOST and not is_alive(int(name["pid"]))
@@ -242,6 +251,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, with null for NaN."""
     write_text(path, json.dumps(_without_nan(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON as ``write_json`` does, with a ``checksum`` of the content, so that a reader can say that it was edited."""
+    kept = {key: value for key, value in content.items() if key != "checksum"}
+    write_json(path, {**kept, "checksum": content_digest(kept)})
+
+
+def edits(content: Mapping[str, Any]) -> str:
+    """Whether the content of a file from ``write_record`` was edited: the end of a sentence about the file, or nothing."""
+    if content.get("checksum") is None:
+        return "states no checksum, so it is unknown whether it was edited"
+    return "" if content["checksum"] == content_digest(content, "checksum") else "was edited after it was written"
 
 
 def _without_nan(value: Any) -> Any:

@@ -95,6 +95,6 @@ def test_location_of_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not Path("run/eval/cache").exists()
     monkeypatch.delenv("LLM_FORGET_CACHE")
     evaluate(recipe(cache=None, output_dir="off"))
-    assert sorted(entry.name for entry in Path("off/eval").iterdir()) == ["small.json", "small.parquet"]
+    assert sorted(entry.suffix for entry in Path("off/eval").iterdir()) == [".json", ".parquet"]
     evaluate(recipe(cache="mine"))
     assert any(Path("mine").rglob("*.safetensors"))

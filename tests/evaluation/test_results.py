@@ -42,6 +42,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Suite, dic
     return folder, suite, run_suite(suite, tiny_model(), tiny_tokenizer())
 
 
+def scores_of(file: Path) -> Path:
+    """Return the Parquet file of a result file."""
+    return file.parent / json.loads(file.read_text())["scores"]["file"]
+
+
 def test_round_trip(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:
     """JSON null is NaN in the columns, and is different from a column that a set does not have."""
     results = copy.deepcopy(measured[2])
@@ -49,7 +54,7 @@ def test_round_trip(measured: tuple[Path, Suite, dict[str, Any]], tmp_path: Path
     first["probability"] = None
     write_results(results, tmp_path / "a.json")
     assert read_results(tmp_path / "a.json") == results
-    table = pq.read_table(tmp_path / "a.parquet").to_pydict()
+    table = pq.read_table(scores_of(tmp_path / "a.json")).to_pydict()
     assert math.isnan(table["probability"][0])
     assert table["rougeL_recall"][-1] is None
     assert list(table)[:2] == ["set", "id"]
@@ -67,7 +72,7 @@ def test_text_columns_exist_only_if_requested(measured: tuple[Path, Suite, dict[
     kept = run_suite(replace(suite, capability=None), tiny_model(), tiny_tokenizer(), keep_text=True)
     write_results(kept, tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text())["scores"]["text"] is True
-    assert "generated" in pq.read_table(tmp_path / "a.parquet").column_names
+    assert "generated" in pq.read_table(scores_of(tmp_path / "a.json")).column_names
     assert read_results(tmp_path / "a.json") == kept
 
 
@@ -119,10 +124,10 @@ def test_scores_of_another_evaluation_are_refused(measured: tuple[Path, Suite, d
     other = copy.deepcopy(results)
     next(iter(other["sets"]["forget"]["examples"].values()))["probability"] = 0.125
     write_results(other, tmp_path / "b.json")
-    (tmp_path / "b.parquet").replace(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a\.parquet belongs to another evaluation"):
+    scores_of(tmp_path / "b.json").replace(scores_of(tmp_path / "a.json"))
+    with pytest.raises(UserError, match=r"a\.\w+\.parquet belongs to another evaluation"):
         read_results(tmp_path / "a.json")
-    with pytest.raises(UserError, match=r"b\.parquet is missing"):
+    with pytest.raises(UserError, match=r"b\.\w+\.parquet is missing"):
         read_results(tmp_path / "b.json")
 
 
@@ -135,9 +140,9 @@ def test_examples_are_read_on_demand_as_a_table(measured: tuple[Path, Suite, dic
     assert list(frame.columns[:2]) == ["set", "id"]
     assert not {"acc", "acc_norm", "generated"} & set(frame.columns)
     assert sorted(frame["set"]) == ["forget"] * 5 + ["retain"] * 5
-    (tmp_path / "a.parquet").unlink()
+    scores_of(tmp_path / "a.json").unlink()
     assert open_results(tmp_path / "a.json").scores == found.scores
-    with pytest.raises(UserError, match=r"a\.parquet is missing"):
+    with pytest.raises(UserError, match=r"a\.\w+\.parquet is missing"):
         found.examples()
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llm_forget.evaluation.results import write_results
+from llm_forget.utils.files import write_record
 
 SETS = ("forget", "retain")
 
@@ -30,7 +30,7 @@ def write_run(
     """Write one complete run; `said` is the recorded generated text, as with keep_text."""
     folder.mkdir(parents=True)
     result = {"seconds": seconds, "steps": 4, **({"method": method} if method else {})}
-    (folder / "result.json").write_text(json.dumps(result))
+    write_record(folder / "result.json", result)
     recipe = {"model": {"name": "../target/model"}, "train": {"epochs": 2}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     values = {"forget": forget, "retain": retain}
