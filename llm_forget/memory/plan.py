@@ -21,6 +21,7 @@ from llm_forget.model.checkpointing import checkpointing_arguments
 from llm_forget.model.head import output_head
 from llm_forget.model.kinds import check_attention, check_config
 from llm_forget.model.load import attention_for, frozen_dtype, read_config
+from llm_forget.model.structure import text_config
 from llm_forget.model.targets import config_depth
 from llm_forget.train.build import build_method, build_retain, chosen_layer, trained_blocks
 from llm_forget.train.objective import Objective
@@ -198,15 +199,16 @@ def _over_layers(
         peak_of: (config, trained blocks or None for all) → the peak of that model.
     """
     depth = config_depth(config)
-    kinds = getattr(config, "layer_types", None)
+    kinds = getattr(text_config(config), "layer_types", None)
     if depth <= _SHALLOW[1] or (kinds is not None and len(set(kinds)) > 1):
         return peak_of(config, blocks)
 
     def cut(below: int, trained: int, above: int) -> Counter[str]:
         shallow = copy.deepcopy(config)
-        shallow.num_hidden_layers = below + trained + above
+        text = text_config(shallow)
+        text.num_hidden_layers = below + trained + above
         if kinds is not None:
-            shallow.layer_types = list(kinds)[: below + trained + above]
+            text.layer_types = list(kinds)[: below + trained + above]
         return peak_of(shallow, None if blocks is None else range(below, below + trained))
 
     few, more = _SHALLOW

@@ -14,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llm_forget.model.checkpointing import frozen_stays_frozen
-from llm_forget.model.head import chunk_rows, head_gives_logps, output_head
+from llm_forget.model.head import HeadUse, chunk_rows, head_gives_logps, head_use, output_head
 from llm_forget.model.logprobs import place_rows
+from llm_forget.model.steady import steady_base
+from llm_forget.model.structure import vocabulary_of
 from llm_forget.scores import kl_divergence
 
 
@@ -48,13 +50,15 @@ class PlannedStep:
         """Bytes allocated at the peak, without model and optimizer: ``all``, and the part for ``logits``."""
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        model: Any = self.model.train()
+        model: Any = self.model
         if checkpointing is not None:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
             frozen_stays_frozen(model)
-        vocabulary = int(model.config.get_text_config().vocab_size)
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        vocabulary = vocabulary_of(model.config)
+        with steady_base(model), FakeTensorMode(allow_non_fake_inputs=True):
+            model.train()
             _give_storage(model)
+            head_use(model)  # the trial is no part of the step
             ids = torch.zeros(self.batch.rows, self.batch.tokens, dtype=torch.long)
             with _Alive(vocabulary) as alive, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 for _ in range(2 if accumulate else 1):
@@ -94,14 +98,16 @@ class PlannedStep:
         def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (args[0][:, :-1].reshape(-1, args[0].shape[-1]), *args[1:])
 
-        handle = output_head(self.model).register_forward_pre_hook(keep)
+        whole = head_use(self.model) is HeadUse.WHOLE
+        handle = None if whole else output_head(self.model).register_forward_pre_hook(keep)
         try:
             model: Any = self.model
             more = {"output_hidden_states": True} if self.batch.hidden else {}
             logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **more).logits
         finally:
-            handle.remove()
-        return logits
+            if handle is not None:
+                handle.remove()
+        return logits[:, :-1].reshape(-1, logits.shape[-1]) if whole else logits
 
 
 def _give_storage(model: nn.Module) -> None:

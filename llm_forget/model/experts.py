@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from llm_forget.model.head import below_wrapper
+from llm_forget.model.structure import text_config
 
 # TRL sets these when its trainer is made, and a checkpoint may bring them.
 _FIELDS = ("output_router_logits", "router_aux_loss_coef")
@@ -26,7 +27,7 @@ def without_router_loss(model: nn.Module) -> Iterator[None]:
     config = below_wrapper(model).config
     held = [
         (part, {name: getattr(part, name) for name in _FIELDS if hasattr(part, name)})
-        for part in (config, config.get_text_config())
+        for part in (config, text_config(config))
     ]
     for part, fields in held:
         if "output_router_logits" in fields:

@@ -1,28 +1,48 @@
-"""Run the language-model head on answer positions only, in chunks if the logits would be large."""
+"""Run the language-model head on answer positions only, in chunks if the logits would be large.
+
+Some models change the head's output: they cap, scale or mask it. Names in a config do not tell, so each model is tried once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
+
+from llm_forget.model.structure import vocabulary_of
 
 # Most bytes of fp32 logits in memory; larger logits are computed in chunks. Backward needs about three times as much.
 CHUNK_BYTES = 1 << 28
 # The same for a frozen head on a CPU, where chunks have no extra cost and small ones fit into the caches.
 FROZEN_CPU_CHUNK_BYTES = 1 << 25
-# Config fields of models that change the logits after the head, so that the head's output is not the softmax input.
-_CHANGES_LOGITS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "output_multiplier",
-)
+# Values of the trial: far enough from 0 that a cap changes them, and no two alike.
+_TRIAL_RANGE = 60.0
+_TRIAL_TOKENS = 4
+
+
+class HeadUse(Enum):
+    """What a model allows with its head.
+
+    Attributes:
+        WHOLE: it must run on all positions, because the model reads its output as a whole or does not call it once.
+        POSITIONS: it may run on some positions; the model then changes each position's logits separately (a cap, a scale).
+        CHUNKS: its output is the logits, so log-probs can be computed from it in chunks.
+    """
+
+    WHOLE = "whole"
+    POSITIONS = "positions"
+    CHUNKS = "chunks"
+
+
+_USES: WeakKeyDictionary[nn.Module, HeadUse] = WeakKeyDictionary()
 
 
 def output_head(model: nn.Module) -> nn.Module:
@@ -37,6 +57,85 @@ def output_head(model: nn.Module) -> nn.Module:
 def below_wrapper(model: nn.Module) -> Any:
     """The model without its data-parallel wrapper. Adapters are kept."""
     return model.module if hasattr(model, "module") and not hasattr(model, "get_output_embeddings") else model
+
+
+def head_use(model: nn.Module) -> HeadUse:
+    """What the model allows with its head, tried once per model in three passes over a few tokens.
+
+    All processes must make the first call together, because the passes gather sharded weights. The trial replaces the head's
+    output by known numbers and compares them with the logits that the model returns. So it does not depend on weights or
+    rounding. Fake tensors have no numbers; there, the logits must be the head's output itself.
+
+    Args:
+        model: wrapped or not.
+    """
+    inner = below_wrapper(model)
+    if inner not in _USES:
+        _USES[inner] = _try_head(inner)
+    return _USES[inner]
+
+
+@torch.no_grad()
+def _try_head(model: Any) -> HeadUse:
+    device = next(model.parameters()).device
+    ids = torch.ones(1, _TRIAL_TOKENS, dtype=torch.long, device=device)
+    chosen = torch.tensor([1, 3], device=device)
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        shape, dtype = _head_output(model, ids)
+        count = _TRIAL_TOKENS * shape[-1]
+        known = torch.linspace(-_TRIAL_RANGE, _TRIAL_RANGE, count, device=device).view(1, _TRIAL_TOKENS, -1)
+        if isinstance(known, FakeTensor):
+            version, whole = known._version, _logits_for(model, ids, known)
+            same = whole.untyped_storage()._cdata == known.untyped_storage()._cdata and known._version == version
+            return HeadUse.CHUNKS if same else HeadUse.POSITIONS
+        known = known.to(dtype)
+        whole = _logits_for(model, ids, known.clone())
+        with head_reads_only(model, (0, chosen)):
+            part = _logits_for(model, ids, known[0, chosen])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # a model's code may raise any error here; the pass over the real rows reports it
+        return HeadUse.WHOLE
+    finally:
+        for module, training in before:
+            module.training = training
+    if whole.shape[:2] != known.shape[:2] or not torch.equal(part, whole[0, chosen]):
+        return HeadUse.WHOLE
+    return HeadUse.CHUNKS if torch.equal(whole, known.to(whole.dtype)) else HeadUse.POSITIONS
+
+
+def _head_output(model: Any, ids: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of what the head returns for ``ids``.
+
+    Raises:
+        ValueError: the head is not called exactly once, with the hidden states of all positions.
+    """
+    seen: list[Tensor] = []
+
+    def note(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if args[0].shape[:-1] == ids.shape:
+            seen.append(output)
+
+    handle = output_head(model).register_forward_hook(note)
+    try:
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    finally:
+        handle.remove()
+    if len(seen) != 1 or seen[0].shape[:-1] != ids.shape:
+        raise ValueError(f"the head is called {len(seen)} times")
+    return tuple(seen[0].shape), seen[0].dtype
+
+
+def _logits_for(model: Any, ids: Tensor, output: Tensor) -> Tensor:
+    """The logits that the model returns if its head returns ``output``."""
+    handle = output_head(model).register_forward_hook(lambda *_: output)
+    try:
+        logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    finally:
+        handle.remove()
+    return logits
 
 
 @contextmanager
@@ -72,13 +171,12 @@ def chunk_rows(model: nn.Module, rows: int, *, on_cpu: bool | None = None) -> in
     Returns:
         The size of a chunk, or None if all positions fit or the model changes its logits after the head.
     """
-    config = below_wrapper(model).config
-    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in _CHANGES_LOGITS):
+    if head_use(model) is not HeadUse.CHUNKS:
         return None
     if on_cpu is None:
         on_cpu = next(model.parameters()).device.type == "cpu"
     most = min(CHUNK_BYTES, FROZEN_CPU_CHUNK_BYTES) if on_cpu and _is_frozen(output_head(model)) else CHUNK_BYTES
-    fit = max(1, most // (4 * int(config.vocab_size)))
+    fit = max(1, most // (4 * vocabulary_of(below_wrapper(model).config)))
     return None if rows <= fit else -(-rows // -(-rows // fit))  # chunks of equal size
 
 
@@ -134,7 +232,7 @@ def head_gives_logps(model: nn.Module, targets: Tensor, size: int) -> Iterator[N
             if torch.is_grad_enabled() and hidden.requires_grad and at_once:
                 parts.append(_FrozenHeadLogps.apply(rows, partial(logps, wanted=wanted)))  # type: ignore[no-untyped-call]
             elif torch.is_grad_enabled():
-                parts.append(checkpoint(logps, rows, wanted, use_reentrant=False, preserve_rng_state=False))
+                parts.append(checkpoint(logps, rows, wanted, use_reentrant=False))  # with the same dropout masks
             else:
                 parts.append(logps(rows, wanted))
         return torch.cat(parts)

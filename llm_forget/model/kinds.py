@@ -11,6 +11,7 @@ from torch import nn
 from llm_forget.errors import RecipeError
 from llm_forget.model.batching import evaluating
 from llm_forget.model.head import below_wrapper, head_reads_only, output_head
+from llm_forget.model.structure import vocabulary_of
 from llm_forget.model.weights import autocast_like
 
 _OTHER_HEADS = re.compile(
@@ -87,7 +88,7 @@ def check_forward(model: nn.Module) -> None:
     except (TypeError, AttributeError, NotImplementedError):
         raise RecipeError(f"{kind} has no language-model head; {_WANTED}") from None
     weight = next(model.parameters())
-    most = int(inner.config.get_text_config().vocab_size)
+    most = vocabulary_of(inner.config)
     first = [(7 * place + 3) % most for place in range(12)]
     ids = torch.tensor([first, [*first[:6], *((token + 1) % most for token in first[6:])]], device=weight.device)
     positions = torch.zeros_like(ids, dtype=torch.bool)

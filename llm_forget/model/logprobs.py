@@ -15,8 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_forget.model.head import below_wrapper, chunk_rows, head_gives_logps, head_reads_only
-from llm_forget.model.packing import model_inputs, pack, packs
+from llm_forget.model.head import (
+    HeadUse,
+    below_wrapper,
+    chunk_rows,
+    head_gives_logps,
+    head_reads_only,
+    head_use,
+)
+from llm_forget.model.layout import Packed, model_inputs, pack
+from llm_forget.model.packing import packs
+from llm_forget.model.rope import rope_by_row
+from llm_forget.model.structure import line_limit
+from llm_forget.model.targets import config_depth
 from llm_forget.scores import AnswerScores
 
 
@@ -51,15 +62,22 @@ def _forward(model: nn.Module, batch: dict[str, Tensor], layer: int | None) -> t
     predicts_answer[:, :-1] = batch["answer_mask"][:, 1:]
     inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
     positions: Tensor | tuple[int, Tensor] = predicts_answer
-    line = pack(**inputs) if packs(model, predicts_answer.shape[1]) else None
+    line = _line_of(model, batch)
     if line is not None:
         inputs, positions = model_inputs(line), (0, line.place[predicts_answer])
     more = {} if layer is None else {"output_hidden_states": True}
-    with head_reads_only(model, positions):
-        output = model(**inputs, use_cache=False, **more)
-    logits: Tensor = output.logits
+    with rope_by_row(model, batch["attention_mask"]) as own:
+        logits, output = _logits_at(model, positions, **{**own, **inputs}, **more)
     # hidden_states[0] is the output of the embeddings
     return logits, None if layer is None else output.hidden_states[layer + 1][positions].float()
+
+
+def _line_of(model: nn.Module, batch: dict[str, Tensor]) -> Packed | None:
+    """The batch in one sequence, or None if it stays padded."""
+    if not packs(model, batch["input_ids"].shape[1]):
+        return None
+    line, limit = pack(batch["input_ids"], batch["attention_mask"]), line_limit(below_wrapper(model).config)
+    return None if line is not None and limit is not None and line.tokens.shape[1] > limit else line
 
 
 def logits_at(model: nn.Module, positions: Tensor, **inputs: Tensor) -> Tensor:
@@ -70,10 +88,17 @@ def logits_at(model: nn.Module, positions: Tensor, **inputs: Tensor) -> Tensor:
         positions: (B, T) bool.
         inputs: the model's inputs: ``input_ids`` (B, T), ``attention_mask``, ``position_ids``.
     """
+    return _logits_at(model, positions, **inputs)[0]
+
+
+def _logits_at(model: nn.Module, positions: Tensor | tuple[int, Tensor], **inputs: Any) -> tuple[Tensor, Any]:
+    """The logits (N, V) at some positions, and the model's output."""
+    if head_use(model) is HeadUse.WHOLE:
+        output = model(**inputs, use_cache=False)
+        return output.logits[positions], output
     with head_reads_only(model, positions):
         output = model(**inputs, use_cache=False)
-    logits: Tensor = output.logits
-    return logits
+    return output.logits, output
 
 
 def score_answers(model: nn.Module, batch: dict[str, Tensor], *, keep_logits: bool = False) -> AnswerScores:
@@ -134,7 +159,7 @@ def hidden_layer(model: nn.Module, layer: int | None) -> int:
     Raises:
         ValueError: the model has no such block.
     """
-    depth = int(below_wrapper(model).config.num_hidden_layers)
+    depth = config_depth(below_wrapper(model).config)
     chosen = round(7 / 32 * depth) if layer is None else layer
     if chosen >= depth:
         raise ValueError(f"layer is {layer}; give a block of this model, from 0 to {depth - 1}")

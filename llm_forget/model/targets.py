@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from llm_forget.errors import RecipeError
+from llm_forget.model.structure import text_config
 
 ALL_LINEAR = "all-linear"
 
@@ -64,7 +65,7 @@ def config_depth(config: Any) -> int:
     Raises:
         RecipeError: the config does not say it.
     """
-    text = config.get_text_config()
+    text = text_config(config)
     depth = getattr(text, "num_hidden_layers", None) or getattr(text, "num_layers", None)
     if not isinstance(depth, int):
         raise RecipeError(

@@ -15,6 +15,7 @@ from llm_forget.methods import Method
 from llm_forget.model.blocks import add_adapter, compile_blocks, top_blocks, train_only_blocks
 from llm_forget.model.head import below_wrapper
 from llm_forget.model.logprobs import hidden_layer
+from llm_forget.model.targets import config_depth
 from llm_forget.retain import RetainTerm
 from llm_forget.train.arguments import check_arguments
 from llm_forget.train.launch import check_launch
@@ -174,7 +175,7 @@ def check_layer(adapter: AdapterConfig | None, objective: Objective, model: nn.M
     """
     if adapter is None or not objective.rows.hidden:
         return
-    depth = int(below_wrapper(model).config.get_text_config().num_hidden_layers)
+    depth = config_depth(below_wrapper(model).config)
     blocks, layer = top_blocks(adapter, depth), _hidden_layer(model, objective.layer)
     if blocks is not None and layer < blocks.start:
         raise RecipeError(

@@ -53,6 +53,7 @@ class RunRecord:
         forget_rows: number of rows in the forget set.
         retain_rows: number of rows in the retain set.
         encoding: set → counts of its encoding: rows, tokens, truncated examples and the tokens that were cut, and so on.
+        noise_off: the base's own dropout and noise that was off in training, as ``name value``.
     """
 
     method: str
@@ -69,6 +70,7 @@ class RunRecord:
     forget_rows: int
     retain_rows: int
     encoding: dict[str, dict[str, int]] = field(default_factory=dict)
+    noise_off: list[str] = field(default_factory=list)
 
 
 def writing_run(output_dir: str) -> AbstractContextManager[None]:

@@ -17,6 +17,7 @@ from llm_forget.errors import RecipeError
 from llm_forget.model.experts import without_router_loss
 from llm_forget.model.load import check_adapter_fits, check_model, load_model, load_tokenizer, locate_model
 from llm_forget.model.packing import packed_attention
+from llm_forget.model.steady import steady_base
 from llm_forget.model.weights import in_shards, trainable_state
 from llm_forget.train.alternatives import alternative_source, encoded_alternatives
 from llm_forget.train.build import NOWHERE, Parts, check_layer, make_parts, make_trainable, trained_blocks
@@ -133,7 +134,14 @@ def run_on(
     if blocks is None:
         check_layer(recipe.adapter, Objective(method, parts.retain), model)
     model = make_trainable(model, recipe.adapter, blocks, compiled=recipe.train.compile, say=partial(note, console))
-    with without_router_loss(model), packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)):
+    with (
+        without_router_loss(model),
+        steady_base(model) as noise,
+        packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)),
+    ):
+        if noise:
+            off = ", ".join(noise)
+            note(console, f"the model's own dropout and noise are off, because the reference has none: {off}")
         run = Run(recipe, parts, sets, model, tokenizer.pad_token_id, console, alternatives, base=base)
         settings = sent_settings(recipe)
         with tracking(recipe.output_dir, recipe.train.trackers, settings, resume=recipe.resume) as run.metrics.trackers:
@@ -153,6 +161,7 @@ def run_on(
         forget_rows=len(sets.forget),
         retain_rows=len(sets.retain),
         encoding=sets.encoding,
+        noise_off=noise,
     )
     if recipe.output_dir != NOWHERE:
         # every process takes part in gathering sharded weights

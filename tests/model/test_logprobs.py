@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llm_forget.config import AdapterConfig, TrainConfig
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.model.blocks import add_adapter
-from llm_forget.model.head import output_head
+from llm_forget.model.head import HeadUse, chunk_rows, head_use, output_head
 from llm_forget.model.logprobs import answer_logits, left_align, scatter_rows, score_answers
 from llm_forget.scores import AnswerScores
 from llm_forget.testing import tiny_model, tiny_tokenizer
@@ -205,6 +207,7 @@ def test_forward_passes_in_one_step(model: nn.Module, method: str, retain: str |
 
     policy = add_adapter(copy.deepcopy(model), AdapterConfig(rank=2, alpha=2))
     widths: list[int] = []
+    head_use(policy)
     policy.get_base_model().model.register_forward_hook(lambda _, args, out: widths.append(len(out[0])))
     goal = Objective(
         find_class("llm_forget.methods", method, "forget_loss")(),
@@ -242,6 +245,7 @@ def test_in_chunks_the_scores_and_gradients_are_the_same(
     start = adapted(model) if kind == "adapter" else model
     for chunked in (False, True):
         inner = copy.deepcopy(start).train()
+        assert head_use(inner) is HeadUse.CHUNKS
         seen: list[int] = []
         project = output_head(inner).forward
 
@@ -267,9 +271,7 @@ def test_in_chunks_the_scores_and_gradients_are_the_same(
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=5e-6)
 
 
-def test_a_model_that_postprocesses_its_logits_is_not_chunked(model: nn.Module) -> None:
-    from llm_forget.model.head import chunk_rows
-
+def test_the_size_of_a_chunk(model: nn.Module) -> None:
     vocabulary = model.config.vocab_size
     fit = (1 << 28) // (4 * vocabulary)
     assert chunk_rows(model, fit) is None
@@ -281,6 +283,74 @@ def test_a_model_that_postprocesses_its_logits_is_not_chunked(model: nn.Module) 
         "chunks under a frozen head cost no work: smaller ones on a CPU"
     )
     assert chunk_rows(frozen, fit, on_cpu=False) is None, "a card's are as large as those of a head that is trained"
-    capped = copy.deepcopy(model)
-    capped.config.final_logit_softcapping = 30.0
-    assert chunk_rows(capped, 10**9) is None
+
+
+class Changed(nn.Module):
+    """A language model with a wrapper's forward that changes the logits of the inner model."""
+
+    def __init__(self, inner: Any, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.config, self.change = inner, inner.config, change
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.inner.get_output_embeddings()
+
+    def forward(self, **inputs: Any) -> Any:
+        output = self.inner(**inputs)
+        output.logits = self.change(output.logits)
+        return output
+
+
+CHANGES: dict[str, tuple[HeadUse, Callable[[Tensor], Tensor]]] = {
+    "none": (HeadUse.CHUNKS, lambda logits: logits),
+    "a cast": (HeadUse.CHUNKS, lambda logits: logits.double()),
+    "a soft cap": (HeadUse.POSITIONS, lambda logits: 30 * torch.tanh(logits / 30)),
+    "a scale": (HeadUse.POSITIONS, lambda logits: logits / 8),
+    "a bias": (HeadUse.POSITIONS, lambda logits: logits + torch.arange(logits.shape[-1]) / 100),
+    "one token masked": (HeadUse.POSITIONS, lambda logits: logits.index_fill(-1, torch.tensor([7]), -1e4)),
+    "relative to the first position": (HeadUse.WHOLE, lambda logits: logits - logits[:, :1].tanh()),
+    "batches only": (HeadUse.WHOLE, lambda logits: logits.transpose(1, 2).contiguous().transpose(1, 2)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_logits_that_the_model_changes_after_the_head(
+    model: nn.Module, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of 3 rows must not be used where the model changes its logits; scores and gradients are those of whole logits."""
+    expected_use, function = CHANGES[change]
+    changed = Changed(copy.deepcopy(model), function)
+    for value in changed.parameters():
+        value.data *= 2  # larger logits, which a cap changes
+    means = torch.stack([naive(changed, row)[0].mean() for row in ROWS])
+    expected = torch.cat([one.flatten() for one in torch.autograd.grad(means.sum(), list(changed.parameters()))])
+    monkeypatch.setattr("llm_forget.model.head.CHUNK_BYTES", 4 * model.config.vocab_size * 3)
+    scores = score_answers(changed, collate(ROWS, 0))
+    torch.testing.assert_close(scores.mean_logps, means, rtol=1e-5, atol=1e-5)
+    found = torch.autograd.grad(scores.mean_logps.sum(), list(changed.parameters()))
+    torch.testing.assert_close(torch.cat([one.flatten() for one in found]), expected, rtol=1e-4, atol=1e-5)
+    assert head_use(changed) is expected_use
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        planned = Changed(tiny_model(tiny_tokenizer()), function)
+        planned_use = head_use(planned)
+    assert (planned_use is HeadUse.CHUNKS) == (change == "none"), "the memory plan has no numbers to compare"
+
+
+def test_a_chunk_is_recomputed_with_the_same_dropout(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient is that of the loss that was computed, for a trained head with LoRA dropout."""
+    policy = add_adapter(copy.deepcopy(model), AdapterConfig(rank=2, alpha=2, target_modules=["lm_head"], dropout=0.5))
+    for name, value in policy.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(value, std=0.1)
+    policy.train()
+    monkeypatch.setattr("llm_forget.model.head.CHUNK_BYTES", 4 * model.config.vocab_size * 3)
+    gradients = []
+    for recomputed in (True, False):
+        if not recomputed:
+            monkeypatch.setattr("llm_forget.model.head.checkpoint", lambda run, *args, **_: run(*args))
+        torch.manual_seed(5)
+        trained = [value for value in policy.parameters() if value.requires_grad]
+        found = torch.autograd.grad(score_answers(policy, collate(ROWS, 0)).mean_logps.sum(), trained)
+        gradients.append(torch.cat([one.flatten() for one in found]))
+    assert gradients[1].abs().max() > 1e-2
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)

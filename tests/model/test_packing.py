@@ -26,9 +26,10 @@ from llm_forget.config import AdapterConfig, UnlearnRecipe
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.model.blocks import add_adapter
+from llm_forget.model.layout import pack
 from llm_forget.model.logprobs import Part, score_answers, score_parts
 from llm_forget.model.measure import answer_logps
-from llm_forget.model.packing import _Take, pack, packed_attention, packs
+from llm_forget.model.packing import _Take, packed_attention, packs
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.utils.build import build
 
