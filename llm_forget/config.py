@@ -154,7 +154,7 @@ class TrainConfig:
     # Compile every decoder block with torch.compile. The first steps take minutes, so it pays off in long runs only.
     compile: bool = False
     # Unlearning only. Optimiser steps between checkpoints, which are in <output_dir>.checkpoints until the run is complete.
-    # 0: write a checkpoint only on SIGTERM.
+    # 0: write a checkpoint only on SIGTERM, SIGINT or SIGHUP.
     save_steps: int = 100
     # Number of checkpoints that are kept.
     keep_checkpoints: int = 2
@@ -166,7 +166,7 @@ class TrainConfig:
         if unknown := [name for name in self.trackers if name not in TRACKERS]:
             raise ValueError(f"trackers names {', '.join(unknown)}; known are {', '.join(TRACKERS)}")
         if self.save_steps < 0:
-            raise ValueError(f"save_steps is {self.save_steps}; it must be 0 (only on SIGTERM) or more")
+            raise ValueError(f"save_steps is {self.save_steps}; it must be 0 (only on a signal to end) or more")
         for name in ("epochs", "batch_size", "gradient_accumulation", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")

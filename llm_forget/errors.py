@@ -26,7 +26,13 @@ class MissingExtraError(UserError):
 
 
 class Interrupted(Exception):
-    """The process was told to end before the run was complete; the message says what was saved and how to go on."""
+    """The process was told to end before the run was complete; the message says what was saved and how to go on.
 
-    # what a shell reports of a process that SIGTERM ended
-    exit_code = 143
+    Args:
+        message: the message.
+        exit_code: what a shell reports of a process that the signal ended; 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, exit_code: int = 143) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

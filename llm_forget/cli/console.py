@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import textwrap
-import traceback
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,9 +17,7 @@ from llm_forget.cli.entry import run_entry
 from llm_forget.utils.terminal import clean, echo, json_text, plain, say
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
-INTERNAL, INTERRUPTED = 3, 130
 _NUMBER = frozenset("0123456789+-−–<")  # first characters of cells that are aligned to the right
-_OWN_MESSAGE = (OSError, ImportError, MemoryError, RuntimeError)  # messages that never quote data rows
 
 
 def print_json(value: Any) -> None:
@@ -88,40 +83,13 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, console: 
 
 
 def run_command(app: Callable[..., Any], argv: list[str]) -> None:
-    """Run the command line and exit with a status.
-
-    0: success. 1: success with a negative answer (``doctor``). 2: wrong input; the message says what to do.
-    3: an internal error, reported in one line; ``--debug`` shows the traceback. 130: interrupted.
+    """Run the command line and exit with a status: see ``run_entry``; 1 is success with a negative answer (``doctor``).
 
     Args:
         app: the typer application.
         argv: arguments without the program's name.
     """
-    if "--debug" in argv:
-        argv = [one for one in argv if one != "--debug"]
-        os.environ["LLM_FORGET_DEBUG"] = "1"
-    debug = os.environ.get("LLM_FORGET_DEBUG") == "1"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character gets an escape
-    try:
-        run_entry(lambda rest: app(rest, standalone_mode=True), argv)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # `| head` closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
-        if debug:
-            echo(traceback.format_exc(), file=sys.stderr)
-        else:
-            echo(_one_line(error), file=sys.stderr)
-        sys.exit(INTERNAL)
-
-
-def _one_line(error: Exception) -> str:
-    """The error in one line, without a traceback. A message that could quote a data row is omitted."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{Path(last.filename).name}:{last.lineno}"
-    message = f": {error}" if isinstance(error, _OWN_MESSAGE) else ""
-    return f"error: {type(error).__name__} in {place}{message}\nRun it again with --debug to see the traceback."
+    run_entry(lambda rest: app(rest, standalone_mode=True), argv)

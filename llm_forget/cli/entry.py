@@ -1,4 +1,4 @@
-"""Run a script's main function: report a user's mistake as one message with exit status 2, without a traceback."""
+"""Run a main function: every way to end has an exit status and a message on standard error, without a traceback."""
 
 from __future__ import annotations
 
@@ -8,30 +8,75 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from llm_forget.errors import Interrupted, UserError
+from llm_forget.utils.signals import Ended, end_with_launcher, ending_cleanly
 from llm_forget.utils.terminal import echo
+
+WRONG_INPUT, INTERNAL, INTERRUPTED = 2, 3, 130
+_OWN_MESSAGE = (OSError, ImportError, MemoryError, RuntimeError)  # messages that never quote data rows
 
 
 def run_entry(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Call ``main(argv)`` and turn our own errors into a message on standard error and an exit status.
+    """Call ``main(argv)``, and turn errors and signals into a message on standard error and an exit status.
 
-    A ``UserError`` exits with status 2, an interrupted run with its own status (143 for SIGTERM). Only the first process
-    prints the message. ``LLM_FORGET_DEBUG=1`` shows the traceback too.
+    2: wrong input, or a full disk; the message says what to do. 3: an internal error, in one line. 143, 130, 129: interrupted by
+    SIGTERM, SIGINT, SIGHUP. Only the first process prints the message. ``--debug`` and ``LLM_FORGET_DEBUG=1`` show the
+    traceback too.
     """
+    if "--debug" in argv:
+        argv = [one for one in argv if one != "--debug"]
+        os.environ["LLM_FORGET_DEBUG"] = "1"
     quiet_libraries()
+    with ending_cleanly():
+        _run(main, argv)
+
+
+def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    status: int | None = None
     try:
+        end_with_launcher()
         main(argv)
     except UserError as error:
-        if os.environ.get("LLM_FORGET_DEBUG") == "1":
-            echo(traceback.format_exc(), file=sys.stderr)
-        if os.environ.get("RANK", "0") == "0":
-            echo(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as stopped:
-        if os.environ.get("RANK", "0") == "0":
-            echo(f"interrupted: {stopped}", file=sys.stderr)
-        sys.exit(stopped.exit_code)
+        status = _told(WRONG_INPUT, f"error: {error}")
+    except (Interrupted, Ended) as ended:
+        status = _told(ended.exit_code, f"interrupted: {ended}", debug=False)
+    except KeyboardInterrupt:
+        status = _told(INTERRUPTED, "interrupted", debug=False)
+    except BrokenPipeError:  # `| head` closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        from llm_forget.utils.disk import AGAIN, full_disk
+
+        full = full_disk(error)
+        if full is not None:
+            status = _told(WRONG_INPUT, f"error: {full}. Existing files are unchanged. Free disk space and {AGAIN}")
+        else:
+            status = _told(INTERNAL, "" if _debugging() else _one_line(error))
+    if status is not None:
+        sys.exit(status)
+
+
+def _debugging() -> bool:
+    return os.environ.get("LLM_FORGET_DEBUG") == "1"
+
+
+def _told(status: int, message: str, *, debug: bool = True) -> int:
+    """Print the message, after the traceback with ``--debug``. Returns the status."""
+    if debug and _debugging():
+        echo(traceback.format_exc(), file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0" and message:
+        echo(message, file=sys.stderr)
+    return status
+
+
+def _one_line(error: Exception) -> str:
+    """The error in one line, without a traceback. A message that could quote a data row is omitted."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    message = f": {error}" if isinstance(error, _OWN_MESSAGE) else ""
+    return f"error: {type(error).__name__} in {place}{message}\nRun it again with --debug to see the traceback."
 
 
 def quiet_libraries() -> None:

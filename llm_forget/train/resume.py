@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +31,7 @@ from llm_forget.train.checkpoint import (
     write_checkpoint,
 )
 from llm_forget.utils.files import real_folder
+from llm_forget.utils.signals import Told, told_to_end
 from llm_forget.utils.written import remove_written
 
 # Both layouts: a run has one folder for each phase. The second pattern is what a killed process left of a checkpoint.
@@ -50,7 +49,7 @@ class Saving:
     Attributes:
         folder: the folder of the run's checkpoints.
         identity: recipe, digests of data and model, and number of processes (``checkpoint.run_identity``).
-        every: optimizer steps between checkpoints; 0 saves only on SIGTERM.
+        every: optimizer steps between checkpoints; 0 saves only on a signal to end.
         keep: number of checkpoints to keep.
         at_end: also save after the last step, because another phase follows.
         resume: resume from the newest undamaged checkpoint, if there is one.
@@ -90,7 +89,7 @@ class Resumable:
         """Call ``train()``, from the newest checkpoint if the run resumes.
 
         Raises:
-            Interrupted: the process received SIGTERM and has saved a checkpoint if possible.
+            Interrupted: the process received SIGTERM, SIGINT or SIGHUP and has saved a checkpoint if possible.
             UserError: the checkpoint belongs to another run.
         """
         if self.saving is None:
@@ -101,7 +100,7 @@ class Resumable:
             self.saving.say("no checkpoints are written with DeepSpeed, because it stores its state as pickles")
             self.train()
             return
-        with _told_to_end() as told:
+        with told_to_end("a checkpoint is saved at the end of this step; a second Ctrl-C ends at once") as told:
             watch = SaveSteps(self.saving, told, self)
             self.add_callback(watch)
             self.train(resume_from_checkpoint=None if source is None else str(source))
@@ -112,7 +111,9 @@ class Resumable:
                 if where is None
                 else f"saved {where}; add --resume true to the same command to resume from there"
             )
-            raise Interrupted(f"received SIGTERM after step {self.state.global_step}: {how}")
+            number = told.signal or signal.SIGTERM  # another process was told
+            name = signal.Signals(number).name
+            raise Interrupted(f"received {name} after step {self.state.global_step}: {how}", 128 + number)
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         """Override the Trainer's method: write one safetensors file and JSON files, atomically."""
@@ -160,14 +161,14 @@ class Resumable:
 
 
 class SaveSteps(TrainerCallback):
-    """Decides when to save, and ends training after SIGTERM."""
+    """Decides when to save, and ends training after a signal to end."""
 
-    def __init__(self, saving: Saving, told: threading.Event, trainer: Any) -> None:
+    def __init__(self, saving: Saving, told: Told, trainer: Any) -> None:
         self.saving, self.told, self.trainer = saving, told, trainer
         self.interrupted = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save every few steps, on SIGTERM, and at the end if ``at_end``; never after the stop rule has ended the run."""
+        """Save every few steps, on a signal, and at the end if ``at_end``; never after the stop rule has ended the run."""
         last = state.global_step >= state.max_steps
         told = self._any_process_told()
         if (control.should_training_stop and not last) or getattr(self.trainer, "non_finite_at", None) is not None:
@@ -235,20 +236,6 @@ def _all_checkpoints(folder: Path) -> list[Path]:
 def is_stateful(item: Any) -> bool:
     """Whether an object can save and restore its state."""
     return callable(getattr(item, "state_dict", None)) and callable(getattr(item, "load_state_dict", None))
-
-
-@contextmanager
-def _told_to_end() -> Iterator[threading.Event]:
-    """Context in which SIGTERM sets the event instead of ending the process."""
-    told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield told  # only the main thread can handle signals
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _of_every_process(value: Any) -> list[Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +20,7 @@ from llm_forget.adapters.card import adapter_card
 from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter
 from llm_forget.config import UnlearnRecipe
-from llm_forget.errors import RecipeError
+from llm_forget.errors import Interrupted, RecipeError
 from llm_forget.model.generate import save_end_tokens
 from llm_forget.stop import Measurement
 from llm_forget.train.trackers import keep_logs
@@ -28,6 +28,7 @@ from llm_forget.utils.build import to_yaml
 from llm_forget.utils.digests import weights_digest
 from llm_forget.utils.files import folder_digest, new_folder, real_folder, tidy, write_json, write_record, write_text
 from llm_forget.utils.output import writing
+from llm_forget.utils.signals import Ended
 from llm_forget.utils.written import what_is_replaced
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "safetensors", "bitsandbytes")
@@ -73,15 +74,27 @@ class RunRecord:
     noise_off: list[str] = field(default_factory=list)
 
 
-def writing_run(output_dir: str) -> AbstractContextManager[None]:
-    """Context of a run that writes ``output_dir``; see ``utils.output.writing``. A run that writes nothing needs none."""
+@contextmanager
+def writing_run(output_dir: str) -> Iterator[None]:
+    """Context of a run that writes ``output_dir``; see ``utils.output.writing``. A run that writes nothing needs none.
+
+    Raises:
+        Interrupted: a signal ended the run outside its training steps; the message says how to go on.
+    """
     if not output_dir:
-        return nullcontext()
-    return writing(
-        output_dir,
-        remedy=f"run the same command with --resume true, which resumes from the newest checkpoint in {output_dir}.checkpoints "
-        "if there is one (fine-tuning starts again)",
+        yield
+        return
+    again = (
+        f"run the same command with --resume true, which resumes from the newest checkpoint in {output_dir}.checkpoints if there "
+        "is one (fine-tuning starts again)"
     )
+    with writing(output_dir, remedy=again):
+        try:
+            yield
+        except Ended as ended:
+            saved = any(Path(f"{output_dir}.checkpoints").glob("**/step-*/checkpoint.json"))
+            how = f"; add --resume true to resume from the checkpoints in {output_dir}.checkpoints" if saved else ""
+            raise Interrupted(f"{ended}: nothing is written to {output_dir}{how}", ended.exit_code) from None
 
 
 def check_output(output_dir: str, overwrite: bool) -> None:

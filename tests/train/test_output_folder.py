@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from extras import needs
 from rich.console import Console
+from small_run import small_values, write_things
 
 import llm_forget.train.finetune
 import llm_forget.train.unlearn
 from llm_forget.config import FinetuneRecipe, UnlearnRecipe
 from llm_forget.errors import RecipeError, UserError
-from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.train.finetune import finetune
 from llm_forget.train.unlearn import unlearn
 from llm_forget.utils.build import build
@@ -29,26 +29,12 @@ from llm_forget.utils.lock import locked
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("things")
-    tokenizer = tiny_tokenizer()
-    tiny_model(tokenizer, hidden=16, layers=1).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    for name in ("forget", "retain"):
-        rows = [{"question": f"{name} {row}?", "answer": f"{row}"} for row in range(3)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return write_things(tmp_path_factory.mktemp("things"))
 
 
 @pytest.fixture
 def values(things: Path, tmp_path: Path) -> dict[str, Any]:
-    return {
-        "model": {"name": str(things / "model"), "dtype": "float32"},
-        "data": {name: {"path": str(things / f"{name}.jsonl")} for name in ("forget", "retain")},
-        "method": {"name": "grad_diff"},
-        "adapter": {"rank": 2, "alpha": 2},
-        "train": {"epochs": 1, "batch_size": 2, "save_steps": 1},
-        "output_dir": str(tmp_path / "v"),
-    }
+    return small_values(things, tmp_path / "v")
 
 
 def run(values: dict[str, Any], **changes: Any) -> str:
