@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from llm_forget.adapters.arithmetic import combine
+from llm_forget.adapters.base_layers import check_recorded_base
 from llm_forget.adapters.lora import Adapter, Factors
 from llm_forget.errors import AdapterError
 
@@ -42,10 +43,12 @@ def compose(adapters: Sequence[Adapter], *, assume_same_base: bool = False) -> A
         assume_same_base: as for ``combine``.
 
     Raises:
-        AdapterError: fewer than two adapters, one given twice, or adapters for different bases.
+        AdapterError: fewer than two adapters, one given twice, adapters for different bases, or one that does not fit its base.
     """
     if len(adapters) < 2:
         raise AdapterError(f"{len(adapters)} adapter given; composing takes two or more.")
+    for adapter in adapters:
+        check_recorded_base(adapter)
     digests = [adapter_digest(adapter) for adapter in adapters]
     twice = next((digest for digest in digests if digests.count(digest) > 1), None)
     if twice is not None:

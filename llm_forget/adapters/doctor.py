@@ -5,25 +5,28 @@ A server may load the adapter, refuse it, or load it and silently apply another 
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llm_forget.adapters.lora import BaseRecord, read_base_record, read_config, weights_path
+import torch
+
+from llm_forget.adapters.base_layers import FLOATS, Misfit, base_layers
+from llm_forget.adapters.lora import BaseRecord, first_tensor, read_base_record, read_config, weights_path
 from llm_forget.adapters.lora_config import (
     LORA_TENSOR,
+    ambiguous_alpha,
     config_problems,
-    matching_key,
-    rank_and_scaling,
+    ranks_and_scalings,
     tensor_problems,
 )
 from llm_forget.adapters.parity import Parity, Prompt, compare_logits
 from llm_forget.adapters.server_rules import RULES, VLLM_MEASURED, Facts, Outcome, relies_on_patterns
 from llm_forget.errors import AdapterError, UserError
 from llm_forget.utils.digests import StoredTensor, stored_tensors, weights_digest
+from llm_forget.utils.weight_files import model_config
 
 Status = Literal["loads", "refuses", "wrong", "merged only"]
 
@@ -101,10 +104,13 @@ def diagnose(base: str | Path, adapter: str | Path, *, max_rank: int = 16, promp
         raise
     except UserError as error:
         raise AdapterError(str(error)) from error
-    weights = stored_tensors(base)
+    layers = base_layers(base)
     problems = (*config_problems(config), *tensor_problems(tensors))
-    ranks = {match["module"]: tensors[name].shape[0] for name, match in _sides(tensors, "A")}
+    ranks = {match["module"]: tensors[name].shape[0] for name, match in _sides(tensors, "A") if tensors[name].shape[0]}
     scalings, damaged, misfits = _scalings(config, ranks)
+    damaged += _damaged(adapter, tensors)
+    shapes = _shapes(tensors)
+    misfit = layers.misfit_of(shapes, config) if shapes else None
     record = read_base_record(adapter, config)
     digest = weights_digest(base) if record.digest or prompts else None
     match: Literal["same", "different", "not recorded"] = "not recorded"
@@ -115,15 +121,16 @@ def diagnose(base: str | Path, adapter: str | Path, *, max_rank: int = 16, promp
         config=config,
         problems=problems,
         damaged=tuple(damaged),
-        misfits=(*misfits, *_misfits(config, tensors, weights)),
+        misfits=(*misfits, *_described(misfit), *(() if shapes else ("the weights are not pairs of A and B",))),
+        dropped=_dropped(misfit),
         ranks=ranks,
         scalings=scalings,
-        model=_model_config(base),
+        model=model_config(base),
         max_rank=max_rank,
     )
     wrong = ("the base is not the one it was trained on: the digests differ",) if match == "different" else ()
     verdicts = tuple(_verdict(server, rule, facts, wrong) for server, rule in RULES.items())
-    notes = _notes(facts, record)
+    notes = _notes(facts, record, tensors)
     parity = None
     if prompts and digest:
         if problems or verdicts[-1].status != "loads":  # the last is PEFT's, the reference
@@ -151,48 +158,57 @@ def _sides(tensors: Mapping[str, StoredTensor], side: str) -> list[tuple[str, An
 
 def _scalings(config: Mapping[str, Any], ranks: Mapping[str, int]) -> tuple[dict[str, float], list[str], list[str]]:
     """The trained scaling of each module, the reason if the config gives none, and the first rank that contradicts it."""
-    scalings: dict[str, float] = {}
-    misfits = []
-    for module, stored in ranks.items():
-        try:
-            rank, scalings[module] = rank_and_scaling(config, module)
-        except AdapterError as error:
-            return {}, [str(error)], []
-        if rank != stored:
-            misfits.append(f"{module} has rank {stored}, but the config says {rank}")
+    try:
+        found = ranks_and_scalings(config, ranks)
+    except AdapterError as error:
+        return {}, [str(error)], []
+    scalings = {module: scaling for module, (_, scaling) in found.items()}
+    misfits = [
+        f"{module} has rank {ranks[module]}, but the config says {rank}"
+        for module, (rank, _) in found.items()
+        if rank != ranks[module]
+    ]
     return scalings, [], misfits[:1]
 
 
-def _misfits(
-    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], base: Mapping[str, StoredTensor]
-) -> list[str]:
-    """The first module that the base lacks or has in another shape."""
+def _shapes(tensors: Mapping[str, StoredTensor]) -> dict[str, tuple[int, int]]:
+    """(out, in) of every module's change; empty if there are no pairs of A and B."""
     widths = {match["module"]: tensors[name].shape[1] for name, match in _sides(tensors, "A")}
     heights = {match["module"]: tensors[name].shape[0] for name, match in _sides(tensors, "B")}
-    if not widths or widths.keys() != heights.keys():
-        return ["the weights are not pairs of A and B"]
-    for module, width in widths.items():
-        names = (f"{module}.weight", f"{module.partition('.')[2]}.weight")
-        stored = next((base[name] for name in names if name in base), None)
-        wanted = (width, heights[module]) if config.get("fan_in_fan_out") else (heights[module], width)
-        # A quantised weight has its own packed shape, and a tied head has no weight. Neither is a misfit.
-        if stored is None and module.rpartition(".")[2] not in ("lm_head", "embed_out"):
-            return [f"the base has no layer {module}"]
-        if stored is not None and stored.dtype in ("F64", "F32", "BF16", "F16") and stored.shape != wanted:
-            return [f"{module} is {stored.shape} in the base, but the adapter expects {wanted}"]
-    return []
+    paired = widths.keys() == heights.keys()
+    return {module: (heights[module], width) for module, width in widths.items()} if paired else {}
 
 
-def _model_config(base: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((base / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
+def _described(misfit: Misfit | None) -> tuple[str, ...]:
+    if misfit is None or misfit.found is None:
+        return ()
+    return (f"{misfit.module} is {misfit.found} in the base, but the adapter expects {misfit.wanted}",)
 
 
-def _notes(facts: Facts, record: BaseRecord) -> tuple[str, ...]:
+def _dropped(misfit: Misfit | None) -> tuple[str, ...]:
+    if misfit is None or misfit.found is not None:
+        return ()
+    return (f"the base has no layer {misfit.module}: {misfit.advice}",)
+
+
+def _damaged(folder: Path, tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """The first pair that has no rank, a dtype that is no float, or values that are not finite."""
+    for name, tensor in tensors.items():
+        if not LORA_TENSOR.fullmatch(name):
+            continue
+        if len(tensor.shape) != 2 or 0 in tensor.shape:
+            return [f"{name} has the shape {tensor.shape}; two sizes of 1 or more are needed"]
+        if tensor.dtype not in FLOATS:
+            return [f"{name} is stored as {tensor.dtype}; convert it to float32, bfloat16 or float16"]
+    bad = first_tensor(folder, lambda value: not bool(torch.isfinite(value).all()))
+    return [f"{bad} has NaN or infinity: training diverged"] if bad else []
+
+
+def _notes(facts: Facts, record: BaseRecord, tensors: Mapping[str, StoredTensor]) -> tuple[str, ...]:
     notes = []
+    pairs = any(LORA_TENSOR.fullmatch(name) for name in tensors)
+    if pairs and first_tensor(facts.folder, lambda value: bool(value.any()), side="B") is None:
+        notes.append("all its factors B are zero, so it changes nothing")
     if not record.digest:
         notes.append(
             "the adapter records no digest of its base, so any base with these shapes passes; export it to add one"
@@ -204,11 +220,10 @@ def _notes(facts: Facts, record: BaseRecord) -> tuple[str, ...]:
             f"rank_pattern or alpha_pattern sets the strength of some modules; vLLM {VLLM_MEASURED} honours both, and "
             "earlier versions may not: export the adapter to be safe"
         )
-    patterns = facts.config.get("alpha_pattern") or {}
-    doubled = [m for m in facts.ranks if len({patterns[k] for k in patterns if matching_key([k], m) == k}) > 1]
+    doubled = None if facts.damaged else ambiguous_alpha(facts.config, facts.ranks)
     if doubled:
         notes.append(
-            f"several keys of alpha_pattern match {doubled[0]}; PEFT sorts them when it saves, so training may have used "
+            f"several keys of alpha_pattern match {doubled}; PEFT sorts them when it saves, so training may have used "
             "another one than is read now"
         )
     return tuple(notes)

@@ -6,6 +6,7 @@ no harm), sign and strength in B, linear layers named one by one, and nothing el
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor
 
 from llm_forget.adapters.arithmetic import Truncated, needed_rank, relative_distance, truncate
+from llm_forget.adapters.base_layers import named_as_in, refuse_wrapped
 from llm_forget.adapters.card import adapter_card, vllm_rank
 from llm_forget.adapters.lora import Adapter, BaseRecord, Factors, load_adapter, save_adapter
 from llm_forget.adapters.lora_config import explicit_targets, plain_config
 from llm_forget.errors import AdapterError
+
+log = logging.getLogger("llm_forget")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EMBEDDINGS = ("lm_head", "embed_out", "embed_tokens", "wte")
@@ -47,6 +51,7 @@ def export_adapter(
     max_rank: int = 16,
     dtype: torch.dtype | str = torch.float32,
     base: BaseRecord | None = None,
+    base_folder: str | Path | None = None,
     method: str | None = None,
     results: Mapping[str, object] | None = None,
     tolerance: float = 1e-3,
@@ -64,6 +69,8 @@ def export_adapter(
         max_rank: the largest rank the servers accept; vLLM's default is 16.
         dtype: the dtype in which A and B are stored. All computation is in fp32.
         base: name, revision and digest of the base, if the adapter does not record them or records a local path.
+        base_folder: the base, to check that it has all layers. Names of known wrappers are removed from the adapter's names if
+            that makes them fit.
         method: one line on how it was trained, for the card.
         results: measurements for the card, by name.
         tolerance: the largest residual that is accepted.
@@ -71,11 +78,15 @@ def export_adapter(
         overwrite: replace an existing adapter.
 
     Raises:
-        AdapterError: the adapter is not plain LoRA, changes a head or embedding, or has no name or digest of its base; the
-            truncation loses more than ``tolerance``; a value is too large for ``dtype``; or the folder exists.
+        AdapterError: the adapter is not plain LoRA, changes a head or embedding, does not fit its base, or has no name or
+            digest of it; the truncation loses more than ``tolerance``; a value is too large for ``dtype``; or the folder exists.
     """
     adapter = source if isinstance(source, Adapter) else load_adapter(source)
     stored = as_dtype(dtype)
+    if base_folder is None:
+        refuse_wrapped(adapter.modules)
+    else:
+        adapter = named_as_in(base_folder, adapter)
     record = _published_base(adapter.base, base or BaseRecord())
     _refuse_embeddings(adapter)
     cut = truncate(adapter, max_rank)
@@ -111,8 +122,9 @@ def save_without_base(
         overwrite: replace an existing adapter.
 
     Raises:
-        AdapterError: ``max_rank`` is below 1, or the folder exists.
+        AdapterError: ``max_rank`` is below 1, names carry a wrapper's component, or the folder exists.
     """
+    refuse_wrapped(adapter.modules)
     cut = truncate(adapter, max_rank)
     name = public_name(adapter.base.name) if adapter.base.name else None
     record = replace(adapter.base, name=name)
@@ -130,6 +142,10 @@ def _write(
     overwrite: bool,
 ) -> Exported:
     plain = _one_rank(cut.adapter, original, record, dtype)
+    if not any(factors.B.any() for factors in plain.modules.values()):
+        log.warning(
+            "note: the adapter changes nothing: all its factors B are zero in %s", str(dtype).removeprefix("torch.")
+        )
     rounding = relative_distance(plain, replace(original, base=record))
     card = adapter_card(record, plain.rank, cut.residual, rounding, dtype, method, results or {})
     folder = save_adapter(plain, target, card=card, overwrite=overwrite)

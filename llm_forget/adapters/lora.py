@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from llm_forget.adapters.lora_config import (
     LORA_TENSOR,
     Problem,
     config_problems,
-    rank_and_scaling,
+    ranks_and_scalings,
     tensor_problems,
     untargeted,
 )
@@ -112,12 +112,15 @@ def load_adapter(folder: str | Path) -> Adapter:
     _refuse(folder, config_problems(config))
     tensors = _read_tensors(folder)
     _refuse(folder, tensor_problems(tensors))
-    modules = {name: _factors(folder, config, name, pair) for name, pair in _pairs(folder, tensors).items()}
+    pairs = _pairs(folder, tensors)
+    scalings = ranks_and_scalings(config, pairs)
+    modules = {name: _factors(folder, name, pair, *scalings[name]) for name, pair in pairs.items()}
     stray = untargeted(config, modules)
     if stray:
         raise AdapterError(
             f"{folder}: target_modules in {CONFIG_NAME} does not reach {stray[0]} (one of {len(stray)}), whose factors "
-            f"are in {WEIGHTS_NAME}: PEFT would drop them. Name it in target_modules, or save the adapter again."
+            f"are in {WEIGHTS_NAME}: PEFT would drop them. Name it in target_modules (and not in exclude_modules, nor outside "
+            "layers_to_transform), or save the adapter again."
         )
     return Adapter(config, modules, read_base_record(folder, config))
 
@@ -145,10 +148,13 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise AdapterError(f"{folder} is not an adapter folder: it has no {CONFIG_NAME}. {hint}.")
     try:
         config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{path} is not JSON ({error}); save the adapter again.") from error
     if not isinstance(config, dict):
         raise AdapterError(f"{path} contains a {type(config).__name__}, not a mapping; save the adapter again.")
+    for key in ("base_model_name_or_path", "revision", "task_type", "peft_type"):
+        if not isinstance(config.get(key), str | None):
+            raise AdapterError(f"{path}: {key} is not a text; save the adapter again.")
     return config
 
 
@@ -180,7 +186,7 @@ def read_base_record(folder: str | Path, config: Mapping[str, Any] | None = None
     return BaseRecord(
         config.get("base_model_name_or_path") or None,
         config.get("revision") or None,
-        str(digest) if digest else None,
+        str(digest) if isinstance(digest, str | int) and digest else None,
     )
 
 
@@ -203,8 +209,24 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping: it has keys() alone)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise AdapterError(f"{path} is damaged ({error}). Copy or save the adapter again.") from error
+
+
+def first_tensor(folder: str | Path, holds: Callable[[Tensor], bool], side: str = "[AB]") -> str | None:
+    """The name of the first factor in an adapter's file for which a condition holds; None if there is none.
+
+    Args:
+        folder: the adapter's folder.
+        holds: the condition.
+        side: ``A`` or ``B`` to look at one factor of each pair only.
+
+    Raises:
+        AdapterError: the file is damaged.
+    """
+    tensors = _read_tensors(Path(folder))
+    matched = ((name, value, LORA_TENSOR.fullmatch(name)) for name, value in tensors.items())
+    return next((name for name, value, match in matched if match and match["side"] in side and holds(value)), None)
 
 
 def _pairs(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -224,10 +246,9 @@ def _pairs(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tenso
     return {module: (pair["A"], pair["B"]) for module, pair in sorted(sides.items())}
 
 
-def _factors(folder: Path, config: Mapping[str, Any], module: str, pair: tuple[Tensor, Tensor]) -> Factors:
+def _factors(folder: Path, module: str, pair: tuple[Tensor, Tensor], rank: int, scaling: float) -> Factors:
     a, b = pair
     where = f"{folder / WEIGHTS_NAME}: {module}"
-    rank, scaling = rank_and_scaling(config, module)
     shapes = f"A {tuple(a.shape)} and B {tuple(b.shape)}"
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise AdapterError(
@@ -247,6 +268,8 @@ def _factors(folder: Path, config: Mapping[str, Any], module: str, pair: tuple[T
                 f"{where} has NaN or infinity in {side}: training diverged. Use an earlier checkpoint, or train again with a "
                 "smaller learning rate."
             )
+    if not torch.isfinite(b.float() * scaling).all():
+        raise AdapterError(f"{where} is infinite once scaled by {scaling:.3g}; correct lora_alpha in {CONFIG_NAME}.")
     return Factors(a, b, scaling)
 
 
@@ -262,8 +285,9 @@ def save_adapter(adapter: Adapter, folder: str | Path, *, card: str | None = Non
     Raises:
         AdapterError: the folder exists, or config and factors contradict each other.
     """
+    scalings = ranks_and_scalings(adapter.config, adapter.modules)
     for module, factors in adapter.modules.items():
-        rank, scaling = rank_and_scaling(adapter.config, module)
+        rank, scaling = scalings[module]
         if rank != factors.rank or not math.isclose(scaling, factors.scaling, rel_tol=1e-12):
             raise AdapterError(
                 f"{module} has rank {factors.rank} and scaling {factors.scaling}, but the config gives {rank} and {scaling}. "

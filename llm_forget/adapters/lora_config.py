@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llm_forget.adapters.patterns import matches
 from llm_forget.errors import AdapterError
 
 Config = Mapping[str, Any]
@@ -70,6 +71,9 @@ class Problem:
 
 
 LORA_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+
+_LARGEST_RANK = 1 << 20
+_LARGEST_ALPHA = 1e12  # larger ones overflow in fp32 with any factors
 
 _RETRAIN = "train again without it"
 _SAVE_NO_EMBEDDING = "leave embeddings and head out of target_modules, or save with save_embedding_layers=False"
@@ -183,36 +187,59 @@ def matching_key(patterns: Iterable[str], module: str) -> str:
 
     Source: peft.utils.other.get_pattern_key.
     """
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
+    keys = list(patterns)
+    found = matches(keys, [module], "end", "rank_pattern or alpha_pattern")[0]
+    return keys[found[0]] if found else module
 
 
 def rank_and_scaling(config: Config, module: str) -> tuple[int, float]:
-    """Rank and scaling of one module: alpha/r, or alpha/√r with rsLoRA, with patterns matched as in PEFT.
+    """Rank and scaling of one module; as ``ranks_and_scalings``."""
+    return ranks_and_scalings(config, [module])[module]
+
+
+def ranks_and_scalings(config: Config, modules: Iterable[str]) -> dict[str, tuple[int, float]]:
+    """Rank and scaling of each module: alpha/r, or alpha/√r with rsLoRA, with patterns matched as in PEFT.
 
     Raises:
         AdapterError: a rank, an alpha or a pattern is invalid.
     """
-    ranks, alphas = _pattern(config, "rank_pattern"), _pattern(config, "alpha_pattern")
-    try:
-        rank = ranks.get(matching_key(ranks, module), config.get("r", 8))
-        alpha = alphas.get(matching_key(alphas, module), config.get("lora_alpha", 8))
-    except re.error as error:
+    names = list(modules)
+    ranks = _by_pattern(config, "rank_pattern", names, config.get("r", 8))
+    alphas = _by_pattern(config, "alpha_pattern", names, config.get("lora_alpha", 8))
+    return {name: _scaling(config, name, ranks[name], alphas[name]) for name in names}
+
+
+def _scaling(config: Config, module: str, rank: object, alpha: object) -> tuple[int, float]:
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= _LARGEST_RANK:
+        raise AdapterError(f"adapter_config.json: rank {_short(rank)} for {module}; give a whole number of 1 or more.")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= _LARGEST_ALPHA:
         raise AdapterError(
-            f"adapter_config.json: {error.pattern!r} in rank_pattern or alpha_pattern is not a regular expression "
-            f"({error}); correct it."
-        ) from error
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise AdapterError(f"adapter_config.json: rank {rank!r} for {module}; give a whole number of 1 or more.")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise AdapterError(f"adapter_config.json: lora_alpha {alpha!r} for {module}; give a finite number.")
+            f"adapter_config.json: lora_alpha {_short(alpha)} for {module}; give a finite number of {_LARGEST_ALPHA:.0e} at most."
+        )
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _pattern(config: Config, key: str) -> Mapping[str, Any]:
+def _by_pattern(config: Config, key: str, names: list[str], default: object) -> dict[str, object]:
+    """The value of each module: that of the first key that matches it, or the default."""
     pattern = config.get(key) or {}
     if not isinstance(pattern, Mapping):
         raise AdapterError(f"adapter_config.json: {key} is {_short(pattern)}; give a mapping from module names.")
-    return pattern
+    keys = list(pattern)
+    found = matches(keys, names, "end", f"adapter_config.json: in {key}")
+    return {name: pattern[keys[places[0]]] if places else default for name, places in zip(names, found, strict=True)}
+
+
+def ambiguous_alpha(config: Config, modules: Iterable[str]) -> str | None:
+    """The first module that several keys of alpha_pattern match with different values; None if there is none.
+
+    Raises:
+        AdapterError: alpha_pattern is invalid.
+    """
+    names, pattern = list(modules), config.get("alpha_pattern") or {}
+    keys = list(pattern)
+    found = matches(keys, names, "end", "adapter_config.json: in alpha_pattern")
+    different = (name for name, places in zip(names, found, strict=True) if len({pattern[keys[p]] for p in places}) > 1)
+    return next(different, None)
 
 
 def explicit_targets(config: Config, modules: Iterable[str]) -> list[str]:
@@ -225,22 +252,72 @@ def explicit_targets(config: Config, modules: Iterable[str]) -> list[str]:
 
 
 def untargeted(config: Config, modules: Iterable[str]) -> list[str]:
-    """The modules that a config's target_modules does not match. PEFT drops their tensors, with a warning at most.
+    """The modules that PEFT does not adapt by this config. It drops their tensors, with a warning at most.
+
+    Source: peft.tuners.tuners_utils.check_target_module_exists.
 
     Raises:
-        AdapterError: target_modules is a string but not a valid regular expression.
+        AdapterError: target_modules, exclude_modules or the choice of layers is invalid, or takes too long to match.
     """
+    names = list(modules)
+    excluded = _named(config, "exclude_modules", names) if config.get("exclude_modules") else set()
     targets = config.get("target_modules")
-    if isinstance(targets, str):
-        try:
-            return [] if targets.lower() == "all-linear" else [m for m in modules if not re.fullmatch(targets, m)]
-        except re.error as error:
-            raise AdapterError(
-                f"adapter_config.json: target_modules {_short(targets)} is not a regular expression ({error}); correct it."
-            ) from error
-    if not targets:
-        return []
-    return [m for m in modules if not any(m == target or m.endswith(f".{target}") for target in targets)]
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        reached = set(names)
+    elif targets is None:
+        return [name for name in names if name in excluded]  # PEFT's own list for the architecture
+    else:
+        reached = _named(config, "target_modules", names)
+        if not isinstance(targets, str):
+            reached = {name for name in reached if _in_layers(config, name)}
+    return [name for name in names if name in excluded or name not in reached]
+
+
+def _named(config: Config, key: str, names: list[str]) -> set[str]:
+    """The modules that a key names: by one regular expression for the full name, or a list of endings."""
+    given = config[key]
+    if isinstance(given, str):
+        found = matches([given], names, "full", f"adapter_config.json: {key}")
+        return {name for name, places in zip(names, found, strict=True) if places}
+    if not isinstance(given, list | tuple | set) or not all(isinstance(one, str) for one in given):
+        raise AdapterError(
+            f"adapter_config.json: {key} is {_short(given)}; give a list of module names, or one regular expression."
+        )
+    endings = set(given)
+    return {name for name in names if any(ending in endings for ending in _endings(name))}
+
+
+def _endings(name: str) -> list[str]:
+    """A name, and what follows each of its dots: ``a.b`` gives ``a.b`` and ``b``."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _in_layers(config: Config, name: str) -> bool:
+    """Whether layers_to_transform selects a module's layer. layers_pattern names the list of layers before the number."""
+    chosen = config.get("layers_to_transform")
+    if chosen is None or chosen == []:
+        return True
+    numbers = chosen if isinstance(chosen, list) else [chosen]
+    lists = config.get("layers_pattern") or None
+    lists = [lists] if isinstance(lists, str) else lists
+    known = lists is None or (isinstance(lists, list) and all(isinstance(one, str) for one in lists))
+    if not known or not all(isinstance(number, int) for number in numbers):
+        raise AdapterError(
+            f"adapter_config.json: layers_to_transform is {_short(chosen)} and layers_pattern {_short(lists)}; give layer "
+            "numbers, and the name of the list of layers."
+        )
+    parts = name.split(".")
+    for place in range(1 if lists is None else 0, len(parts) - 2):
+        if parts[place + 1].isdecimal() and (lists is None or _is_list(lists, parts[: place + 1])):
+            return int(parts[place + 1]) in numbers
+    return False
+
+
+def _is_list(lists: list[str], parts: list[str]) -> bool:
+    """Whether the path of a module list ends in one of the patterns."""
+    found = matches(lists, [".".join(parts)], "end", "adapter_config.json: in layers_pattern")
+    return bool(found[0])
 
 
 def plain_config(ranks: Mapping[str, int], targets: Iterable[str], like: Config) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from llm_forget.adapters.export import export_adapter
-from llm_forget.adapters.lora import BaseRecord, load_adapter
+from llm_forget.adapters.lora import BaseRecord, load_adapter, read_config
+from llm_forget.adapters.lora_config import untargeted
 from llm_forget.adapters.merge import merge
+from llm_forget.utils.pretrained import explained, load_pretrained
 
 Prompt = str | Sequence[int]
 
@@ -73,18 +75,19 @@ def _tokenized(base: Path, prompts: Sequence[Prompt]) -> list[list[int]]:
         return [list(prompt) for prompt in prompts if not isinstance(prompt, str)]
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    with explained("tokenizer", base):
+        tokenizer = AutoTokenizer.from_pretrained(base)
     return [list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
 
 
 def _logits(model_folder: Path, adapter: Path | None, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
     """The logits of each prompt, (T, V); one prompt per forward pass, without padding."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    model = load_pretrained(model_folder, dtype=torch.float32)
     if adapter is not None:
         from peft import PeftModel
 
+        # PEFT matches its patterns against all modules: try them out first, in bounded time
+        untargeted(read_config(adapter), [name for name, _ in model.named_modules()])
         model = PeftModel.from_pretrained(model, adapter)
     model.eval()
     with torch.no_grad():

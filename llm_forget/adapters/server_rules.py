@@ -23,6 +23,8 @@ _VLLM_SERVES = ("embedding", "saved_base")
 # vLLM ignores these keys and applies the factors as plain LoRA.
 _VLLM_OVERLOOKS = ("peft_type", "unknown_key", "monteclora", "arrow", "kasa", "megatron")
 
+_LARGEST = 1e300  # of a rank or alpha that can be divided as a float
+
 Outcome = tuple[list[str], list[str]]  # reasons to refuse; reasons why the applied change is wrong
 
 
@@ -36,6 +38,7 @@ class Facts:
         problems: why it is not plain LoRA.
         damaged: errors in the config that no reader could handle.
         misfits: contradictions between factors, config and base.
+        dropped: layers that the base lacks.
         ranks: the stored rank of each module.
         scalings: the scaling of each module, as PEFT computes it; empty if it cannot.
         model: the base's config.json.
@@ -47,6 +50,7 @@ class Facts:
     problems: tuple[Problem, ...]
     damaged: tuple[str, ...]
     misfits: tuple[str, ...]
+    dropped: tuple[str, ...]
     ranks: Mapping[str, int]
     scalings: Mapping[str, float]
     model: Mapping[str, Any]
@@ -54,7 +58,8 @@ class Facts:
 
 
 def _vllm(facts: Facts) -> Outcome:
-    refused, wrong = list(facts.damaged), [f"{misfit}; it may load and answer nevertheless" for misfit in facts.misfits]
+    refused = list(facts.damaged)
+    wrong = [f"{misfit}; it may load and answer nevertheless" for misfit in (*facts.misfits, *facts.dropped)]
     for problem in facts.problems:
         if problem.feature in _VLLM_OVERLOOKS or _is_lora_ga(facts, problem):
             wrong.append(f"it ignores this: {problem}")
@@ -99,6 +104,7 @@ def _peft(facts: Facts) -> Outcome:
         for problem in facts.problems
         if problem.feature == "initialisation" and not _peft_repeats(facts.config.get("init_lora_weights"))
     ]
+    wrong += [f"{layer}; it drops these factors" for layer in facts.dropped]
     try:
         stray = untargeted(facts.config, facts.ranks)
     except AdapterError as error:
@@ -132,7 +138,7 @@ def relies_on_patterns(facts: Facts) -> bool:
 
 def _plain_only(facts: Facts) -> Outcome:
     """The outcome for a server that takes only plain LoRA on the linear layers of the blocks."""
-    refused = [*facts.damaged, *facts.misfits]
+    refused = [*facts.damaged, *facts.misfits, *facts.dropped]
     refused += [str(problem) for problem in facts.problems if problem.feature != "initialisation"]
     wrong = [str(problem) for problem in facts.problems if problem.feature == "initialisation"]
     heads = [module for module in facts.ranks if module.rpartition(".")[2] in ("lm_head", "embed_out")]
@@ -160,19 +166,21 @@ def _rescaled(facts: Facts, served: Callable[[str], float], reason: str) -> list
 
 def _config_rank(facts: Facts) -> int:
     rank = facts.config.get("r", 8)
-    return rank if isinstance(rank, int) and rank > 0 else 1
+    return rank if isinstance(rank, int) and 0 < rank < _LARGEST else 1
 
 
 def _config_alpha(facts: Facts) -> float:
     alpha = facts.config.get("lora_alpha", 8)
-    return alpha if isinstance(alpha, int | float) else math.nan
+    return float(alpha) if isinstance(alpha, int | float) and abs(alpha) < _LARGEST else math.nan
 
 
 def _added_tokens(facts: Facts) -> list[str]:
     """Tokens in the adapter's added_tokens.json beyond the base's vocabulary, which SGLang refuses."""
     try:
         tokens = json.loads((facts.folder / "added_tokens.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     known = facts.model.get("vocab_size", 0)
-    return [token for token, number in tokens.items() if number >= known] if isinstance(tokens, dict) else []
+    if not isinstance(tokens, dict) or not isinstance(known, int):
+        return []
+    return [token for token, number in tokens.items() if isinstance(number, int) and number >= known]

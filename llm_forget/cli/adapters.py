@@ -189,11 +189,14 @@ def compose(
 
 def _sum(plus: Sequence[Path], less: Sequence[Path], assume_same_base: bool) -> Adapter:
     from llm_forget.adapters.arithmetic import combine, negate, norm
+    from llm_forget.adapters.base_layers import check_recorded_base
     from llm_forget.adapters.lora import load_adapter
 
     if not plus and not less:
         raise AdapterError("no adapter given; give folders with --adapter (to add) or --minus (to subtract).")
     parts = [load_adapter(folder) for folder in (*plus, *less)]
+    for part in parts:
+        check_recorded_base(part)
     if len(parts) == 1:
         return negate(parts[0]) if less else parts[0]
     result = combine(parts, [1.0] * len(plus) + [-1.0] * len(less), assume_same_base=assume_same_base)
@@ -296,6 +299,7 @@ def _write(
             to,
             max_rank=wanted,
             base=record,
+            base_folder=base,
             allow_lossy=True,
             method=method,
             results=results,

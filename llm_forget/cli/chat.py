@@ -87,8 +87,10 @@ def load_both(run: Path, base: Path | None, max_new_tokens: int) -> Answer:
     Raises:
         UserError: the folder is no unlearning run, or its base model is missing.
     """
+    from llm_forget.adapters.lora import load_adapter
     from llm_forget.config import ModelConfig
     from llm_forget.data.encode import EncodingConfig
+    from llm_forget.model.adapted import attach_adapter
     from llm_forget.model.ask import ask
     from llm_forget.model.load import load_model
     from llm_forget.runs import load_run
@@ -108,9 +110,7 @@ def load_both(run: Path, base: Path | None, max_new_tokens: int) -> Answer:
         return ask(one, tokenizer, question, encoding, max_new_tokens=max_new_tokens)
 
     if (run / "adapter").is_dir():
-        from peft import PeftModel
-
-        adapted = PeftModel.from_pretrained(model, str(run / "adapter")).eval()
+        adapted = attach_adapter(model, load_adapter(run / "adapter")).eval()
 
         def both(question: str) -> tuple[str, str]:
             with adapted.disable_adapter():

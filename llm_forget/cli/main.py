@@ -192,7 +192,7 @@ def export(
 
     with writing(to, "--to"):
         record = BaseRecord(name=str(base), digest=weights_digest(base))
-        done = export_adapter(adapter, to, max_rank=max_rank, base=record, allow_lossy=allow_lossy)
+        done = export_adapter(adapter, to, max_rank=max_rank, base=record, base_folder=base, allow_lossy=allow_lossy)
     if as_json:
         print_json({key: getattr(done, key) for key in ("rank", "residual", "rounding")} | {"folder": str(done.folder)})
         return

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llm_forget.adapters.lora import load_adapter, read_base_record
+from llm_forget.adapters.base_layers import base_layers, check_fit
+from llm_forget.adapters.lora import Adapter, load_adapter
 from llm_forget.config import ModelConfig
-from llm_forget.errors import RecipeError
+from llm_forget.errors import AdapterError, RecipeError
+from llm_forget.model.adapted import merge_adapter
 from llm_forget.model.gguf import gguf_in_package, import_gguf
 from llm_forget.model.kinds import check_attention, check_config, check_forward
-from llm_forget.utils.digests import stored_tensors, weights_digest
+from llm_forget.model.weights import in_shards
+from llm_forget.utils.digests import weights_digest
 from llm_forget.utils.extras import require_extra
+from llm_forget.utils.pretrained import check_counts, explained, load_pretrained, read_model_config
+from llm_forget.utils.weight_files import weight_files
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -30,26 +38,46 @@ def locate_model(name: str) -> str:
 
     Raises:
         RecipeError: the path does not exist, the folder has no model, or the package has no GGUF file.
+        UserError: it is not certain which files of the folder are its weights.
     """
     if name.startswith("package:"):
         return str(import_gguf(gguf_in_package(name.removeprefix("package:"))))
-    path = Path(name)
+    path = Path(name).expanduser() if name.startswith("~") else Path(name)
     if name.endswith(".gguf"):
         if not path.is_file():
             raise RecipeError(f"model.name: {name} does not exist; give a GGUF file, a model folder or a hub id")
         return str(import_gguf(path))
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise RecipeError(
-                f"model.name: the folder {name} has no config.json, so it is not a model; check that the run that writes it "
-                "has finished"
-            )
-        return name
-    if path.is_absolute() or name.startswith((".", "runs/")) or name.count("/") != 1:
+        _check_folder(path)
+        return str(path) if name.startswith("~") else name
+    if path.exists():
+        raise RecipeError(
+            f"model.name: {name} is a file; give the folder that holds the model, a .gguf file or a hub id"
+        )
+    if path.is_absolute() or name.startswith((".", "~", "runs/")) or name.count("/") != 1:
         raise RecipeError(
             f"model.name: the folder {name} does not exist; give a model folder, a .gguf file or a hub id"
         )
+    if not _HUB_ID.fullmatch(name):
+        raise RecipeError(
+            f"model.name: {name!r} is no folder, and no hub id: an id is owner/name, of letters, digits, '-', '_' and '.'"
+        )
     return name
+
+
+def _check_folder(path: Path) -> None:
+    """Check that a folder holds a model with weights that can be read, before anything is measured."""
+    if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise RecipeError(
+                f"model.name: {path} is the folder of an adapter; give its base as model.name, and the folder as model.adapter"
+            )
+        raise RecipeError(
+            f"model.name: the folder {path} has no config.json, so it is not a model; check that the run that writes it "
+            "has finished"
+        )
+    check_counts(path)
+    weight_files(path)
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -60,9 +88,10 @@ def load_tokenizer(config: ModelConfig) -> Any:
 def _load_tokenizer(path: str, config: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        path, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    with explained("tokenizer", path):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
     return with_padding(tokenizer)
 
 
@@ -108,15 +137,10 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
         The model, on this process's GPU if there is one, and the tokenizer.
 
     Raises:
-        RecipeError: the model does not exist, or the adapter was trained on another model.
+        RecipeError: the model does not exist or cannot be loaded, or the adapter was trained on another model.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
     path = locate_model(config.name)
-    if config.adapter is not None:
-        check_adapter_fits(path, config.adapter)
+    adapter = None if config.adapter is None else check_adapter_fits(path, config.adapter)
     dtype = torch.float32 if trainable else frozen_dtype(config)
     extra: dict[str, Any] = {}
     if config.quantization is not None:
@@ -125,24 +149,23 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
     if attention is not None:
         extra["attn_implementation"] = attention
     check_model(replace(config, name=path))
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch.float32 if config.adapter else dtype,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            **extra,
-        )
-    except (ValueError, ImportError) as error:  # no data have been read, so the message may be shown
-        raise RecipeError(f"model.name: {path} cannot be loaded: {error}") from error
+    model = load_pretrained(
+        path,
+        dtype=torch.float32 if adapter else dtype,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        **extra,
+    )
     keep_gradients_through(model)
-    if config.adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, config.adapter).merge_and_unload().to(dtype)
-    if torch.cuda.is_available() and config.quantization is None:
-        model.to(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}")
-    check_forward(model)
+    if adapter is not None:
+        merge_adapter(model, adapter)
+        model.to(dtype)
+    with explained("model", path):
+        if torch.cuda.is_available() and config.quantization is None:
+            model.to(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}")
+        # the weights of a sharded model are only whole inside its wrapper
+        if not in_shards(model) and os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true"):
+            check_forward(model)
     return model, _load_tokenizer(path, config)
 
 
@@ -150,15 +173,10 @@ def read_config(config: ModelConfig) -> Any:
     """The transformers config of a model.
 
     Raises:
-        RecipeError: it cannot be read.
+        RecipeError: it cannot be read, or describes a model that nobody could build.
     """
-    from transformers import AutoConfig
-
     name = locate_model(config.name)
-    try:
-        return AutoConfig.from_pretrained(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"model.name: the config of {name} cannot be read: {str(error).splitlines()[0]}") from error
+    return read_model_config(name, {"revision": config.revision, "trust_remote_code": config.trust_remote_code})
 
 
 def check_model(config: ModelConfig) -> None:
@@ -215,32 +233,29 @@ def _quantization(config: ModelConfig, trainable: bool) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
-def check_adapter_fits(base: str, adapter: str) -> None:
+def check_adapter_fits(base: str, adapter: str) -> Adapter:
     """Check that an adapter was trained on this base, from file headers alone.
 
     Args:
-        base: the base model. Only a local folder can be checked; for a hub id, PEFT checks the shapes when it loads the
-            adapter.
+        base: the base model. Only a local folder can be checked; for a hub id, merging checks the layers.
         adapter: the adapter's folder.
+
+    Returns:
+        The adapter.
 
     Raises:
         RecipeError: the recorded digest differs, or a layer is missing or has another shape.
     """
-    modules = load_adapter(adapter).modules
+    found = load_adapter(adapter)
     if not Path(base).is_dir():
-        return
-    recorded = read_base_record(adapter).digest
-    if recorded is not None and recorded != weights_digest(base):
+        return found
+    if found.base.digest is not None and found.base.digest != weights_digest(base):
         raise RecipeError(
             f"the adapter {adapter} was trained on another base than {base} (the recorded weight digest differs); "
             "give the base that its README.md names"
         )
-    weights = {name: stored.shape for name, stored in stored_tensors(base).items()}
-    for name, factors in modules.items():
-        shape = weights.get(f"{name}.weight")
-        if shape != factors.shape:
-            found = "has no such layer" if shape is None else f"has {shape} there"
-            raise RecipeError(
-                f"the adapter {adapter} does not fit {base}: it changes {name} with shape {factors.shape}, but the base {found}; "
-                "give the base that it was trained on"
-            )
+    try:
+        check_fit(found, base_layers(base))
+    except AdapterError as error:
+        raise RecipeError(f"{adapter}: {error}") from error
+    return found

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from llm_forget.errors import RecipeError
+from llm_forget.adapters.patterns import matches
+from llm_forget.errors import AdapterError, RecipeError
 from llm_forget.model.structure import text_config
 
 ALL_LINEAR = "all-linear"
@@ -106,6 +107,8 @@ def adapter_targets(model: nn.Module, wanted: str | list[str], blocks: Collectio
     """
     linear = _linear_layers(model)
     default = isinstance(wanted, str) and wanted.lower() == ALL_LINEAR
+    if isinstance(wanted, str) and not default:
+        _try_pattern(model, wanted)
     if default:
         names = [name for name in linear if not _is_special(model, name)]
     else:
@@ -147,11 +150,16 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 def _matches(name: str, wanted: str | list[str]) -> bool:
     """Whether PEFT would select a module: a regular expression for the full name, or a list of name suffixes."""
     if isinstance(wanted, str):
-        try:
-            return re.fullmatch(wanted, name) is not None
-        except re.error as error:
-            raise RecipeError(f"adapter.target_modules: {wanted!r} matches no layer of the model: {error}") from None
+        return re.fullmatch(wanted, name) is not None
     return any(name == ending or name.endswith(f".{ending}") for ending in wanted)
+
+
+def _try_pattern(model: nn.Module, wanted: str) -> None:
+    """Match an expression once, in bounded time, against all names against which it is matched below and in PEFT."""
+    try:
+        matches([wanted], [name for name, _ in model.named_modules()], "full", "it")
+    except AdapterError as error:
+        raise RecipeError(f"adapter.target_modules: {wanted[:60]!r} matches no layer of the model: {error}") from error
 
 
 def _is_special(model: nn.Module, name: str) -> bool:

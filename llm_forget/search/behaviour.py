@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,17 +10,18 @@ from typing import Any
 import torch
 
 from llm_forget.adapters.arithmetic import scale
-from llm_forget.adapters.lora import Adapter, save_adapter
-from llm_forget.adapters.merge import checked_digest, weight_names
+from llm_forget.adapters.base_layers import base_layers, check_fit
+from llm_forget.adapters.lora import Adapter
+from llm_forget.adapters.merge import checked_digest
 from llm_forget.config import ModelConfig, UnlearnData
 from llm_forget.data.encode import EncodingConfig
 from llm_forget.data.examples import DataSource
 from llm_forget.errors import AdapterError
+from llm_forget.model.adapted import attach_adapter
 from llm_forget.model.load import load_model, load_tokenizer, locate_model
 from llm_forget.model.measure import SampleMeter
 from llm_forget.stop import Measurement
 from llm_forget.train.prepare import UnlearnSets, prepare
-from llm_forget.utils.digests import stored_tensors
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class AdaptedModel:
         folder = Path(locate_model(model.name))
         if not folder.is_dir():
             raise AdapterError(f"{model.name} is not a folder; download the base and give its folder.")
-        stored = stored_tensors(folder)
+        layers = base_layers(folder)
         for adapter in adapters:
             checked_digest(adapter, folder)
-            weight_names(adapter, stored)
+            check_fit(adapter, layers)
         self._adapters = [scale(adapter, 1.0) for adapter in adapters]
         base, tokenizer = load_model(replace(model, name=str(folder)))
         self.pad_token_id: int = tokenizer.pad_token_id
@@ -83,17 +83,10 @@ class AdaptedModel:
 
 
 def _with_adapters(base: Any, adapters: Sequence[Adapter]) -> Any:
-    """A PeftModel with all adapters, named by their index. PEFT loads them from files, as it does elsewhere."""
-    from peft import PeftModel
-
-    model: Any = None
-    with tempfile.TemporaryDirectory() as scratch:
-        for index, adapter in enumerate(adapters):
-            saved = save_adapter(adapter, Path(scratch) / str(index))
-            if model is None:
-                model = PeftModel.from_pretrained(base, saved, adapter_name=str(index))
-            else:
-                model.load_adapter(saved, adapter_name=str(index))
+    """A PeftModel with all adapters, named by their index."""
+    model = base
+    for index, adapter in enumerate(adapters):
+        model = attach_adapter(model, adapter, str(index))
     return model.eval()
 
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm_forget.errors import UserError
+from llm_forget.utils.weight_files import weight_files
 
 _CHUNK = 1 << 22  # bytes per read
 
@@ -89,7 +90,7 @@ def weights_digest(source: str | Path | Mapping[str, Tensor]) -> str:
             twice and a saved model once, so digest the folder to compare files.
 
     Raises:
-        UserError: there are no safetensors files, a file is damaged, a name occurs twice, or safetensors has no such dtype.
+        UserError: as ``weight_files``; a file is damaged, a name occurs twice, or safetensors has no such dtype.
     """
     digest = hashlib.sha256()
     if isinstance(source, Mapping):
@@ -110,7 +111,7 @@ def stored_tensors(source: str | Path) -> dict[str, StoredTensor]:
     """The tensors of a folder or file, by name. Reads only the headers.
 
     Raises:
-        UserError: there are no safetensors files, a file is damaged, or a name occurs in two files.
+        UserError: as ``weight_files``; a file is damaged, or a name occurs in two files.
     """
     found: dict[str, StoredTensor] = {}
     for file in weight_files(source):
@@ -131,42 +132,6 @@ def stored_metadata(file: Path) -> dict[str, str]:
         UserError: the header is damaged.
     """
     return _read_header(file)[1]
-
-
-def weight_files(source: str | Path) -> list[Path]:
-    """The safetensors files of a model: the shards in its index, else ``model.safetensors``, else all of them.
-
-    Raises:
-        UserError: the folder does not exist, has no safetensors file, or lacks a shard of the index.
-    """
-    path = Path(source)
-    if path.is_file() and path.suffix == ".safetensors":
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path} is neither a folder nor a .safetensors file; give the folder that holds the weights.")
-    files = _indexed_files(path) or sorted(path.glob("*.safetensors"))
-    if not files:
-        raise UserError(
-            f"{path} holds no .safetensors file. Pickled weights (.bin, .pt) are never read: convert them once with "
-            "model.save_pretrained(folder), on a machine where you trust them."
-        )
-    return files
-
-
-def _indexed_files(folder: Path) -> list[Path]:
-    """The files that Transformers would load; empty if there is neither an index nor ``model.safetensors``."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        single = folder / "model.safetensors"
-        return [single] if single.is_file() else []
-    try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is not an index of shards ({error!r}); download or save the model again.") from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{index} names missing shards: {', '.join(missing)}. Download the model again.")
-    return [folder / name for name in names]
 
 
 def _read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:

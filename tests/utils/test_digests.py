@@ -152,10 +152,11 @@ def test_missing_files_are_refused_with_a_remedy(tmp_path):
 
 
 def test_a_name_in_two_files_is_refused(tmp_path):
-    save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors")
-    save_file({"a": torch.ones(1)}, tmp_path / "y.safetensors")
-    with pytest.raises(UserError, match=r"both x\.safetensors and y\.safetensors"):
-        weights_digest(tmp_path)
+    folder = save_sharded(tmp_path / "two", [{"a": torch.ones(1)}, {"a": torch.ones(1), "b": torch.ones(1)}])
+    index = {"weight_map": {"a": "model-0.safetensors", "b": "model-1.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"both model-0\.safetensors and model-1\.safetensors"):
+        weights_digest(folder)
 
 
 def test_an_unknown_dtype_is_refused():

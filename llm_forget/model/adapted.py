@@ -1,0 +1,104 @@
+"""Put adapters from files on a loaded model, or into its weights.
+
+The files are read strictly and passed on as plain LoRA, so that PEFT never sees a foreign config, whose patterns could match
+nothing, or match for hours.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm_forget.adapters.arithmetic import delta, scale
+from llm_forget.adapters.lora import Adapter, save_adapter
+from llm_forget.errors import AdapterError
+
+log = logging.getLogger("llm_forget")
+
+
+def attach_adapter(model: Any, adapter: Adapter, name: str = "default") -> Any:
+    """Attach an adapter with PEFT.
+
+    Args:
+        model: the base, or a ``PeftModel`` that gets one more adapter.
+        adapter: plain LoRA for this base.
+        name: its name in the model.
+
+    Returns:
+        The ``PeftModel``; the new adapter's factors are frozen.
+
+    Raises:
+        AdapterError: the model has no layer for some factors.
+    """
+    from peft import PeftModel
+
+    with tempfile.TemporaryDirectory() as scratch:
+        saved = save_adapter(scale(adapter, 1.0), Path(scratch) / "adapter")
+        if isinstance(model, PeftModel):
+            model.load_adapter(saved, adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, saved, adapter_name=name)
+    inner = model.get_base_model()
+    for module in adapter.modules:
+        layer = _submodule(inner, module)
+        if name not in getattr(layer, "lora_B", {}):
+            raise _no_layer(module)
+    return model
+
+
+@torch.no_grad()
+def merge_adapter(model: nn.Module, adapter: Adapter) -> None:
+    """Add an adapter's change to the weights in place, in fp32 and rounded once.
+
+    Logs a note if nothing changes.
+
+    Raises:
+        AdapterError: the model lacks a layer, has it in another shape, or shares its weight with another module.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    owners: dict[int, int] = {}
+    for _, value in model.named_parameters(remove_duplicate=False):
+        owners[id(value)] = owners.get(id(value), 0) + 1
+    moved = False
+    for module in adapter.modules:
+        layer = _submodule(model, module)
+        if not isinstance(layer, nn.Linear | Conv1D):
+            raise _no_layer(module)
+        weight: Any = layer.weight
+        if owners.get(id(weight), 0) > 1:
+            raise AdapterError(
+                f"the adapter changes {module}, whose weight the model also uses elsewhere (a tied head), so that both would "
+                "change; train with the linear layers of the blocks as target_modules only"
+            )
+        change = delta(adapter, module).to(weight.device)
+        change = change.T if isinstance(layer, Conv1D) else change
+        if change.shape != weight.shape:
+            raise AdapterError(
+                f"the adapter changes {module} with shape {tuple(change.shape)}, but the model has {tuple(weight.shape)} there; "
+                "give the base that it was trained on"
+            )
+        after = (weight.float() + change).to(weight.dtype)
+        moved |= not torch.equal(weight, after)
+        weight.copy_(after)
+    if not moved:
+        log.warning("note: the adapter changes nothing: its factors are zero, or too small for the weights")
+
+
+def _submodule(model: Any, name: str) -> Any:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise _no_layer(name) from None
+
+
+def _no_layer(module: str) -> AdapterError:
+    return AdapterError(
+        f"the adapter changes {module}, but the model has no such layer, so its factors would be dropped; give the base that it "
+        "was trained on"
+    )
