@@ -5,17 +5,25 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llm_forget.data.readers import Row, locate, read_file, read_hub, take
+from llm_forget.data.readers import locate, read_file, read_hub
+from llm_forget.data.row import MOST_CHARACTERS, Row, take
 from llm_forget.errors import DataError
 
 ROLES = ("system", "user", "assistant")
+_OTHER_ROLES = {"human": "user", "gpt": "assistant"}  # as in ShareGPT
+# Parts of a turn that would change what the model is taught if they were ignored.
+_NOT_READ = {
+    "tool_calls": "write the call into content",
+    "reasoning_content": "write the thoughts into content, as <think>...</think> before the answer",
+    "thinking": "write the thoughts into content, as <think>...</think> before the answer",
+}
 _SHOWN = 10  # problems of a file that are printed; the rest is counted
 _SHOWN_PAIRS = 5
+_MOST_COLUMNS = 100  # whose names may be printed
 
 # The forms of a row, and the fields that each requires.
 _FORMS: dict[str, tuple[str, ...]] = {
@@ -27,7 +35,38 @@ _FORMS: dict[str, tuple[str, ...]] = {
 _OPTIONAL = ("paraphrased_answer", "perturbed_answer", "alternative")
 FIELDS = (*dict.fromkeys(name for form in _FORMS.values() for name in form), *_OPTIONAL)
 _MAPPING_HINT = "For other names set columns, for example {question: <the file's column>, answer: <the file's column>}"
-_COLUMN_NAME = re.compile(r"[\w.-]{1,40}")
+# Names of columns in public data sets. They are no private data, and help to see what a file holds.
+_USUAL_COLUMNS = (
+    *(
+        "id",
+        "idx",
+        "index",
+        "query",
+        "reply",
+        "response",
+        "instruction",
+        "input",
+        "output",
+        "context",
+        "title",
+        "content",
+    ),
+    *("label", "source", "target", "role", "conversation", "conversations", "chosen", "rejected", "topic", "category"),
+    *(
+        "subject",
+        "author",
+        "name",
+        "type",
+        "split",
+        "url",
+        "date",
+        "questions",
+        "answers",
+        "texts",
+        "responses",
+        "labels",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -67,14 +106,15 @@ class Example:
 class DataSource:
     """A data source of a recipe or suite."""
 
-    # A .jsonl, .ndjson, .json, .csv, .tsv or .parquet file, relative to the current folder, or the id of a data set on the hub.
+    # A file with JSON (.jsonl, .json or any other name), a table (.csv, .tsv), Parquet or Arrow; a folder of save_to_disk; or the
+    # id of a data set on the hub. Relative paths start from the current folder.
     path: str
     # Form of the rows: "qa" (question, answer), "prompt" (prompt, completion), "chat" (messages) or "text" (text).
     # "auto" decides by the columns.
     format: Literal["auto", "qa", "prompt", "chat", "text"] = "auto"
     # Maps our field names to the file's column names: {question: query, answer: reply}.
     columns: dict[str, str] = field(default_factory=dict)
-    # Split of a data set on the hub. Ignored for files.
+    # Split of a data set on the hub, or in a folder of save_to_disk. Ignored for files.
     split: str = "train"
     # Configuration of a data set on the hub.
     name: str | None = None
@@ -118,11 +158,12 @@ def example_id(prompt: str | Sequence[Message], answer: str) -> str:
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
 
 
-def read_examples(source: DataSource) -> list[Example]:
+def read_examples(source: DataSource, notes: list[str] | None = None) -> list[Example]:
     """Read a data source and check every row.
 
     Args:
         source: the data source. Relative paths start from the current folder.
+        notes: gets lines for the user about how the file was read.
 
     Returns:
         The examples in file order; exact duplicates are kept.
@@ -135,7 +176,7 @@ def read_examples(source: DataSource) -> list[Example]:
     if path is None:
         found = read_hub(source.path, source.name, source.split, source.revision)
     else:
-        found = read_file(path, source.path)
+        found = read_file(path, source.path, source.split, source.limit, notes)
     return check_rows(found, source)
 
 
@@ -149,7 +190,7 @@ def check_rows(found: Iterator[Row], source: DataSource) -> list[Example]:
     Raises:
         DataError: as ``read_examples``.
     """
-    rows = take(found, source.limit)
+    rows = take(found, source.limit, source.path)
     if not rows:
         raise DataError(f"{source.path}: holds no rows; at least one example is needed: check the path")
 
@@ -244,7 +285,7 @@ def _report(path: str, problems: list[tuple[str, str]], rows: int) -> str:
 def _choose_form(source: DataSource, rows: Sequence[Row]) -> str:
     """The form of the rows: the requested one, or the only one that the columns match."""
     columns = list(dict.fromkeys(name for row in rows for name in row.values))
-    place, found = rows[0].source, f"the columns found are {_column_names(columns)}"
+    place, found = rows[0].source, f"the columns found are {_column_names(columns, source.columns.values())}"
     for name, column in source.columns.items():
         if column not in columns:
             raise DataError(f"{place}: columns says that {name} is in {column!r}, which no row has; {found}")
@@ -268,13 +309,19 @@ def _choose_form(source: DataSource, rows: Sequence[Row]) -> str:
     raise DataError(f"{place}: {found}, {reason}. The forms are {allowed}. {_MAPPING_HINT}")
 
 
-def _column_names(columns: Sequence[str]) -> str:
-    """Column names for a message. Names that look like sentences are not printed, because they may be data."""
-    names = [name for name in columns if _COLUMN_NAME.fullmatch(name)]
-    shown = names[:20]
+def _column_names(columns: Sequence[str], named: Iterable[str]) -> str:
+    """Column names for a message.
+
+    Only names that are usual, or like one that is known or that the recipe gives, are printed. In a table without a header,
+    the first row of the data stands in their place.
+    """
+    known = {*_USUAL_COLUMNS, *FIELDS, *named}
+    shown = [
+        name for name in columns[:_MOST_COLUMNS] if difflib.get_close_matches(str(name).casefold(), known, 1, 0.75)
+    ]
     hidden = len(columns) - len(shown)
-    more = [f"{hidden} more"] if hidden else []
-    return ", ".join(shown + more) or "none"
+    more = [f"{hidden} {'more ' if shown else ''}with other names (does the file have a header?)"] if hidden else []
+    return ", ".join(shown[:20] + more) or "none"
 
 
 def _to_example(row: Row, form: str, columns: Mapping[str, str]) -> Example:
@@ -322,6 +369,8 @@ def _text(value: object, name: str) -> str:
         raise DataError(f"{name} is missing: give it a text, or remove the row")
     if not isinstance(value, str):
         raise DataError(f"{name} is a {type(value).__name__}, not a string: write it in quotes")
+    if len(value) > MOST_CHARACTERS:
+        raise DataError(f"{name} has {len(value):,} characters; at most {MOST_CHARACTERS:,} are read: split the row")
     if not value.strip():
         raise DataError(f"{name} is empty or only white space: give it a text, or remove the row")
     try:
@@ -363,11 +412,32 @@ def _turns(value: object, name: str) -> tuple[Message, ...]:
         place = f"{name}[{index}]"
         if not isinstance(entry, dict):
             raise DataError(f"{place} is a {type(entry).__name__}, not an object with role and content")
-        role = entry.get("role")
+        role = entry.get("role", entry.get("from"))
+        role = _OTHER_ROLES.get(role, role) if isinstance(role, str) else None
         if role not in ROLES:
             raise DataError(f"{place} has a role that is not known: allowed are {', '.join(ROLES)}")
-        turns.append(Message(role, _text(entry.get("content"), f"{place}.content")))
+        for key in _NOT_READ:
+            if entry.get(key):
+                raise DataError(f"{place} has {key}, which is not read: {_NOT_READ[key]}, or remove the row")
+        key = "content" if "content" in entry or "value" not in entry else "value"
+        turns.append(Message(role, _content(entry.get(key), f"{place}.{key}")))
     return tuple(turns)
+
+
+def _content(value: object, name: str) -> str:
+    """The text of a turn: a string, or a list of text parts, which are joined as templates join them."""
+    if not isinstance(value, list):
+        return _text(value, name)
+    texts = []
+    for index, part in enumerate(value):
+        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
+        if not isinstance(text, str):
+            raise DataError(
+                f'{name} is a list, and [{index}] is no text part: give a string or {{"type": "text", "text": ...}} parts, '
+                "or remove the row"
+            )
+        texts.append(text)
+    return _text("".join(texts), name)
 
 
 def _split_chat(turns: tuple[Message, ...], name: str) -> tuple[tuple[Message, ...], str]:

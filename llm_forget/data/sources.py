@@ -23,7 +23,15 @@ def in_folder(source: DataSource, data_dir: str | None) -> DataSource:
     """
     if data_dir is None or source.file is None:
         return source
-    return replace(source, path=str(Path(data_dir).expanduser() / source.file), name=None)
+    found = _in_folder(data_dir, source.file) or Path(data_dir).expanduser() / source.file
+    return replace(source, path=str(found), name=None)
+
+
+def _in_folder(data_dir: str, file: str) -> Path | None:
+    """The file in the folder, under its own suffix or another that is read: TOFU's files are JSON lines named ``.json``."""
+    wanted = Path(data_dir).expanduser() / file
+    others = [wanted.with_suffix(suffix) for suffix in SUFFIXES] if wanted.suffix.lower() in SUFFIXES else []
+    return next((path for path in (wanted, *others) if path.exists()), None)
 
 
 def resolve_sources(
@@ -76,7 +84,7 @@ def resolve_sources(
 def _absent_file(source: DataSource, data_dir: str | None) -> str | None:
     """The file that a source would be read from, if it does not exist; None for an existing file or a hub id."""
     if data_dir is not None:
-        absent = source.file is not None and not (Path(data_dir).expanduser() / source.file).is_file()
+        absent = source.file is not None and _in_folder(data_dir, source.file) is None
         return source.file if absent else None
     path = Path(source.path).expanduser()
-    return source.path if path.suffix.lower() in SUFFIXES and not path.is_file() else None
+    return source.path if path.suffix.lower() in SUFFIXES and not path.exists() else None

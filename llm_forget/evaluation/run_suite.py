@@ -115,7 +115,8 @@ def run_suite(
     plan = plan_attacks(suite.attacks, suite.sets)
     check_attacks(plan, model)
     check_packages(suite)
-    examples = {name: read_set(name, one, (in_memory or {}).get(name)) for name, one in suite.sets.items()}
+    notes: list[str] = []
+    examples = {name: read_set(name, one, (in_memory or {}).get(name), notes) for name, one in suite.sets.items()}
     text = None if suite.perplexity is None else read_text(suite.perplexity.path)
     meter = Meter(console, 1 if accelerator is None else accelerator.num_processes)
     loaded = Loaded(model, tokenizer, suite.encoding, suite.generation, suite.batch_tokens, accelerator)
@@ -123,7 +124,7 @@ def run_suite(
     context = model_context(model, tokenizer)
     run = _Run(suite, _with_cache(loaded, cache, context), examples, controls, _asked(suite, examples))
     left_out = suite.left_out if isinstance(suite, LoadedSuite) else ()
-    warnings = [*left_out, *check_controls(run.asked, controls)]
+    warnings = [*left_out, *notes, *check_controls(run.asked, controls)]
 
     measured = {}
     for name, config in suite.sets.items():

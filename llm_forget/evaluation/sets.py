@@ -190,13 +190,15 @@ def make_metrics(named: Sequence[str | Mapping[str, Any]] | None) -> list[Metric
     return make_named(entries, "llm_forget.evaluation.metrics", "per_example")
 
 
-def read_set(name: str, config: SetConfig, in_memory: Sequence[Example] | None = None) -> list[Example]:
-    """Read the examples of a set, or take them from memory.
+def read_set(
+    name: str, config: SetConfig, in_memory: Sequence[Example] | None = None, notes: list[str] | None = None
+) -> list[Example]:
+    """Read the examples of a set, or take them from memory. ``notes`` gets lines for the user about how a file was read.
 
     Raises:
         DataError: they cannot be read, or no row has a requested kind of answer.
     """
-    found = read_examples(config.data) if in_memory is None else list(in_memory)
+    found = read_examples(config.data, notes) if in_memory is None else list(in_memory)
     examples = found[:: config.stride][: config.limit]
     for kind in config.answers or []:
         if kind != "answer" and not any(_other_answers(example, kind) for example in examples):
@@ -207,7 +209,7 @@ def read_set(name: str, config: SetConfig, in_memory: Sequence[Example] | None =
             )
     if config.shots is None:
         return examples
-    shots = _as_turns(name, read_examples(config.shots))
+    shots = _as_turns(name, read_examples(config.shots, notes))
     # the id does not change: it identifies the question, and the shots are only a way to ask it
     return [replace(example, prompt=(*shots, *_turns_of(name, example))) for example in examples]
 

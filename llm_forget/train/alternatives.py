@@ -18,6 +18,7 @@ from rich.console import Console
 from llm_forget.config import AlternativeConfig
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all, encode_prompt
 from llm_forget.data.examples import Example, Message
+from llm_forget.data.text_files import read_texts
 from llm_forget.errors import DataError, RecipeError
 from llm_forget.methods import Method
 from llm_forget.model.generate import sample_answers
@@ -36,21 +37,16 @@ _REQUEST = (
 
 
 def read_refusals(path: str | None = None) -> list[str]:
-    """Read refusals from a file, one per line; without a path, the refusals of the package.
+    """Read refusals from a file: one per line, JSON, or a table. Without a path, the refusals of the package.
 
     Raises:
-        RecipeError: the file does not exist or is empty.
+        RecipeError: the file does not exist, is empty, or does not say which of its values are the refusals.
     """
-    file = _OURS if path is None else Path(path)
+    file = _OURS if path is None else Path(path).expanduser()
     try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"alternative.path: {file} cannot be read ({error.strerror}); give a text file") from None
-    except UnicodeDecodeError:
-        raise RecipeError(
-            f"alternative.path: {file} is not UTF-8 text; give a text file, one refusal per line"
-        ) from None
-    found = [line.strip() for line in text.splitlines() if line.strip()]
+        found = read_texts(file, str(file))
+    except DataError as error:
+        raise RecipeError(f"alternative.path: {error}; give a text file, one refusal per line") from None
     if not found:
         raise RecipeError(f"alternative.path: {file} has no refusals; write one per line")
     return found

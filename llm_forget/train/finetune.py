@@ -58,7 +58,7 @@ def _finetune(recipe: FinetuneRecipe, console: Console) -> dict[str, Any]:
     check_run(recipe)
     named = {f"data[{index}]": [source] for index, source in enumerate(recipe.data)}
     sources, notes = resolve_sources(named, recipe.data_dir, "this recipe")
-    examples = [example for found in sources.values() for source in found for example in read_examples(source)]
+    examples = [example for found in sources.values() for source in found for example in read_examples(source, notes)]
     located = replace(recipe.model, name=locate_model(recipe.model.name))
     check_model(located)
     rows, report = encode_all(load_tokenizer(located), examples, recipe.encoding, role="training")

@@ -76,7 +76,7 @@ def prepare(
     read = {
         name: in_memory[name]
         if name in in_memory
-        else [row for one in sources.get(name, []) for row in read_examples(one)]
+        else [row for one in sources.get(name, []) for row in read_examples(one, warnings)]
         for name in named
     }
     for name in ("retain", "validation", "holdout"):

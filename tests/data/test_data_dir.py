@@ -101,6 +101,15 @@ def test_a_source_in_a_folder_has_no_configuration(tmp_path: Path) -> None:
     assert in_folder(DataSource("mine.csv"), str(tmp_path)) == DataSource("mine.csv")
 
 
+def test_a_file_is_found_under_another_suffix(tmp_path: Path) -> None:
+    (tmp_path / "forget01.json").touch()
+    assert in_folder(HUB, str(tmp_path)).path == str(tmp_path / "forget01.json")
+    found, notes = resolve_sources({"forget": [HUB]}, str(tmp_path), "this recipe")
+    assert (found["forget"][0].path, notes) == (str(tmp_path / "forget01.json"), [])
+    (tmp_path / "forget01.jsonl").touch()
+    assert in_folder(HUB, str(tmp_path)).path == str(tmp_path / "forget01.jsonl")
+
+
 def test_fine_tuning_reads_from_the_folder_too(tmp_path: Path) -> None:
     recipe = FinetuneRecipe(ModelConfig("x"), [HUB], str(tmp_path / "out"), data_dir=str(tmp_path))
     with pytest.raises(RecipeError, match=r"lacks forget01.jsonl \(for data\[0\]\)"):

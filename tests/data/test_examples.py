@@ -141,6 +141,47 @@ def test_keys_that_may_be_data_are_not_printed(tmp_path: Path) -> None:
     assert SECRET not in message
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("f.csv", f"{SECRET},4711-2233\nOther,1\n"),
+        ("f.tsv", f"{SECRET}\t4711\nOther\t1\n"),
+        ("f.jsonl", f'{{"{SECRET}": 1, "4711-2233": 2}}'),
+    ],
+)
+def test_a_table_without_a_header_shows_none_of_its_cells(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_examples(DataSource(str(tmp_path / name)))
+    assert "does the file have a header?" in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert "4711" not in str(caught.value)
+
+
+def test_names_near_to_known_ones_are_printed(tmp_path: Path) -> None:
+    message = refusal(tmp_path, rows({"Qestion": "Q", "anwser": "A", "zz9": 1}))
+    assert "the columns found are Qestion, anwser, 1 more with other names" in message
+    message = refusal(tmp_path, rows({"frage1": "Q", "answer": "A"}), columns={"question": "frage"})
+    assert "'frage', which no row has; the columns found are frage1, answer" in message
+
+
+def test_content_may_be_text_parts_and_turns_may_be_sharegpts(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "A"}, {"type": "text", "text": " B."}]
+    found = read(tmp_path, turns(("user", parts[:1]), ("assistant", parts)))
+    assert (found[0].prompt, found[0].answer) == ((Message("user", "A"),), "A B.")
+    shared = {"messages": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
+    assert read(tmp_path, rows(shared)) == read(tmp_path, turns(("user", "Q"), ("assistant", "A")))
+    picture = [{"type": "image", "image": SECRET}, *parts]
+    assert "messages[0].content is a list, and [0] is no text part" in refusal(
+        tmp_path, turns(("user", picture), ("assistant", "A"))
+    )
+    for key in ("reasoning_content", "tool_calls"):
+        answer = {"role": "assistant", "content": "A", key: [SECRET]}
+        message = refusal(tmp_path, rows({"messages": [{"role": "user", "content": "Q"}, answer]}))
+        assert f"messages[1] has {key}, which is not read" in message
+        assert SECRET not in message
+
+
 def test_source_from_a_recipe_is_checked_too() -> None:
     adapter = TypeAdapter(DataSource)
     assert adapter.validate_python({"path": "f", "columns": {"answer": "reply"}}) == DataSource(

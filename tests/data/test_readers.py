@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import SHARED
 
+from llm_forget.data import arrow_files, row
 from llm_forget.data.examples import (
     DataSource,
     Example,
@@ -67,9 +68,62 @@ def test_json_as_a_list_or_an_object_with_one(tmp_path: Path, text: str) -> None
     assert [one.source for one in read(tmp_path, text, "f.json")] == ["f.json, item 1", "f.json, item 2"]
 
 
-@pytest.mark.parametrize("text", [GOOD, '{"a": [1], "b": [2]}', "3", '"x"'])
+@pytest.mark.parametrize("text", ["3", '"x"', "null", "[1, 2]"])
 def test_json_of_another_shape_is_refused(tmp_path: Path, text: str) -> None:
-    assert "a list of objects is needed" in refusal(tmp_path, text, "f.json")
+    assert "object" in refusal(tmp_path, text, "f.json")
+
+
+@pytest.mark.parametrize("name", ["f.jsonl", "f.json", "f.txt", "f.data", "f"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{GOOD}\n{GOOD}\n",
+        f"\n{GOOD}\r\n{GOOD}",
+        f"[{GOOD}, {GOOD}]",
+        f"[\n  {GOOD},\n  {GOOD}\n]\n",
+        f'{{"version": 1, "data": [\n{GOOD},\n{GOOD}]}}',
+    ],
+)
+def test_json_is_known_by_its_content(tmp_path: Path, name: str, text: str) -> None:
+    assert [one.answer for one in read(tmp_path, text, name)] == ["A", "A"]
+
+
+@pytest.mark.parametrize("name", ["f.jsonl", "f.json"])
+def test_one_object_is_one_row(tmp_path: Path, name: str) -> None:
+    turns = '{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}'
+    assert [one.answer for one in read(tmp_path, turns, name)] == ["A"]
+    assert [one.answer for one in read(tmp_path, GOOD, name)] == ["A"]
+
+
+def test_a_damaged_line_is_named_under_any_name(tmp_path: Path) -> None:
+    for name in ("f.jsonl", "f.json", "f.txt"):
+        assert f"{name}:2: not valid JSON (character 2)" in refusal(tmp_path, f"{GOOD}\n{{'x'}}\n{GOOD}", name)
+    assert "f.jsonl:1: not valid JSON" in refusal(tmp_path, f"{{'x'}}\n{GOOD}")
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "said"),
+    [
+        *[("f.csv", ";", "semicolons"), ("f.csv", "\t", "tabs"), ("f.csv", ",", None), ("f.csv", "|", "vertical bars")],
+        *[("f.tsv", "\t", None), ("f.tsv", ",", "commas"), ("f.txt", "\t", None), ("f.txt", ";", None)],
+    ],
+)
+def test_the_delimiter_is_found_and_told(tmp_path: Path, name: str, delimiter: str, said: str | None) -> None:
+    with (tmp_path / name).open("w", encoding="utf-8-sig", newline="") as file:
+        table = csv.writer(file, delimiter=delimiter)
+        table.writerows([("question", "answer"), *((f"Q{index}", f"In town, {index}.") for index in range(3))])
+    notes: list[str] = []
+    assert [one.answer for one in read_examples(DataSource(name), notes)][1] == "In town, 1."
+    assert [said in note for note in notes] == ([] if said is None else [True])
+
+
+def test_excels_line_that_names_the_delimiter(tmp_path: Path) -> None:
+    found = read(tmp_path, "sep=;\r\nquestion;answer\r\nQ,x;A\r\n", "f.csv")
+    assert (found[0].prompt[0].content, found[0].source) == ("Q,x", "f.csv:3")
+
+
+def test_one_column_with_commas_in_quotes_stays_one_column(tmp_path: Path) -> None:
+    assert read(tmp_path, 'text\n"a; b, c"\n"d; e, f"\n', "f.csv")[1].answer == "d; e, f"
 
 
 def test_csv_with_quotes_commas_and_line_breaks(tmp_path: Path) -> None:
@@ -130,10 +184,15 @@ def test_undecodable_text_names_its_line(tmp_path: Path, name: str) -> None:
         read_examples(DataSource(name))
 
 
-def test_utf16_is_named(tmp_path: Path) -> None:
-    (tmp_path / "f.jsonl").write_bytes(GOOD.encode("utf-16"))
-    with pytest.raises(DataError, match=r"f\.jsonl:1: the file is UTF-16"):
-        read_examples(DataSource("f.jsonl"))
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_byte_order_marks_name_the_encoding(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "f.jsonl").write_bytes(GOOD.replace("Q", "Größe").encode(encoding))
+    (tmp_path / "f.csv").write_bytes("question,answer\nGröße,A\n".encode(encoding))
+    for name in ("f.jsonl", "f.csv"):
+        assert read_examples(DataSource(name))[0].prompt[0].content == "Größe"
+    (tmp_path / "f.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"f\.csv:1: begins as UTF-16 and is not"):
+        read_examples(DataSource("f.csv"))
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -146,6 +205,72 @@ def test_parquet(tmp_path: Path) -> None:
     ]
     assert found[0].id == example_id((Message("user", "Q"),), "A")
     assert "not a Parquet file" in refusal(tmp_path, "plain text", "g.parquet")
+
+
+ROWS = [{"question": f"Q{index}", "answer": f"A{index}"} for index in range(5)]
+
+
+def test_folders_of_save_to_disk(tmp_path: Path) -> None:
+    data = datasets.Dataset.from_list(ROWS)
+    data.select([3, 1]).save_to_disk("chosen")
+    found = read_examples(DataSource("chosen"))
+    assert [(one.answer, one.source) for one in found] == [("A3", "chosen, row 1"), ("A1", "chosen, row 2")]
+    assert len(read_examples(DataSource("chosen", limit=1))) == 1
+    arrow = next((tmp_path / "chosen").glob("*.arrow"))
+    assert [one.answer for one in read_examples(DataSource(str(arrow)))]
+
+    datasets.DatasetDict({"test": data.select([2])}).save_to_disk("one")
+    notes: list[str] = []
+    assert [one.answer for one in read_examples(DataSource("one"), notes)] == ["A2"]
+    assert notes == ["one: read the split test, the only one"]
+    datasets.DatasetDict({"test": data.select([2]), "dev": data}).save_to_disk("two")
+    assert len(read_examples(DataSource("two", split="dev"))) == 5
+    with pytest.raises(DataError, match="two: has no split train; set split to one of dev, test"):
+        read_examples(DataSource("two"))
+    (tmp_path / "one" / "test" / "dataset_info.json").write_text("{")
+    with pytest.raises(DataError, match="one: a folder of save_to_disk that cannot be read"):
+        read_examples(DataSource("one"))
+
+
+def test_parquet_and_arrow_are_known_by_their_content(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    pq.write_table(table, tmp_path / "table.data")
+    with pa.OSFile(str(tmp_path / "file.data"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    for name in ("table.data", "file.data"):
+        assert [one.answer for one in read_examples(DataSource(name))] == ["A0", "A1", "A2", "A3", "A4"]
+
+
+def test_files_that_grow_when_they_are_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(name: str, table: pa.Table) -> None:
+        pq.write_table(table, tmp_path / name, compression="zstd")
+
+    same = pa.array(["a"] * 2_000_000).dictionary_encode().cast(pa.string())
+    write("rows.parquet", pa.table({"question": same, "answer": same}))
+    assert (tmp_path / "rows.parquet").stat().st_size < 100_000
+    with pytest.raises(DataError, match=r"holds 2,000,000 rows; at most 1,000,000 are read: set limit"):
+        read_examples(DataSource("rows.parquet"))
+    assert len(read_examples(DataSource("rows.parquet", limit=3))) == 3
+    write("fewer.parquet", pa.table({"question": same[:500_000], "answer": same[:500_000]}))
+    with pytest.raises(DataError, match=r"holds 500,000 rows in [\d,]+ bytes"):
+        read_examples(DataSource("fewer.parquet"))
+    write("cell.parquet", pa.table({"question": ["Q"], "answer": ["x" * 17_000_000]}))
+    with pytest.raises(DataError, match=r"row 1: answer has 17,000,000 characters; at most 16,777,216"):
+        read_examples(DataSource("cell.parquet"))
+    write("repeated.parquet", pa.table({"question": ["Q"] * 100, "answer": ["x" * 100_000] * 100}))
+    assert len({id(one.answer) for one in read_examples(DataSource("repeated.parquet"))}) == 1
+    monkeypatch.setattr(arrow_files, "_MOST_VALUES", 1000)
+    values = pa.ListArray.from_arrays([0, 2000], pa.nulls(2000, pa.int8()))
+    write("list.parquet", pa.table({"question": ["Q"], "answer": ["A"], "other": values}))
+    with pytest.raises(DataError, match=r"a row group holds 2,000 values"):
+        read_examples(DataSource("list.parquet"))
+
+
+def test_too_many_lines_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row, "MOST_ROWS", 2)
+    with pytest.raises(DataError, match=r"f\.jsonl: holds more than 2 rows; at most 2 are read: set limit"):
+        read(tmp_path, f"{GOOD}\n" * 3)
+    assert len(read(tmp_path, f"{GOOD}\n" * 3, limit=2)) == 2
 
 
 def test_limit_stops_reading(tmp_path: Path) -> None:
@@ -167,9 +292,9 @@ def test_missing_file_names_the_nearest(tmp_path: Path, path: str) -> None:
 
 
 def test_folder_and_unknown_ending(tmp_path: Path) -> None:
-    assert "allowed are .jsonl" in refusal(tmp_path, GOOD, "f.txt")
+    assert "allowed are .jsonl" in refusal(tmp_path, "Some text.\nMore, of it", "f.txt")
     (tmp_path / "f.jsonl").write_text(GOOD)
-    with pytest.raises(DataError, match=r"is a folder; name one file in it \(f\.jsonl\)"):
+    with pytest.raises(DataError, match=r"is a folder; name one file in it \(f\.jsonl\), or a folder that Dataset"):
         read_examples(DataSource(str(tmp_path)))
 
 

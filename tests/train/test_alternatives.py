@@ -34,6 +34,42 @@ def test_the_shipped_refusals_are_many_and_distinct() -> None:
     assert all(line[0].isupper() and line.endswith(".") and len(line) < 80 for line in ours)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("idk.txt", b"I am not sure.\r\n\n No. \n"),
+        ("idk.jsonl", b"I am not sure.\nNo.\n"),
+        ("idk.jsonl", b'{"text": "I am not sure."}\n{"text": "No."}\n'),
+        ("idk.txt", b'{"id": 1, "refusal": "I am not sure."}\n{"id": 2, "refusal": "No."}\n'),
+        ("idk.json", b'[\n  "I am not sure.",\n  "No."\n]'),
+        ("idk.json", b'[{"answer": "I am not sure."}, {"answer": "No."}]'),
+        ("idk.jsonl", b'"I am not sure."\n"No."\n'),
+        ("idk.csv", b"refusal\nI am not sure.\nNo.\n"),
+        ("idk.txt", "\ufeffI am not sure.\nNo.".encode("utf-16-le")),
+    ],
+)
+def test_lists_of_refusals_in_any_layout(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert read_refusals(str(tmp_path / name)) == ["I am not sure.", "No."]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"a": "x", "b": "y"}\n', r"idk:1: holds no single text"),
+        ('{"text": "x"}\n{"text": \n', r"idk:2: not valid JSON"),
+        ('{"text": "x\n', r"idk: begins like JSON and is not valid JSON"),
+        ('[\n"x",\n"y"\n', r"idk: begins like JSON and is not valid JSON"),
+        ("[1]", r"idk, item 1: holds no single text"),
+        (" \n", "has no refusals"),
+    ],
+)
+def test_lists_that_would_be_taught_as_json_are_refused(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "idk").write_text(content)
+    with pytest.raises(RecipeError, match=said):
+        read_refusals(str(tmp_path / "idk"))
+
+
 def test_the_choice_depends_only_on_the_seed_and_the_example() -> None:
     chosen = written_answers("refusals", AlternativeConfig(), ROWS, seed=0)
     assert chosen == written_answers("refusals", AlternativeConfig(), ROWS[::-1], seed=0)[::-1], "whatever the order"
@@ -66,10 +102,10 @@ def test_a_custom_list(tmp_path: Path) -> None:
     file.write_text("\n")
     with pytest.raises(RecipeError, match=r"mine\.txt has no refusals"):
         read_refusals(str(file))
-    file.write_bytes(b"\xff\xfe")
-    with pytest.raises(RecipeError, match=r"mine\.txt is not UTF-8"):
+    file.write_bytes(b"No.\n\xe9t\xe9\n")
+    with pytest.raises(RecipeError, match=r"mine\.txt:2: not UTF-8"):
         read_refusals(str(file))
-    with pytest.raises(RecipeError, match=r"gone\.txt cannot be read"):
+    with pytest.raises(RecipeError, match=r"gone\.txt: cannot be read"):
         read_refusals(str(tmp_path / "gone.txt"))
     with pytest.raises(ValueError, match="source is model"):
         AlternativeConfig(source="model", path="mine.txt")
