@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
@@ -21,6 +22,9 @@ def plan(
         int | None, typer.Option(metavar="N", help="tokens of the longest row; default: encoding.max_length")
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="plan for a CPU instead of a GPU")] = False,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="run the code that the recipe names: a method of your own, or a model's")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Estimate the memory of a run without loading weights.
@@ -39,13 +43,17 @@ def plan(
     from llm_forget.errors import RecipeError
     from llm_forget.memory.plan import GB, largest_batch, parse_memory
     from llm_forget.memory.plan import plan as make_plan
+    from llm_forget.utils.own_code import without_code
 
     recipe = parse_command_line(UnlearnRecipe, context.args)
     if tokens is not None and tokens < 2:
         raise RecipeError(f"--tokens is {tokens}; give 2 or more")
     size = None if memory is None else parse_memory(memory)
-    found = make_plan(recipe, on_card=not cpu, tokens=tokens)
-    most = None if size is None else largest_batch(recipe, size, on_card=not cpu, tokens=tokens)
+    if not run_code:
+        recipe = replace(recipe, model=replace(recipe.model, trust_remote_code=False))
+    with nullcontext() if run_code else without_code("add --run-code if you trust it"):
+        found = make_plan(recipe, on_card=not cpu, tokens=tokens)
+        most = None if size is None else largest_batch(recipe, size, on_card=not cpu, tokens=tokens)
     if as_json:
         print_json({**asdict(found), "needed": found.needed, "largest_batch": most})
         return

@@ -29,7 +29,7 @@ def gguf_in_package(package: str) -> Path:
     """The first GGUF file inside an installed Python package.
 
     Args:
-        package: its import name. The package itself is not imported, so its own dependencies are not needed.
+        package: its import name. Neither the package nor a parent of it is imported, so its own dependencies are not needed.
 
     Raises:
         RecipeError: the package is not installed or has no GGUF file.

@@ -21,6 +21,7 @@ from llm_forget.model.kinds import check_attention, check_config, check_forward
 from llm_forget.model.weights import in_shards
 from llm_forget.utils.digests import weights_digest
 from llm_forget.utils.extras import require_extra
+from llm_forget.utils.own_code import announce
 from llm_forget.utils.pretrained import check_counts, explained, load_pretrained, read_model_config
 from llm_forget.utils.weight_files import weight_files
 
@@ -88,6 +89,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
 def _load_tokenizer(path: str, config: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
+    _announce_code(config)
     with explained("tokenizer", path):
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -169,6 +171,11 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
     return model, _load_tokenizer(path, config)
 
 
+def _announce_code(config: ModelConfig) -> None:
+    if config.trust_remote_code:
+        announce(f"the model {config.name}, if it has any, because model.trust_remote_code is set")
+
+
 def read_config(config: ModelConfig) -> Any:
     """The transformers config of a model.
 
@@ -176,6 +183,7 @@ def read_config(config: ModelConfig) -> Any:
         RecipeError: it cannot be read, or describes a model that nobody could build.
     """
     name = locate_model(config.name)
+    _announce_code(config)
     return read_model_config(name, {"revision": config.revision, "trust_remote_code": config.trust_remote_code})
 
 

@@ -18,13 +18,12 @@ AGAIN = "run the same command again"
 
 
 @contextmanager
-def explained_if_full(folder: str | Path, remedy: str = AGAIN, *, any_reason: bool = False) -> Iterator[None]:
+def explained_if_full(folder: str | Path, remedy: str = AGAIN) -> Iterator[None]:
     """Turn the error of a full or read-only disk into a message that says what was not written and what to do.
 
     Args:
         folder: what is written.
         remedy: what to do once there is space.
-        any_reason: explain every ``OSError`` in this way; for a block that only writes.
 
     Raises:
         UserError: instead of an ``OSError`` or ``SafetensorError`` with one of these reasons.
@@ -32,12 +31,16 @@ def explained_if_full(folder: str | Path, remedy: str = AGAIN, *, any_reason: bo
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = full_disk(error) or (str(error) if any_reason else None)
-        if reason is None:
+        if full_disk(error) is None:
             raise
-        raise UserError(
-            f"{folder} cannot be written: {reason}. Existing files are unchanged. Free disk space and {remedy}"
-        ) from error
+        raise full(folder, error, remedy) from error
+
+
+def full(folder: str | Path, error: BaseException, remedy: str = AGAIN) -> UserError:
+    """The message for an error of ``full_disk``."""
+    return UserError(
+        f"{folder} cannot be written: {full_disk(error)}. Existing files are unchanged. Free disk space and {remedy}"
+    )
 
 
 def full_disk(error: BaseException) -> str | None:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from llm_forget.errors import UserError
-from llm_forget.utils.disk import AGAIN, explained_if_full
+from llm_forget.utils.disk import AGAIN, explained_if_full, full, full_disk
 from llm_forget.utils.files import real_folder, replacing_only_this
 from llm_forget.utils.lock import locked
 
@@ -39,6 +39,8 @@ def writing(
             check_writable(place)
             held.enter_context(locked(target, what, shared=shared))
         except OSError as error:
+            if full_disk(error) is not None:
+                raise full(folder, error, remedy) from error
             reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
             raise UserError(f"{what}: {folder} cannot be written: {reason}; give another folder") from error
         with replacing_only_this(target), explained_if_full(folder, remedy):

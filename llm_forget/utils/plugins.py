@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from llm_forget.errors import RecipeError
 from llm_forget.utils.build import build
+from llm_forget.utils.own_code import announce, may_define, module_source
 
 Base = TypeVar("Base")
 
@@ -50,14 +51,17 @@ def find_class(package: str, name: str, function: str) -> type:
 
     Args:
         package: the package of the shipped files, for example ``llm_forget.methods``.
-        name: the name of a module of that package, a dotted module name, or the path of a Python file.
+        name: the name of a module of that package, the path of a Python file (``mine.py``), or an installed module, with or
+            without the class (``package.module``, ``package.module:Mine``). Code outside the package is announced before it
+            runs, and runs only if it seems to define such a class.
         function: a function that the class must have, for example ``forget_loss``.
 
     Raises:
         RecipeError: there is no such file, or it has no such class or several.
     """
-    module = _load(package, name, function)
-    found = _classes(module, function)
+    wanted, _, chosen = name.partition(":") if not name.endswith(".py") else (name, "", "")
+    module = _load(package, wanted, function)
+    found = [one for one in _classes(module, function) if chosen in ("", one.__name__)]
     if not found and module.__name__.startswith(f"{package}."):
         known = ", ".join(names_in(package, function))
         raise RecipeError(
@@ -113,28 +117,49 @@ def _load(package: str, name: str, function: str) -> ModuleType:
     if name in names_in(package):
         return importlib.import_module(f"{package}.{name}")
     if name.endswith(".py"):
-        return _load_file(Path(name))
+        return _load_file(Path(name), function, f"{_kind(package)} {name!r}")
     kind = _kind(package)
     if "." in name and all(part.isidentifier() for part in name.split(".")):
+        source = module_source(name)
+        if source is None:
+            raise RecipeError(f"{kind} {name!r}: the module {name} cannot be found; is it installed?")
+        _check_source(source, function, f"{kind} {name!r}")
+        announce(str(source))
         try:
             return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise RecipeError(f"{kind} {name!r}: module {error.name!r} cannot be imported; is it installed?") from error
+        except Exception as error:
+            raise RecipeError(f"{kind} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     known = names_in(package, function)
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     raise RecipeError(
         f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}. "
-        "For your own, give the path of its .py file or its dotted module name"
+        "For your own, give the path of its .py file, or its module as package.module"
     )
 
 
-def _load_file(path: Path) -> ModuleType:
+def _check_source(source: Path, function: str, what: str) -> None:
+    """Check before code runs that it seems to be what the recipe says, so that a mistyped name runs nothing.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    try:
+        fits = source.suffix != ".py" or may_define(source, function)  # a compiled module has no text to read
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError) as error:
+        raise RecipeError(f"{source} cannot be imported: {type(error).__name__}: {error}") from error
+    if not fits:
+        raise RecipeError(f"{what}: found 0 dataclasses with a `{function}` in {source}; its code was not run")
+
+
+def _load_file(path: Path, function: str, what: str) -> ModuleType:
     if not path.is_file():
         raise RecipeError(f"{path} does not exist; give the path of a Python file, relative to the current folder")
     spec = importlib.util.spec_from_file_location(f"llm_forget_user_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise RecipeError(f"{path} cannot be imported as a Python file")
+    _check_source(path, function, what)
+    announce(str(path))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up their module by name during execution
     try:

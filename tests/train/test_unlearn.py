@@ -316,11 +316,12 @@ def test_overwriting_replaces_the_whole_run(recipe_of: Callable[..., UnlearnReci
     recipe = recipe_of(train={"epochs": 1}, overwrite=True)
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True)
-    for name in ("result.json", "stale.txt"):
+    for name in ("result.json", "report.html", "notes.txt"):
         (folder / name).write_text("{}")
     quiet(recipe)
     assert (folder / "adapter").is_dir()
-    assert not (folder / "stale.txt").exists()
+    assert not (folder / "report.html").exists()
+    assert (folder / "notes.txt").exists(), "no run wrote it"
     assert [path.name for path in folder.parent.iterdir()] == ["one"]
 
 

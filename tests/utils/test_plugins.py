@@ -64,7 +64,10 @@ def test_a_custom_module_by_its_dotted_name(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "their_package").mkdir()
     (tmp_path / "their_package" / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
-    assert find_class(PACKAGE, "their_package.mine", "forget_loss").__name__ == "Mine"
+    for name in ("their_package.mine", "their_package.mine:Mine"):
+        assert find_class(PACKAGE, name, "forget_loss").__name__ == "Mine"
+    with pytest.raises(RecipeError, match="0 dataclasses"):
+        find_class(PACKAGE, "their_package.mine:Other", "forget_loss")
 
 
 def test_a_class_that_does_not_derive_from_the_base_gets_its_defaults(tmp_path: Path) -> None:
@@ -114,7 +117,7 @@ def test_none_or_several_methods_in_a_file_are_refused(tmp_path: Path) -> None:
 def test_missing_files_and_modules_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"gone\.py does not exist"):
         find_class(PACKAGE, str(tmp_path / "gone.py"), "forget_loss")
-    with pytest.raises(RecipeError, match=r"module 'not_there_at_all' cannot be imported"):
+    with pytest.raises(RecipeError, match=r"module not_there_at_all\.mine cannot be found; is it installed"):
         find_class(PACKAGE, "not_there_at_all.mine", "forget_loss")
 
 
@@ -127,7 +130,7 @@ def test_a_path_without_its_extension_gives_a_message(name: str) -> None:
 @pytest.mark.parametrize("text", ["def broken(:\n", "import not_there_at_all\n", "raise OSError('no')\n"])
 def test_a_file_that_cannot_be_imported_gives_a_message(tmp_path: Path, text: str) -> None:
     file = tmp_path / "faulty.py"
-    file.write_text(text)
+    file.write_text(text + (MINE if "def" not in text else ""))
     with pytest.raises(RecipeError, match=r"faulty\.py cannot be imported.*(line|not_there_at_all|no)"):
         find_class(PACKAGE, str(file), "forget_loss")
 
