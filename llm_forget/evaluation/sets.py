@@ -21,6 +21,7 @@ from llm_forget.evaluation.passes.kl import has_adapter, token_kl
 from llm_forget.evaluation.passes.meter import Meter
 from llm_forget.evaluation.texts import text_metrics
 from llm_forget.evaluation.tokens import Floats, TokenScores, as_floats
+from llm_forget.model.limits import check_rows, padding_id
 from llm_forget.utils.digests import json_digest
 from llm_forget.utils.plugins import make_named
 
@@ -155,10 +156,8 @@ class Loaded:
 
     @property
     def pad_token_id(self) -> int:
-        """The padding token. Masks depend on positions, so any token id works."""
-        pad = self.tokenizer.pad_token_id
-        pad = self.tokenizer.eos_token_id if pad is None else pad
-        return 0 if pad is None else int(pad)
+        """The padding token. Masks depend on positions, so any id works that the model has."""
+        return padding_id(self.tokenizer, self.model)
 
 
 @dataclass(frozen=True)
@@ -252,6 +251,7 @@ def measure_set(
             groups[kind] = (len(rows), found[1], found[2])
             rows = rows + found[0]
             warnings += found[1].warnings
+    warnings += check_rows(loaded.model, rows, name)
     scores = score_all(rows, loaded)
     known = SetScores(
         forget=is_forget(name, config),

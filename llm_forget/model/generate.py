@@ -16,6 +16,7 @@ from llm_forget.data.template import turn_end
 from llm_forget.errors import DataError
 from llm_forget.model.batching import evaluating, length_batches, share_of, sum_over_processes
 from llm_forget.model.head import below_wrapper
+from llm_forget.model.limits import padding_id, position_limit
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -144,13 +145,12 @@ def _answers(
     ends = end_token_ids(inner, tokenizer)
     # Token id + 1, so that 0 means no token and the arrays can be summed over processes.
     found = np.zeros((len(prompts), max_new_tokens), dtype=np.int64)
-    # A budget of longest prompt × batch_size never limits a batch, so only batch_size does.
-    budget = batch_size * max((len(prompt) for prompt in prompts), default=1)
-    batches = length_batches([len(prompt) for prompt in prompts], budget, batch_size)
-    with evaluating(inner), torch.no_grad(), _plain_greedy(inner, max_new_tokens, ends):
+    batches, room = _batches_within(prompts, position_limit(inner), max_new_tokens, batch_size)
+    pad = padding_id(tokenizer, inner)
+    with evaluating(inner), torch.no_grad(), _plain_greedy(inner, ends, pad):
         for batch, counts_here in share_of(batches, accelerator):
             processors = [] if drawing is None else [_Draw(drawing[0][batch], drawing[1])]
-            new = _continue(inner, [prompts[index] for index in batch], ends, processors)
+            new = _continue(inner, [prompts[index] for index in batch], ends, processors, room[batch[0]], pad)
             if not counts_here:
                 continue
             for index, tokens in zip(batch, new, strict=True):
@@ -158,6 +158,35 @@ def _answers(
             if progress is not None:
                 progress(len(batch))
     return np.asarray(sum_over_processes(found, accelerator), dtype=np.int64)
+
+
+def _batches_within(
+    prompts: Sequence[tuple[int, ...]], limit: int | None, most: int, batch_size: int
+) -> tuple[list[list[int]], list[int]]:
+    """Batches of prompts, and how many tokens each prompt may get.
+
+    Answers end where the model's positions do. Prompts for which this matters are put together by their length, so that an
+    answer does not depend on the other prompts.
+
+    Raises:
+        DataError: a prompt is longer than the model's position table.
+    """
+    room = [most if limit is None else min(most, limit - len(prompt) + 1) for prompt in prompts]
+    if room and min(room) < 1:
+        long = sum(one < 1 for one in room)
+        raise DataError(
+            f"{long} of {len(prompts)} prompts are longer than the {limit} positions that the model knows (the longest has "
+            f"{max(map(len, prompts))} tokens): shorten them"
+        )
+    batches: list[list[int]] = []
+    for longest in sorted(set(room), reverse=True):
+        own = [index for index, one in enumerate(room) if one == longest]
+        lengths = [len(prompts[index]) for index in own]
+        # A budget of longest prompt × batch_size never limits a batch, so only batch_size does.
+        batches += [
+            [own[index] for index in batch] for batch in length_batches(lengths, batch_size * max(lengths), batch_size)
+        ]
+    return batches, room
 
 
 class _Draw:
@@ -214,7 +243,7 @@ def save_end_tokens(model: Any, tokenizer: Any) -> None:
 
 
 @contextmanager
-def _plain_greedy(model: Any, max_new_tokens: int, ends: Sequence[int]) -> Iterator[None]:
+def _plain_greedy(model: Any, ends: Sequence[int], pad: int) -> Iterator[None]:
     """Context with plain greedy generation.
 
     ``generate`` merges the model's own generation config (temperature, repetition penalty) into its arguments, so that config
@@ -222,10 +251,7 @@ def _plain_greedy(model: Any, max_new_tokens: int, ends: Sequence[int]) -> Itera
     """
     from transformers import GenerationConfig
 
-    pad = ends[0] if ends else 0
-    plain = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=list(ends) or None, pad_token_id=pad
-    )
+    plain = GenerationConfig(do_sample=False, num_beams=1, eos_token_id=list(ends) or None, pad_token_id=pad)
     owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
     before = [getattr(owner, "generation_config", None) for owner in owners]
     for owner in owners:
@@ -238,13 +264,18 @@ def _plain_greedy(model: Any, max_new_tokens: int, ends: Sequence[int]) -> Itera
 
 
 def _continue(
-    model: Any, prompts: Sequence[tuple[int, ...]], ends: Sequence[int], processors: list[_Draw]
+    model: Any,
+    prompts: Sequence[tuple[int, ...]],
+    ends: Sequence[int],
+    processors: list[_Draw],
+    longest: int,
+    pad: int,
 ) -> list[list[int]]:
     """The new tokens of each prompt before the first end token."""
     from transformers import LogitsProcessorList
 
     width = max(len(prompt) for prompt in prompts)
-    input_ids = torch.full((len(prompts), width), ends[0] if ends else 0, dtype=torch.long)
+    input_ids = torch.full((len(prompts), width), pad, dtype=torch.long)
     attention_mask = torch.zeros((len(prompts), width), dtype=torch.long)
     for row, prompt in enumerate(prompts):
         input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
@@ -254,6 +285,7 @@ def _continue(
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),
         logits_processor=LogitsProcessorList(processors),
+        max_new_tokens=longest,
     )
     return [_before_end(row, ends) for row in output[:, width:].tolist()]
 

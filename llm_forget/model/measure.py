@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
+from llm_forget.model.limits import check_rows
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.weights import autocast_like
 from llm_forget.scores import AnswerScores
@@ -46,7 +47,11 @@ def answer_logps(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -
 
     Returns:
         Summed log-probs (n,) in nats and probabilities exp(mean log-prob) (n,), on the CPU, in the order of the rows.
+
+    Raises:
+        DataError: the model cannot read a row.
     """
+    check_rows(model, rows, "measured")
     logps, probabilities = torch.zeros(len(rows)), torch.zeros(len(rows))
     training = model.training
     model.eval()

@@ -18,6 +18,7 @@ from llm_forget.data.encode import EncodingConfig
 from llm_forget.data.examples import DataSource
 from llm_forget.errors import AdapterError
 from llm_forget.model.adapted import attach_adapter
+from llm_forget.model.limits import padding_id
 from llm_forget.model.load import load_model, load_tokenizer, locate_model
 from llm_forget.model.measure import SampleMeter
 from llm_forget.stop import Measurement
@@ -70,7 +71,7 @@ class AdaptedModel:
             check_fit(adapter, layers)
         self._adapters = [scale(adapter, 1.0) for adapter in adapters]
         base, tokenizer = load_model(replace(model, name=str(folder)))
-        self.pad_token_id: int = tokenizer.pad_token_id
+        self.pad_token_id = padding_id(tokenizer, base)
         self.model = _with_adapters(base, self._adapters)
 
     def activate(self, index: int, strengths: Mapping[str, float] | None = None) -> None:

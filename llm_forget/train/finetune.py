@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from llm_forget.data.sources import resolve_sources
 from llm_forget.model.checkpointing import FrozenStaysFrozen, frozen_stays_frozen
 from llm_forget.model.experts import without_router_loss
 from llm_forget.model.generate import save_end_tokens
+from llm_forget.model.limits import check_rows, padding_id
 from llm_forget.model.load import check_model, frozen_dtype, load_model, load_tokenizer, locate_model, refuse_quantised
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.packing import packed_attention
@@ -68,6 +70,8 @@ def _finetune(recipe: FinetuneRecipe, console: Console) -> dict[str, Any]:
     started = time.monotonic()
     set_seed(recipe.seed)  # before the adapter is initialized; the Trainer seeds again later
     model, tokenizer = load_model(located, trainable=recipe.adapter is None)
+    for warning in check_rows(model, rows, "training"):
+        note(console, warning)
     model = make_trainable(model, recipe.adapter, compiled=recipe.train.compile, say=partial(note, console))
     logged = tracking(recipe.output_dir, recipe.train.trackers, sent_settings(recipe))
     with (
@@ -137,7 +141,7 @@ def _train(
             max_length=None,
         ),
         train_dataset=Dataset.from_list(labelled),
-        processing_class=tokenizer,
+        processing_class=_padded(tokenizer, model),
         callbacks=[ProgressBar(console, f"learning {Path(recipe.output_dir).name}"), log],
     )
     trainer.remove_callback(PrinterCallback)
@@ -147,6 +151,16 @@ def _train(
     with without_router_loss(model):  # TRL asks for it when the trainer is made
         trainer.train()
     return trainer
+
+
+def _padded(tokenizer: Any, model: Any) -> Any:
+    """A tokenizer whose padding token the model has, for TRL. The one that is written to the run folder is not changed."""
+    pad = padding_id(tokenizer, model)
+    if tokenizer.pad_token_id == pad:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    return tokenizer
 
 
 def _write(recipe: FinetuneRecipe, model: Any, tokenizer: Any, result: dict[str, Any]) -> None:

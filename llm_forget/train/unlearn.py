@@ -15,6 +15,7 @@ from transformers import set_seed
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.model.experts import without_router_loss
+from llm_forget.model.limits import check_rows, padding_id
 from llm_forget.model.load import check_adapter_fits, check_model, load_model, load_tokenizer, locate_model
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.steady import steady_base
@@ -127,9 +128,13 @@ def run_on(
 
     started = time.monotonic()
     model = load()
+    for name in ("forget", "retain", "validation", "holdout"):
+        for warning in check_rows(model, getattr(sets, name), name):
+            note(console, warning)
     set_seed(recipe.seed)  # before the adapter is initialized; the Trainer seeds again later
     if source == "model":
         alternatives = encoded(source, model, console)
+    check_rows(model, alternatives or [], "alternative")
     blocks = trained_blocks(method, model, parts.layer)
     if blocks is None:
         check_layer(recipe.adapter, Objective(method, parts.retain), model)
@@ -142,7 +147,7 @@ def run_on(
         if noise:
             off = ", ".join(noise)
             note(console, f"the model's own dropout and noise are off, because the reference has none: {off}")
-        run = Run(recipe, parts, sets, model, tokenizer.pad_token_id, console, alternatives, base=base)
+        run = Run(recipe, parts, sets, model, padding_id(tokenizer, model), console, alternatives, base=base)
         settings = sent_settings(recipe)
         with tracking(recipe.output_dir, recipe.train.trackers, settings, resume=recipe.resume) as run.metrics.trackers:
             outcome = run.execute()
