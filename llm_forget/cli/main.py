@@ -156,7 +156,10 @@ def copy_recipe(
     target = to / source.name if to.is_dir() else to
     if target.exists():
         raise UserError(f"{target} already exists; give another name")
-    echo(shutil.copyfile(source, target))
+    try:
+        echo(shutil.copyfile(source, target))
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}; give another place") from error
 
 
 _Base = Annotated[Path, typer.Option(metavar="DIR", help="folder of the base model (safetensors)")]

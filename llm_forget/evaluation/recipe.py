@@ -10,6 +10,18 @@ from pydantic import ConfigDict
 from llm_forget.config import ModelConfig
 
 
+def check_counts(limit: int | None, batch_size: int) -> None:
+    """Check the numbers of an lm-eval task.
+
+    Raises:
+        ValueError: one of them is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; give 1 or more, or null for all")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give 1 or more")
+
+
 @dataclass(frozen=True)
 class ControlsConfig:
     """This suite's result files for the controls."""
@@ -45,8 +57,7 @@ class BenchmarksConfig:
         """Check the settings."""
         if self.preset is None and not self.tasks:
             raise ValueError("benchmarks has neither preset nor tasks; set preset (quick, full) or tasks")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}; give 1 or more, or null for all")
+        check_counts(self.limit, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -94,3 +105,7 @@ class CapabilityRecipe:
     batch_size: int = 16
     # Benchmarks instead of `task`: {preset: quick}, or {tasks: [hellaswag]}.
     benchmarks: BenchmarksConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_counts(self.limit, self.batch_size)

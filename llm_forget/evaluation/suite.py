@@ -15,7 +15,7 @@ from llm_forget.errors import RecipeError
 from llm_forget.evaluation.capability.benchmarks import check_benchmarks
 from llm_forget.evaluation.capability.local_task import read_task
 from llm_forget.evaluation.membership import AttacksConfig, attacks_without, plan_attacks
-from llm_forget.evaluation.recipe import BenchmarksConfig
+from llm_forget.evaluation.recipe import BenchmarksConfig, check_counts
 from llm_forget.evaluation.running_text import PerplexityConfig, read_text
 from llm_forget.evaluation.sets import GenerationConfig, SetConfig, make_metrics, read_set
 from llm_forget.evaluation.sources import fill, with_data
@@ -37,6 +37,10 @@ class CapabilityConfig:
     task: str = "general_knowledge"
     limit: int | None = None
     batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_counts(self.limit, self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,12 +15,13 @@ from evaluation_examples import PLANTED, tiny_model, write_sets, write_task
 from peft import LoraConfig, get_peft_model
 
 from llm_forget.cli import run
-from llm_forget.errors import RecipeError
+from llm_forget.errors import RecipeError, UserError
 from llm_forget.evaluation.evaluate import evaluate
 from llm_forget.evaluation.recipe import EvalRecipe
 from llm_forget.evaluation.results import read_results
 from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils.build import load_recipe
+from llm_forget.utils.lock import locked
 
 
 @pytest.fixture
@@ -118,3 +122,57 @@ def test_benchmarks_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert re.search(r"tiny \(n = 3\)\n  acc +0\.", capsys.readouterr().out)
     results = read_results(folder / "runs/d/eval/capability-benchmarks.json")
     assert results["benchmarks"]["tiny"]["acc"]["n"] == 3
+
+
+@pytest.mark.parametrize("name", ["forget_qa", "capability"])
+def test_a_second_evaluation_or_a_running_run_is_refused_at_the_start(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the folder cannot be written. The model does not exist, so that anything else would be told first."""
+    more = (
+        ["--task", "tiny.yaml", "--output_dir"] if name == "capability" else ["--suite", "small.yaml", "--output_dir"]
+    )
+    start = partial(entry, name, ["--model.name", "./gone", *more, "runs/a"])
+    result = "capability-tiny" if name == "capability" else "small"
+    said: list[str] = []
+
+    def second() -> None:
+        try:
+            start()
+        except UserError as error:
+            said.append(str(error))
+
+    def in_another_thread() -> None:
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+
+    (folder / "runs" / "a" / "eval").mkdir(parents=True)
+    with locked(folder / "runs" / "a" / "eval" / f"{result}.json"):
+        in_another_thread()
+    with locked(folder / "runs" / "a"):
+        in_another_thread()
+    assert len([one for one in said if "is being written by process" in one]) == 2
+    with locked(folder / "runs" / "a" / "eval" / "other.json"), locked(folder / "runs" / "a", shared=True):
+        in_another_thread()
+    assert "gone does not exist" in said[-1]
+    for place in ("/proc/x", "small.yaml/below"):
+        with pytest.raises(UserError, match=r"output_dir: .* cannot be written"):
+            entry(name, ["--model.name", "./gone", *more, place])
+
+
+def test_a_disk_that_is_full_during_an_evaluation_is_explained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("llm_forget.evaluation.evaluate.write_results", full)
+    with pytest.raises(UserError, match=r"small\.json cannot be written: No space left on device.*Free disk space"):
+        entry("forget_qa", ["--config", "recipe.yaml", "--overrides", "{sets.forget.limit: 1, capability: null}"])
+
+
+@pytest.mark.parametrize("key", ["limit", "batch_size"])
+def test_numbers_of_the_capability_test_are_checked(key: str, folder: Path) -> None:
+    with pytest.raises(RecipeError, match=f"{key} is 0; give 1 or more"):
+        entry("capability", ["--model.name", "./model", "--output_dir", "runs/a", f"--{key}", "0"])
+    with pytest.raises(RecipeError, match=f"{key} is 0; give 1 or more"):
+        entry("forget_qa", ["--config", "recipe.yaml", "--overrides", f"{{capability.{key}: 0}}"])
