@@ -41,7 +41,7 @@ def writing(
         except OSError as error:
             if full_disk(error) is not None:
                 raise full(folder, error, remedy) from error
-            reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+            reason = error.strerror or str(error)
             raise UserError(f"{what}: {folder} cannot be written: {reason}; give another folder") from error
         with replacing_only_this(target), explained_if_full(folder, remedy):
             yield
