@@ -57,6 +57,8 @@ class AdapterConfig:
             raise ValueError(f"top_share is {self.top_share}; give a fraction of the blocks, above 0 and at most 1")
         if self.rank < 1 or self.alpha < 1:
             raise ValueError(f"rank is {self.rank} and alpha {self.alpha}; both must be 1 or more")
+        if self.alpha > _MOST:
+            raise ValueError(f"alpha is too large; at most {_MOST} is allowed, and one or two times the rank is usual")
         if self.rank > _MOST:
             raise ValueError(f"rank is {self.rank}; at most {_MOST} is allowed, and no layer is as wide")
         if not 0 <= self.dropout < 1:

@@ -133,14 +133,14 @@ def base_layers(folder: str | Path) -> BaseLayers:
     """The linear layers of a base, from its config and file headers.
 
     Raises:
-        UserError: it is not certain which files are its weights, or one is damaged.
+        UserError: it is not certain which files are its weights, one is damaged, or the config describes another model.
     """
     folder = Path(folder)
     stored = stored_tensors(folder)
+    check_counts(folder, len(stored))
     try:
-        check_counts(folder)
         shell = model_shell(read_model_config(folder)) if (folder / CONFIG_NAME).is_file() else None
-    except UserError:
+    except UserError:  # code of its own, or from a later version
         shell = None
     if shell is None:
         return BaseLayers(folder, _stored_layers(stored))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
+from llm_forget.errors import RecipeError
 from llm_forget.model.limits import check_rows
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.weights import autocast_like
@@ -40,6 +42,22 @@ class SampleMeter:
     def probabilities(self, model: Any, rows: Sequence[Encoded]) -> Tensor:
         """exp(mean answer log-prob) of each row, (n,)."""
         return answer_logps(model, rows, self.pad_token_id)[1]
+
+
+def refuse_not_finite(values: Iterable[float | None]) -> None:
+    """Refuse a model whose answers have no finite probability before the first step.
+
+    Args:
+        values: probabilities of the untrained model; None if there was nothing to measure.
+
+    Raises:
+        RecipeError: one of them is NaN or infinite.
+    """
+    if not all(value is None or math.isfinite(value) for value in values):
+        raise RecipeError(
+            "the model's answers have no finite probability before the first step, so it cannot be trained: its weights hold NaN "
+            "or infinity, or model.dtype or model.adapter overflows. Give a sound copy of the model, or set model.dtype: float32"
+        )
 
 
 def answer_logps(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -> tuple[Tensor, Tensor]:

@@ -19,12 +19,14 @@ from llm_forget.config import FinetuneRecipe
 from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import read_examples
 from llm_forget.data.sources import resolve_sources
+from llm_forget.errors import UserError
 from llm_forget.model.checkpointing import FrozenStaysFrozen, frozen_stays_frozen
 from llm_forget.model.experts import without_router_loss
 from llm_forget.model.generate import save_end_tokens
 from llm_forget.model.limits import check_rows, padding_id
 from llm_forget.model.load import check_model, frozen_dtype, load_model, load_tokenizer, locate_model, refuse_quantised
 from llm_forget.model.logprobs import score_answers
+from llm_forget.model.measure import answer_logps, refuse_not_finite
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.weights import held_in_bf16
 from llm_forget.train.arguments import common_arguments
@@ -35,6 +37,8 @@ from llm_forget.train.trackers import drop_logs, keep_logs, sent_settings, track
 from llm_forget.utils.build import to_yaml
 from llm_forget.utils.files import new_folder, write_text
 from llm_forget.utils.terminal import say
+
+_TRIED = 8  # rows that are scored before training
 
 
 def finetune(recipe: FinetuneRecipe, console: Console | None = None) -> dict[str, Any]:
@@ -73,6 +77,7 @@ def _finetune(recipe: FinetuneRecipe, console: Console) -> dict[str, Any]:
     for warning in check_rows(model, rows, "training"):
         note(console, warning)
     model = make_trainable(model, recipe.adapter, compiled=recipe.train.compile, say=partial(note, console))
+    refuse_not_finite(answer_logps(model, rows[:_TRIED], tokenizer.pad_token_id or 0)[1].tolist())
     logged = tracking(recipe.output_dir, recipe.train.trackers, sent_settings(recipe))
     with (
         logged as trackers,
@@ -80,6 +85,10 @@ def _finetune(recipe: FinetuneRecipe, console: Console) -> dict[str, Any]:
         packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)),
     ):
         trainer = _train(recipe, model, tokenizer, rows, console, MetricsLog(trackers=trackers))
+    if not all(bool(value.isfinite().all()) for value in model.parameters() if value.requires_grad):
+        raise UserError(
+            "training diverged: the trained weights hold NaN or infinity, so nothing is written; lower train.learning_rate"
+        )
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     result = {
         "schema": 1,

@@ -14,7 +14,7 @@ from torch import nn
 from llm_forget.config import TrainConfig, UnlearnRecipe
 from llm_forget.data.encode import Encoded
 from llm_forget.data.schedule import schedule
-from llm_forget.model.measure import SampleMeter, answer_logps
+from llm_forget.model.measure import SampleMeter, answer_logps, refuse_not_finite
 from llm_forget.model.weights import frozen_copy, held_in_bf16
 from llm_forget.stop import NEVER_SEEN, Measurement, StopRule, Verdict
 from llm_forget.train.arguments import unlearning_arguments
@@ -86,6 +86,7 @@ class Run:
         self.meter = SampleMeter(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
         self.metrics = MetricsLog()
         self.before = self.meter(model, 0)
+        refuse_not_finite((self.before.forget, self.before.retain))
         self.target = self._forget_target()
         kept = self.before.retain
         self.floor = None if kept is None else kept * recipe.stop.utility_floor

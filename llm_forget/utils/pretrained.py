@@ -24,6 +24,7 @@ _log = logging.getLogger("llm_forget")
 
 _MOST_LAYERS = 10_000  # far above any published model; building that many takes minutes before anything else fails
 _COUNT = re.compile(r"(n|num)_(\w+_)?(layers?|blocks|experts)|n_layer|depth|(en|de)coder_layers")
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 _FLOATS = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 _SHOWN = 3  # tensors that a message names
 _LONGEST = 400  # characters of a library's message
@@ -125,18 +126,10 @@ def check_pretrained(name: str | Path, settings: Mapping[str, Any] | None = None
     folder = Path(name)
     if not folder.is_dir() or "gguf_file" in settings:
         return
-    check_counts(folder)
     stored = stored_tensors(folder)
+    check_counts(folder, len(stored))
     _refuse_integers(folder, stored)
-    config = read_model_config(name, settings)
-    with explained("model", name):
-        layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > len(stored):
-        raise RecipeError(
-            f"the model in {name} cannot be loaded: config.json has {layers} layers, and the files hold {len(stored)} tensors "
-            "in all; give the config.json that belongs to these weights"
-        )
-    _check_size(name, config, stored)
+    _check_size(name, read_model_config(name, settings), stored)
 
 
 def _refuse_integers(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
@@ -152,8 +145,12 @@ def _refuse_integers(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
         )
 
 
-def check_counts(folder: Path) -> None:
+def check_counts(folder: Path, tensors: int | None = None) -> None:
     """Refuse a config.json whose number of layers or experts would take forever to build.
+
+    Args:
+        folder: the model's folder.
+        tensors: the number of tensors in its files, which is above the number of layers; None if not known.
 
     Raises:
         RecipeError: a number is far above that of any model.
@@ -165,6 +162,11 @@ def check_counts(folder: Path) -> None:
                 raise RecipeError(
                     f"the model in {folder} cannot be loaded: {key} is {value:.3g} in config.json, and at most {_MOST_LAYERS} is "
                     "supported; correct it"
+                )
+            if tensors is not None and key in _LAYERS and isinstance(value, int) and value > tensors:
+                raise RecipeError(
+                    f"the model in {folder} cannot be loaded: config.json has {value} layers ({key}), and the files hold "
+                    f"{tensors} tensors in all; give the config.json that belongs to these weights"
                 )
 
 

@@ -18,7 +18,7 @@ from llm_forget.adapters.arithmetic import delta, negate
 from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, Factors, load_adapter, save_adapter
 from llm_forget.adapters.merge import merge
-from llm_forget.errors import AdapterError
+from llm_forget.errors import AdapterError, UserError
 from llm_forget.utils.digests import weights_digest
 
 
@@ -85,6 +85,59 @@ def test_shards_index_and_other_files_are_kept(tmp_path):
     assert "| forget | 0.1 |" in card
     assert "encodes the forget set" in card
     assert largest(logits(merged) - logits(base, trained)) < 1e-5
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab-src.json", "merges.txt", "vocab.bpe", "spiece.model", "tekken.json", "qwen.tiktoken", "chat_template.jinja",
+    "chat_template.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "modeling_own.py",
+    "LICENSE", "additional_chat_templates/tool_use.jinja", "templates/rag.jinja",
+)  # fmt: skip
+STALE_FILES = (
+    "pytorch_model.bin", "consolidated.00.pth", "model.gguf", "optimizer.pt", "training_args.bin", "trainer_state.json",
+    "adapter_model.bin", "consolidated.safetensors", "pytorch_model.bin.index.json", ".gitattributes", "README.md",
+    "original/consolidated.00.pth", "original/params.json", "checkpoint-5/config.json", "checkpoint-5/tokenizer.json",
+    "lora/adapter_config.json", "lora/chat_template.jinja", "onnx/model.onnx", "onnx/tokenizer.json", ".cache/x.json",
+    "figures/loss.png",
+)  # fmt: skip
+
+
+def test_everything_but_weights_and_other_models_survives(tmp_path: Path) -> None:
+    base = save_tiny_llama(tmp_path / "base")
+    for name in (*TOKENIZER_FILES, *STALE_FILES):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(f"{name} of the base")
+    (base / "generation_config.json").write_text("{}")
+    merged = merge(base, trained_adapter(base, tmp_path / "trained"), tmp_path / "merged")
+    found = {str(path.relative_to(merged)) for path in merged.rglob("*") if path.is_file()}
+    assert found == {*TOKENIZER_FILES, "config.json", "model.safetensors", "README.md"}
+    assert all((merged / name).read_bytes() == (base / name).read_bytes() for name in TOKENIZER_FILES)
+    assert "README.md of the base" not in (merged / "README.md").read_text()
+
+
+def test_the_files_that_transformers_loads_are_merged(tmp_path: Path) -> None:
+    """Next to a single file an index of other shards is refused; an index is written only for several shards."""
+    base = save_tiny_llama(tmp_path / "base")
+    trained = trained_adapter(base, tmp_path / "trained")
+    index = base / "model.safetensors.index.json"
+    names = load_file(base / "model.safetensors")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")}))
+    merged = merge(base, trained, tmp_path / "merged")
+    assert not (merged / index.name).exists()
+    assert largest(logits(merged) - logits(base, trained)) < 1e-5
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "other.safetensors")}))
+    with pytest.raises(UserError, match="Keep one copy of the weights"):
+        merge(base, trained, tmp_path / "two")
+    # an index that misses a tensor of its shards: all tensors of the shards are loaded, and written into the new index
+    sharded = save_tiny_llama(tmp_path / "sharded", max_shard_size="20KB")
+    content = json.loads((sharded / index.name).read_text())
+    shards = list(content["weight_map"].values())
+    gone = next(name for name, shard in content["weight_map"].items() if shards.count(shard) > 1)
+    del content["weight_map"][gone]
+    (sharded / index.name).write_text(json.dumps(content))
+    whole = merge(sharded, trained, tmp_path / "whole")
+    assert gone in json.loads((whole / index.name).read_text())["weight_map"]
+    assert largest(logits(whole) - logits(merged)) < 1e-6
 
 
 @pytest.mark.parametrize(("stored", "wanted"), [("bfloat16", None), ("float32", "bfloat16"), ("bfloat16", "float32")])

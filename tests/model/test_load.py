@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import llm_forget
 from llm_forget.config import ModelConfig
 from llm_forget.errors import RecipeError, UserError
 from llm_forget.model.load import load_model, load_tokenizer, locate_model
@@ -75,7 +77,10 @@ BASES: dict[str, tuple[Change, str]] = {
     "one layer fewer": (config(num_hidden_layers=1), r"hold model\.layers\.1\..*layers that config.json leaves out"),
     "no layers": (config(num_hidden_layers=0), r"hold model\.layers\.0\..*layers that config.json leaves out"),
     "more layers": (config(num_hidden_layers=3), r"lack model\.layers\.2\..*describes a larger model"),
-    "9,000 layers": (config(num_hidden_layers=9_000), "9000 layers, and the files hold 20 tensors"),
+    "9,000 layers": (
+        config(num_hidden_layers=9_000),
+        r"9000 layers \(num_hidden_layers\), and the files hold 20 tensors",
+    ),
     "ten million layers": (config(num_hidden_layers=10_000_000), r"num_hidden_layers is 1e\+07.*correct it"),
     "a huge vocabulary": (config(vocab_size=10**12), r"describes 6\.4e\+13 weights, and the files hold"),
     "other shapes": (
@@ -196,3 +201,11 @@ def test_quantised_loads_are_complete(whole: Path, quantization: Any) -> None:
     model, tokenizer = load_model(ModelConfig(str(whole), dtype="float32", quantization=quantization))
     with torch.no_grad():
         assert model(**tokenizer("Ada", return_tensors="pt")).logits.isfinite().all()
+
+
+def test_only_one_place_loads_weights() -> None:
+    """So that its checks hold for every command. Cards and messages name the calls too."""
+    package = Path(llm_forget.__file__).parent
+    loads = re.compile(r"AutoModel\w*\.from_pretrained|PeftModel\.from_pretrained")
+    places = {str(file.relative_to(package)) for file in package.rglob("*.py") if loads.search(file.read_text())}
+    assert places <= {"utils/pretrained.py", "model/adapted.py", "adapters/parity.py", "adapters/card.py", "api.py"}
