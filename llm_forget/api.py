@@ -183,6 +183,7 @@ def unlearn(
 
 
 def _unlearn(model: Any, tokenizer: Any, recipe: UnlearnRecipe, sets: Mapping[str, Rows], console: Any) -> Unlearned:
+    from llm_forget.model.blocks import cast_adapter_inputs
     from llm_forget.model.load import with_padding
     from llm_forget.train.build import make_parts
     from llm_forget.train.prepare import prepare
@@ -205,6 +206,7 @@ def _unlearn(model: Any, tokenizer: Any, recipe: UnlearnRecipe, sets: Mapping[st
 
     done = run_on(recipe, parts, prepared, tokenizer, load, console)
     done.model.eval()
+    cast_adapter_inputs(done.model, True)  # the caller runs it without the training's autocast
     return Unlearned(done.model, done.record, done.metrics, Path(recipe.output_dir) if recipe.output_dir else None)
 
 

@@ -28,7 +28,7 @@ from llm_forget.errors import DataError, RecipeError, UserError
 from llm_forget.evaluation.evaluate import evaluate as evaluate_recipe
 from llm_forget.evaluation.recipe import EvalRecipe
 from llm_forget.model.load import load_model
-from llm_forget.testing import tiny_tokenizer
+from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.train.unlearn import unlearn as unlearn_recipe
 from llm_forget.utils.build import build
 
@@ -261,3 +261,18 @@ def test_the_readme_block_runs(load: Load) -> None:
     frame = names["after"].frame()
     assert set(frame["set"]) == {"forget", "retain"}
     assert names["result"].record.after.forget <= names["result"].record.before.forget
+
+
+def test_a_bf16_model_can_be_used_after_unlearning_without_autocast() -> None:
+    """The base is in bf16 and the adapter in fp32: scores outside the training's autocast are the run's own, rounded."""
+    tokenizer = tiny_tokenizer()
+    rows = [{"question": f"Where is {i}?", "answer": f"In town {i * 7}."} for i in range(4)]
+    kept = [{"question": f"What is {i}?", "answer": f"It is {i * 3}."} for i in range(4)]
+    model = tiny_model(tokenizer).to(torch.bfloat16)
+    done = unlearn(model, tokenizer, forget=rows, retain=kept, epochs=2, batch_size=2, adapter={"rank": 4, "alpha": 8})
+    found = evaluate(
+        done.model, tokenizer, forget=rows, metrics=["probability", "collapse"], generation={"max_new_tokens": 3}
+    )
+    value = found.results["sets"]["forget"]["metrics"]["probability"]["value"]
+    assert value == pytest.approx(done.record.after.forget, rel=0.02)
+    assert found.results["model"]["weights"] is not None

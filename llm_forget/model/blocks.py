@@ -86,11 +86,16 @@ def add_adapter(
     if targets.left_out is not None:
         say(targets.left_out)
     if next(model.parameters()).dtype == torch.bfloat16:
-        # A bf16 base runs under autocast, which casts inputs to bf16 anyway. Skip PEFT's cast to fp32.
-        for module in adapted.modules():
-            if hasattr(module, "cast_input_dtype_enabled"):
-                module.cast_input_dtype_enabled = False
+        # a bf16 base is trained under autocast, which casts inputs to bf16 anyway
+        cast_adapter_inputs(adapted, False)
     return adapted
+
+
+def cast_adapter_inputs(model: Any, wanted: bool) -> None:
+    """Choose whether PEFT casts the inputs of an adapter to its dtype, which a bf16 base needs outside autocast."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = wanted
 
 
 def _refuse_other_adapters(adapted: Any) -> None:

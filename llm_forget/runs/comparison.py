@@ -14,6 +14,7 @@ import numpy as np
 from llm_forget.errors import UserError
 from llm_forget.evaluation.pairs import paired_change
 from llm_forget.evaluation.results import open_results
+from llm_forget.runs.frames import make_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,8 +99,6 @@ def compare(frame: pd.DataFrame, baseline: str = "target", *, metrics: Sequence[
     Raises:
         UserError: the baseline or a metric does not exist.
     """
-    import pandas as pd
-
     base = find_row(frame, baseline)
     chosen = list(metrics) if metrics is not None else [name for name in metrics_of(frame) if "/" not in name]
     for column in chosen:
@@ -123,10 +122,8 @@ def compare(frame: pd.DataFrame, baseline: str = "target", *, metrics: Sequence[
                 }
             )
             keys.append((name, metric))
-    index = pd.MultiIndex.from_arrays(
-        [[run for run, _ in keys], [metric for _, metric in keys]], names=["run", "metric"]
-    )
-    table = pd.DataFrame(rows, index=index, columns=_COLUMNS)
+    names = {"run": [run for run, _ in keys], "metric": [metric for _, metric in keys]}
+    table = make_frame(rows, index=names, columns=_COLUMNS)
     table.attrs = {"baseline": base}
     return table
 

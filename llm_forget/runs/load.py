@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llm_forget.errors import UserError
 from llm_forget.evaluation.results import StoredResults
 from llm_forget.runs.differences import differences
+from llm_forget.runs.frames import make_frame
 from llm_forget.runs.run_files import (
     RECIPE_NAME,
     RESULT_NAME,
@@ -25,7 +26,6 @@ from llm_forget.runs.run_files import (
     read_recipe,
     read_result,
 )
-from llm_forget.utils.extras import require_extra
 from llm_forget.utils.files import tidy_files, tidy_folders
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Run:
         Columns: ``phase`` (train, heal, …), ``step`` (counted across phases), ``loss``, ``forget_loss``, …
         """
         rows = [row for row in self._log() if row["phase"] != "check" and "loss" in row]
-        return _frame(rows)
+        return make_frame(rows)
 
     def checks(self) -> pd.DataFrame:
         """The run's checks: ``step``, ``forget``, ``retain`` (mean answer probabilities) and ``verdict``.
@@ -85,8 +85,10 @@ class Run:
         """
         measured = [row for row in self._log() if row["phase"] == "check"]
         ends = [self.result[key] for key in ("before", "after") if isinstance(self.result.get(key), Mapping)]
-        rows = [*ends[:1], *measured, *ends[1:]]
-        return _frame([{"order": order, **row} for order, row in enumerate(rows)])
+        kept = [(row["step"], row.get("forget"), row.get("retain")) for row in measured]
+        last = [row for row in ends[1:] if (row.get("step"), row.get("forget"), row.get("retain")) not in kept]
+        rows = [*ends[:1], *measured, *last]
+        return make_frame([{"order": order, **row} for order, row in enumerate(rows)])
 
     def _log(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
@@ -212,15 +214,11 @@ def load_runs(paths: str | Path | Iterable[str | Path], *, suite: str | None = N
 
 def frame_of(runs: Sequence[Run], skipped: Mapping[str, str] | None = None, suite: str | None = None) -> pd.DataFrame:
     """The table of loaded runs, see ``load_runs``."""
-    require_extra("pandas", "a table of runs", "report")
-    import pandas as pd
-
     counted = Counter(name for run in runs for name in run.evaluations if not name.startswith("capability-"))
     chosen = suite or min(counted, key=lambda name: (-counted[name], name), default=None)
     roles = _roles(runs)
     rows = [_row(run, roles[run.path], chosen) for run in runs]
-    columns = None if rows else list(RECORD)
-    frame = pd.DataFrame(rows, index=pd.Index([run.name for run in runs], name="run"), columns=columns)
+    frame = make_frame(rows, index={"run": [run.name for run in runs]}, columns=None if rows else RECORD)
     directions = {
         _column(name, key, chosen): score.forgotten
         for run in runs
@@ -324,10 +322,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = item
     return found
-
-
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    require_extra("pandas", "a run's curves", "report")
-    import pandas as pd
-
-    return pd.DataFrame(rows)

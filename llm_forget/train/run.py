@@ -122,7 +122,8 @@ class Run:
         else:
             non_finite_at = self.train(self.objective(), self.pairs(), "unlearning", early_stopping=True).non_finite_at
         reason = self.stopping.settle(self.model, non_finite_at)
-        after = self.meter(self.model, self.steps)
+        kept = self.stopping.rule.best
+        after = self.meter(self.model, self.steps if kept is None else kept.step)
         self._say(after)
         return Outcome(reason, rule.known_before, self.before, after, self.steps, details, self.metrics.rows)
 
