@@ -17,7 +17,7 @@ from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.memory.step import Batch, PlannedStep
 from llm_forget.model.blocks import add_adapter, top_blocks, train_only_blocks
-from llm_forget.model.checkpointing import checkpointing_arguments
+from llm_forget.model.checkpointing import check_checkpointing, checkpointing_arguments
 from llm_forget.model.head import output_head
 from llm_forget.model.kinds import check_attention, check_config
 from llm_forget.model.load import attention_for, frozen_dtype, read_config
@@ -101,6 +101,7 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     check_config(config, recipe.model.name)
     check_attention(recipe.model.attention, config)
     model, _ = _on_meta(recipe, config, on_card)
+    check_checkpointing(model, recipe.train.gradient_checkpointing)
     blocks = top_blocks(recipe.adapter, config_depth(config)) if recipe.adapter is not None else None
     chosen = trained_blocks(method, model, chosen_layer(method, retain))
     if chosen is not None:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import TrainerCallback
 
+from llm_forget.errors import RecipeError
 from llm_forget.model.head import below_wrapper
 
 # Recomputing a product with an inner dimension this small (LoRA's B) costs little more than reading its result from memory.
@@ -42,6 +43,19 @@ def checkpointing_arguments(chosen: bool | Literal["selective"]) -> dict[str, An
     if not chosen:
         return None
     return {"use_reentrant": False, **({"context_fn": _contexts} if chosen == "selective" else {})}
+
+
+def check_checkpointing(model: Any, chosen: bool | Literal["selective"]) -> None:
+    """Check that a model can recompute activations.
+
+    Raises:
+        RecipeError: ``train.gradient_checkpointing`` asks for it, and the model's class has none.
+    """
+    inner = below_wrapper(model)
+    if chosen and not getattr(inner, "supports_gradient_checkpointing", True):
+        raise RecipeError(
+            f"train.gradient_checkpointing: {type(inner).__name__} cannot recompute activations; set it to false"
+        )
 
 
 def frozen_stays_frozen(model: Any) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from llm_forget.adapters.patterns import matches
 from llm_forget.errors import AdapterError, RecipeError
-from llm_forget.model.structure import text_config
+from llm_forget.model.structure import text_config, text_decoder
 
 ALL_LINEAR = "all-linear"
 
@@ -28,13 +28,6 @@ class Targets:
 
     names: list[str]
     left_out: str | None
-
-
-def text_decoder(model: nn.Module) -> nn.Module:
-    """The module that runs text; in a multimodal model, the part without the vision and audio towers."""
-    inner: Any = model
-    found = inner.get_decoder() if hasattr(model, "get_decoder") else model
-    return found if isinstance(found, nn.Module) else model
 
 
 def blocks_by_name(model: nn.Module) -> dict[str, int]:
@@ -176,13 +169,23 @@ def _is_special(model: nn.Module, name: str) -> bool:
 
 
 def _refuse_others(model: nn.Module, wanted: str | list[str]) -> None:
-    """Refuse embeddings and convolutions, which PEFT would adapt in a form that is not B·A of a linear layer."""
+    """Refuse embeddings and convolutions, which PEFT would adapt in a form that is not B·A of a linear layer.
+
+    And a head that is tied to the embeddings, because merging would change both.
+    """
+    inner: Any = model
+    head, embedding = inner.get_output_embeddings(), inner.get_input_embeddings()
     convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding | convolutions) and _matches(name, wanted):
             kind = "an embedding" if isinstance(module, nn.Embedding) else "a convolution"
             raise RecipeError(
                 f"adapter.target_modules: {wanted!r} names {name}, {kind}; name linear layers only, or use {ALL_LINEAR!r}"
+            )
+        if module is head and _matches(name, wanted) and module.weight is embedding.weight:
+            raise RecipeError(
+                f"adapter.target_modules: {wanted!r} names {name}, which this model ties to its embeddings, so that both would "
+                f"change; leave it out, or use {ALL_LINEAR!r}"
             )
 
 

@@ -13,7 +13,7 @@ from llm_forget.config import AdapterConfig, FinetuneRecipe, RetainConfig, Unlea
 from llm_forget.errors import RecipeError
 from llm_forget.methods import Method
 from llm_forget.model.blocks import add_adapter, compile_blocks, top_blocks, train_only_blocks
-from llm_forget.model.head import below_wrapper
+from llm_forget.model.head import below_wrapper, output_head
 from llm_forget.model.logprobs import hidden_layer
 from llm_forget.model.targets import config_depth
 from llm_forget.retain import RetainTerm
@@ -182,6 +182,20 @@ def check_layer(adapter: AdapterConfig | None, objective: Objective, model: nn.M
             f"adapter.top_share is {adapter.top_share}, so block {blocks.start} is the lowest with an adapter, but the loss "
             f"reads the hidden states of block {layer}, which training cannot change; set layer to {blocks.start} or more, or "
             "increase top_share"
+        )
+
+
+def check_head(model: nn.Module) -> None:
+    """Check before training that the run can write its adapter, which must leave the head as it is.
+
+    Raises:
+        RecipeError: the adapter changes the head.
+    """
+    head = output_head(model)
+    if any("lora_" in name for name, _ in head.named_parameters()):
+        raise RecipeError(
+            "adapter.target_modules selects the language-model head, but servers disagree about an adapter on it; name linear "
+            "layers of the blocks only"
         )
 
 

@@ -20,7 +20,7 @@ from llm_forget.data.encode import Encoded, encode_all
 from llm_forget.data.examples import read_examples
 from llm_forget.data.sources import resolve_sources
 from llm_forget.errors import UserError
-from llm_forget.model.checkpointing import FrozenStaysFrozen, frozen_stays_frozen
+from llm_forget.model.checkpointing import FrozenStaysFrozen, check_checkpointing, frozen_stays_frozen
 from llm_forget.model.experts import without_router_loss
 from llm_forget.model.generate import save_end_tokens
 from llm_forget.model.limits import check_rows, padding_id
@@ -76,6 +76,7 @@ def _finetune(recipe: FinetuneRecipe, console: Console) -> dict[str, Any]:
     model, tokenizer = load_model(located, trainable=recipe.adapter is None)
     for warning in check_rows(model, rows, "training"):
         note(console, warning)
+    check_checkpointing(model, recipe.train.gradient_checkpointing)
     model = make_trainable(model, recipe.adapter, compiled=recipe.train.compile, say=partial(note, console))
     refuse_not_finite(answer_logps(model, rows[:_TRIED], tokenizer.pad_token_id or 0)[1].tolist())
     logged = tracking(recipe.output_dir, recipe.train.trackers, sent_settings(recipe))
@@ -144,7 +145,8 @@ def _train(
     trainer = AnswerTrainer(
         model=model,
         args=SFTConfig(
-            **{**arguments, "remove_unused_columns": True},
+            # TRL's default is to recompute activations
+            **{"gradient_checkpointing": False, **arguments, "remove_unused_columns": True},
             num_train_epochs=recipe.train.epochs,
             train_sampling_strategy="group_by_length",
             max_length=None,

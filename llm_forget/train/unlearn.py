@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
+from llm_forget.model.checkpointing import check_checkpointing
 from llm_forget.model.experts import without_router_loss
 from llm_forget.model.limits import check_rows, padding_id
 from llm_forget.model.load import check_adapter_fits, check_model, load_model, load_tokenizer, locate_model
@@ -21,7 +22,7 @@ from llm_forget.model.packing import packed_attention
 from llm_forget.model.steady import steady_base
 from llm_forget.model.weights import in_shards, trainable_state
 from llm_forget.train.alternatives import alternative_source, encoded_alternatives
-from llm_forget.train.build import NOWHERE, Parts, check_layer, make_parts, make_trainable, trained_blocks
+from llm_forget.train.build import NOWHERE, Parts, check_head, check_layer, make_parts, make_trainable, trained_blocks
 from llm_forget.train.callbacks import note
 from llm_forget.train.objective import Objective
 from llm_forget.train.prepare import UnlearnSets, prepare
@@ -138,7 +139,10 @@ def run_on(
     blocks = trained_blocks(method, model, parts.layer)
     if blocks is None:
         check_layer(recipe.adapter, Objective(method, parts.retain), model)
+    check_checkpointing(model, recipe.train.gradient_checkpointing)
     model = make_trainable(model, recipe.adapter, blocks, compiled=recipe.train.compile, say=partial(note, console))
+    if recipe.output_dir != NOWHERE and recipe.adapter is not None:
+        check_head(model)
     with (
         without_router_loss(model),
         steady_base(model) as noise,

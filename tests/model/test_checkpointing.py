@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from llm_forget.config import TrainConfig
-from llm_forget.model.checkpointing import checkpointing_arguments, keeps
+from llm_forget.errors import RecipeError
+from llm_forget.model.checkpointing import check_checkpointing, checkpointing_arguments, keeps
+from llm_forget.testing import tiny_tokenizer
 
 aten = torch.ops.aten
 
@@ -31,6 +34,17 @@ aten = torch.ops.aten
 def test_large_products_and_fused_attention_are_kept(operation: Any, shapes: Any, kept: bool) -> None:
     found = keeps(None, operation, *(torch.empty(shape) for shape in shapes))
     assert found == (CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE)
+
+
+def test_a_model_without_recomputation_is_refused() -> None:
+    for kind in ("llama", "mamba"):
+        check_checkpointing(tiny(kind, tiny_tokenizer()), True)
+    model = tiny("jetmoe", tiny_tokenizer())
+    check_checkpointing(model, False)
+    with pytest.raises(
+        RecipeError, match=r"train\.gradient_checkpointing: JetMoeForCausalLM cannot recompute activations"
+    ):
+        check_checkpointing(model, "selective")
 
 
 class Counts(TorchDispatchMode):

@@ -83,6 +83,7 @@ def test_blocks_are_found_by_structure(kind: str, prefix: str) -> None:
     [
         ("llama", ["q_proj", "embed_tokens"], r"names model\.embed_tokens, an embedding"),
         ("llama", r".*embed_tokens|.*q_proj", "an embedding"),
+        ("gemma", ["q_proj", "lm_head"], "lm_head, which this model ties to its embeddings"),
         ("mamba", ["in_proj", "conv1d"], "a convolution"),
         ("mamba", ["out_proj"], "PEFT cannot adapt"),
         (

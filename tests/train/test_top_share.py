@@ -76,10 +76,12 @@ def test_backward_ends_at_the_lowest_block_in_fine_tuning_too(checkpointing: boo
         "output_dir": str(tmp_path / "learned"),
     }
     seen: dict[int, bool] = {}
+    recomputed: set[bool] = set()
 
     def look(module: nn.Module, args: Any, out: Any) -> None:
         if module.training and isinstance(module, LlamaDecoderLayer):
             seen[module.self_attn.layer_idx] = bool(out.requires_grad)
+            recomputed.add(bool(module.gradient_checkpointing))
 
     handle = register_module_forward_hook(look)
     try:
@@ -87,6 +89,7 @@ def test_backward_ends_at_the_lowest_block_in_fine_tuning_too(checkpointing: boo
     finally:
         handle.remove()
     assert [seen[place] for place in sorted(seen)] == [False, False, True]
+    assert recomputed == {checkpointing}, "TRL's default is not the recipe's"
 
 
 def test_no_activations_are_saved_below_the_adapters() -> None:
@@ -194,3 +197,17 @@ def test_a_retain_term_on_states_below_all_adapters_is_refused(tmp_path: Path) -
     unlearn(build(UnlearnRecipe, values(tmp_path, retain=retain), "test"))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert max(row.get("retain_loss", 0.0) for row in rows) > 0
+
+
+def test_an_adapter_on_the_head_is_refused_before_training(tmp_path: Path) -> None:
+    from architectures import tiny
+
+    from llm_forget import unlearn
+
+    tokenizer = tiny_tokenizer()
+    asked = [{"question": f"Where is {place}?", "answer": "There."} for place in range(2)]
+    settings = {"adapter": {"rank": 2, "alpha": 2, "target_modules": ["q_proj", "lm_head"]}, "epochs": 1}
+    model = tiny("llama", tokenizer, tie_word_embeddings=False)
+    with pytest.raises(RecipeError, match="selects the language-model head"):
+        unlearn(model, tokenizer, forget=asked, method="grad_ascent", output_dir=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()

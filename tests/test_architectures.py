@@ -1,0 +1,144 @@
+"""The matrix of architectures: every step of the toolkit, and packed, padded and single rows, for a tiny model of each type."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import TYPES, tiny
+from rich.console import Console
+from torch import Tensor, nn
+
+from llm_forget.adapters.doctor import diagnose
+from llm_forget.adapters.merge import merge
+from llm_forget.config import FinetuneRecipe, UnlearnRecipe
+from llm_forget.data.collate import collate
+from llm_forget.data.encode import Encoded
+from llm_forget.evaluation.evaluate import evaluate
+from llm_forget.evaluation.recipe import EvalRecipe
+from llm_forget.model.logprobs import score_answers
+from llm_forget.model.packing import packed_attention
+from llm_forget.model.weights import autocast_like
+from llm_forget.testing import tiny_tokenizer
+from llm_forget.train.finetune import finetune
+from llm_forget.train.unlearn import unlearn
+from llm_forget.utils.build import build
+
+pytestmark = pytest.mark.slow
+KINDS = pytest.mark.parametrize("kind", TYPES)
+# Types whose batches stay padded: recurrent layers, ALiBi, or attention that takes no mask of another shape.
+_PADDED = (
+    "bamba bloom codegen falcon falcon_h1 falcon_mamba gpt_neo gptj granitemoehybrid jamba lfm2 mamba mamba2 minimax mpt "
+    "nemotron nemotron_h openai-gpt qwen3_next recurrent_gemma rwkv stablelm xglm xlstm"
+)
+PADDED = frozenset(_PADDED.split())
+
+
+def rows() -> list[Encoded]:
+    """Rows of 6 to 40 tokens with shared prefixes, an identical row, and answers of one token."""
+    first = [(7 * place + 3) % 250 for place in range(40)]
+    other = [(11 * place + 1) % 250 for place in range(30)]
+    tokens = [(first, 20), (first[:24] + other[:9], 24), (other[:6], 5), (first[:24] + other[:9], 24), (other, 12)]
+    return [Encoded(str(place), tuple(ids), prompt) for place, (ids, prompt) in enumerate(tokens)]
+
+
+def log_probs(model: nn.Module, given: Sequence[Encoded]) -> Tensor:
+    with autocast_like(model):
+        scores = score_answers(model, collate(given, 0))
+    return scores.token_logps[scores.mask]
+
+
+def in_one_batch(model: nn.Module) -> Tensor:
+    return log_probs(model, rows())
+
+
+def one_by_one(model: nn.Module) -> Tensor:
+    return torch.cat([log_probs(model, [row]) for row in rows()])
+
+
+def with_gradients(model: nn.Module, scores: Callable[[nn.Module], Tensor]) -> tuple[Tensor, Tensor]:
+    """The log-probs, and the gradient of a weighted sum of them for all weights."""
+    model.zero_grad()
+    found = scores(model)
+    (found * torch.linspace(0.5, 1.5, len(found))).sum().backward()
+    gradients = [torch.zeros_like(value) if value.grad is None else value.grad for value in model.parameters()]
+    return found.detach().float(), torch.cat([value.flatten().float() for value in gradients])
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@KINDS
+def test_packed_padded_and_single_rows_agree(kind: str) -> None:
+    """Log-probs to 1e-5 and gradients to 1e-4 in fp32; in bf16 packed rows are as far from single ones as padded rows are."""
+    model = tiny(kind, tiny_tokenizer(), spread=3.0)
+    alone, slope = with_gradients(model, one_by_one)
+    padded, padded_slope = with_gradients(model, in_one_batch)
+    assert padded.sub(alone).abs().max() < 1e-5
+    assert relative(padded_slope, slope) < 1e-4
+    with packed_attention(model) as active:
+        assert active == (kind not in PADDED)
+        packed, packed_slope = with_gradients(model, in_one_batch)
+    assert packed.sub(alone).abs().max() < 1e-5
+    assert relative(packed_slope, slope) < 1e-4
+
+    model = model.to(torch.bfloat16)
+    alone, slope = with_gradients(model, one_by_one)
+    padded, padded_slope = with_gradients(model, in_one_batch)
+    with packed_attention(model) as active:
+        assert active <= (kind not in PADDED)
+        packed, packed_slope = with_gradients(model, in_one_batch)
+    assert packed.sub(alone).abs().mean() <= 3 * padded.sub(alone).abs().mean()
+    assert relative(packed_slope, slope) <= 3 * relative(padded_slope, slope)
+
+
+@KINDS
+def test_every_command_runs(kind: str, tmp_path: Path) -> None:
+    """Fine-tune, unlearn, evaluate, merge, check: the merged model answers as PEFT does."""
+    tokenizer = tiny_tokenizer()
+    tiny(kind, tokenizer, spread=3.0).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    for name, count in (("forget", 2), ("retain", 4)):
+        asked = [{"question": f"Where is {name} {place}?", "answer": f"In {place * 'x'}ia."} for place in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), "utf-8")
+    quiet = Console(quiet=True)
+    common = {"adapter": {"rank": 2, "alpha": 2}, "train": {"epochs": 1, "batch_size": 2, "learning_rate": 0.01}}
+    data = {name: {"path": str(tmp_path / f"{name}.jsonl")} for name in ("forget", "retain")}
+    base = {"name": str(tmp_path / "base"), "dtype": "float32"}
+
+    values = {**common, "model": base, "data": list(data.values()), "output_dir": str(tmp_path / "target")}
+    finetune(build(FinetuneRecipe, values, "test"), quiet)
+    target = tmp_path / "target" / "model"
+
+    values = {**common, "model": {**base, "name": str(target)}, "data": data, "method": {"name": "npo"}}
+    values |= {"output_dir": str(tmp_path / "run"), "stop": {"forget_target": None, "utility_floor": 0.0}}
+    recipe = build(UnlearnRecipe, values, "test")
+    record = unlearn(recipe, quiet)
+    assert record.steps == 1
+    assert record.after.forget < record.before.forget
+
+    adapter = tmp_path / "run" / "adapter"
+    settings = {"perplexity": None, "capability": None, "metrics": ["probability"], "generation": {"max_new_tokens": 4}}
+    sets = {name: {"data": one, "generate": name == "forget"} for name, one in data.items()}
+    values = {
+        "model": {**values["model"], "adapter": str(adapter)},
+        "suite": "custom",
+        "output_dir": str(tmp_path / "run"),
+    }
+    measured = build(EvalRecipe, {**values, "overrides": {**settings, "sets": sets}}, "test")
+    results = evaluate(measured, console=quiet)
+    assert results["sets"]["forget"]["metrics"]["probability"]["value"] == pytest.approx(record.after.forget, rel=1e-3)
+
+    merge(target, adapter, tmp_path / "merged")
+    found = diagnose(target, adapter, prompts=[list(rows()[0].input_ids)])
+    assert found.parity is not None, found.report()
+    assert found.parity.ok, found.report()
+    assert found.parity.effect > found.parity.allowed, found.report()
+    changes = {"model": replace(recipe.model, name=str(tmp_path / "merged")), "output_dir": str(tmp_path / "again")}
+    merged = evaluate(replace(measured, **changes), console=quiet)
+    assert merged["sets"]["forget"]["metrics"]["probability"]["value"] == pytest.approx(record.after.forget, rel=1e-3)
