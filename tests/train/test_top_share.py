@@ -48,7 +48,7 @@ def test_backward_ends_at_the_lowest_block_with_an_adapter(checkpointing: Any, t
         seen: dict[int, bool] = {}
 
         def look(module: nn.Module, args: Any, out: Any, seen: dict[int, bool] = seen) -> None:
-            if module.training and isinstance(module, LlamaDecoderLayer):
+            if torch.is_grad_enabled() and isinstance(module, LlamaDecoderLayer):
                 seen[module.self_attn.layer_idx] = bool(out.requires_grad)
 
         handle = register_module_forward_hook(look)
