@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llm_forget.errors import Interrupted, UserError
@@ -15,6 +15,7 @@ from llm_forget.utils.signals import Ended, end_with_launcher, ending_cleanly
 from llm_forget.utils.terminal import echo
 
 WRONG_INPUT, INTERNAL, INTERRUPTED = 2, 3, 130
+_TEXT_OPTIONS = ("-q", "--question", "--prompt", "--encoding.system_prompt")
 _OWN_MESSAGE = (OSError, ImportError, MemoryError, RuntimeError)  # messages that never quote data rows
 
 
@@ -28,9 +29,23 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str]) -> None:
     if "--debug" in argv:
         argv = [one for one in argv if one != "--debug"]
         os.environ["LLM_FORGET_DEBUG"] = "1"
+    argv = with_home(argv)
     quiet_libraries()
     with ending_cleanly():
         _run(main, argv)
+
+
+def with_home(argv: Sequence[str]) -> list[str]:
+    """Arguments with ``~/`` replaced by the home folder, also in ``--option=~/path``, which shells leave alone.
+
+    Questions and prompts are no paths.
+    """
+    found: list[str] = []
+    for before, one in zip(["", *argv], argv, strict=False):
+        flag, equals, value = one.partition("=") if one.startswith("--") else ("", "", one)
+        text = (flag or before) in _TEXT_OPTIONS
+        found.append(flag + equals + str(Path(value).expanduser()) if value.startswith("~/") and not text else one)
+    return found
 
 
 def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:

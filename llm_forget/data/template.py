@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from typing import Any, Literal
 
+from llm_forget.data import template_trial
 from llm_forget.data.examples import Message
 from llm_forget.errors import DataError
 
 # Placeholder for the answer, to see where a template puts it. No data and no template holds this text.
 _PLACEHOLDER = "\u27eaLLM-FORGET-ANSWER\u27eb"
+_WAIT = 30.0  # seconds for the trial of a template on a busy machine
 # What a generation prompt may open before the answer: a block for thoughts, such as "<think>\n".
 _OPEN_BLOCK = re.compile(r"\s*([<\[])([A-Za-z][\w:-]*)([>\]])\s*")
 _NOW = re.compile(r"""strftime_now\(\s*(?:format\s*=\s*)?(["'])(.*?)\1\s*\)""")
@@ -246,6 +251,24 @@ def with_fixed_date(template: str, today: str) -> str:
     return _NOW.sub(lambda call: repr(date.fromisoformat(today).strftime(call[2])), template)
 
 
+@lru_cache(maxsize=64)
+def _trouble(template: str, tokens: str) -> str:
+    """What a trial in a process of its own says about a template; "" if nothing."""
+    request = json.dumps({"template": template, "tokens": json.loads(tokens)})
+    command = [sys.executable, "-P", str(template_trial.__file__)]
+    try:
+        ended = subprocess.run(
+            command, input=request, capture_output=True, encoding="utf-8", timeout=_WAIT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"it takes more than {_WAIT:.0f} seconds"
+    except OSError:
+        return ""  # no processes can be started here
+    if ended.returncode == 0 and ended.stdout:
+        return str(json.loads(ended.stdout)["problem"])
+    return f"it takes more than {template_trial.SECONDS} seconds of computing, or too much memory"
+
+
 def _apply(tokenizer: Any, turns: Sequence[Message], place: str, *, generation: bool, today: str | None) -> str:
     """Apply the template. Errors name the place and never quote the turns."""
     chat = [{"role": turn.role, "content": turn.content} for turn in turns]
@@ -253,6 +276,16 @@ def _apply(tokenizer: Any, turns: Sequence[Message], place: str, *, generation: 
         template = tokenizer.get_chat_template()
         if today is not None:
             template = with_fixed_date(template, today)
+        tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        trouble = _trouble(template, json.dumps(tokens))
+    except Exception as error:
+        raise DataError(f"{place}: the tokenizer has no usable chat template ({type(error).__name__})") from None
+    if trouble:
+        raise DataError(
+            f"the chat template cannot be used: {trouble}, for a short chat; set chat_template: false, or give the tokenizer "
+            "another template"
+        )
+    try:
         return str(
             tokenizer.apply_chat_template(
                 chat, chat_template=template, tokenize=False, add_generation_prompt=generation

@@ -110,7 +110,7 @@ def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> LoadedS
     Raises:
         RecipeError: the suite does not exist or has mistakes; the message lists all of them.
     """
-    file = Path(path) if path.endswith((".yaml", ".yml")) else shipped(f"eval/suites/{path}.yaml")
+    file = Path(path).expanduser() if path.endswith((".yaml", ".yml")) else shipped(f"eval/suites/{path}.yaml")
     if not file.is_file() and not shipped(str(file)).is_file():
         known = ", ".join(sorted(one.stem for one in shipped("eval/suites").glob("*.yaml")))
         raise RecipeError(f"the suite {path} does not exist; give a .yaml file, or a suite of the package: {known}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import os
 import re
 from dataclasses import replace
@@ -25,7 +26,7 @@ from llm_forget.utils.own_code import announce
 from llm_forget.utils.pretrained import check_counts, explained, load_pretrained, read_model_config
 from llm_forget.utils.weight_files import weight_files
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")  # old ids, such as gpt2, have no owner
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -55,15 +56,23 @@ def locate_model(name: str) -> str:
         raise RecipeError(
             f"model.name: {name} is a file; give the folder that holds the model, a .gguf file or a hub id"
         )
-    if path.is_absolute() or name.startswith((".", "~", "runs/")) or name.count("/") != 1:
+    if path.is_absolute() or name.startswith((".", "~", "runs/")) or name.count("/") > 1:
         raise RecipeError(
             f"model.name: the folder {name} does not exist; give a model folder, a .gguf file or a hub id"
         )
+    if near := _near_folders(name):
+        raise RecipeError(f"model.name: the folder {name} does not exist, did you mean {' or '.join(near)}?")
     if not _HUB_ID.fullmatch(name):
         raise RecipeError(
-            f"model.name: {name!r} is no folder, and no hub id: an id is owner/name, of letters, digits, '-', '_' and '.'"
+            f"model.name: {name!r} is no folder, and no hub id: an id is owner/name or name, of letters, digits, '-', '_' and '.'"
         )
     return name
+
+
+def _near_folders(name: str) -> list[str]:
+    """Folders here whose names are like that of a missing one without an owner, which may be a mistake."""
+    folders = [] if "/" in name else [one.name for one in Path().iterdir() if one.is_dir()]
+    return difflib.get_close_matches(name, folders, n=2, cutoff=0.8)
 
 
 def _check_folder(path: Path) -> None:

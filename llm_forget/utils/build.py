@@ -19,6 +19,7 @@ from llm_forget.utils.shipped import shipped
 
 Recipe = TypeVar("Recipe")
 _PATHS = {"output_dir", "adapter", "path", "name"}
+_TEXTS = {"system_prompt"}  # not paths, whatever they begin with
 _LONGEST_NAME = 180  # 255 bytes in most file systems, minus the length of temporary names
 _LARGEST = 2**53  # integers above it are not exact in floats, and no setting is as large
 
@@ -34,7 +35,7 @@ def load_recipe(recipe_class: type[Recipe], path: str | Path, overrides: Mapping
     Raises:
         RecipeError: lists every mistake.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
     if not file.is_file():
         file = shipped(str(path))
     if not file.is_file():
@@ -86,6 +87,7 @@ def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> 
         where: the source of the values, for the message.
     """
     _check_extent(values, where)
+    values = at_home(values)
     problems = _unknown_keys(recipe_class, values, "") + _unusable_texts(values)
     try:
         recipe = TypeAdapter(recipe_class).validate_python(_filled(recipe_class, values))
@@ -98,6 +100,16 @@ def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> 
         listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
         raise RecipeError(f"{where} cannot be used:\n{listed}")
     return recipe
+
+
+def at_home(values: Any, key: str = "") -> Any:
+    """Recipe values with ``~`` at the start of a path replaced by the home folder, as a shell does. Texts are left alone."""
+    if isinstance(values, Mapping):
+        return {name: at_home(value, str(name)) for name, value in values.items()}
+    if isinstance(values, list):
+        return [at_home(value, key) for value in values]
+    is_path = isinstance(values, str) and values.startswith("~/") and key not in _TEXTS
+    return str(Path(values).expanduser()) if is_path else values
 
 
 def _filled(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def test_tensors_that_the_model_does_not_use_are_told(
     ("name", "message"),
     [
         ("owner/name with spaces", "no hub id: an id is owner/name"),
-        ("gone", "does not exist; give a model folder"),
+        ("./gone", "does not exist; give a model folder"),
         ("~/gone/model", "does not exist"),
         ("package:a.b", "package:a.b is no Python package"),
         ("package:..", r"package:\.\. is no Python package"),
@@ -150,6 +150,14 @@ def test_tensors_that_the_model_does_not_use_are_told(
 def test_names_that_are_no_model(name: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         locate_model(name)
+
+
+def test_ids_of_the_hub_may_have_no_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate_model("gpt2") == "gpt2"
+    (tmp_path / "my_model").mkdir()
+    with pytest.raises(RecipeError, match="the folder my_modle does not exist, did you mean my_model"):
+        locate_model("my_modle")
 
 
 def test_a_hub_id_without_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
