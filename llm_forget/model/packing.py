@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_forget.model.head import below_wrapper
-from llm_forget.model.packing_trial import why_not
+from llm_forget.model.packing_trial import TRIAL, why_not
 from llm_forget.model.structure import decoder_configs, fits_window, text_config
 
 KERNELS = ("eager", "sdpa")  # attention that takes a mask of any shape
@@ -64,11 +64,24 @@ def _attend(
     """Attention row by row if the batch is packed, otherwise the plain kernel. States: (B, heads, T, D)."""
     if packed is None:
         return kernel(module, query, key, value, attention_mask, **more)  # type: ignore[no-any-return]
+    if TRIAL in packed:
+        _refuse_bias(query.shape[2], [attention_mask, *more.values()])
     mask = _mask_for(packed, query.dtype)
     rows = [_rows_of(query, packed["queries"]), *(_rows_of(one, packed["keys"]) for one in (key, value))]
     out, _ = kernel(module, *rows, mask, **{**more, "is_causal": False})
     taken: Tensor = _Take.apply(out.flatten(2).flatten(0, 1), packed["back"])  # type: ignore[no-untyped-call]
     return taken.view(1, -1, *out.shape[2:]), None
+
+
+def _refuse_bias(tokens: int, given: Sequence[Any]) -> None:
+    """Refuse a mask or bias of the model's own, which packed attention does not apply. Our own mask has one element.
+
+    Raises:
+        ValueError: a float mask or bias over the ``tokens`` tokens of the sequence is given.
+    """
+    tables = [one for one in given if isinstance(one, Tensor) and one.is_floating_point() and one.dim() > 1]
+    if any(tokens in one.shape for one in tables):
+        raise ValueError("attention has a bias of its own")
 
 
 def _mask_for(packed: dict[str, Tensor], dtype: torch.dtype) -> Tensor:

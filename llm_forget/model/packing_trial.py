@@ -28,6 +28,8 @@ _TIMES = 3.0
 _ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
 _ROUNDING_HALF = 0.03
 
+TRIAL = "trial"  # the key of a layout that is tried
+
 
 def why_not(model: nn.Module) -> str | None:
     """Why the model cannot be packed; None if it can. Packed attention must be active.
@@ -44,7 +46,8 @@ def why_not(model: nn.Module) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a model's code may raise any error for unknown arguments
-        return f"the model does not support it ({type(error).__name__})"
+        said = str(error).partition("\n")[0][:100]
+        return f"the model does not support it ({type(error).__name__}: {said})"
 
 
 def _try_rows(model: nn.Module) -> str | None:
@@ -83,6 +86,7 @@ def _packed(model: Any, rows: Sequence[Sequence[int]], device: torch.device) -> 
     line = pack(ids, mask, worth=1.0)
     if line is None:
         raise ValueError("the trial rows cannot be packed")
+    line.layout[TRIAL] = torch.ones(())
     logits = model(**model_inputs(line), use_cache=False).logits[0]
     return [logits[line.place[place, : len(row)]].float() for place, row in enumerate(rows)]
 

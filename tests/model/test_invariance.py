@@ -70,6 +70,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
         False,
     ),
     "convolutions": ("lfm2", {"layer_types": ["conv", "full_attention"]}, False),
+    "a bias of attention that is learned": ("doge", {}, False),
     "longrope": ("phi3", {"rope_parameters": {**LONG, "original_max_position_embeddings": 16}}, True),
     "dynamic frequencies": (
         "llama",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from evaluation_examples import random_rows, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, Lfm2Config
 
 from llm_forget.data.encode import Encoded
 from llm_forget.evaluation.passes import cached as scoring
@@ -135,3 +138,15 @@ def test_the_pack_size_affects_only_the_speed(monkeypatch: pytest.MonkeyPatch) -
     whole = score_rows(model, rows, pad_token_id=0)
     monkeypatch.setattr(scoring, "pack_rows", lambda rows, chosen: shared_prefix.pack_rows(rows, chosen, 24))
     assert_alike(score_rows(model, rows, pad_token_id=0), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_whose_layers_carry_a_state_reads_no_trees(dtype: torch.dtype) -> None:
+    """A convolution would run from branch to branch of the tree, in bf16 by hardly more than rounding."""
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}
+    shape = {**sizes, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    row = Encoded("a", (1, 2, 3), 1)
+    for kinds, allowed in ((["full_attention", "full_attention"], True), (["conv", "full_attention"], False)):
+        config = Lfm2Config(**shape, layer_types=kinds)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
+        assert fits_trees(model, [row]) is allowed
