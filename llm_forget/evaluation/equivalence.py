@@ -9,15 +9,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_forget.evaluation.intervals import influence_interval, placements
 
+if TYPE_CHECKING:
+    from llm_forget.evaluation.tokens import Floats
+
 MARGIN = 0.2  # |R| below which a model counts as one that never saw the data
 LOSS = 0.05  # relative loss below which other knowledge counts as kept
 _LEVEL = 0.90  # two one-sided tests at 5 %
+_FEWEST = 10  # rows without which nothing is called kept
 
 
 class Answer(Enum):
@@ -201,14 +206,25 @@ def kept_pairs(
         margin: loss below which the scores count as kept.
     """
     scores, other = np.asarray(own, dtype=np.float64), np.asarray(reference, dtype=np.float64)
-    size = abs(float(other.mean())) if relative else 1.0
-    lost = bad * (scores - other)
+    loss, low, high = _loss_interval(scores, other, bad, relative, _LEVEL)
+    if np.isin([scores, other], (0.0, 1.0)).all() and not math.isnan(high):
+        # a row is lost as a whole here, so rows of which none is lost do not show that none would be: count one more as lost
+        lost = np.append(bad * (scores - other), 1.0)
+        upper = lost.mean() + _quantile(_LEVEL, len(scores)) * lost.std(ddof=1) / math.sqrt(len(lost))
+        high = max(high, float(upper) / (float(other.mean()) if relative else 1.0))
+    sure = _loss_interval(scores, other, bad, relative, 0.95)[1]
+    return _non_inferiority(loss, (low, high), sure, len(scores), margin)
+
+
+def _loss_interval(scores: Floats, other: Floats, bad: int, relative: bool, level: float) -> tuple[float, float, float]:
+    """The loss and its interval; NaN if it is a share of 0."""
+    lost, mean = bad * (scores - other), float(other.mean())
+    size = abs(mean) if relative else 1.0
     if not size > 0:
-        return NonInferiority(Kept.TOO_FEW, math.nan, math.nan, math.nan, len(scores))
+        return math.nan, math.nan, math.nan
     loss = float(lost.mean()) / size
-    spread = (lost - loss * np.sign(other.mean()) * other) / size if relative else lost
-    ends = {level: influence_interval(loss, [spread], level=level) for level in (_LEVEL, 0.95)}
-    return _non_inferiority(loss, ends[_LEVEL], ends[0.95][0], len(scores), margin)
+    spread = (lost - loss * math.copysign(1, mean) * other) / size if relative else lost
+    return loss, *influence_interval(loss, [spread], level=level)
 
 
 def kept_means(
@@ -235,8 +251,10 @@ def kept_means(
 def _non_inferiority(loss: float, ends: tuple[float, float], sure: float, rows: int, margin: float) -> NonInferiority:
     low, high = ends
     answer, needed = Kept.TOO_FEW, None
-    if high < margin:
+    if high < margin and rows >= _FEWEST:
         answer = Kept.KEPT
+    elif high < margin:
+        needed = _FEWEST
     elif sure > 0 and loss > margin:
         answer = Kept.HARMED
     elif not math.isnan(low):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.evaluation.verdict import number
+from llm_forget.evaluation.findings import number
 from llm_forget.runs.comparison import is_number, metrics_of
 
 if TYPE_CHECKING:

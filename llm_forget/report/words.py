@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from llm_forget.evaluation.verdict import Verdict, judge
@@ -23,11 +24,21 @@ def judge_run(run: Run, *, target: Run | None = None, oracle: Run | None = None,
             return Verdict(f"This run is the {role}, which other runs are compared with.", [], [])
     found = run.suite(suite)
     if found is None:
-        return Verdict("Not judged: the run was not evaluated.", list(_from_training(run)), [])
+        return Verdict("Not judged: the run was not evaluated.", [*_not_known_before(run), *_from_training(run)], [])
     others = {"target": target, "oracle": oracle}
     stored = {role: None if one is None else one.suite(found.suite) for role, one in others.items()}
     controls = {role: one.with_examples() for role, one in stored.items() if one is not None}
-    return judge(found.with_examples(), controls)
+    judged = judge(found.with_examples(), controls)
+    return replace(judged, notes=[*_not_known_before(run), *judged.notes])
+
+
+def _not_known_before(run: Run) -> Iterator[str]:
+    """What the run itself found: a forget set that was at the forget target before training."""
+    if run.result.get("known_before") is False:
+        yield (
+            "Not known before, by the run's own sample: the forget set was at or below the forget target before the first step, "
+            "so the run had nothing to forget."
+        )
 
 
 def _from_training(run: Run) -> Iterator[str]:

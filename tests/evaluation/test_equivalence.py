@@ -177,7 +177,10 @@ def test_an_absolute_loss_needs_no_reference() -> None:
     before, after = np.zeros(40), np.repeat([0.0, 1.0], 20)
     assert kept_pairs(after, before, bad=1, relative=False).answer is Kept.HARMED
     assert kept_pairs(after, before, bad=1).answer is Kept.TOO_FEW
-    assert kept_pairs(before, before, bad=1, relative=False).answer is Kept.KEPT
+    unchanged = kept_pairs(before, before, bad=1, relative=False)
+    # one imagined row more is lost: (1 + 1.68) / 41
+    assert (unchanged.answer, unchanged.high) == (Kept.TOO_FEW, pytest.approx((1 + 1.6839) / 41, abs=1e-3))
+    assert kept_pairs(np.zeros(60), np.zeros(60), bad=1, relative=False).answer is Kept.KEPT
 
 
 def test_means_alone_are_compared_as_if_independent() -> None:

@@ -11,11 +11,12 @@ from llm_forget.evaluation.results import write_results
 from llm_forget.utils.files import write_record
 
 SETS = ("forget", "retain")
+ROWS = 39
 
 
 def metric(value: float, forgotten: str) -> dict[str, Any]:
     ends = {"low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05)}
-    return {"value": value, "n": 3, "seed": 0, "bounds": [0.0, 1.0], "forgotten": forgotten, **ends}
+    return {"value": value, "n": ROWS, "seed": 0, "bounds": [0.0, 1.0], "forgotten": forgotten, **ends}
 
 
 def write_run(
@@ -38,10 +39,12 @@ def write_run(
     sets = {
         name: {
             "forget": name == "forget",
-            "n": 3,
+            "n": ROWS,
             "digest": f"digest-{name}",
             "metrics": {"probability": metric(values[name], "low" if name == "forget" else "none")},
-            "examples": {f"{name}{i}": {"probability": values[name] + (i - 1) / 100, **text} for i in range(3)},
+            "examples": {
+                f"{name}{i:02}": {"probability": values[name] + (i % 3 - 1) / 100, **text} for i in range(ROWS)
+            },
         }
         for name in SETS
     }

@@ -24,14 +24,20 @@ def runs(tmp_path: Path) -> dict[str, Run]:
 
 
 def test_the_given_runs_are_the_controls(runs: dict[str, Run]) -> None:
-    """The 0.15 ± 0.05 of npo overlaps the oracle's 0.1 ± 0.05; 0.3 is 75 % of the way from 0.9, and the run loses 0.3 of 0.8."""
+    """0.15 is 6 % of the way from the oracle's 0.1 to 0.9, and 0.3 is 25 % of it; the second run loses 0.3 of 0.8.
+
+    The general-knowledge task has two questions.
+    """
     found = judge_run(runs["npo"], target=runs["target"], oracle=runs["oracle"])
     assert found.level == 3
     assert found.headline == (
-        "Forgotten: no measurable difference from a model that never saw the data. No harm to other knowledge was found."
+        "As if never seen: in every forget metric that can tell, within a fifth of what was there. "
+        "Too few rows to tell whether it is kept: arc accuracy; about 5,500 would do. Kept within 5%: retain."
     )
     found = judge_run(runs["grad_ascent"], target=runs["target"], oracle=runs["oracle"])
-    assert found.headline == "Partly forgotten: 75 % of the way from the target to the oracle. Harmed: retain."
+    assert found.headline.startswith(
+        "25 % of what the target knew is left (forget: probability of the right answer). Harmed: retain. Too few"
+    )
     assert judge_run(runs["npo"], oracle=runs["oracle"]).headline.startswith("Not judged: no results of the target")
     assert judge_run(runs["npo"], target=runs["target"], suite="another").level is None
 
@@ -69,6 +75,14 @@ def test_without_an_evaluation_the_samples_of_the_run_are_shown(tmp_path: Path) 
     ]
 
 
+def test_what_a_run_found_not_known_before_is_on_its_page(runs: dict[str, Run], tmp_path: Path) -> None:
+    folder = runs["npo"].path
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**result, "known_before": False}))
+    assert judge_run(load_run(folder)).notes[0].startswith("Not known before, by the run's own sample")
+    assert "Not known before, by the run&#39;s own sample" in write_report(folder, tmp_path / "page.html").read_text()
+
+
 def test_page_and_command_print_the_same_verdict_once(runs: dict[str, Run], tmp_path: Path) -> None:
     root = runs["npo"].path.parent
     headline = judge_run(runs["npo"], target=runs["target"], oracle=runs["oracle"]).headline
@@ -84,7 +98,7 @@ def test_the_table_of_a_run_shows_the_number_of_examples(runs: dict[str, Run]) -
     found = load_around(runs["npo"].path)
     table = metric_table(found.frame, found.changes(), "npo", found.target, found.oracle)
     (row,) = [row for row in table.rows if row[0].text == "forget.probability"]
-    assert [cell.text for cell in row[1:]] == ["0.900", "0.150", "-0.750", "0.100", "3"]
+    assert [cell.text for cell in row[1:]] == ["0.900", "0.150", "-0.750", "0.100", "39"]
 
 
 def test_target_and_oracle_are_siblings_unless_given(runs: dict[str, Run], tmp_path: Path) -> None:

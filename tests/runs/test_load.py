@@ -24,7 +24,7 @@ def test_one_row_per_run_with_intervals_roles_and_directions(tmp_path: Path) -> 
         "oracle": "oracle",
         "target": "target",
     }
-    assert frame.loc["npo", ["forget.probability", "forget.probability.n"]].tolist() == [0.15, 3]
+    assert frame.loc["npo", ["forget.probability", "forget.probability.n"]].tolist() == [0.15, 39]
     assert frame.loc["npo", "forget.probability.low"] == pytest.approx(0.10)
     assert frame.loc["npo", "recipe.train.epochs"] == 2
     assert frame.loc["npo", "digest.forget"] == "digest-forget"
