@@ -305,8 +305,8 @@ def _examples(name: str, rows: Rows) -> list[Example]:
         return read_examples(DataSource(str(rows)))
     if isinstance(rows, Mapping):
         raise DataError(
-            f"{name} is a {type(rows).__name__} with the keys {', '.join(map(str, list(rows)[:8]))}; give rows: one split of "
-            'a DatasetDict, or a list of {"question": ..., "answer": ...}'
+            f"{name} is a {type(rows).__name__} with {len(rows)} keys; give rows: one split of a DatasetDict, or a list of "
+            '{"question": ..., "answer": ...}'
         )
     return check_rows(rows_in_memory(rows, name), DataSource(name))
 

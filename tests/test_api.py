@@ -276,3 +276,36 @@ def test_a_bf16_model_can_be_used_after_unlearning_without_autocast() -> None:
     value = found.results["sets"]["forget"]["metrics"]["probability"]["value"]
     assert value == pytest.approx(done.record.after.forget, rel=0.02)
     assert found.results["model"]["weights"] is not None
+
+
+def test_long_documents_are_cut_into_rows_of_every_kind(load: Load, tmp_path: Path) -> None:
+    """Training uses the parts as rows with an alternative each; evaluation has one score per document and says what was cut."""
+    forget, retain = ([{"text": f"{name} " * 60}, {"text": f"{name} of old. " * 40}] for name in ("Ada", "Ben"))
+    long = {"max_length": 40, "chunk": True, "add_end_token": False}
+    short = {"epochs": 1, "batch_size": 8, "adapter": {"rank": 2, "alpha": 2}}
+    console = Console(file=io.StringIO(), width=500)
+    done = unlearn(
+        load(), TOKENIZER, forget=forget, retain=retain, method="dpo", encoding=long, console=console, **short
+    )
+    counts = done.record.encoding["forget"]
+    assert counts["examples"] == counts["chunked"] == 2
+    assert done.record.forget_rows == counts["rows"] > 4
+    assert f"of the forget set are longer than max_length 40 and were cut into parts, {counts['rows']} rows" in (
+        console.file.getvalue()  # type: ignore[attr-defined]
+    )
+    attacks = {"members": "forget", "nonmembers": "retain", "attacks": ["loss", "grad_norm"]}
+    scores = {
+        name: evaluate(
+            done.model,
+            TOKENIZER,
+            forget=forget,
+            retain=retain,
+            encoding=encoding,
+            metrics=["probability"],
+            attacks=attacks,
+        )
+        for name, encoding in {"cut": long, "whole": {**long, "max_length": 512, "chunk": False}}.items()
+    }
+    assert len(scores["cut"].examples("forget")) == len(scores["whole"].examples("forget")) == 2
+    assert any("were cut into parts" in one for one in scores["cut"].results["warnings"])
+    assert scores["whole"].results["warnings"] == []

@@ -37,35 +37,10 @@ FIELDS = (*dict.fromkeys(name for form in _FORMS.values() for name in form), *_O
 _MAPPING_HINT = "For other names set columns, for example {question: <the file's column>, answer: <the file's column>}"
 # Names of columns in public data sets. They are no private data, and help to see what a file holds.
 _USUAL_COLUMNS = (
-    *(
-        "id",
-        "idx",
-        "index",
-        "query",
-        "reply",
-        "response",
-        "instruction",
-        "input",
-        "output",
-        "context",
-        "title",
-        "content",
-    ),
-    *("label", "source", "target", "role", "conversation", "conversations", "chosen", "rejected", "topic", "category"),
-    *(
-        "subject",
-        "author",
-        "name",
-        "type",
-        "split",
-        "url",
-        "date",
-        "questions",
-        "answers",
-        "texts",
-        "responses",
-        "labels",
-    ),
+    *("id", "idx", "index", "query", "reply", "response", "instruction", "input", "output"),
+    *("context", "title", "content", "label", "source", "target", "role", "conversation", "conversations"),
+    *("chosen", "rejected", "topic", "category", "subject", "author", "name", "type", "split"),
+    *("url", "date", "questions", "answers", "texts", "responses", "labels", "q", "a"),
 )
 
 

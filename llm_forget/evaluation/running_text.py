@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 
 from llm_forget.data.encode import Encoded, EncodingConfig, encode
 from llm_forget.data.examples import Example, example_id
+from llm_forget.data.row import as_text, read_bytes
 from llm_forget.errors import DataError
 from llm_forget.evaluation.aggregates.perplexity import perplexity, sliding_windows
 from llm_forget.evaluation.aggregates.text_kl import text_kl
@@ -47,7 +48,7 @@ def read_text(path: str) -> str:
     file = file if file.is_file() else shipped(path)
     if not file.is_file():
         raise DataError(f"{path}: no such file; give a text file for perplexity, or set `perplexity: null`")
-    return file.read_text(encoding="utf-8")
+    return as_text(read_bytes(file, path), path)
 
 
 def _windows(config: PerplexityConfig, text: str, loaded: Loaded) -> list[Encoded]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from llm_forget.model.blocks import add_adapter, top_blocks, train_only_blocks
 from llm_forget.model.checkpointing import check_checkpointing, checkpointing_arguments
 from llm_forget.model.head import output_head
 from llm_forget.model.kinds import check_attention, check_config
+from llm_forget.model.limits import position_limit
 from llm_forget.model.load import attention_for, frozen_dtype, read_config
 from llm_forget.model.structure import text_config
 from llm_forget.model.targets import config_depth
@@ -95,13 +97,13 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     method = build_method(recipe)
     retain = build_retain(recipe.retain, method)
     rows = Objective(method, retain).rows
-    batch = _batch(rows, recipe.train.batch_size, tokens or recipe.encoding.max_length)
-
     config = model_config or read_config(recipe.model)
     check_config(config, recipe.model.name)
     check_attention(recipe.model.attention, config)
     model, _ = _on_meta(recipe, config, on_card)
     check_checkpointing(model, recipe.train.gradient_checkpointing)
+    longest = min(tokens or recipe.encoding.max_length, position_limit(model) or sys.maxsize)  # longer rows are refused
+    batch = _batch(rows, recipe.train.batch_size, longest)
     blocks = top_blocks(recipe.adapter, config_depth(config)) if recipe.adapter is not None else None
     chosen = trained_blocks(method, model, chosen_layer(method, retain))
     if chosen is not None:

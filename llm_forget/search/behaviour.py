@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from llm_forget.model.load import load_model, load_tokenizer, locate_model
 from llm_forget.model.measure import SampleMeter
 from llm_forget.stop import Measurement
 from llm_forget.train.prepare import UnlearnSets, prepare
+from llm_forget.utils.terminal import echo
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class Probe:
         Raises:
             DataError: as ``prepare``.
         """
-        return prepare(data, self.encoding, load_tokenizer(self.model), rows=self.rows, seed=self.seed)
+        sets = prepare(data, self.encoding, load_tokenizer(self.model), rows=self.rows, seed=self.seed)
+        for warning in sets.warnings:
+            echo(f"note {warning}", file=sys.stderr)
+        return sets
 
 
 class AdaptedModel:
