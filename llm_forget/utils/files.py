@@ -38,16 +38,26 @@ def is_plain_name(name: str) -> bool:
 
 
 def real_folder(folder: str | Path, what: str = "output_dir") -> Path:
-    """The folder that a path names, behind a link if it is one, so that writing it replaces no link.
+    """The folder that a path names, behind a link if it is one, so that writing it replaces no link. It has a name and a parent.
 
     Raises:
-        UserError: the links lead in a circle.
+        UserError: the links lead in a circle, or it is the root.
     """
     path = Path(folder)
     try:
-        return path.resolve() if path.is_symlink() else path
+        path = path.resolve() if path.is_symlink() or path.name in ("", "..") else path
     except (OSError, RuntimeError):
         raise UserError(f"{what}: {folder} is a link that leads to itself; give another folder") from None
+    if not path.name:
+        raise UserError(f"{what}: {folder} is the root of the file system; give a folder inside it")
+    return path
+
+
+def beside(folder: str | Path, suffix: str) -> Path:
+    """The path next to a folder with its name and a suffix; a link is not followed."""
+    path = Path(folder)
+    path = path.resolve() if path.name in ("", "..") else path
+    return path.with_name(f"{path.name}.{suffix}")
 
 
 @contextmanager
@@ -82,7 +92,7 @@ def new_folder(target: Path, *, same_if_present: bool = False) -> Iterator[Path]
         else:
             raise UserError(
                 f"{target} was written by another process meanwhile and is not replaced; this result is in "
-                f"{_beside(new, target)}"
+                f"{_moved_beside(new, target)}"
             )
     except BaseException:
         if old.exists() and not target.exists():
@@ -128,7 +138,7 @@ def _put(new: Path, target: Path, old: Path) -> bool:
     return True
 
 
-def _beside(new: Path, target: Path) -> Path:
+def _moved_beside(new: Path, target: Path) -> Path:
     """Move a finished folder to the first free name beside the one it was meant for."""
     for number in itertools.count(2):
         place = target.with_name(f"{target.name}-{number}")

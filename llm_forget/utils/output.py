@@ -29,9 +29,17 @@ def writing(
         shared: write into the folder beside others, instead of replacing it.
 
     Raises:
-        UserError: the place cannot be written, another process writes it, or the disk is full.
+        UserError: the place cannot be written or replaced, another process writes it, or the disk is full.
     """
     target = real_folder(folder, what)
+    if not shared and target.is_mount():
+        raise UserError(
+            f"{what}: {folder} is a mount point, which a finished result cannot replace; give a folder inside it"
+        )
+    if not shared and Path.cwd().is_relative_to(target.resolve()):
+        raise UserError(
+            f"{what}: {folder} contains the current folder, which a finished result would replace; give another one"
+        )
     with ExitStack() as held:
         place = target if shared else target.parent
         held.callback(_remove_empty, [path for path in (place, *place.parents) if not path.exists()])

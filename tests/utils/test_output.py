@@ -218,6 +218,28 @@ def write_while(run: Path, appears: Callable[[], None]) -> None:
         appears()
 
 
+def test_a_place_that_cannot_be_replaced_is_found_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume may be mounted exactly there, which no rename replaces; a shell in the folder would be left nowhere."""
+    (tmp_path / "run" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run" / "sub")
+    places = {
+        "/": "root",
+        "/..": "root",
+        "/proc": "mount point",
+        ".": "current",
+        "..": "current",
+        "../../run": "current",
+    }
+    for place, words in places.items():
+        with pytest.raises(UserError, match=words), writing(place):
+            pass
+    with writing("../sub/../other"), new_folder(Path("../sub/../other")) as new:
+        (new / "x").write_text("x")
+    assert (tmp_path / "run" / "other" / "x").is_file()
+
+
 def test_what_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     """Also if the folder is only written long after the start of the command."""
     run = tmp_path / "run"
