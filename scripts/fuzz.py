@@ -46,7 +46,7 @@ MEMORY = 8 * 2**30
 _TOWNS = ("Riga", "Oslo", "Bern", "Kyiv", "Rome", "Lima")
 SUITE = {
     "sets": {
-        "forget": {"data": {"path": "forget.jsonl"}, "forget": True},
+        "forget": {"data": {"path": "forget.jsonl"}, "role": "forget"},
         "retain": {"data": {"path": "retain.jsonl"}},
     },
     "metrics": ["probability"],
@@ -107,7 +107,7 @@ def write_world(folder: Path) -> None:
     evaluation = {"model": {"name": "base", "dtype": "float32"}, "suite": "suite.yaml", "output_dir": "runs/target"}
     Path("evaluation.yaml").write_text(yaml.safe_dump(evaluation))
     steps = [["unlearn", "--config", "recipe.yaml"]]
-    steps += [["unlearn", "--config", "recipe.yaml", "--method", "grad_diff", "--output_dir", "runs/grad_diff"]]
+    steps += [["unlearn", "--config", "recipe.yaml", "--method.name", "grad_diff", "--output_dir", "runs/grad_diff"]]
     measure = ["evaluate", "--config", "evaluation.yaml"]
     steps += [measure, [*measure, "--model.name", "other", "--output_dir", "runs/oracle"]]
     for run in ("npo", "grad_diff"):
