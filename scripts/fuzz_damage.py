@@ -149,7 +149,7 @@ def damage_safetensors(draw: random.Random, path: Path) -> str:
     elif kind == "stray":
         tensors[f"{name}.stray"] = value.clone()
     elif kind == "metadata":
-        metadata = {"format": draw.choice(["tf", "", "pt\0"]), "x": "y" * 1000}
+        metadata = {draw.choice(["format", "x"]): draw.choice(["tf", "", "pt\0", "y" * 1000])}
     save_file(tensors, path, metadata)
     return f"{path.name}: {kind} {name}"
 
