@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +14,8 @@ from llm_forget.cli.console import Json, print_json, print_table, print_wrapped,
 from llm_forget.utils.terminal import echo, say
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from llm_forget.report.comparison import Comparison
 
 
@@ -53,9 +56,12 @@ def compare(
         changes = found.changes()
         print_json(
             {
-                "runs": [{"run": name, **row.dropna().to_dict()} for name, row in found.frame.iterrows()],
+                "runs": [{"run": name, **row} for name, row in _records(found.frame)],
                 "baseline": found.target,
-                "changes": [] if changes is None else changes.reset_index().to_dict("records"),
+                "changes": [
+                    {"run": run, "metric": metric, **row}
+                    for (run, metric), row in ([] if changes is None else _records(changes, empty=True))
+                ],
                 "verdicts": {run.name: found.verdict(run).lines for run in found.unlearned()},
                 "notes": found.notes,
                 "skipped": found.frame.attrs["skipped"],
@@ -66,6 +72,13 @@ def compare(
     _print(found)
     if page is not None:
         echo(f"page: {page}")
+
+
+def _records(frame: pd.DataFrame, *, empty: bool = False) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """(index, values) of each row; ``empty`` keeps values that are missing. Texts stay as they are, in any encoding."""
+    for index, row in zip(frame.index, frame.itertuples(index=False, name=None), strict=True):
+        values = dict(zip(map(str, frame.columns), row, strict=True))
+        yield index, {key: value for key, value in values.items() if empty or not (value is None or value != value)}
 
 
 def _folders(given: list[Path]) -> list[Path]:

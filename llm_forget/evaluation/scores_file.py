@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.errors import UserError
-from llm_forget.utils.files import file_digest, new_file
+from llm_forget.utils.files import new_file
 
 TEXT = "generated"  # the only text column; written only if the evaluation recipe sets keep_text
 KEYS = ("set", "id")
@@ -79,24 +79,35 @@ def read_scores(folder: Path, stated: Mapping[str, Any], *, text: bool = False) 
     file = folder / stated["file"]
     if file.parent != folder or file.name in ("", ".", ".."):
         raise UserError(f"the scores are said to be in {stated['file']}, which is outside the results' folder")
-    if not file.is_file() or file_digest(file) != stated["sha256"]:
-        state = "is missing" if not file.is_file() else "belongs to another evaluation"
+    content = _content(file)
+    if content is None or hashlib.sha256(content).hexdigest() != stated["sha256"]:
+        state = "is missing" if content is None else "belongs to another evaluation"
         raise UserError(f"{file} {state}; keep it in the same folder as the results, or evaluate again")
     import pyarrow as pa
 
     try:
-        return _read(file, stated["rows"], text)
+        return _read(content, stated["rows"], text)
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         raise UserError(f"{file} cannot be read: {str(error) or type(error).__name__}; evaluate again") from None
 
 
-def _read(file: Path, rows: int, text: bool) -> Columns:
+def _content(file: Path) -> bytes | None:
+    """The bytes of a file: pyarrow cannot open a path that is not UTF-8. None if it is missing."""
+    try:
+        if file.is_file() and file.stat().st_size > MOST_BYTES:
+            raise UserError(f"{file} has more than {MOST_BYTES >> 20} MB, more than any evaluation; evaluate again")
+        return file.read_bytes() if file.is_file() else None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _read(content: bytes, rows: int, text: bool) -> Columns:
     import pyarrow as pa
     import pyarrow.compute as pc  # type: ignore[import-untyped]
     import pyarrow.parquet as pq
 
-    texts = [name for name in pq.read_schema(file).names if name in (*KEYS, TEXT)]
-    with pq.ParquetFile(file, read_dictionary=texts) as opened:
+    texts = [name for name in pq.read_schema(pa.BufferReader(content)).names if name in (*KEYS, TEXT)]
+    with pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts) as opened:
         meta, schema = opened.metadata, opened.schema_arrow
         unpacked = sum(meta.row_group(index).total_byte_size for index in range(meta.num_row_groups))
         names = [name for name in schema.names if text or name != TEXT]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,6 +13,10 @@ from llm_forget.errors import RecipeError
 
 if TYPE_CHECKING:
     from llm_forget.evaluation.sets import SetConfig
+
+
+# A pair of braces, a variable, or a brace without its partner.
+_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 def with_data(
@@ -42,18 +47,23 @@ def with_data(
 
 
 def fill(text: str, variables: Mapping[str, str], where: str) -> str:
-    """Replace each ``{variable}`` in a text.
+    """Replace each ``{variable}`` in a text; ``{{`` and ``}}`` are braces. Attributes and formats are not known.
 
     Raises:
         RecipeError: a variable has no value.
     """
-    try:
-        return text.format_map(dict(variables))
-    except (KeyError, IndexError, ValueError) as error:
-        known = ", ".join(variables) or "none"
-        raise RecipeError(
-            f"{where}: a variable in {text} has no value ({error!r}); the suite's variables are: {known}"
-        ) from None
+
+    def value(found: re.Match[str]) -> str:
+        if found[0] in ("{{", "}}"):
+            return found[0][0]
+        if found[1] not in variables:
+            known = ", ".join(variables) or "none"
+            raise RecipeError(
+                f"{where}: a variable in {text} has no value ({found[0]}); the suite's variables are: {known}"
+            )
+        return variables[found[1]]
+
+    return _FIELD.sub(value, text)
 
 
 def _fill_set(config: SetConfig, variables: Mapping[str, str], where: str) -> SetConfig:

@@ -121,6 +121,8 @@ def load_suite(path: str, overrides: Mapping[str, str] | None = None) -> LoadedS
         raise RecipeError(
             f"{path}, name: {name[:60]!r} names the result file, so it cannot be a path; use letters, digits, '_', '-' and '.'"
         )
+    if name == "result" or name.startswith("capability-"):
+        raise RecipeError(f"{path}, name: {name!r} is the name of a file that other commands write; give another name")
     sets, left_out = with_data(name, suite.sets, suite.data_dir, suite.variables)
     if not sets and suite.benchmarks is None:
         raise RecipeError(f"data_dir: {suite.data_dir} has none of the files of {name}; {'; '.join(left_out)}")

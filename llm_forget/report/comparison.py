@@ -119,7 +119,8 @@ def _folders_beside(folder: Path) -> list[Path]:
 
 def _rows_of(frame: pd.DataFrame, runs: Sequence[Run], shown: Sequence[str]) -> pd.DataFrame:
     """The rows of some runs, without the metrics and settings that none of them has."""
-    kept = frame.loc[list(shown)]
+    names = list(frame.index)
+    kept = frame.iloc[[names.index(name) for name in shown]]
     empty = [name for name in kept.columns if name not in RECORD and kept[name].isna().all()]
     found = kept.drop(columns=empty)
     roles = {run.path: str(frame.loc[run.name, "role"]) for run in runs}

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from evaluation_examples import tiny_model, write_jsonl, write_sets
 from places import SHARED
 
@@ -209,3 +210,19 @@ def test_wmdp_has_lm_eval_tasks_and_no_sets() -> None:
     assert suite.benchmarks is not None
     assert suite.benchmarks.tasks[:3] == ["wmdp_bio", "wmdp_chem", "wmdp_cyber"]
     assert "needs the network" in shipped("eval/suites/wmdp.yaml").read_text()
+
+
+@pytest.mark.parametrize("text", ["{v.__class__}", "{v:>999999999}", "{v!r}", "{0}", "{}", "{", "}", "{v[0]}", "{{v}"])
+def test_only_plain_variables_are_filled_in(text: str) -> None:
+    with pytest.raises(RecipeError, match="has no value"):
+        fill(text, {"v": "x"}, "here")
+    assert fill("a {v} {{v}} {w}", {"v": "x", "w": "{v}"}, "here") == "a x {v} {v}"
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "..", ".", "a/b", "", ".x", "x\n", "a\\b", "result", "capability-x"])
+def test_the_name_of_a_suite_stays_in_its_folder(name: str, tmp_path: Path) -> None:
+    values = {"sets": {"forget": {"data": {"path": "f.jsonl"}}}, "variables": {"v": name}}
+    for given in (name or "{v}", "{v}"):
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump({**values, "name": given}))
+        with pytest.raises(RecipeError, match="name"):
+            load_suite(str(tmp_path / "s.yaml"))
