@@ -194,3 +194,30 @@ def test_frequencies_of_earlier_batches_are_forgotten() -> None:
     assert torch.equal(score_answers(model, collate([middle], 0)).token_logps, before)
     both = score_answers(model, collate([middle, longest], 0)).token_logps[0, :10]
     torch.testing.assert_close(both, before[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["a recurrence, a soft cap", "state spaces beside attention", "convolutions"])
+def test_the_trial_alone_finds_a_state(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For layers of a kind that no list knows: another row must not change this one, whatever the precision."""
+    monkeypatch.setattr("llm_forget.model.packing_trial.carries_state", lambda _: None)
+    said: list[str] = []
+    with packed_attention(model_of(name, dtype), say=said.append) as on:
+        assert not on
+    assert "the model " in said[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_faint_state_is_found_by_changing_another_row(dtype: torch.dtype) -> None:
+    """A convolution with a weight of four thousandths adds about the rounding of bf16, but rows must not differ at all."""
+    model = model_of("llama", dtype)
+    layer = model.model.layers[0]
+
+    def leak(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output + 4e-3 * output.roll(1, 1).masked_fill(torch.arange(output.shape[1])[None, :, None] == 0, 0)
+
+    layer.register_forward_hook(leak)
+    said: list[str] = []
+    with packed_attention(model, say=said.append) as on:
+        assert not on
+    assert "gives different logits" in said[0]
