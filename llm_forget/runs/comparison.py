@@ -56,7 +56,8 @@ def pareto(
         frame: from ``load_runs``.
         forget: a forget metric's column.
         utility: a column in which more is better.
-        forgotten: which end of the forget metric means forgotten, "low" or "high"; by default the metric's own.
+        forgotten: what means forgotten: "low", "high", or "oracle" for a value near the oracle's; by default the metric's own.
+            Without exactly one oracle in the table, "oracle" is the distance from ½, which suits an attack's AUC.
 
     Returns:
         The rows on the front, from the most forgotten to the least.
@@ -67,12 +68,22 @@ def pareto(
     for column in (forget, utility):
         check_column(frame, column)
     end = forgotten or frame.attrs.get("directions", {}).get(forget, "low")
-    sign = -1.0 if end == "high" else 1.0
+    goal = _goal(frame, forget)
+
+    def cost(value: float) -> float:
+        return -float(value) if end == "high" else abs(value - goal) if end == "oracle" else float(value)
+
     rows = frame[frame["role"] == "unlearned"] if "role" in frame else frame
     rows = rows.dropna(subset=[forget, utility])
-    points = [(sign * float(a), -float(b)) for a, b in zip(rows[forget], rows[utility], strict=True)]
+    points = [(cost(a), -float(b)) for a, b in zip(rows[forget], rows[utility], strict=True)]
     kept = [not any(_beats(other, own) for other in points) for own in points]
-    return rows.loc[np.array(kept, dtype=bool)].sort_values(forget, ascending=sign > 0)
+    return rows.loc[np.array(kept, dtype=bool)].sort_values(forget, key=lambda column: column.map(cost))
+
+
+def _goal(frame: pd.DataFrame, forget: str) -> float:
+    """The oracle's value of a metric, or ½."""
+    oracle = frame.loc[frame["role"] == "oracle", forget].dropna() if "role" in frame else frame[forget][:0]
+    return float(oracle.iloc[0]) if len(oracle) == 1 else 0.5
 
 
 def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:

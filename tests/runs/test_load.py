@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from run_examples import write_family, write_run
 
@@ -80,6 +81,20 @@ def test_the_front_has_the_runs_that_no_run_beats(tmp_path: Path) -> None:
     assert "grad_ascent" not in front.index
     with pytest.raises(UserError, match="no_such"):
         pareto(frame, utility="no_such")
+
+
+def test_an_attack_is_judged_by_its_distance_from_the_oracle() -> None:
+    """AUCs of 0.5 (the oracle's 0.46 + 0.04), 0.3 (− 0.16) and 0.7 (+ 0.24): a low one is a trace as well."""
+    rows = {"near": (0.5, 0.8), "below": (0.3, 0.7), "above": (0.7, 0.9)}
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["attacks.auc.loss", UTILITY])
+    frame["role"] = "unlearned"
+    frame.loc["oracle"] = [0.46, 0.9, "oracle"]
+    frame.attrs["directions"] = {"attacks.auc.loss": "oracle", UTILITY: "none"}
+    assert list(pareto(frame, forget="attacks.auc.loss", utility=UTILITY).index) == ["near", "above"]
+    without = frame.drop("oracle")
+    without.attrs = frame.attrs
+    assert list(pareto(without, forget="attacks.auc.loss", utility=UTILITY).index) == ["near", "above"]
+    assert "below" in pareto(frame, forget="attacks.auc.loss", utility=UTILITY, forgotten="low").index
 
 
 def test_changes_against_the_target(tmp_path: Path) -> None:
