@@ -28,6 +28,7 @@ from llm_forget.model.targets import config_depth
 from llm_forget.train.build import build_method, build_retain, chosen_layer, trained_blocks
 from llm_forget.train.objective import Objective
 from llm_forget.train.step_rows import StepRows
+from llm_forget.utils.pretrained import explained
 
 GB = 10**9
 # GPU memory besides tensors: the CUDA context, cuBLAS workspaces, and fragmentation of the allocator.
@@ -98,29 +99,32 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     retain = build_retain(recipe.retain, method)
     rows = Objective(method, retain).rows
     config = model_config or read_config(recipe.model)
-    check_config(config, recipe.model.name)
-    check_attention(recipe.model.attention, config)
-    model, _ = _on_meta(recipe, config, on_card)
-    check_checkpointing(model, recipe.train.gradient_checkpointing)
-    longest = min(tokens or recipe.encoding.max_length, position_limit(model) or sys.maxsize)  # longer rows are refused
-    batch = _batch(rows, recipe.train.batch_size, longest)
-    blocks = top_blocks(recipe.adapter, config_depth(config)) if recipe.adapter is not None else None
-    chosen = trained_blocks(method, model, chosen_layer(method, retain))
-    if chosen is not None:
-        blocks = range(min(chosen), max(chosen) + 1)
-        model, _ = _on_meta(recipe, config, on_card, blocks)
-    sizes = _weights(model, recipe)
-    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    with explained("model", recipe.model.name):  # its config may describe anything
+        check_config(config, recipe.model.name)
+        check_attention(recipe.model.attention, config)
+        model, _ = _on_meta(recipe, config, on_card)
+        check_checkpointing(model, recipe.train.gradient_checkpointing)
+        longest = min(
+            tokens or recipe.encoding.max_length, position_limit(model) or sys.maxsize
+        )  # longer rows are refused
+        batch = _batch(rows, recipe.train.batch_size, longest)
+        blocks = top_blocks(recipe.adapter, config_depth(config)) if recipe.adapter is not None else None
+        chosen = trained_blocks(method, model, chosen_layer(method, retain))
+        if chosen is not None:
+            blocks = range(min(chosen), max(chosen) + 1)
+            model, _ = _on_meta(recipe, config, on_card, blocks)
+        sizes = _weights(model, recipe)
+        trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
 
-    def peak_of(config: Any, blocks: range | None) -> Counter[str]:
-        model, dtype = _on_meta(recipe, config, on_card, blocks)
-        return PlannedStep(model, batch, on_card=on_card).peak(
-            autocast=dtype == torch.bfloat16,
-            checkpointing=checkpointing_arguments(recipe.train.gradient_checkpointing),
-            accumulate=recipe.train.gradient_accumulation > 1,
-        )
+        def peak_of(config: Any, blocks: range | None) -> Counter[str]:
+            model, dtype = _on_meta(recipe, config, on_card, blocks)
+            return PlannedStep(model, batch, on_card=on_card).peak(
+                autocast=dtype == torch.bfloat16,
+                checkpointing=checkpointing_arguments(recipe.train.gradient_checkpointing),
+                accumulate=recipe.train.gradient_accumulation > 1,
+            )
 
-    peak = _over_layers(config, blocks, peak_of)
+        peak = _over_layers(config, blocks, peak_of)
     adapter = 4.0 * trained if recipe.adapter is not None else 0.0
     weights = sizes - adapter
     workspace = _dequantised(model) if recipe.model.quantization else 0.0

@@ -203,8 +203,9 @@ def check_model(config: ModelConfig) -> None:
         RecipeError: it is not, or it has not.
     """
     found = read_config(config)
-    check_config(found, config.name)
-    check_attention(config.attention, found)
+    with explained("model", config.name):  # the config may hold anything
+        check_config(found, config.name)
+        check_attention(config.attention, found)
 
 
 def keep_gradients_through(model: Any) -> None:

@@ -15,8 +15,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import llm_forget
-from llm_forget.config import ModelConfig
+from llm_forget.config import ModelConfig, UnlearnData, UnlearnRecipe
+from llm_forget.data.examples import DataSource
 from llm_forget.errors import RecipeError, UserError
+from llm_forget.memory.plan import plan
 from llm_forget.model.load import load_model, load_tokenizer, locate_model
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.utils.pretrained import load_pretrained
@@ -92,6 +94,7 @@ BASES: dict[str, tuple[Change, str]] = {
         "is stored as I8, and config.json has no quantization_config",
     ),
     "a word as size": (config(hidden_size="x"), "cannot be loaded: .*expected int, got str.*check its config.json"),
+    "a number as architectures": (config(architectures=5), "the model in .* cannot be loaded: "),
     "an unknown activation": (config(hidden_act="nothing"), "cannot be loaded: KeyError: 'nothing'"),
     "an unknown type": (config(model_type="nope"), "model type `nope`.*update transformers"),
     "code": (config(model_type="own", auto_map=CODE), "if you trust the code in it, set model.trust_remote_code: true"),
@@ -217,3 +220,19 @@ def test_only_one_place_loads_weights() -> None:
     loads = re.compile(r"AutoModel\w*\.from_pretrained|PeftModel\.from_pretrained")
     places = {str(file.relative_to(package)) for file in package.rglob("*.py") if loads.search(file.read_text())}
     assert places <= {"utils/pretrained.py", "model/adapted.py", "adapters/parity.py", "adapters/card.py", "api.py"}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"architectures": 5}, {"sub_configs": "x", "text_config": {"a": 1}}, {"num_attention_heads": 0}]
+)
+def test_plan_refuses_a_damaged_config_too(whole: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = shutil.copytree(whole, tmp_path / "model")
+    config(**changes)(folder)
+    recipe = UnlearnRecipe(
+        model=ModelConfig(str(folder)),
+        data=UnlearnData(DataSource("rows.jsonl"), DataSource("kept.jsonl")),
+        method={"name": "npo"},
+        output_dir=str(tmp_path / "run"),
+    )
+    with pytest.raises(UserError, match=r"the model in .* cannot be loaded: "):
+        plan(recipe, on_card=False)
