@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import resource
@@ -201,7 +202,7 @@ def _mutated(value: Any, draw: random.Random) -> Any:
     for _ in range(draw.choice([1, 1, 2, 5])):
         places = [place for place in _places(value) if place]
         if not places:
-            return draw.choice(ODD)
+            return copy.deepcopy(draw.choice(ODD))
         *parents, last = draw.choice(places)
         inside = value
         for key in parents:
@@ -212,9 +213,9 @@ def _mutated(value: Any, draw: random.Random) -> Any:
         elif way == 1 and isinstance(inside, dict):
             inside[draw.choice(["", "x", "value", "sets", "\x1b[31m", "[b]"])] = inside.pop(last)
         elif way == 2 and isinstance(inside, dict):
-            inside[draw.choice(["value", "n", "extra", "model", "<b>"])] = draw.choice(ODD)
+            inside[draw.choice(["value", "n", "extra", "model", "<b>"])] = copy.deepcopy(draw.choice(ODD))
         else:
-            inside[last] = draw.choice(ODD)
+            inside[last] = copy.deepcopy(draw.choice(ODD))
     return value
 
 
@@ -257,16 +258,16 @@ def _failures(runs: Path, tmp_path: Path, numbers: range, *, pages: bool) -> lis
     failed = []
     for number in numbers:
         draw = random.Random(number)
-        copy = tmp_path / f"copy-{number}"
-        shutil.copytree(runs, copy)
+        copied = tmp_path / f"copy-{number}"
+        shutil.copytree(runs, copied)
         for name in draw.sample(["npo", "oracle", "target"], draw.choice([1, 1, 2])):
             for _ in range(draw.choice([1, 2, 4])):
-                damage(copy / name, draw)
+                damage(copied / name, draw)
         try:
-            check(copy, pages=pages)
+            check(copied, pages=pages)
         except AssertionError as error:
             failed.append(f"{number}: {str(error)[:500]}")
-        shutil.rmtree(copy)
+        shutil.rmtree(copied)
     return failed
 
 

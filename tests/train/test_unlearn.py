@@ -164,6 +164,7 @@ def test_a_floor_that_cannot_be_kept_restores_the_model(recipe_of: Callable[...,
     )
     record, _ = quiet(recipe)
     assert "nothing is changed" in record.reason
+    assert record.after.step == 0, "the step of the kept state, not the last one"
     assert record.after.forget == pytest.approx(record.before.forget, abs=1e-4)
     tensors = load_file(Path(recipe.output_dir) / "adapter" / "adapter_model.safetensors")
     assert not any(value.any() for name, value in tensors.items() if "lora_B" in name)
