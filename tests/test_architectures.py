@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import TYPES, tiny
+from architectures import TYPES, tiny, tiny_config
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -18,8 +18,10 @@ from llm_forget.adapters.merge import merge
 from llm_forget.config import FinetuneRecipe, UnlearnRecipe
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
+from llm_forget.errors import RecipeError
 from llm_forget.evaluation.evaluate import evaluate
 from llm_forget.evaluation.recipe import EvalRecipe
+from llm_forget.memory.plan import plan
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.weights import autocast_like
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.slow
 KINDS = pytest.mark.parametrize("kind", TYPES)
 # Types whose batches stay padded: recurrent layers, ALiBi, or attention that takes no mask of another shape.
 _PADDED = (
-    "bamba bloom codegen falcon falcon_h1 falcon_mamba gpt_neo gptj granitemoehybrid jamba lfm2 mamba mamba2 minimax mpt "
+    "bamba bloom codegen doge falcon falcon_h1 falcon_mamba gpt_neo gptj granitemoehybrid jamba lfm2 mamba mamba2 minimax mpt "
     "nemotron nemotron_h openai-gpt qwen3_next recurrent_gemma rwkv stablelm xglm xlstm"
 )
 PADDED = frozenset(_PADDED.split())
@@ -95,6 +97,22 @@ def test_packed_padded_and_single_rows_agree(kind: str) -> None:
         packed, packed_slope = with_gradients(model, in_one_batch)
     assert packed.sub(alone).abs().mean() <= 3 * padded.sub(alone).abs().mean()
     assert relative(packed_slope, slope) <= 3 * relative(padded_slope, slope)
+
+
+@KINDS
+def test_memory_is_planned(kind: str) -> None:
+    tokenizer = tiny_tokenizer()
+    values = {"model": {"name": "a/b", "dtype": "float32"}, "data": {"forget": {"path": "f"}}, "output_dir": "o"}
+    values |= {"method": {"name": "npo"}, "adapter": {"rank": 2, "alpha": 2}}
+    recipe, config = build(UnlearnRecipe, values, "test"), tiny_config(kind, tokenizer)
+    if kind == "jetmoe":  # its experts read the number of their tokens
+        with pytest.raises(RecipeError, match="this jetmoe model cannot be planned"):
+            plan(recipe, on_card=False, tokens=32, model_config=config)
+        return
+    found = plan(recipe, on_card=False, tokens=32, model_config=config)
+    stored = sum(value.nbytes for value in tiny(kind, tokenizer).parameters())
+    assert stored <= found.weights <= 1.5 * stored, "parameters and buffers"
+    assert min(found.adapter, found.activations, found.logits) > 0
 
 
 @KINDS

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
@@ -118,11 +119,17 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
 
         def peak_of(config: Any, blocks: range | None) -> Counter[str]:
             model, dtype = _on_meta(recipe, config, on_card, blocks)
-            return PlannedStep(model, batch, on_card=on_card).peak(
-                autocast=dtype == torch.bfloat16,
-                checkpointing=checkpointing_arguments(recipe.train.gradient_checkpointing),
-                accumulate=recipe.train.gradient_accumulation > 1,
-            )
+            try:
+                return PlannedStep(model, batch, on_card=on_card).peak(
+                    autocast=dtype == torch.bfloat16,
+                    checkpointing=checkpointing_arguments(recipe.train.gradient_checkpointing),
+                    accumulate=recipe.train.gradient_accumulation > 1,
+                )
+            except (DataDependentOutputException, DynamicOutputShapeException) as error:
+                raise RecipeError(
+                    f"the memory of this {config.model_type} model cannot be planned, because its code depends on the values "
+                    f"of tensors ({error.func}); measure a run of one step instead"
+                ) from error
 
         peak = _over_layers(config, blocks, peak_of)
     adapter = 4.0 * trained if recipe.adapter is not None else 0.0

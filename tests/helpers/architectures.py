@@ -148,7 +148,8 @@ def tiny(kind: str, tokenizer: PreTrainedTokenizerFast, *, spread: float = 1.0, 
     Args:
         kind: the model type, a key of ``TYPES``.
         tokenizer: gives vocabulary and end token.
-        spread: factor on all matrices; random weights are small, so that much of a block's work would go unseen.
+        spread: factor on all matrices; random weights are small, so that much of a block's work would go unseen. With any other
+            than 1, vectors of zeros get random values too.
         changes: settings that replace those of the type.
     """
     torch.manual_seed(0)
@@ -158,4 +159,6 @@ def tiny(kind: str, tokenizer: PreTrainedTokenizerFast, *, spread: float = 1.0, 
         for value in model.parameters():
             if value.dim() > 1:
                 value.mul_(spread)
+            elif spread != 1 and not value.any():
+                value.normal_(std=0.1)  # biases, and Doge's mask, begin as zeros
     return model.eval()
