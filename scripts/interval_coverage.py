@@ -1,7 +1,7 @@
 """Measure by simulation that the evaluation's intervals cover, and that its verdict makes no false claim.
 
-    python scripts/coverage.py                  1,000 draws: the tables of scripts/coverage.md, in a few minutes
-    python scripts/coverage.py --draws 100      a quick look
+    python scripts/interval_coverage.py                  1,000 draws: the tables of scripts/interval_coverage.md, in a few minutes
+    python scripts/interval_coverage.py --draws 100      a quick look
 
 Only numpy and scipy are used; no model is loaded.
 """
