@@ -1,4 +1,7 @@
-"""95 % intervals that hold their coverage with few rows and skewed scores. Arrays only; ``scripts/interval_coverage.py`` measures them."""
+"""95 % intervals that hold their coverage with few rows and skewed scores. Arrays only.
+
+``scripts/interval_coverage.py`` simulates their coverage.
+"""
 
 from __future__ import annotations
 
