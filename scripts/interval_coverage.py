@@ -40,8 +40,8 @@ _MANY = 1_000_000  # draws for a true value without a formula
 _UNIT = (0.0, 1.0)
 
 
-def intervals() -> Iterator[tuple[str, float, Drawn, int]]:
-    """Name, true value, a function that draws a sample and gives its interval, and by how much to divide the draws."""
+def intervals() -> Iterator[tuple[str, float, Drawn]]:
+    """Name, true value, and a function that draws a sample and gives its interval."""
     shapes: dict[str, Callable[[Generator, int], Floats]] = {
         "mean, normal": lambda draw, n: draw.normal(0.5, 0.15, n),
         "mean, kept probability Beta(8, 0.8)": lambda draw, n: draw.beta(8, 0.8, n),
@@ -56,15 +56,15 @@ def intervals() -> Iterator[tuple[str, float, Drawn, int]]:
     }
     for name, draw_scores in shapes.items():
         bounds = (None, None) if name == "mean, normal" else _UNIT
-        yield name, _true(name, draw_scores), _of_mean(draw_scores, bounds), 1
+        yield name, _true(name, draw_scores), _of_mean(draw_scores, bounds)
     for value in (0.5, 0.86, 0.983):
-        yield f"AUC {value}", value, _of_auc(float(norm.ppf(value)) * sqrt(2)), 1
-    yield "PrivLeak −71", 100 * (0.5 - float(norm.cdf(1.5 / sqrt(2)))) / 0.5, _of_privleak, 20
-    yield "leak@1 of 16 samples", 0.3 / 3.3, lambda draw, n: _of_leak(draw, n, 1), 1
-    yield "leak@8 of 16 samples", _true_leak(8), lambda draw, n: _of_leak(draw, n, 8), 1
-    yield "model utility, six components", _UTILITY, _of_utility, 1
-    yield "perplexity, log", 3.0, _of_perplexity, 1
-    yield "paired change, skewed", 0.9 * 0.3 / 3.3 - 0.3 / 3.3, _of_change, 1
+        yield f"AUC {value}", value, _of_auc(float(norm.ppf(value)) * sqrt(2))
+    yield "PrivLeak −71", 100 * (0.5 - float(norm.cdf(1.5 / sqrt(2)))) / 0.5, _of_privleak
+    yield "leak@1 of 16 samples", 0.3 / 3.3, lambda draw, n: _of_leak(draw, n, 1)
+    yield "leak@8 of 16 samples", _true_leak(8), lambda draw, n: _of_leak(draw, n, 8)
+    yield "model utility, six components", _UTILITY, _of_utility
+    yield "perplexity, log", 3.0, _of_perplexity
+    yield "paired change, skewed", 0.9 * 0.3 / 3.3 - 0.3 / 3.3, _of_change
 
 
 def _log_normal(draw: Generator, n: int, sigma: float) -> Floats:
@@ -206,8 +206,8 @@ def main() -> None:
     draws, seed = asked.draws, asked.seed
     print(f"Coverage of nominal 95 % intervals, {draws} draws, seed {seed}:\n")
     print("| interval | " + " | ".join(f"n = {n}" for n in ROWS) + " |\n|---" * 1 + "|---" * len(ROWS) + "|")
-    for name, true, drawn, fewer in intervals():
-        cells = [f"{coverage(drawn, true, n, max(2, draws // fewer), seed):.3f}" for n in ROWS]
+    for name, true, drawn in intervals():
+        cells = [f"{coverage(drawn, true, n, draws, seed):.3f}" for n in ROWS]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     print('\nShare of draws called "as if never seen", by the share of the knowledge that is left:\n')
     head = [f"{100 * share:.0f} %, n = {n}" for share in (0.5, MARGIN, 0.0) for n in FEW_ROWS]

@@ -52,6 +52,7 @@ def influence_interval(
     *,
     bounds: Bounds = (None, None),
     level: float = 0.95,
+    skewed: bool = True,
 ) -> tuple[float, float]:
     """Interval of a smooth function of the means of independent samples, by the delta method with Hall's correction.
 
@@ -61,6 +62,7 @@ def influence_interval(
             scores themselves, for a ratio of means ``(x − value · y) / mean(y)``.
         bounds: lowest and highest possible value.
         level: the coverage.
+        skewed: whether to correct for the skewness of the samples; False for a function that is nearly normal itself.
 
     Returns:
         Both ends, within the bounds. Both NaN if a sample has fewer than two rows.
@@ -79,7 +81,7 @@ def influence_interval(
     third = float((raised * [((one - one.mean()) ** 3).mean() for one in columns] / sizes**2).sum())
     freedom = variance**2 / float((parts**2 / (sizes - 1)).sum())  # Welch and Satterthwaite; n − 1 for one sample
     quantile = float(student.ppf((1 + level) / 2, freedom))
-    skewness, error = third / variance**1.5, sqrt(variance)
+    skewness, error = third / variance**1.5 if skewed else 0.0, sqrt(variance)
     low = value - error * _without_skewness(quantile, skewness)
     high = value - error * _without_skewness(-quantile, skewness)
     lowest, highest = (-inf if bounds[0] is None else bounds[0]), (inf if bounds[1] is None else bounds[1])

@@ -241,7 +241,7 @@ def _gradients(rows: Sequence[Encoded], parameters: str, loaded: Loaded) -> Floa
 
 
 def measure_privleak(
-    attacked: Attacked | None, asked: Mapping[str, Any], oracle: Mapping[str, Any] | None, seed: int
+    attacked: Attacked | None, asked: Mapping[str, Any], oracle: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Compute PrivLeak from the Min-K scores of both models, or explain why it is missing.
 
@@ -249,7 +249,6 @@ def measure_privleak(
         attacked: results of the attacks on the model, or None.
         asked: this evaluation's ``settings``, and its ``sets`` with their digests.
         oracle: this suite's result for the oracle, or None.
-        seed: seed of the bootstrap.
 
     Returns:
         The result or None, and warnings.
@@ -268,5 +267,5 @@ def measure_privleak(
             ]
         check_same_set(asked, oracle, name)
     pairs = [[attacked.scores[name]["min_k"], as_floats(column(oracle["sets"][name], _PRIVLEAK))] for name in names]
-    found = privleak(*pairs, seed=seed)
-    return {**asdict(found), "seed": seed}, [f"PrivLeak: {found.note}"] if found.note else []
+    found = privleak(*pairs)
+    return {**asdict(found), "seed": None}, [f"PrivLeak: {found.note}"] if found.note else []

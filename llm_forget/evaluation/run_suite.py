@@ -137,7 +137,7 @@ def run_suite(
     quality = measure_forget_quality(run.asked, measured, oracle, controls.get("target"))
     utility = measure_utility(suite.sets, measured)
     attacked = _attacks(run, plan, measured)
-    privleak, more = measure_privleak(attacked, run.asked, oracle, suite.seed)
+    privleak, more = measure_privleak(attacked, run.asked, oracle)
     warnings += more
     scores = _scores(measured, attacked)
     known = suite_scores(run.asked, scores, controls, suite.seed)

@@ -11,7 +11,7 @@ from places import ROOT
 from llm_forget.evaluation.equivalence import Answer, equivalence
 
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "interval_coverage.py"))
-INTERVALS = {name: (true, drawn) for name, true, drawn, _ in SCRIPT["intervals"]()}
+INTERVALS = {name: (true, drawn) for name, true, drawn in SCRIPT["intervals"]()}
 MODELS = dict(SCRIPT["models"]())
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp, log, nan
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_forget.errors import UserError
-from llm_forget.evaluation.aggregate import interval
 from llm_forget.evaluation.aggregates.auc import auc_of
+from llm_forget.evaluation.intervals import auc_interval, influence_interval, placements
 from llm_forget.evaluation.metrics import Direction
 from llm_forget.evaluation.tokens import Floats, as_floats
 
 # Above this value the denominator 1 − AUC of the oracle is small, so the percentage says little about the leak.
 _LARGE = 100.0
+BOUNDS = (-100.0, float("inf"))
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class PrivLeak:
         n: number of members scored by both models.
         n_nonmembers: number of non-members scored by both models.
         n_nan: number of rows that at least one model could not score.
-        low: lower end of the 95 % interval, a bootstrap over rows that resamples the same rows for both models.
+        low: lower end of the 95 % interval: the delta method over rows, paired by row.
         high: upper end of the interval.
         auc: the model's AUC on these rows.
         oracle_auc: the oracle's AUC on these rows.
@@ -48,7 +50,7 @@ class PrivLeak:
     note: str
 
     paper: ClassVar[str] = "Shi et al. 2024, arXiv:2407.06460"
-    bounds: ClassVar[tuple[float, float]] = (-100.0, float("inf"))
+    bounds: ClassVar[tuple[float, float]] = BOUNDS
     forgotten: ClassVar[Direction] = "none"
 
 
@@ -79,13 +81,12 @@ def privleak_of(auc: npt.ArrayLike, oracle_auc: npt.ArrayLike | None) -> Floats:
         return np.where(oracle > 0, 100.0 * (own - oracle) / oracle, np.nan)
 
 
-def privleak(members: Sequence[npt.ArrayLike], nonmembers: Sequence[npt.ArrayLike], *, seed: int = 0) -> PrivLeak:
+def privleak(members: Sequence[npt.ArrayLike], nonmembers: Sequence[npt.ArrayLike]) -> PrivLeak:
     """Compute PrivLeak with its interval from the Min-K scores of both models on the same rows.
 
     Args:
         members: (E,) scores of the model and (E,) scores of the oracle, with the rows in the same order.
         nonmembers: (E',) scores of the model and (E',) scores of the oracle.
-        seed: seed of the bootstrap, which resamples the same rows for both models.
     """
     own, oracle, missing = _both(members)
     other, oracle_other, more = _both(nonmembers)
@@ -94,18 +95,23 @@ def privleak(members: Sequence[npt.ArrayLike], nonmembers: Sequence[npt.ArrayLik
         return PrivLeak(np.nan, len(own), len(other), missing + more, np.nan, np.nan, np.nan, np.nan, note)
     found, expected = auc_of(own, other), auc_of(oracle, oracle_other)
     value = float(privleak_of(found, expected))
-    low, high = interval(
-        {"members": len(own), "nonmembers": len(other)},
-        lambda rows: privleak_of(
-            auc_of(own[rows["members"]], other[rows["nonmembers"]]),
-            auc_of(oracle[rows["members"]], oracle_other[rows["nonmembers"]]),
-        ),
-        seed=seed,
-    )
-    if np.isnan(value):
-        low = high = np.nan
+    low, high = _interval(own, other, oracle, oracle_other)
     note = _note(value)
     return PrivLeak(value, len(own), len(other), missing + more, low, high, float(found), float(expected), note)
+
+
+def _interval(own: Floats, other: Floats, oracle: Floats, oracle_other: Floats) -> tuple[float, float]:
+    """95 % interval: the delta method for the logarithm of (1 − AUC) / (1 − AUC_oracle), paired by row."""
+    # 1 − AUC is the mean over members, and over non-members, of the share of the other class that ranks the other way
+    wrong, expected = ([1 - one for one in placements(*pair)] for pair in ((own, other), (oracle, oracle_other)))
+    rest, expected_rest = float(wrong[0].mean()), float(expected[0].mean())
+    if not expected_rest > 0:
+        return nan, nan
+    if not rest > 0:  # no logarithm; the oracle's own uncertainty is left out
+        return BOUNDS[0], 100 * ((1 - auc_interval(own, other)[0]) / expected_rest - 1)
+    samples = [mine / rest - theirs / expected_rest for mine, theirs in zip(wrong, expected, strict=True)]
+    low, high = influence_interval(log(rest / expected_rest), samples, skewed=False)
+    return 100 * (exp(low) - 1), 100 * (exp(high) - 1)
 
 
 def _both(scores: Sequence[npt.ArrayLike]) -> tuple[Floats, Floats, int]:
