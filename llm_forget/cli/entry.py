@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llm_forget.errors import Interrupted, UserError
+from llm_forget.utils.rank import process_rank
 from llm_forget.utils.signals import Ended, end_with_launcher, ending_cleanly
 from llm_forget.utils.terminal import echo
 
@@ -81,7 +82,7 @@ def _told(status: int, message: str, *, debug: bool = True) -> int:
     """Print the message, after the traceback with ``--debug``. Returns the status."""
     if debug and _debugging():
         echo(traceback.format_exc(), file=sys.stderr)
-    if os.environ.get("RANK", "0") == "0" and message:
+    if process_rank() == 0 and message:
         echo(message, file=sys.stderr)
     return status
 

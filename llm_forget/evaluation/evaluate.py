@@ -28,6 +28,7 @@ from llm_forget.model.load import load_model
 from llm_forget.utils.extras import require_extra
 from llm_forget.utils.files import folder_digest
 from llm_forget.utils.output import writing
+from llm_forget.utils.rank import process_rank
 from llm_forget.utils.terminal import echo, plain, say
 
 
@@ -177,7 +178,7 @@ def _evaluate_capability(recipe: CapabilityRecipe, name: str) -> dict[str, Any]:
 
 def show(results: Mapping[str, Any], output_dir: str) -> None:
     """Print the aggregates of a result and the name of its file; only the main process prints."""
-    if int(os.environ.get("RANK", "0")):
+    if process_rank():
         return
     for line in (*_set_lines(results), *_number_lines(results), *_task_lines(results), *(results.get("verdict") or [])):
         Console().print(plain(line), highlight=False, soft_wrap=not sys.stdout.isatty())

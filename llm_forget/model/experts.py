@@ -24,7 +24,10 @@ def without_router_loss(model: nn.Module) -> Iterator[None]:
     Args:
         model: wrapped or not; a model without experts stays as it is.
     """
-    config = below_wrapper(model).config
+    config = getattr(below_wrapper(model), "config", None)
+    if config is None:  # a plain module
+        yield
+        return
     held = [
         (part, {name: getattr(part, name) for name in _FIELDS if hasattr(part, name)})
         for part in (config, text_config(config))

@@ -15,6 +15,7 @@ from typing import Any
 
 from llm_forget.errors import UserError
 from llm_forget.utils.files import HOST, is_alive
+from llm_forget.utils.rank import process_rank
 
 fcntl: Any
 try:
@@ -46,7 +47,7 @@ def locked(folder: Path, what: str = "output_dir", *, shared: bool = False) -> I
         OSError: the lock file cannot be written.
     """
     file, me = folder.parent / f".{folder.name}.lock", (os.getpid(), threading.get_ident())
-    if os.environ.get("RANK", "0") != "0" or _HELD.get(file) == me:
+    if process_rank() != 0 or _HELD.get(file) == me:
         yield
         return
     try:

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llm_forget.utils.rank import process_rank
+
 # SIGHUP arrives when a terminal or an ssh session is lost; Windows has none.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 _LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "deepspeed")
@@ -131,7 +133,7 @@ def _handled(handle: Callable[[int], None]) -> Iterator[None]:
 
 def _show(text: str) -> None:
     """Write to standard error without Python's buffers, which a signal may have interrupted; only the first process does."""
-    if os.environ.get("RANK", "0") == "0":
+    if process_rank() == 0:
         try:
             os.write(2, text.encode())
         except OSError:

@@ -110,7 +110,7 @@ def test_two_processes_give_the_results_of_one(folder: Path) -> None:
         output: [int((folder / output / f"forwards-{rank}").read_text()) for rank in ranks]
         for output, ranks in (("alone", [0]), ("cold", [0, 1]), ("warm", [0, 1]), ("from-one", [0, 1]))
     }
-    # each process does its share, plus two forwards to test whether the model supports tree attention masks
+    # each process does its share, plus eight short forwards to test how its head and its attention can be used
     assert max(done["cold"]) < 0.75 * done["alone"][0], done
-    assert max(done["warm"] + done["from-one"]) <= 2, done
+    assert max(done["warm"] + done["from-one"]) <= 8, done
     assert json.loads((folder / "cold" / "eval" / "small.json").read_text())["scores"]["rows"] == 7 + 7 + 6

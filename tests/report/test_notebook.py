@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_examples import write_family
+from run_examples import ROWS, write_family
 
 from llm_forget.utils.shipped import shipped
 
@@ -53,7 +53,9 @@ def test_runs_from_top_to_bottom_and_shows_the_plots(tmp_path: Path, monkeypatch
     tradeoff, curves, examples, cost = plots
     assert numbers(trace(tradeoff, "Pareto front")["x"]) == [0.15]
     assert numbers(trace(curves, "forget probability")["y"]) == [0.7, 0.5]
-    assert sorted(numbers(trace(examples, "after")["y"])) == pytest.approx([0.14, 0.15, 0.16])
+    after = numbers(trace(examples, "after")["y"])
+    assert len(after) == ROWS
+    assert sum(after) / ROWS == pytest.approx(0.15)
     assert len(numbers(cost["data"][0]["x"])) == 4
     assert PLANTED not in nbformat.writes(executed(runs, tmp_path, monkeypatch))
 

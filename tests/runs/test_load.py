@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -56,21 +55,15 @@ def test_unreadable_results_are_reported_and_the_run_is_kept(tmp_path: Path) -> 
     assert frame["forget.probability"].isna().to_dict()["npo"]
 
 
-@pytest.mark.slow
-def test_500_runs_take_less_than_two_seconds(tmp_path: Path) -> None:
-    """A first read warms up the imports, which are not part of the measured time."""
-    for index in range(500):
-        write_run(tmp_path / "runs" / f"run{index:03}", forget=index / 500, retain=0.8, method="npo")
+def test_broken_folders_among_many_runs_are_passed_over(tmp_path: Path) -> None:
+    for index in range(40):
+        write_run(tmp_path / "runs" / f"run{index:03}", forget=index / 40, retain=0.8, method="npo")
     for index in range(10):
         (tmp_path / "runs" / f"broken{index}").mkdir()
         (tmp_path / "runs" / f"broken{index}" / "result.json").write_text("{")
-    load_runs(tmp_path / "runs" / "run000")
-    start = time.perf_counter()
     frame = load_runs(tmp_path / "runs")
-    seconds = time.perf_counter() - start
-    assert len(frame) == 500
+    assert len(frame) == 40
     assert len(frame.attrs["skipped"]) == 10
-    assert seconds < 2, f"{seconds:.2f} s"
 
 
 def test_the_front_has_the_runs_that_no_run_beats(tmp_path: Path) -> None:

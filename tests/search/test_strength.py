@@ -187,7 +187,7 @@ def test_searches_without_a_solution_are_refused(world: World) -> None:
     other = Adapter(adapter.config, adapter.modules, BaseRecord("other", digest="0" * 64))
     with pytest.raises(AdapterError, match="another model"):
         search(world, other, Limits())
-    with pytest.raises(AdapterError, match="has no weight"):
+    with pytest.raises(AdapterError, match="has no such layer"):
         AdaptedModel(
             probe_of(world).model, [Adapter(adapter.config, {"model.layers.9.x": next(iter(adapter.modules.values()))})]
         )

@@ -93,7 +93,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"retain": {"name": "nll", "settings": {"layer": 0}}}, "layer: unknown key"),
         ({"method": {"name": "dpo"}, "alternative": {"source": "column"}}, "have no `alternative`"),
-        ({"method": {"name": "dpo"}, "alternative": {"path": "gone.txt"}}, "gone.txt cannot be read"),
+        ({"method": {"name": "dpo"}, "alternative": {"path": "gone.txt"}}, "gone.txt: cannot be read"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(

@@ -118,5 +118,5 @@ HUGE = [("data.forget.limit", 1e30), ("adapter.alpha", 10**300), ("train.save_st
 @pytest.mark.parametrize(("key", "value"), HUGE)
 def test_numbers_beyond_any_setting_are_refused(key: str, value: float) -> None:
     values = ["--model.name", "m", "--data.forget.path", "f", "--method.name", "npo", "--output_dir", "o"]
-    with pytest.raises(RecipeError, match=key):
+    with pytest.raises(RecipeError, match=key.rpartition(".")[2]):
         parse_command_line(UnlearnRecipe, [*values, f"--{key}", yaml.safe_dump(value).split("\n")[0]])

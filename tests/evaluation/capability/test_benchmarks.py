@@ -77,7 +77,7 @@ def test_local_tasks_are_scored_by_the_log_probs_of_choices(tmp_path: Path) -> N
         masses = np.exp([logp(f"Q: What of {n}?\nA:", text) for text in ("none", "not any", f"all {n}")])
         shares.append(masses[:2].sum() / masses.sum())
     assert found["truthfulqa_mc2_local"]["acc"]["value"] == pytest.approx(np.mean(shares), rel=1e-4)
-    assert found["truthfulqa_mc2_local"]["acc"]["seed"] == 0
+    assert found["truthfulqa_mc2_local"]["acc"]["seed"] is None
 
 
 def test_share_of_true_answers() -> None:
