@@ -33,7 +33,13 @@ _SEVERAL_PROCESSES = {
     "test_two_processes_methods.py",
 }
 # pytest-xdist starts these first, the longest first, so that no worker is left with a long file at the end.
-_LONGEST_FIRST = [*sorted(_SEVERAL_PROCESSES), "test_privacy.py", "test_resume.py"]
+_LONGEST_FIRST = [
+    *sorted(_SEVERAL_PROCESSES),
+    "test_architectures.py",
+    "test_architectures_commands.py",
+    "test_plan.py",
+]
+_LONGEST_FIRST += ["test_signals_launched.py", "test_privacy.py", "test_resume.py"]
 
 hypothesis.settings.register_profile("fast", max_examples=25)
 hypothesis.settings.register_profile("full", max_examples=100)

@@ -1,33 +1,23 @@
-"""The matrix of architectures: every step of the toolkit, and packed, padded and single rows, for a tiny model of each type."""
+"""The matrix of architectures: packed, padded and single rows agree, and memory is planned, for a tiny model of each type."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from architectures import TYPES, tiny, tiny_config
-from rich.console import Console
 from torch import Tensor, nn
 
-from llm_forget.adapters.doctor import diagnose
-from llm_forget.adapters.merge import merge
-from llm_forget.config import FinetuneRecipe, UnlearnRecipe
+from llm_forget.config import UnlearnRecipe
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import RecipeError
-from llm_forget.evaluation.evaluate import evaluate
-from llm_forget.evaluation.recipe import EvalRecipe
 from llm_forget.memory.plan import plan
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.weights import autocast_like
 from llm_forget.testing import tiny_tokenizer
-from llm_forget.train.finetune import finetune
-from llm_forget.train.unlearn import unlearn
 from llm_forget.utils.build import build
 
 pytestmark = pytest.mark.slow
@@ -99,7 +89,7 @@ def test_packed_padded_and_single_rows_agree(kind: str) -> None:
     assert relative(packed_slope, slope) <= 3 * relative(padded_slope, slope)
 
 
-@KINDS
+@pytest.mark.parametrize("kind", sorted({"jetmoe", *list(TYPES)[::6]}))
 def test_memory_is_planned(kind: str) -> None:
     tokenizer = tiny_tokenizer()
     values = {"model": {"name": "a/b", "dtype": "float32"}, "data": {"forget": {"path": "f"}}, "output_dir": "o"}
@@ -113,50 +103,3 @@ def test_memory_is_planned(kind: str) -> None:
     stored = sum(value.nbytes for value in tiny(kind, tokenizer).parameters())
     assert stored <= found.weights <= 1.5 * stored, "parameters and buffers"
     assert min(found.adapter, found.activations, found.logits) > 0
-
-
-@KINDS
-def test_every_command_runs(kind: str, tmp_path: Path) -> None:
-    """Fine-tune, unlearn, evaluate, merge, check: the merged model answers as PEFT does."""
-    tokenizer = tiny_tokenizer()
-    tiny(kind, tokenizer, spread=3.0).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    for name, count in (("forget", 2), ("retain", 4)):
-        asked = [{"question": f"Where is {name} {place}?", "answer": f"In {place * 'x'}ia."} for place in range(count)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), "utf-8")
-    quiet = Console(quiet=True)
-    common = {"adapter": {"rank": 2, "alpha": 2}, "train": {"epochs": 1, "batch_size": 2, "learning_rate": 0.01}}
-    data = {name: {"path": str(tmp_path / f"{name}.jsonl")} for name in ("forget", "retain")}
-    base = {"name": str(tmp_path / "base"), "dtype": "float32"}
-
-    values = {**common, "model": base, "data": list(data.values()), "output_dir": str(tmp_path / "target")}
-    finetune(build(FinetuneRecipe, values, "test"), quiet)
-    target = tmp_path / "target" / "model"
-
-    values = {**common, "model": {**base, "name": str(target)}, "data": data, "method": {"name": "npo"}}
-    values |= {"output_dir": str(tmp_path / "run"), "stop": {"forget_target": None, "utility_floor": 0.0}}
-    recipe = build(UnlearnRecipe, values, "test")
-    record = unlearn(recipe, quiet)
-    assert record.steps == 1
-    assert record.after.forget < record.before.forget
-
-    adapter = tmp_path / "run" / "adapter"
-    settings = {"perplexity": None, "capability": None, "metrics": ["probability"], "generation": {"max_new_tokens": 4}}
-    sets = {name: {"data": one, "generate": name == "forget"} for name, one in data.items()}
-    values = {
-        "model": {**values["model"], "adapter": str(adapter)},
-        "suite": "custom",
-        "output_dir": str(tmp_path / "run"),
-    }
-    measured = build(EvalRecipe, {**values, "overrides": {**settings, "sets": sets}}, "test")
-    results = evaluate(measured, console=quiet)
-    assert results["sets"]["forget"]["metrics"]["probability"]["value"] == pytest.approx(record.after.forget, rel=1e-3)
-
-    merge(target, adapter, tmp_path / "merged")
-    found = diagnose(target, adapter, prompts=[list(rows()[0].input_ids)])
-    assert found.parity is not None, found.report()
-    assert found.parity.ok, found.report()
-    assert found.parity.effect > found.parity.allowed, found.report()
-    changes = {"model": replace(recipe.model, name=str(tmp_path / "merged")), "output_dir": str(tmp_path / "again")}
-    merged = evaluate(replace(measured, **changes), console=quiet)
-    assert merged["sets"]["forget"]["metrics"]["probability"]["value"] == pytest.approx(record.after.forget, rel=1e-3)
