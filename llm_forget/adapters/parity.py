@@ -14,7 +14,7 @@ from llm_forget.adapters.export import export_adapter
 from llm_forget.adapters.lora import BaseRecord, load_adapter, read_config
 from llm_forget.adapters.lora_config import untargeted
 from llm_forget.adapters.merge import merge
-from llm_forget.utils.pretrained import explained, load_pretrained
+from llm_forget.utils.pretrained import load_pretrained, load_pretrained_tokenizer
 
 Prompt = str | Sequence[int]
 
@@ -73,10 +73,7 @@ def compare_logits(base: Path, adapter: Path, record: BaseRecord, prompts: Seque
 def _tokenized(base: Path, prompts: Sequence[Prompt]) -> list[list[int]]:
     if not any(isinstance(prompt, str) for prompt in prompts):
         return [list(prompt) for prompt in prompts if not isinstance(prompt, str)]
-    from transformers import AutoTokenizer
-
-    with explained("tokenizer", base):
-        tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_pretrained_tokenizer(base)
     return [list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
 
 

@@ -23,7 +23,13 @@ from llm_forget.model.weights import in_shards
 from llm_forget.utils.digests import weights_digest
 from llm_forget.utils.extras import require_extra
 from llm_forget.utils.own_code import announce
-from llm_forget.utils.pretrained import check_counts, explained, load_pretrained, read_model_config
+from llm_forget.utils.pretrained import (
+    check_counts,
+    explained,
+    load_pretrained,
+    load_pretrained_tokenizer,
+    read_model_config,
+)
 from llm_forget.utils.weight_files import weight_files
 
 _HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")  # old ids, such as gpt2, have no owner
@@ -96,14 +102,10 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 def _load_tokenizer(path: str, config: ModelConfig) -> Any:
-    from transformers import AutoTokenizer
-
     _announce_code(config)
-    with explained("tokenizer", path):
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    return with_padding(tokenizer)
+    return with_padding(
+        load_pretrained_tokenizer(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    )
 
 
 def with_padding(tokenizer: Any) -> Any:

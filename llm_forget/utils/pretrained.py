@@ -80,6 +80,24 @@ def _reason(error: Exception) -> str:
     return text if len(text) > 20 else f"{kind}: {text}" if text else kind
 
 
+def load_pretrained_tokenizer(name: str | Path, **settings: Any) -> Any:
+    """Load a tokenizer, and try it on a few words: some damaged settings show only then.
+
+    Args:
+        name: a folder or hub id.
+        **settings: for ``from_pretrained``.
+
+    Raises:
+        RecipeError: it cannot be loaded or used.
+    """
+    from transformers import AutoTokenizer
+
+    with explained("tokenizer", name):
+        tokenizer = AutoTokenizer.from_pretrained(name, **settings)
+        tokenizer.decode(tokenizer("A few words.")["input_ids"])
+    return tokenizer
+
+
 def load_pretrained(name: str | Path, **settings: Any) -> Any:
     """Load a causal language model whose weights are all in its files.
 

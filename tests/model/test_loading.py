@@ -112,6 +112,10 @@ BASES: dict[str, tuple[Change, str]] = {
     "an empty tokenizer": (text("tokenizer.json", ""), "the tokenizer in .* cannot be loaded: .*tokenizer files"),
     "a list as tokenizer": (text("tokenizer.json", "[1]"), "the tokenizer in .* cannot be loaded: "),
     "a binary tokenizer config": (text("tokenizer_config.json", b"\xff\xfe"), "the tokenizer in .* cannot be loaded: "),
+    "a list as longest row of the tokenizer": (
+        text("tokenizer_config.json", '{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": [1]}'),
+        "the tokenizer in .* cannot be loaded: .*tokenizer files",
+    ),
     "brackets": (
         text("tokenizer_config.json", "[" * 100_000),
         "the tokenizer in .* cannot be loaded: maximum recursion",
