@@ -102,4 +102,4 @@ def test_memory_is_planned(kind: str) -> None:
     found = plan(recipe, on_card=False, tokens=32, model_config=config)
     stored = sum(value.nbytes for value in tiny(kind, tokenizer).parameters())
     assert stored <= found.weights <= 1.5 * stored, "parameters and buffers"
-    assert min(found.adapter, found.activations, found.logits) > 0
+    assert min(found.adapter, found.activations) > 0

@@ -39,7 +39,8 @@ def test_at_least_forty_structures_are_covered() -> None:
 def test_every_command_runs(kind: str, tmp_path: Path) -> None:
     """Fine-tune, unlearn, evaluate, merge, check: the merged model answers as PEFT does."""
     tokenizer = tiny_tokenizer()
-    tiny(kind, tokenizer, spread=3.0).save_pretrained(tmp_path / "base")
+    # with larger weights, each step of PhiMoE moves tokens to other experts, so that its loss jumps
+    tiny(kind, tokenizer, spread=1.0 if kind == "phimoe" else 3.0).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     for name, count in (("forget", 2), ("retain", 4)):
         asked = [{"question": f"Where is {name} {place}?", "answer": f"In {place * 'x'}ia."} for place in range(count)]
@@ -55,9 +56,11 @@ def test_every_command_runs(kind: str, tmp_path: Path) -> None:
 
     values = {**common, "model": {**base, "name": str(target)}, "data": data, "method": {"name": "npo"}}
     values |= {"output_dir": str(tmp_path / "run"), "stop": {"forget_target": None, "utility_floor": 0.0}}
+    # several small steps: one large step of a random mixture of experts may land anywhere
+    values |= {"train": {**common["train"], "epochs": 4, "learning_rate": 0.003}}
     recipe = build(UnlearnRecipe, values, "test")
     record = unlearn(recipe, quiet)
-    assert record.steps == 1
+    assert record.steps == 4
     assert record.after.forget < record.before.forget
 
     adapter = tmp_path / "run" / "adapter"
