@@ -179,47 +179,61 @@ def several(draw: random.Random, paths: list[Path]) -> list[str]:
     return [damage(draw, path) for path in chosen]
 
 
+_NEW = ["--output_dir", "runs/new"]
+_MEASURE = ["evaluate", "--config", "evaluation.yaml"]
+_WITH_ADAPTER = [*_MEASURE, "--model.adapter", "runs/npo/adapter", *_NEW]
+_ADAPTER = ["--base", "base", "--adapter", "runs/npo/adapter"]
+_MERGE = ["merge", *_ADAPTER, "--to", "merged"]
+_TRAIN = ["unlearn", "--config", "recipe.yaml", "--train.epochs", "1", *_NEW]
+_RUNS = [f"runs/{name}" for name in ("target", "oracle", "npo", "grad_diff")]
+COMMANDS: dict[str, list[list[str]]] = {
+    "recipe": [_TRAIN, ["plan", "--config", "recipe.yaml", "--json"], _MEASURE],
+    "data": [_TRAIN, _MEASURE],
+    "adapter": [
+        ["doctor", *_ADAPTER],
+        ["doctor", *_ADAPTER, "--prompt", "Where is Ada1?"],
+        _MERGE,
+        ["export", *_ADAPTER, "--to", "exported"],
+        _WITH_ADAPTER,
+    ],
+    "base": [_MEASURE, _WITH_ADAPTER, _TRAIN, ["doctor", *_ADAPTER], _MERGE],
+    "run": [
+        ["compare", *_RUNS],
+        ["compare", *_RUNS, "--json"],
+        ["compare", "runs"],
+        ["report", "runs/npo", "--target", "runs/target", "--oracle", "runs/oracle"],
+    ],
+    "cache": [_MEASURE],
+}
+
+
 def make_case(draw: random.Random, kind: str, world: Path) -> tuple[list[str], list[str]]:
     """Damage a copy of the world; return what was done and the command to run."""
-    new = ["--output_dir", "runs/new"]
-    measure = ["evaluate", "--config", "evaluation.yaml"]
-    with_adapter = [*measure, "--model.adapter", "runs/npo/adapter", *new]
-    adapter = ["--base", "base", "--adapter", "runs/npo/adapter"]
-    train = ["unlearn", "--config", "recipe.yaml", "--train.epochs", "1", *new]
-    if kind == "recipe":
-        name = draw.choice(["recipe.yaml", "recipe.yaml", "evaluation.yaml", "suite.yaml"])
-        done = several(draw, [world / name])
-        if name == "recipe.yaml":
-            return done, draw.choice([["unlearn", "--config", name], ["plan", "--config", name, "--json"]])
-        return done, measure
-    if kind == "data":
-        return several(draw, [world / "forget.jsonl", world / "retain.jsonl"]), draw.choice([train, measure, measure])
-    if kind == "adapter":
-        commands = [
-            ["doctor", *adapter], ["merge", *adapter, "--to", "merged"], ["export", *adapter, "--to", "exported"], with_adapter,
-            ["doctor", *adapter, "--prompt", "Where is Ada1?"],
-        ]  # fmt: skip
-        return several(draw, files_of(world / "runs/npo/adapter")), draw.choice(commands)
-    if kind == "base":
-        commands = [measure, with_adapter, train, ["doctor", *adapter], ["merge", *adapter, "--to", "merged"]]
-        return several(draw, files_of(world / "base")), draw.choice(commands)
-    if kind == "run":
-        run = draw.choice(["npo", "npo", "grad_diff", "target", "oracle"])
-        texts = [
-            path for path in files_of(world / "runs" / run) if "cache" not in path.parts and "adapter" not in path.parts
-        ]
-        runs = [f"runs/{name}" for name in ("target", "oracle", "npo", "grad_diff")]
-        controls = ["--target", "runs/target", "--oracle", "runs/oracle"]
-        commands = [["compare", *runs, *controls], ["compare", *runs, "--json"], ["report", "runs/npo", *controls]]
-        commands += [["compare", "runs"]]
-        return several(draw, texts), draw.choice(commands)
-    return several(draw, files_of(world / "runs/target/eval/cache")), [
-        *measure,
-        "--output_dir",
-        "runs/target",
-        "--overwrite",
-        "true",
-    ]
+    command = draw.choice(COMMANDS[kind])
+    run = world / "runs" / draw.choice(["npo", "npo", "grad_diff", "target", "oracle"])
+    places = {
+        "recipe": [
+            world / name for name in (("evaluation.yaml", "suite.yaml") if command == _MEASURE else ("recipe.yaml",))
+        ],
+        "data": [world / "forget.jsonl", world / "retain.jsonl"],
+        "adapter": files_of(world / "runs/npo/adapter"),
+        "base": files_of(world / "base"),
+        "run": [path for path in files_of(run) if not {"cache", "adapter"} & set(path.parts)],
+        "cache": files_of(world / "runs/target/eval/cache"),
+    }
+    return several(draw, places[kind]), command
+
+
+def check_commands(world: Path) -> None:
+    """Check that every command succeeds in the undamaged world; otherwise its cases would show nothing."""
+    for kind, commands in COMMANDS.items():
+        for command in commands:
+            with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+                folder = Path(name) / "world"
+                shutil.copytree(world, folder)
+                status, said = run_forked(command, folder, LIMIT)
+                if status not in (0, 1):
+                    sys.exit(f"{kind}: {' '.join(command)} failed without any damage: {said}")
 
 
 def stated(kind: str, world: Path) -> dict[str, Any] | None:
@@ -304,6 +318,7 @@ def main(argv: list[str] | None = None, say: Callable[[str], None] = print) -> i
     with tempfile.TemporaryDirectory(prefix="fuzz-world-") as name:
         write_world(Path(name))
         os.chdir(here)
+        check_commands(Path(name))
         start = time.monotonic()
         numbers = range(math.ceil(given.cases / len(given.kinds))) if given.only is None else [given.only]
         found = campaign(given.kinds, numbers, given.seed, given.jobs, Path(name))
