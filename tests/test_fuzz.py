@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from profiles import examples
 from rich.console import Console
+from small_run import write_things
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import UserError
-from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.train.run_folder import RESULT_NAME
 from llm_forget.train.unlearn import unlearn
 from llm_forget.utils.build import build
@@ -59,14 +59,7 @@ KEPT = {"compile", "epochs", "path", "name", "split", "streaming"}
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fuzzed")
-    tokenizer = tiny_tokenizer()
-    tiny_model(tokenizer, hidden=16, layers=1).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    for name in ("forget", "retain"):
-        rows = [{"question": f"{name} {row}?", "answer": f"{row}"} for row in range(3)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return write_things(tmp_path_factory.mktemp("fuzzed"))
 
 
 def values_of(things: Path, output: str) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -15,10 +13,10 @@ from typing import Any, Literal
 from llm_forget.data import template_trial
 from llm_forget.data.examples import Message
 from llm_forget.errors import DataError
+from llm_forget.utils.bounded import TooMuchError, run_bounded
 
 # Placeholder for the answer, to see where a template puts it. No data and no template holds this text.
 _PLACEHOLDER = "\u27eaLLM-FORGET-ANSWER\u27eb"
-_WAIT = 30.0  # seconds for the trial of a template on a busy machine
 # What a generation prompt may open before the answer: a block for thoughts, such as "<think>\n".
 _OPEN_BLOCK = re.compile(r"\s*([<\[])([A-Za-z][\w:-]*)([>\]])\s*")
 _NOW = re.compile(r"""strftime_now\(\s*(?:format\s*=\s*)?(["'])(.*?)\1\s*\)""")
@@ -255,18 +253,14 @@ def with_fixed_date(template: str, today: str) -> str:
 def _trouble(template: str, tokens: str) -> str:
     """What a trial in a process of its own says about a template; "" if nothing."""
     request = json.dumps({"template": template, "tokens": json.loads(tokens)})
-    command = [sys.executable, "-P", str(template_trial.__file__)]
+    trial = template_trial
     try:
-        ended = subprocess.run(
-            command, input=request, capture_output=True, encoding="utf-8", timeout=_WAIT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"it takes more than {_WAIT:.0f} seconds"
+        answer = run_bounded(str(trial.__file__), request, seconds=trial.SECONDS, memory=trial.MEMORY)
+    except TooMuchError as error:
+        return f"it takes {error}"
     except OSError:
         return ""  # no processes can be started here
-    if ended.returncode == 0 and ended.stdout:
-        return str(json.loads(ended.stdout)["problem"])
-    return f"it takes more than {template_trial.SECONDS} seconds of computing, or too much memory"
+    return str(json.loads(answer)["problem"])
 
 
 def _apply(tokenizer: Any, turns: Sequence[Message], place: str, *, generation: bool, today: str | None) -> str:

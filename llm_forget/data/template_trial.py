@@ -2,7 +2,7 @@
 
 A chat template comes with the model, so mostly from somebody else. Jinja's sandbox, in which transformers renders it, bounds
 neither time nor memory, and a constant expression already runs when the template is compiled. This script renders chats of
-different kinds and lengths under limits of the operating system.
+different kinds and lengths; ``utils.bounded`` runs it under limits of the operating system.
 
 It reads ``{"template": text, "tokens": {name: special token}}`` as JSON from standard input and writes ``{"problem": text}``,
 where "" means none. What a template raises is none here: it is reported for the example that causes it. The script imports
@@ -16,24 +16,10 @@ import sys
 from typing import Any
 
 SECONDS = 3  # of computing, for all chats
-_MEMORY = 1 << 29  # bytes
+MEMORY = 1 << 29  # bytes
 # Longest text: what a template may add to a chat, and how often it may repeat its turns.
 _ADDED, _REPEATED = 50_000, 8
 _LONG = "".join(f"Line {number}: some words, and a few more (or less).\n" for number in range(80))
-
-
-def limit_process() -> None:
-    """Bound computing time and memory. Only POSIX has such limits; the caller's time limit holds everywhere."""
-    try:
-        import resource
-    except ImportError:
-        return
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
-    for name in ("RLIMIT_AS", "RLIMIT_DATA"):
-        try:
-            resource.setrlimit(getattr(resource, name), (_MEMORY, _MEMORY))
-        except (AttributeError, ValueError, OSError):
-            continue  # macOS refuses to limit memory
 
 
 def environment() -> Any:
@@ -86,5 +72,4 @@ def problem_with(template: str, tokens: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     request = json.load(sys.stdin)
-    limit_process()
     json.dump({"problem": problem_with(request["template"], request["tokens"])}, sys.stdout)

@@ -19,7 +19,7 @@ Bounds = tuple[float | None, float | None]
 
 # The sample skewness underestimates that of a heavy tail. Below 50 rows it is raised by this share, above by 12/n.
 _RAISED, _RAISED_ROWS = 0.3, 12.0
-# Weight, in rows of each class, of the model's variance of an AUC beside the empirical one.
+# Weight, in rows of each class, of the model's variance of an AUC, averaged with the empirical one.
 _PRIOR_ROWS = 10.0
 
 

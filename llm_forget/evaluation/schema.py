@@ -139,7 +139,7 @@ class ForgetQualityTest(_Section):
 
 
 class ForgetQualityEntry(ForgetQualityTest):
-    """The model's test, and the target's beside it."""
+    """The model's test, and the target's own."""
 
     target: Annotated[
         ForgetQualityTest | None, Field(description="the same test of the target; null without its results")

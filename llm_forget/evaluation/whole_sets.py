@@ -34,7 +34,7 @@ def measure_forget_quality(
         asked: this evaluation's ``settings``, and its ``sets`` with their digests.
         measured: set → its measurements.
         oracle: this suite's result for the oracle, or None.
-        target: this suite's result for the target, or None; its own test is stored beside the model's.
+        target: this suite's result for the target, or None; its own test is stored with the model's.
 
     Returns:
         Forget set → definition → the test's result; None without an oracle or without truth ratios on a forget set.

@@ -81,7 +81,7 @@ def write_report(
         to: the file to write; ``report.html`` in the run folder by default.
         target: the run of the model before unlearning; by default a sibling of the run folder.
         oracle: the run of the model that never saw the forget set; by default a sibling of the run folder.
-        data: files with the questions and answers to show beside the scores. No other file and no hub is read for them:
+        data: files with the questions and answers to show next to the scores. No other file and no hub is read for them:
             the run may come from somebody else, and its recipe may name any file of this machine.
         redact: leave out text even if the evaluation kept it.
 
@@ -103,7 +103,7 @@ def write_report_of(
     Args:
         found: the run, from ``load_around``.
         to: the file to write.
-        data: files with the questions and answers to show beside the scores. No other file and no hub is read for them: the
+        data: files with the questions and answers to show next to the scores. No other file and no hub is read for them: the
             run may come from somebody else, and its recipe may name any file of this machine.
         redact: leave out text even if the evaluation kept it.
 

@@ -189,7 +189,7 @@ def write_run(
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write ``result.json`` with the digests of the adapter and the model beside it, and a checksum of the content."""
+    """Write ``result.json`` with the digests of the run's adapter and model, and a checksum of the content."""
     digests = {f"{part}_digest": folder_digest(folder / part) for part in ("adapter", "model")}
     write_record(folder / RESULT_NAME, {**result, **digests})
 

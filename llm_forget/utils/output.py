@@ -26,7 +26,7 @@ def writing(
         folder: the folder; its parents are created.
         what: what it is in the recipe or command, for messages.
         remedy: what to do once there is space.
-        shared: write into the folder beside others, instead of replacing it.
+        shared: write into the folder together with others, instead of replacing it.
 
     Raises:
         UserError: the place cannot be written or replaced, another process writes it, or the disk is full.

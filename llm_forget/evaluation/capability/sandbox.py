@@ -2,7 +2,7 @@
 
 A task file comes from somebody else, and lm-eval renders its templates without a sandbox. This script renders them first, with
 Jinja's immutable sandbox and without globals beyond ``range``, ``dict`` and ``namespace``. The sandbox bounds neither time nor
-memory, so the process has limits of the operating system: seconds of computing, memory, and no files that can be written.
+memory, so ``utils.bounded`` runs it under limits of the operating system, in which it can write no file.
 
 It reads ``{"templates": {field: template}, "rows": [row, …], "longest": n}`` as JSON from standard input and writes
 ``{"rows": [{field: text}, …]}``, or ``{"problem": …, "field": …, "row": …}`` for the first row that cannot be rendered. It
@@ -17,24 +17,9 @@ import sys
 from typing import Any
 
 SECONDS = 5  # of computing, for all rows
-_MEMORY = 1 << 30  # bytes
+MEMORY = 1 << 30  # bytes
 _MOST = 64 << 20  # characters of all rows together
 _GLOBALS = ("range", "dict", "namespace")
-
-
-def limit_process() -> None:
-    """Bound computing time, memory and file sizes. Only POSIX has such limits; the caller's time limit holds everywhere."""
-    try:
-        import resource
-    except ImportError:
-        return
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    for name in ("RLIMIT_AS", "RLIMIT_DATA"):
-        try:
-            resource.setrlimit(getattr(resource, name), (_MEMORY, _MEMORY))
-        except (AttributeError, ValueError, OSError):
-            continue  # macOS refuses to limit memory
 
 
 def environment() -> Any:
@@ -76,5 +61,4 @@ def render(given: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     request = json.load(sys.stdin)
-    limit_process()
     json.dump(render(request), sys.stdout)

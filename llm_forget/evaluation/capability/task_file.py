@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 from llm_forget.errors import DataError, UserError
 from llm_forget.evaluation.capability import sandbox
+from llm_forget.utils.bounded import TooMuchError, run_bounded
 from llm_forget.utils.files import is_plain_name
 from llm_forget.utils.safe_yaml import NotPlainYaml, read_yaml
 from llm_forget.utils.shipped import shipped
@@ -43,7 +42,6 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
 _METRICS = ("acc", "acc_norm")
 _OURS = ("task", "data_file", "metric_list")
 _LONGEST = 200_000  # characters of one rendered text
-_WAIT = 60.0  # seconds, for a process that is not stopped by its own limits
 
 
 def find_task(task: str) -> Path:
@@ -231,14 +229,7 @@ def _render(task: str, given: Mapping[str, Any], rows: Sequence[Mapping[str, Any
 @lru_cache(maxsize=8)
 def _in_sandbox(request: str) -> str:
     """Run ``sandbox`` on a request, and return its answer; a process that was stopped counts as a problem of the first field."""
-    why = f"more than {sandbox.SECONDS} s of computing, or too much memory"
-    command = [sys.executable, "-P", str(sandbox.__file__)]
     try:
-        ended = subprocess.run(
-            command, input=request, capture_output=True, encoding="utf-8", timeout=_WAIT, check=False
-        )
-        if ended.returncode == 0 and ended.stdout:
-            return ended.stdout
-    except subprocess.TimeoutExpired:
-        why = f"more than {_WAIT:.0f} s"
-    return json.dumps({"problem": why, "field": next(iter(json.loads(request)["templates"])), "row": 0})
+        return run_bounded(str(sandbox.__file__), request, seconds=sandbox.SECONDS, memory=sandbox.MEMORY)
+    except TooMuchError as error:
+        return json.dumps({"problem": str(error), "field": next(iter(json.loads(request)["templates"])), "row": 0})
