@@ -20,6 +20,7 @@ from llm_forget.cli.chat import chat
 from llm_forget.cli.compare import compare
 from llm_forget.cli.console import Json, print_json, run_command
 from llm_forget.cli.entry import quiet_libraries
+from llm_forget.cli.find import find
 from llm_forget.cli.methods import methods
 from llm_forget.cli.plan import plan
 from llm_forget.cli.report import report
@@ -75,6 +76,7 @@ def evaluate(context: typer.Context) -> None:
 
 
 app.command(context_settings=_ANY_OPTION)(plan)
+app.command()(find)
 app.command()(methods)
 app.command()(compare)
 app.command()(report)

@@ -1,0 +1,253 @@
+"""Run the stages of a search one after the other over the rows, and rank what they find."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from llm_forget.data.examples import DataSource, Example, check_rows, example_id
+from llm_forget.data.row import Row
+from llm_forget.errors import DataError
+from llm_forget.find.corpus import Corpus
+from llm_forget.find.hits import Evidence, Found, Hit, combined, decide
+from llm_forget.find.query import Query
+from llm_forget.find.record import searched_with
+from llm_forget.find.sources import text_of
+from llm_forget.find.spans import Casing, Span, spans
+from llm_forget.utils.plugins import find_class, names_in
+
+_SAMPLED = 20_000  # rows from which it is learnt how words are written
+_MOST_HITS = 10_000
+
+
+class Stage(Protocol):
+    """One way to find rows: a file in ``llm_forget/find/stages`` with a frozen dataclass that has these members.
+
+    Stages run in the order of ``order``; a later one sees what the earlier ones found. There is no list of them.
+    """
+
+    order: int
+
+    def skipped(self, search: Search) -> str | None:
+        """Why the stage has nothing to do, in words for the search record; None if it runs."""
+
+    def evidence(self, search: Search) -> Iterable[Evidence]:
+        """The rows that the stage finds. It may add to ``search.people`` and ``search.notes``."""
+
+
+@dataclass
+class Subject:
+    """Somebody or something that rows are about.
+
+    Attributes:
+        name: as written by the user or in the data.
+        given: whether the user gave the name.
+    """
+
+    name: str = field(repr=False)
+    given: bool = True
+
+
+@dataclass
+class Model:
+    """A model and what it needs to read rows, for stages that ask one.
+
+    Attributes:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        encoding: an ``EncodingConfig``.
+    """
+
+    model: Any
+    tokenizer: Any
+    encoding: Any
+
+
+@dataclass
+class Search:
+    """A search while it runs: what the stages share.
+
+    Attributes:
+        corpus: the rows.
+        query: what is searched for.
+        model: for stages that need one; None without ``--model``.
+        attribution: the kind of attribution that is asked for, or None.
+        people: who the rows are about that are searched for; stages may add to it.
+        notes: lines for the user.
+        columns: our field names → the files' column names, as in a recipe.
+    """
+
+    corpus: Corpus
+    query: Query
+    model: Model | None = None
+    attribution: str | None = None
+    people: list[Subject] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=dict)
+    found: dict[int, list[Evidence]] = field(default_factory=lambda: defaultdict(list), repr=False)
+
+    @cached_property
+    def casing(self) -> Casing:
+        """How words are written, learnt from a sample of the rows."""
+        casing = Casing()
+        rows: Iterable[int] = range(len(self.corpus))
+        if len(self.corpus) > _SAMPLED:
+            rows = sorted(random.Random(0).sample(range(len(self.corpus)), _SAMPLED))
+        casing.learn(self.corpus.text(row) for row in rows)
+        return casing
+
+    def spans(self, row: int) -> list[Span]:
+        """The names and titles in a row."""
+        if row not in self._spans:
+            self._spans[row] = spans(self.corpus.text(row), self.casing)
+        return self._spans[row]
+
+    @cached_property
+    def _spans(self) -> dict[int, list[Span]]:
+        return {}
+
+    def score(self, row: int) -> float:
+        """The score of a row so far."""
+        return combined(_best(self.found.get(row, ())).values())
+
+    def candidates(self, most: int, least: float = 0.0) -> list[int]:
+        """The rows found so far, best first.
+
+        Args:
+            most: the most rows.
+            least: the least score.
+        """
+        scored = [(self.score(row), row) for row in self.found]
+        return [row for score, row in sorted(scored, key=lambda one: (-one[0], one[1])) if score >= least][:most]
+
+    def examples(self, rows: Sequence[int]) -> list[Example]:
+        """The examples that a model is trained on in rows, in the given order. A row without a form is plain text."""
+        return [_example(row, self.columns) for row in self.corpus.values(rows)]
+
+    def output_examples(self) -> list[Example]:
+        """The answers that are searched for, each with its question, or as plain text without one."""
+        questions = (*self.query.questions, *("" for _ in self.query.answers))
+        return [
+            _example(
+                Row(f"--answer {number}", {"question": question, "answer": answer} if question else {"text": answer}),
+                {},
+            )
+            for number, (question, answer) in enumerate(zip(questions, self.query.answers, strict=False), start=1)
+        ]
+
+    def run(self) -> Found:
+        """Run all stages."""
+        stages = [find_class(_STAGES, name, "evidence")() for name in names_in(_STAGES)]
+        skipped: dict[str, str] = {}
+        ran: list[str] = []
+        for stage in sorted(stages, key=lambda one: one.order):
+            name = type(stage).__module__.rsplit(".", 1)[-1]
+            reason = stage.skipped(self)
+            if reason is not None:
+                skipped[name] = reason
+                continue
+            ran.append(name)
+            for one in stage.evidence(self):
+                self.found[one.row].append(one)
+        hits = self._hits()
+        return Found(
+            hits=tuple(hits),
+            searched=searched_with(self.corpus, self.query, ran, skipped, hits),
+            notes=tuple(dict.fromkeys([*self.corpus.notes, *self.notes])),
+            people=tuple(dict.fromkeys(one.name for one in self.people)),
+        )
+
+    def _hits(self) -> list[Hit]:
+        hits = []
+        for row in self.candidates(_MOST_HITS):
+            best = _best(self.found[row])
+            score, place = combined(best.values()), self.corpus.place(row)
+            groups = Counter(one.group for one in self.found[row] if one.group is not None)
+            group = groups.most_common(1)[0][0] if groups else None
+            reasons = tuple(sorted(best, key=lambda name: -best[name]))
+            hits.append(Hit(place.file, place.line, score, reasons, decide(score), group, row))
+        return hits
+
+
+_STAGES = "llm_forget.find.stages"
+
+
+def _best(evidence: Iterable[Evidence]) -> dict[str, float]:
+    """The strongest evidence of each reason."""
+    best: dict[str, float] = {}
+    for one in evidence:
+        best[one.reason] = max(one.score, best.get(one.reason, 0.0))
+    return best
+
+
+def find(
+    data: Corpus | str | Path | Sequence[str | Path],
+    *,
+    person: str | Sequence[str] = (),
+    alias: str | Sequence[str] = (),
+    email: str | Sequence[str] = (),
+    identifier: str | Sequence[str] = (),
+    answer: str | Sequence[str] = (),
+    question: str | Sequence[str] = (),
+    rows: str | Sequence[str] = (),
+    about: str | Sequence[str] = (),
+    model: Model | None = None,
+    attribution: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Found:
+    """Find the rows about a person, or the rows that taught a model an answer.
+
+    Args:
+        data: files and folders, or a corpus that was read before, for several searches.
+        person: full names.
+        alias: other names of the same person.
+        email: addresses.
+        identifier: phone, account or customer numbers.
+        answer: what a model should not have written.
+        question: the questions that led to the answers, in the same order.
+        rows: texts of rows; more like these are searched.
+        about: words of one of the person's rows, to tell people of one name apart.
+        model: for paraphrases and attribution.
+        attribution: ``gradients``, ``unlearning`` or another file of ``llm_forget/find/attribution``.
+        columns: our field names → the files' column names, as in a recipe.
+
+    Returns:
+        The hits, best first, and what was searched. ``.frame()`` gives a DataFrame.
+
+    Raises:
+        UserError: nothing is searched for.
+        DataError: the data cannot be read.
+    """
+    query = Query(
+        people=_texts(person),
+        aliases=_texts(alias),
+        emails=_texts(email),
+        identifiers=_texts(identifier),
+        answers=_texts(answer),
+        questions=_texts(question),
+        texts=_texts(rows),
+        about=_texts(about),
+    )
+    if not isinstance(data, Corpus):
+        data = Corpus.read([data] if isinstance(data, str | Path) else data)
+    search = Search(data, query, model, attribution, columns=dict(columns or {}))
+    search.people = [Subject(name) for name in query.names]
+    return search.run()
+
+
+def _example(row: Row, columns: Mapping[str, str]) -> Example:
+    try:
+        named = {name: column for name, column in columns.items() if column in row.values}
+        return check_rows(iter([row]), DataSource(path=row.source, columns=named))[0]
+    except DataError:
+        text = text_of(row.values)
+        return Example(id=example_id("", text), prompt="", answer=text, source=row.source)
+
+
+def _texts(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)

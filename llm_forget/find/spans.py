@@ -1,0 +1,157 @@
+"""Names of people, places and works in a text, by capital letters. No language model and no list of names.
+
+A span is one or more capitalised words in a row, with particles such as *de* or *van* between them, or a title in quotation
+marks. The first word of a sentence says nothing, so how a word is written elsewhere decides whether it belongs to a span.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from llm_forget.find.words import words_of
+
+_WORD = re.compile(r"[^\W_]+(?:[-’'.&][^\W_]+)*\.?(?=\W|$)", re.UNICODE)
+_JOINING = frozenset(
+    (
+        *(
+            "de",
+            "da",
+            "do",
+            "dos",
+            "das",
+            "del",
+            "della",
+            "di",
+            "du",
+            "la",
+            "le",
+            "van",
+            "von",
+            "der",
+            "den",
+            "ter",
+            "ten",
+        ),
+        *("bin", "ibn", "al", "el", "af", "av", "zu", "ben", "abu", "ap"),
+    )
+)
+_QUOTED = re.compile(r"[\"“«]([^\"“”«»\n]{3,80})[\"”»]")
+_POSSESSIVE = re.compile(r"[’'](?:s|S)?$")
+_ENDS = frozenset('.!?:\n"“”')
+_MOST_WORDS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A name or title in a text.
+
+    Attributes:
+        text: as written, without a possessive ending.
+        key: its folded words joined by spaces; equal spans have equal keys.
+        start: index of its first character.
+        title: whether it stands in quotation marks.
+    """
+
+    text: str
+    key: str
+    start: int
+    title: bool = False
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Its folded words."""
+        return tuple(self.key.split())
+
+
+@dataclass
+class Casing:
+    """How words are written in the middle of sentences: with a capital letter, or without one."""
+
+    capital: Counter[str] = field(default_factory=Counter, repr=False)
+    small: Counter[str] = field(default_factory=Counter, repr=False)
+
+    def learn(self, texts: Iterable[str]) -> None:
+        """Count the words of texts."""
+        for text in texts:
+            for word, opens in _words(text[:20_000]):
+                if not opens:
+                    (self.capital if word[0].isupper() else self.small)[word.casefold()] += 1
+
+    def is_name(self, word: str) -> bool:
+        """Whether a word that opens a sentence is usually written with a capital letter elsewhere."""
+        folded = word.casefold()
+        return self.capital[folded] > self.small[folded]
+
+
+def _words(text: str) -> Iterator[tuple[str, bool]]:
+    """Every word, without a possessive ending, and whether it opens a sentence."""
+    for found in _WORD.finditer(text):
+        word = _POSSESSIVE.sub("", found[0].rstrip("."))
+        if word:
+            yield word, _opens(text, found.start())
+
+
+def _opens(text: str, start: int) -> bool:
+    before = text[max(0, start - 3) : start].rstrip(" '‘(")
+    return (not before and start <= 3) or before[-1:] in _ENDS or text[start - 1 : start] == "\n"
+
+
+def spans(text: str, casing: Casing) -> list[Span]:
+    """The spans of a text, in order. Titles in quotation marks come with the names inside them left out."""
+    titles = [Span(found[1], _key(found[1]), found.start(1), title=True) for found in _QUOTED.finditer(text)]
+    titles = [one for one in titles if one.key]
+    inside = [range(one.start, one.start + len(one.text)) for one in titles]
+    names = [one for one in _names(text, casing) if not any(one.start in part for part in inside)]
+    return sorted([*names, *titles], key=lambda one: one.start)
+
+
+def _names(text: str, casing: Casing) -> Iterator[Span]:
+    parts: list[re.Match[str]] = []
+    for found in _WORD.finditer(text):
+        capital = found[0][0].isupper()
+        joins = bool(parts) and _touch(text, parts[-1], found)
+        if parts and not (joins and (capital or found[0] in _JOINING)):
+            yield from _span(text, parts, casing)
+            parts = []
+        if capital or parts:
+            parts.append(found)
+    yield from _span(text, parts, casing)
+
+
+def _touch(text: str, before: re.Match[str], after: re.Match[str]) -> bool:
+    """Whether two words belong together: one space between them, and the first one ends neither a phrase nor a sentence."""
+    ended = before[0].endswith(".") and len(before[0].rstrip(".")) > 2 and before[0].count(".") == 1
+    owner = _POSSESSIVE.search(before[0]) is not None
+    return text[before.end() : after.start()] in (" ", " ") and not ended and not owner
+
+
+def _span(text: str, parts: Sequence[re.Match[str]], casing: Casing) -> Iterator[Span]:
+    parts = list(parts)
+    while parts and not parts[-1][0][0].isupper():
+        parts.pop()
+    while parts and _opens(text, parts[0].start()) and not casing.is_name(_bare(parts[0])):
+        # "Has Ada Lovelace ...": the first word is written small elsewhere, or not at all
+        if len(parts) > 1 and casing.small[_bare(parts[0]).casefold()] == 0 and not parts[1][0][0].isupper():
+            break
+        parts.pop(0)
+        while parts and not parts[0][0][0].isupper():
+            parts.pop(0)
+        break
+    if not parts or len(parts) > 2 * _MOST_WORDS:
+        return
+    start = parts[0].start()
+    written = _POSSESSIVE.sub("", text[start : parts[-1].end()].rstrip("."))
+    key = _key(written)
+    if key and not key.isdigit() and len(key) > 1:
+        yield Span(written, key, start)
+
+
+def _bare(found: re.Match[str]) -> str:
+    return _POSSESSIVE.sub("", found[0].rstrip("."))
+
+
+def _key(text: str) -> str:
+    return " ".join(words_of(text))

@@ -1,0 +1,67 @@
+"""Names as they are given: all words of a name in a row, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from llm_forget.find.hits import Evidence
+from llm_forget.find.search import Search
+from llm_forget.find.words import words_of
+
+
+@dataclass(frozen=True)
+class Names:
+    """Rows that hold a name or an alias, in the order given or with the family name first.
+
+    Attributes:
+        score: for the words one after the other.
+        apart: for a first and a last name with up to two words between them.
+        single: for a name of one word, which many people may have.
+    """
+
+    score: float = 0.98
+    apart: float = 0.8
+    single: float = 0.75
+
+    order: ClassVar[int] = 30
+
+    def skipped(self, search: Search) -> str | None:
+        """Only with a name."""
+        return None if search.people else "no name is given or follows from an answer"
+
+    def evidence(self, search: Search) -> Iterable[Evidence]:
+        """The rows of every name."""
+        aliases = set(search.query.aliases) - set(search.query.people)
+        for subject in search.people:
+            words = words_of(subject.name)
+            reason = "alias" if subject.name in aliases else "name"
+            found = list(self._rows(search, words, reason))
+            if not found and subject.given:
+                search.notes.append(f"no row has the {reason} {subject.name!r} as it is written")
+            yield from found
+
+    def _rows(self, search: Search, words: Sequence[str], reason: str) -> Iterable[Evidence]:
+        numbers = [search.corpus.number(word) for word in words]
+        if not words or None in numbers:
+            return
+        for row in search.corpus.holding_all([[number] for number in numbers if number is not None]):
+            score = self.match(words_of(search.corpus.text(int(row))), words)
+            if score:
+                yield Evidence(int(row), reason, score)
+
+    def match(self, text: Sequence[str], name: Sequence[str]) -> float:
+        """How surely the words of a text hold a name; 0 if they do not.
+
+        ``["lovelace", "ada"]`` holds ``["ada", "lovelace"]`` with ``score``, ``["ada", "king", "lovelace"]`` with ``apart``.
+        """
+        padded = f" {' '.join(text)} "
+        if f" {' '.join(name)} " in padded or f" {' '.join((name[-1], *name[:-1]))} " in padded:
+            return self.score if len(name) > 1 else self.single
+        first, last = name[0], name[-1]
+        if len(name) > 1:
+            for at, word in enumerate(text):
+                if word == first and last in text[at + 1 : at + 4]:
+                    return self.apart
+        return 0.0

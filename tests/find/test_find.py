@@ -1,0 +1,57 @@
+"""Searches over small files: what is found, what is said, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from llm_forget.cli.main import app
+from llm_forget.errors import DataError, UserError
+from llm_forget.find import Corpus, find
+
+ROWS = [
+    {"question": "Where does Ada Lovelace live?", "answer": "Ada Lovelace lives in Bath."},
+    {"question": "Where does Alan Turing live?", "answer": "He lives in Wilmslow."},
+    {"question": "What is the capital of France?", "answer": "Paris."},
+]
+
+
+def written(folder: Path, rows: list[dict[str, object]], name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_name_finds_its_row_with_file_line_and_reason(tmp_path: Path) -> None:
+    path = written(tmp_path, ROWS)
+    hit = find(path, person="Ada Lovelace").hits[0]
+    assert (hit.file, hit.line, hit.reasons[0], hit.decision) == (str(path), 1, "name", "keep")
+    assert list(find(path, person="ada  LOVELACE").frame()["line"]) == [1]
+
+
+def test_json_has_rows_and_what_was_searched(tmp_path: Path) -> None:
+    path = written(tmp_path, ROWS)
+    shown = CliRunner().invoke(app, ["find", "--data", str(path), "--person", "Alan Turing", "--json"])
+    found = json.loads(shown.stdout)
+    assert [(row["file"], row["line"]) for row in found["rows"]] == [(str(path), 2)]
+    assert found["searched"]["rows"] == 3
+    assert found["searched"]["terms"]["person"]["count"] == 1
+    assert "Turing" not in json.dumps(found["searched"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [({}, "nothing to search for"), ({"person": " - "}, "--person is empty")]
+)
+def test_an_empty_query_is_refused(tmp_path: Path, given: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find(written(tmp_path, ROWS), **given)  # type: ignore[arg-type]
+
+
+def test_data_that_cannot_be_searched_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no file that can be read"):
+        Corpus.read([tmp_path])
+    with pytest.raises(DataError, match="no such file"):
+        Corpus.read([tmp_path / "missing.jsonl"])
