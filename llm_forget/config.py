@@ -89,12 +89,14 @@ class UnlearnData:
 class RetainConfig:
     """The loss term that protects other knowledge."""
 
-    # nll, kl, jsd, activation, or the path of your own file. "default": the method's own term. null for none.
+    # nll, kl, jsd, activation, virtual_neighbours, or the path of your own file. "default": the method's own term. null for none.
     name: str | None = "default"
     # α in γ · forget + α · retain.
     weight: float = 1.0
     # Hyper-parameters of the retain term, for example {layer: 5} for activation.
     settings: dict[str, Any] = field(default_factory=dict)
+    # Further terms with their weights and hyper-parameters, for example [{name: virtual_neighbours, weight: 1.0}].
+    more: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:

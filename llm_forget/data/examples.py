@@ -32,7 +32,7 @@ _FORMS: dict[str, tuple[str, ...]] = {
     "chat": ("messages",),
     "text": ("text",),
 }
-_OPTIONAL = ("paraphrased_answer", "perturbed_answer", "alternative")
+_OPTIONAL = ("paraphrased_answer", "perturbed_answer", "alternative", "subject")
 FIELDS = (*dict.fromkeys(name for form in _FORMS.values() for name in form), *_OPTIONAL)
 _MAPPING_HINT = "For other names set columns, for example {question: <the file's column>, answer: <the file's column>}"
 # Names of columns in public data sets. They are no private data, and help to see what a file holds.
@@ -66,6 +66,7 @@ class Example:
         wrong_answers: wrong answers of the same form.
         alternative: the answer that the model should give instead, for methods that need it.
         source: its location, ``file:line``, for messages.
+        subject: the name that the row is about, if a column gives it.
     """
 
     id: str
@@ -75,6 +76,7 @@ class Example:
     wrong_answers: tuple[str, ...] = field(default=(), repr=False)
     alternative: str | None = field(default=None, repr=False)
     source: str = ""
+    subject: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -326,7 +328,8 @@ def _to_example(row: Row, form: str, columns: Mapping[str, str]) -> Example:
         prompt = _text(values["prompt"], called("prompt"))
         answer = _text(values["completion"], called("completion"))
 
-    alternative = values["alternative"]
+    # a column of this name may hold anything, so a value that is no text is not refused
+    alternative, subject = values["alternative"], values["subject"]
     return Example(
         id=example_id(prompt, answer),
         prompt=prompt,
@@ -334,6 +337,7 @@ def _to_example(row: Row, form: str, columns: Mapping[str, str]) -> Example:
         paraphrases=_texts(values["paraphrased_answer"], called("paraphrased_answer")),
         wrong_answers=_texts(values["perturbed_answer"], called("perturbed_answer")),
         alternative=None if alternative is None else _text(alternative, called("alternative")),
+        subject=subject if isinstance(subject, str) and len(subject) <= MOST_CHARACTERS else None,
         source=row.source,
     )
 

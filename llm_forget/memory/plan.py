@@ -26,7 +26,7 @@ from llm_forget.model.limits import position_limit
 from llm_forget.model.load import attention_for, frozen_dtype, read_config
 from llm_forget.model.structure import text_config
 from llm_forget.model.targets import config_depth
-from llm_forget.train.build import build_method, build_retain, chosen_layer, trained_blocks
+from llm_forget.train.build import build_method, build_more, build_retain, chosen_layer, trained_blocks
 from llm_forget.train.objective import Objective
 from llm_forget.train.step_rows import StepRows
 from llm_forget.utils.pretrained import explained
@@ -97,8 +97,8 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
         RecipeError: the recipe cannot work, or the model's config cannot be read.
     """
     method = build_method(recipe)
-    retain = build_retain(recipe.retain, method)
-    rows = Objective(method, retain).rows
+    objective = Objective(method, build_retain(recipe.retain, method), more=build_more(recipe.retain))
+    rows = objective.rows
     config = model_config or read_config(recipe.model)
     with explained("model", recipe.model.name):  # its config may describe anything
         check_config(config, recipe.model.name)
@@ -110,7 +110,7 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
         )  # longer rows are refused
         batch = _batch(rows, recipe.train.batch_size, longest)
         blocks = top_blocks(recipe.adapter, config_depth(config)) if recipe.adapter is not None else None
-        chosen = trained_blocks(method, model, chosen_layer(method, retain))
+        chosen = trained_blocks(method, model, chosen_layer(objective))
         if chosen is not None:
             blocks = range(min(chosen), max(chosen) + 1)
             model, _ = _on_meta(recipe, config, on_card, blocks)

@@ -1,4 +1,7 @@
-"""One file per retain term, which protects the knowledge to keep: ``retain: {name: nll, weight: 1.0}`` in a recipe."""
+"""One file per retain term, which protects the knowledge to keep: ``retain: {name: nll, weight: 1.0}`` in a recipe.
+
+Further terms are in ``retain.more``: ``more: [{name: virtual_neighbours, weight: 1.0}]``.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,11 @@ class RetainTerm:
     """Base class of a retain term: defaults only, no loss.
 
     Attributes:
+        rows: the rows that the loss reads: ``retain``, or a set that is made before training (``train/more_rows.py``).
         paper: the source, with its arXiv number.
     """
 
+    rows: ClassVar[str] = "retain"
     paper: ClassVar[str] = ""
 
     @property

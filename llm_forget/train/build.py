@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -19,7 +21,8 @@ from llm_forget.model.targets import config_depth
 from llm_forget.retain import RetainTerm
 from llm_forget.train.arguments import check_arguments
 from llm_forget.train.launch import check_launch
-from llm_forget.train.objective import Objective
+from llm_forget.train.more_rows import check_row_sets
+from llm_forget.train.objective import FurtherTerm, Objective
 from llm_forget.train.resume import check_checkpoints, drop_finished
 from llm_forget.train.run_folder import check_output
 from llm_forget.train.trackers import check_trackers
@@ -40,12 +43,19 @@ class Parts:
         retain: the retain term, or None.
         wrappers: the gradient wrappers, in the order of their application.
         layer: the block whose hidden states are read; None for the default.
+        more: further retain terms.
     """
 
     method: Method
     retain: RetainTerm | None
     wrappers: Sequence[Wrapper]
     layer: int | None
+    more: tuple[FurtherTerm, ...] = ()
+
+    @property
+    def objective(self) -> Objective:
+        """The objective without its weights."""
+        return Objective(self.method, self.retain, more=self.more)
 
 
 def make_parts(recipe: UnlearnRecipe) -> Parts:
@@ -56,15 +66,17 @@ def make_parts(recipe: UnlearnRecipe) -> Parts:
     """
     check_run(recipe)
     method = build_method(recipe)
-    retain = build_retain(recipe.retain, method)
-    if retain is not None and recipe.data.retain is None:
+    retain, more = build_retain(recipe.retain, method), build_more(recipe.retain)
+    kept = Objective(method, retain, more=more)
+    check_row_sets(kept)
+    if kept.rows.retain is not None and recipe.data.retain is None:
         raise RecipeError("the retain term needs data.retain; add it, or set retain.name: null")
     if recipe.adapter is not None and recipe.adapter.top_share < 1 and method.trained_layers is not None:
         raise RecipeError(
             f"adapter.top_share is {recipe.adapter.top_share}, but the method {recipe.method['name']} chooses its trained blocks "
             "automatically; remove top_share"
         )
-    parts = Parts(method, retain, build_wrappers(recipe, method, retain), chosen_layer(method, retain))
+    parts = Parts(method, retain, build_wrappers(recipe, method, bool(kept.kept)), chosen_layer(kept), more)
     if recipe.output_dir != NOWHERE:
         # this check is last, because it removes the checkpoints that the recipe overwrites
         check_checkpoints(recipe.output_dir, resume=recipe.resume, overwrite=recipe.overwrite)
@@ -123,14 +135,38 @@ def build_retain(config: RetainConfig, method: Method) -> RetainTerm | None:
     return build(cls, config.settings, f"retain term {name}")
 
 
-def build_wrappers(recipe: UnlearnRecipe, method: Method, retain: RetainTerm | None) -> list[Wrapper]:
+def build_more(config: RetainConfig) -> tuple[FurtherTerm, ...]:
+    """The further retain terms that a recipe lists, with their hyper-parameters checked.
+
+    Raises:
+        RecipeError: an entry has no name, is given twice, or has a bad weight or hyper-parameter.
+    """
+    found: list[FurtherTerm] = []
+    for given in config.more:
+        values = dict(given)
+        name, weight = values.pop("name", None), values.pop("weight", 1.0)
+        if not isinstance(name, str):
+            raise RecipeError(
+                "retain.more: each entry needs a name; give for example more: [{name: virtual_neighbours}]"
+            )
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise RecipeError(f"retain.more: the weight of {name} is {weight!r}; give a number, 0 or more")
+        label = Path(name).stem if name.endswith(".py") else name
+        if label in {"retain", *(one.name for one in found)}:
+            raise RecipeError(f"retain.more names {label} twice; give each term once, with one weight")
+        cls = with_defaults(find_class("llm_forget.retain", name, "retain_loss"), RetainTerm)
+        found.append(FurtherTerm(label, build(cls, values, f"retain term {name}"), float(weight)))
+    return tuple(found)
+
+
+def build_wrappers(recipe: UnlearnRecipe, method: Method, retain: bool) -> list[Wrapper]:
     """The wrappers that a recipe lists, each checked against the run.
 
     Raises:
         RecipeError: a wrapper is unknown, has a bad hyper-parameter, or cannot work in this run.
     """
     setting = Setting(
-        retain=retain is not None,
+        retain=retain,
         towards=method.towards,
         quantized=recipe.model.quantization is not None,
         sharded=PartialState().distributed_type.name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"),
@@ -149,14 +185,14 @@ def build_wrappers(recipe: UnlearnRecipe, method: Method, retain: RetainTerm | N
     return found
 
 
-def chosen_layer(method: Method, retain: RetainTerm | None) -> int | None:
+def chosen_layer(objective: Objective) -> int | None:
     """The block whose hidden states are read; None for the default.
 
     Raises:
         RecipeError: method and retain term name different blocks.
     """
     try:
-        return Objective(method, retain).layer
+        return objective.layer
     except ValueError as error:
         raise RecipeError(str(error)) from None
 

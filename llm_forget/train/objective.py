@@ -5,23 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
-from llm_forget.methods import Method
+from llm_forget.methods import Method, Needs
 from llm_forget.retain import RetainTerm
 from llm_forget.scores import AnswerScores
-from llm_forget.train.step_rows import StepRows
+from llm_forget.train.step_rows import StepRows, union
+
+
+@dataclass(frozen=True)
+class FurtherTerm:
+    """A further retain term.
+
+    Attributes:
+        name: its name in the recipe.
+        term: the term.
+        weight: its weight in the loss.
+    """
+
+    name: str
+    term: RetainTerm
+    weight: float
 
 
 @dataclass(frozen=True)
 class Objective:
-    """γ · mean forget loss + α · mean retain loss.
+    """γ · mean forget loss + the retain terms, each with its weight.
 
     Attributes:
-        method: defines the forget loss; None to train only on the retain rows.
+        method: defines the forget loss; None to train only on the rows to keep.
         retain: defines the retain loss, or None.
         forget_weight: γ.
-        retain_weight: α.
+        retain_weight: α, the weight of ``retain``.
+        more: further retain terms.
         satisfied_below: the forget loss ignores an example whose mean answer probability is at or below this value.
     """
 
@@ -30,11 +47,27 @@ class Objective:
     forget_weight: float = 1.0
     retain_weight: float = 1.0
     satisfied_below: float | None = None
+    more: tuple[FurtherTerm, ...] = ()
+
+    @property
+    def kept(self) -> list[FurtherTerm]:
+        """All retain terms, the recipe's first one named ``retain``."""
+        first = [] if self.retain is None else [FurtherTerm("retain", self.retain, self.retain_weight)]
+        return [*first, *self.more]
+
+    @property
+    def total_weight(self) -> float:
+        """The sum of the weights of the retain terms. The loss has their weighted mean times this number."""
+        return sum((one.weight for one in self.kept), 0.0)
 
     @property
     def rows(self) -> StepRows:
         """The rows of a step, and the scores that they need."""
-        return StepRows(self.method.needs if self.method else None, self.retain.needs if self.retain else None)
+        found: dict[str, Needs] = {}
+        for one in self.kept:
+            known = found.get(one.term.rows)
+            found[one.term.rows] = one.term.needs if known is None else union(known, one.term.needs)
+        return StepRows(self.method.needs if self.method else None, found.pop("retain", None), found)
 
     @property
     def layer(self) -> int | None:
@@ -44,7 +77,9 @@ class Objective:
             ValueError: method and retain term name different blocks.
         """
         rows = self.rows
-        named = {needs.layer for needs in (rows.forget, rows.retain) if needs is not None} - {None}
+        named = {
+            needs.layer for needs in (rows.forget, *(one.term.needs for one in self.kept)) if needs is not None
+        } - {None}
         if len(named) > 1:
             raise ValueError(
                 f"method and retain term read hidden states of different layers {named}; set the same layer for both"
@@ -58,8 +93,9 @@ class Objective:
             scores: scores of the ``forget`` and ``retain`` rows, with everything that the method and the retain term need.
 
         Returns:
-            ``loss``, the weighted sum; ``forget_loss`` and ``retain_loss``, without their weights;
-            ``forget_probability``, the mean answer probability of the forget rows.
+            ``loss``, the weighted sum; ``forget_loss``, without its weight; ``retain_loss``, the weighted mean of the retain
+            terms; ``NAME_term_loss`` of each term if there are several; ``forget_probability``, the mean answer probability of
+            the forget rows.
         """
         terms: dict[str, Tensor] = {}
         total = next(iter(scores.values())).token_logps.new_zeros(())
@@ -70,9 +106,16 @@ class Objective:
                 losses = losses * (probability > self.satisfied_below)
             terms["forget_loss"], terms["forget_probability"] = losses.mean(), probability.mean()
             total = total + self.forget_weight * terms["forget_loss"]
-        if self.retain is not None:
-            terms["retain_loss"] = self.retain.retain_loss(scores["retain"]).mean()
-            total = total + self.retain_weight * terms["retain_loss"]
+        if self.kept:
+            each = [one.term.retain_loss(scores[one.term.rows]).mean() for one in self.kept]
+            if self.more:
+                terms |= {f"{one.name}_term_loss": loss for one, loss in zip(self.kept, each, strict=True)}
+            total_weight = self.total_weight
+            weights = [one.weight / total_weight if total_weight else 1 / len(each) for one in self.kept]
+            terms["retain_loss"] = torch.stack(
+                [weight * loss for weight, loss in zip(weights, each, strict=True)]
+            ).sum()
+            total = total + total_weight * terms["retain_loss"]
         return {**terms, "loss": total}
 
 

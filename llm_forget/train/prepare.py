@@ -30,6 +30,7 @@ class UnlearnSets:
         digests: set → digest of the ids of its examples.
         warnings: warnings for the user.
         encoding: set → counts of its encoding, such as truncated examples, for ``result.json``.
+        retain_examples: the retain examples as text, for the names in them.
     """
 
     forget: list[Encoded]
@@ -40,6 +41,7 @@ class UnlearnSets:
     digests: dict[str, str]
     warnings: list[str]
     encoding: dict[str, dict[str, int]] = field(default_factory=dict)
+    retain_examples: list[Example] = field(default_factory=list, repr=False)
 
 
 def prepare(
@@ -108,6 +110,7 @@ def prepare(
         },
         warnings=warnings,
         encoding=counts,
+        retain_examples=read["retain"],
     )
 
 

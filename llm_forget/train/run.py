@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from accelerate import PartialState
@@ -66,6 +67,7 @@ class Run:
         alternatives: an alternative answer to each forget prompt, in the order of the forget rows; None if the method reads
             none.
         base: the folder or hub id of the model; None if the caller loaded it.
+        more_rows: the further rows that the retain terms read, by set.
     """
 
     def __init__(
@@ -79,8 +81,10 @@ class Run:
         alternatives: list[Encoded] | None = None,
         *,
         base: str | None = None,
+        more_rows: Mapping[str, list[Encoded]] = MappingProxyType({}),
     ) -> None:
-        self.method, self.retain, self.wrappers = parts.method, parts.retain, parts.wrappers
+        self.method, self.retain, self.wrappers, self.more = parts.method, parts.retain, parts.wrappers, parts.more
+        self._more_rows = more_rows
         self.recipe, self.sets, self.alternatives, self._base = recipe, sets, alternatives, base
         self.model, self.pad_token_id, self.console = model, pad_token_id, console
         self.meter = SampleMeter(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
@@ -92,6 +96,7 @@ class Run:
         self.floor = None if kept is None else kept * recipe.stop.utility_floor
         self.steps = 0
         self._phase = 0
+        self._taken = 0  # pairs of the phases so far
 
     def _forget_target(self) -> float | None:
         wanted = self.recipe.stop.forget_target
@@ -106,7 +111,8 @@ class Run:
         self._say(self.before)
         finish = self.method.finish
         # Only a retain term or a method's own healing phase can restore retain probability, and it needs time.
-        patience = self.recipe.stop.patience if self.retain is not None or finish is not None else 1
+        recovers = self.retain is not None or self.more or finish is not None
+        patience = self.recipe.stop.patience if recovers else 1
         rule = StopRule(self.target, self.floor, patience)
         self.stopping = StopCallback(self.meter, rule, self.recipe.stop.every, self.report)
         self.stopping.begin(self.model, self.before)
@@ -138,12 +144,13 @@ class Run:
             forget_weight=self.recipe.forget_weight,
             retain_weight=self.recipe.retain.weight,
             satisfied_below=self.target if per_example and not self.method.towards else None,
+            more=self.more,
         )
 
     def pairs(self) -> list[Pair]:
         """The pairs of the run in the order of training."""
         train = self.recipe.train
-        kept = self.sets.retain if self.retain is not None else []
+        kept = self.sets.retain if self.objective().rows.retain is not None else []
         return schedule(
             _lengths(self.sets.forget),
             _lengths(kept),
@@ -183,7 +190,14 @@ class Run:
                 self.recipe.adapter is not None,
                 autocast=held_in_bf16(self.model),
             ),
-            PairDataset(self.sets.forget, self.sets.retain, pairs, self.alternatives if method is not None else None),
+            PairDataset(
+                self.sets.forget,
+                self.sets.retain,
+                pairs,
+                self.alternatives if method is not None else None,
+                {name: self._more_rows[name] for name in objective.rows.more},
+                self._taken,
+            ),
             objective,
             pad_token_id=self.pad_token_id,
             reference=self._references(objective),
@@ -191,6 +205,7 @@ class Run:
             callbacks=[bar, self.metrics, *([self.stopping] if early_stopping else [])],
         )
         self._phase += 1
+        self._taken += len(pairs)
         if self.metrics.trackers is not None:
             self.metrics.trackers.offset = self.steps
         trainer.saving = self._saving()
@@ -198,6 +213,7 @@ class Run:
             "metrics": self.metrics,
             "checks": self.stopping,
             "method": method,
+            **{f"retain {one.name}": one.term for one in objective.more},
             "retain": objective.retain,
             **{f"wrapper {place}": wrapper for place, wrapper in enumerate(self.wrappers)},
         }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 from llm_forget.methods import Needs
 from llm_forget.model.logprobs import Part
@@ -10,10 +11,10 @@ from llm_forget.model.logprobs import Part
 
 @dataclass(frozen=True)
 class RowGroup:
-    """The forget, alternative or retain rows of a micro-batch. Each group has one row per pair.
+    """The forget, alternative, retain or further rows of a micro-batch. Each group has one row per pair.
 
     Attributes:
-        name: ``forget``, ``alternative`` or ``retain``.
+        name: ``forget``, ``alternative``, ``retain``, or another set that a retain term reads.
         logits: the loss reads the policy's logits.
         hidden: the loss reads the policy's hidden states.
         reference_logits: the loss reads the reference's logits.
@@ -36,15 +37,18 @@ class RowGroup:
 class StepRows:
     """The rows that the policy trains on in one step. The trainer, the memory plan and the cost table use this class.
 
-    A batch of B pairs has B forget rows, then B alternative answers if the method scores them, then B retain rows.
+    A batch of B pairs has B forget rows, then B alternative answers if the method scores them, then B retain rows, then B rows
+    of each further set.
 
     Attributes:
         forget: the scores that the method needs; None for a step without a forget loss.
-        retain: the scores that the retain term needs; None for a step without a retain loss.
+        retain: the scores that the retain terms need of the retain rows; None if no term reads them.
+        more: further set → the scores that the retain terms need of it.
     """
 
     forget: Needs | None
     retain: Needs | None
+    more: Mapping[str, Needs] = field(default_factory=dict)
 
     @property
     def groups(self) -> tuple[RowGroup, ...]:
@@ -56,6 +60,7 @@ class StepRows:
                 found.append(RowGroup("alternative"))
         if self.retain is not None:
             found.append(_group("retain", self.retain))
+        found += [_group(name, needs) for name, needs in self.more.items()]
         return tuple(found)
 
     @property
@@ -72,13 +77,13 @@ class StepRows:
         """The slice of a batch that the policy runs on.
 
         A batch may have more rows: a step on one half of the objective ignores the rows of the other, and training on retain
-        rows ignores the forget rows. Forget rows are always first and retain rows last.
+        rows ignores the forget rows. Forget rows are always first and the rows to keep last.
 
         Args:
             pairs: pairs in the micro-batch.
         """
         rows = pairs * len(self.groups)
-        return slice(0, rows) if self.retain is None else slice(-rows, None)
+        return slice(0, rows) if self.retain is None and not self.more else slice(-rows, None)
 
     def parts(self, pairs: int) -> dict[str, Part]:
         """Each group's slice of the rows that ``in_batch`` selects, with the scores that the forward pass keeps for it."""
@@ -90,3 +95,9 @@ class StepRows:
 
 def _group(name: str, needs: Needs) -> RowGroup:
     return RowGroup(name, needs.logits, needs.hidden, needs.reference_logits, needs.reference_hidden)
+
+
+def union(first: Needs, second: Needs) -> Needs:
+    """What two losses on the same rows read together."""
+    values = {item.name: getattr(first, item.name) or getattr(second, item.name) for item in fields(Needs)}
+    return Needs(**{**values, "layer": second.layer if first.layer is None else first.layer})

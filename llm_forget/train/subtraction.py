@@ -51,7 +51,8 @@ class AdapterSession:
         """Train the next steps towards the forget set. A is frozen, so the weight change is linear in the change of B."""
         pairs, self._forget = self._forget[: steps * self._batch], self._forget[steps * self._batch :]
         self._before = self._lora_b()
-        self._change = self._learned(self._run.objective(), pairs, "towards")
+        # further retain terms are for the healing
+        self._change = self._learned(replace(self._run.objective(), more=()), pairs, "towards")
 
     def leave_shared(self, steps: int) -> None:
         """Apply Ext-Sub's projection to the change, relative to the change by ``steps`` steps on retain rows.
@@ -92,9 +93,12 @@ class AdapterSession:
         return now
 
     def heal(self, steps: int, learning_rate: float | None) -> None:
-        """Train only on retain rows, for ``steps`` steps."""
+        """Train only on the rows to keep, for ``steps`` steps."""
         train = replace(self._run.recipe.train, learning_rate=learning_rate or self._run.recipe.train.learning_rate)
-        self._train(Objective(method=None, retain=NLL()), self._retain_pairs(steps), "healing", train)
+        more = self._run.more
+        weight = self._run.recipe.retain.weight if more else 1.0
+        objective = Objective(method=None, retain=NLL(), retain_weight=weight, more=more)
+        self._train(objective, self._retain_pairs(steps), "healing", train)
 
     def settled(self, now: Measurement) -> bool:
         """Judge a state and keep it if it is the best so far. Returns whether the run should end."""

@@ -175,7 +175,7 @@ class UnlearningTrainer(Resumable, Trainer):
         goal = self.objective
         if self._split is None:
             bare = self.accelerator.unwrap_model(model)
-            halves = {True: replace(goal, retain=None), False: replace(goal, method=None)}
+            halves = {True: replace(goal, retain=None, more=()), False: replace(goal, method=None)}
 
             def terms_of(inputs: dict[str, Tensor], of_forget: bool) -> dict[str, Tensor]:
                 with self.compute_loss_context_manager():
@@ -187,13 +187,13 @@ class UnlearningTrainer(Resumable, Trainer):
                 [value for value in bare.parameters() if value.requires_grad],
                 lambda value: self.accelerator.reduce(value, reduction="mean"),
                 self.args.gradient_accumulation_steps,
-                goal.retain is not None,
+                bool(goal.kept),
             )
         terms = self._split.add(inputs)
         if "retain_loss" in terms:
-            terms["loss"] = terms["loss"] + goal.retain_weight * terms["retain_loss"]
+            terms["loss"] = terms["loss"] + goal.total_weight * terms["retain_loss"]
         if self.accelerator.sync_gradients:
-            step = self._split.finish(goal.retain_weight)
+            step = self._split.finish(goal.total_weight)
             terms["retain_weight"] = torch.tensor(step.retain_weight, device=terms["loss"].device)
         self._keep(terms)
         loss: Tensor = terms["loss"] / self.args.gradient_accumulation_steps

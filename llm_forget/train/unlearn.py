@@ -24,7 +24,7 @@ from llm_forget.model.weights import in_shards, trainable_state
 from llm_forget.train.alternatives import alternative_source, encoded_alternatives
 from llm_forget.train.build import NOWHERE, Parts, check_head, check_layer, make_parts, make_trainable, trained_blocks
 from llm_forget.train.callbacks import note
-from llm_forget.train.objective import Objective
+from llm_forget.train.more_rows import Making, more_rows
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import drop_checkpoints
 from llm_forget.train.run import Run
@@ -136,9 +136,12 @@ def run_on(
     if source == "model":
         alternatives = encoded(source, model, console)
     check_rows(model, alternatives or [], "alternative")
+    more = more_rows(parts.objective, Making(recipe, sets, tokenizer, model, partial(note, console)))
+    for name, rows in more.items():
+        check_rows(model, rows, name)
     blocks = trained_blocks(method, model, parts.layer)
     if blocks is None:
-        check_layer(recipe.adapter, Objective(method, parts.retain), model)
+        check_layer(recipe.adapter, parts.objective, model)
     check_checkpointing(model, recipe.train.gradient_checkpointing)
     model = make_trainable(model, recipe.adapter, blocks, compiled=recipe.train.compile, say=partial(note, console))
     if recipe.output_dir != NOWHERE and recipe.adapter is not None:
@@ -151,7 +154,8 @@ def run_on(
         if noise:
             off = ", ".join(noise)
             note(console, f"the model's own dropout and noise are off, because the reference has none: {off}")
-        run = Run(recipe, parts, sets, model, padding_id(tokenizer, model), console, alternatives, base=base)
+        pad = padding_id(tokenizer, model)
+        run = Run(recipe, parts, sets, model, pad, console, alternatives, base=base, more_rows=more)
         settings = sent_settings(recipe)
         with tracking(recipe.output_dir, recipe.train.trackers, settings, resume=recipe.resume) as run.metrics.trackers:
             outcome = run.execute()

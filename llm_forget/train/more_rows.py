@@ -1,0 +1,81 @@
+"""Rows for retain terms that are made before training. They stay in memory and are never written to a file, log or report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llm_forget.config import UnlearnRecipe
+from llm_forget.data.encode import Encoded
+from llm_forget.errors import RecipeError
+from llm_forget.retain import RetainTerm
+from llm_forget.train.objective import Objective
+from llm_forget.train.prepare import UnlearnSets
+from llm_forget.train.virtual import virtual_rows
+
+
+@dataclass(frozen=True)
+class Making:
+    """Everything from which such rows are made.
+
+    Attributes:
+        recipe: the recipe.
+        sets: its data.
+        tokenizer: its tokenizer.
+        model: the model before training.
+        say: called with a sentence about the rows, without their text.
+    """
+
+    recipe: UnlearnRecipe
+    sets: UnlearnSets
+    tokenizer: Any
+    model: Any
+    say: Callable[[str], None]
+
+
+def _virtual(term: RetainTerm, making: Making) -> list[Encoded]:
+    recipe = making.recipe
+    return virtual_rows(
+        making.sets.forget_examples,
+        making.sets.retain_examples,
+        making.model,
+        making.tokenizer,
+        recipe.encoding,
+        seed=recipe.seed,
+        most=min(_setting(term, "questions"), len(making.sets.forget) * recipe.train.epochs),
+        known_names=_setting(term, "known_names"),
+        max_new_tokens=_setting(term, "max_new_tokens"),
+        say=making.say,
+    )
+
+
+_MAKERS: Mapping[str, Callable[[RetainTerm, Making], list[Encoded]]] = {"virtual": _virtual}
+
+
+def check_row_sets(objective: Objective) -> None:
+    """Check that the rows of every retain term can be made.
+
+    Raises:
+        RecipeError: a term of your own names another set.
+    """
+    for one in objective.kept:
+        if one.term.rows not in ("retain", *_MAKERS):
+            raise RecipeError(
+                f"the retain term {one.name} reads the rows {one.term.rows!r}; known are retain, {', '.join(_MAKERS)}"
+            )
+
+
+def more_rows(objective: Objective, making: Making) -> dict[str, list[Encoded]]:
+    """The rows of each further set that the retain terms read, in the order of the batch."""
+    terms = {one.term.rows: one.term for one in objective.kept}
+    return {name: _MAKERS[name](terms[name], making) for name in objective.rows.more}
+
+
+def _setting(term: RetainTerm, name: str) -> Any:
+    try:
+        return getattr(term, name)
+    except AttributeError:
+        raise RecipeError(
+            f"the retain term {type(term).__name__} reads the rows {term.rows!r}, but has no {name}"
+        ) from None
