@@ -6,10 +6,13 @@ split and counted at once, and BM25 scores are computed for the words of a query
 
 from __future__ import annotations
 
+import random
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -19,11 +22,14 @@ from scipy import sparse
 from llm_forget.data.row import Row
 from llm_forget.errors import DataError
 from llm_forget.find.sources import Place, files_in, name_in, place_of, record_in, rows_of, text_of
-from llm_forget.find.words import folded, split, words_of
+from llm_forget.find.spans import Casing, Mentions, Span
+from llm_forget.find.words import fold, split, words_of
 from llm_forget.utils.files import file_digest
 
 Rows = NDArray[np.int64]
+_SAMPLED = 20_000  # rows from which it is learnt how words are written
 _K1, _B = 1.5, 0.75
+_MOST_COUNTED = 65_535  # of one word in one row
 _CHUNK_ROWS, _CHUNK_CHARACTERS = 20_000, 1 << 25
 
 
@@ -56,6 +62,10 @@ class Corpus:
         subjects: (N,) hash of the column that says who a row is about, 0 without one.
         records: (N,) hash of the column that makes rows one record, 0 without one.
         notes: lines for the user about how files were read.
+        casing: how words are written; None until it is learnt.
+        spans: row → its names and titles, of rows that were looked at.
+        folded: row → its folded words, of rows that were looked at.
+        mentions: folded name → how it is used.
     """
 
     files: list[SearchedFile] = field(default_factory=list)
@@ -65,9 +75,14 @@ class Corpus:
     subjects: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     records: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     notes: list[str] = field(default_factory=list)
+    casing: Casing | None = field(default=None, repr=False)
+    spans: dict[int, list[Span]] = field(default_factory=dict, repr=False)
+    folded: dict[int, str] = field(default_factory=dict, repr=False)
+    mentions: dict[str, Mentions] = field(default_factory=dict, repr=False)
     _ids: dict[str, int] = field(default_factory=dict, repr=False)
     _texts: list[pa.StringArray] = field(default_factory=list, repr=False)
-    _counts: list[sparse.csr_array] = field(default_factory=list, repr=False)
+    _pieces: list[sparse.csr_array] = field(default_factory=list, repr=False)  # while it is read
+    _counts: Any = field(default=None, repr=False)  # (N, V), by column
     _starts: list[int] = field(default_factory=list, repr=False)  # first row of each piece
     _lines: array[int] = field(default_factory=lambda: array("i"), repr=False)
     _file_starts: list[int] = field(default_factory=list, repr=False)
@@ -128,7 +143,7 @@ class Corpus:
         if not texts:
             return
         piece = _arrow(texts)
-        words, offsets = split(folded(piece))
+        words, offsets = split(fold(piece))
         encoded = words.dictionary_encode()
         known = self._ids
         numbers = np.fromiter(
@@ -146,15 +161,27 @@ class Corpus:
         counts.sum_duplicates()
         self._starts.append(sum(map(len, self._texts)))
         self._texts.append(piece)
-        self._counts.append(counts)
+        self._pieces.append(counts)
 
     def _finish(self) -> None:
-        """Count words over all pieces."""
+        """Turn the counts of all pieces around: from the words of a row to the rows of a word."""
         self.words = list(self._ids)
-        self.frequency = np.zeros(len(self.words), np.int64)
-        for counts in self._counts:
-            self.frequency[: counts.shape[1]] += np.bincount(counts.indices, minlength=counts.shape[1])
-        self.lengths = np.concatenate([np.asarray(counts.sum(axis=1), np.int32) for counts in self._counts])
+        self.lengths = np.concatenate([np.asarray(counts.sum(axis=1), np.int32) for counts in self._pieces])
+        shape = (len(self), len(self.words))
+        starts = np.cumsum([0, *(counts.nnz for counts in self._pieces)])
+        by_row = sparse.csr_array(
+            (
+                np.concatenate([np.minimum(counts.data, _MOST_COUNTED).astype(np.uint16) for counts in self._pieces]),
+                np.concatenate([counts.indices for counts in self._pieces]),
+                np.concatenate(
+                    [[0], *(counts.indptr[1:] + at for counts, at in zip(self._pieces, starts, strict=False))]
+                ),
+            ),
+            shape=shape,
+        )
+        self._pieces = []
+        self._counts = by_row.tocsc()
+        self.frequency = np.diff(self._counts.indptr).astype(np.int64)
 
     # --- rows ---
 
@@ -215,6 +242,23 @@ class Corpus:
         found = (self._ids.get(word) for word in dict.fromkeys(words_of(text)))
         return [number for number in found if number is not None]
 
+    def numbers_like(self, accepts: Callable[[str], bool]) -> list[int]:
+        """The numbers of the words that a function accepts."""
+        return [number for number, word in enumerate(self.words) if accepts(word)]
+
+    @cached_property
+    def transliterated(self) -> list[str]:
+        """The vocabulary in ASCII."""
+        from anyascii import anyascii
+
+        return [word if word.isascii() else anyascii(word).casefold() for word in self.words]
+
+    @cached_property
+    def other_scripts(self) -> dict[int, str]:
+        """The words that are not in ASCII: number → in ASCII."""
+        plain = self.transliterated
+        return {number: plain[number] for number, word in enumerate(self.words) if not word.isascii()}
+
     def rarity(self, numbers: Sequence[int] | Rows) -> NDArray[np.float64]:
         """The inverse document frequency of words, as in Lucene: ln(1 + (N − n + ½) / (n + ½))."""
         holding = self.frequency[np.asarray(numbers, np.int64)].astype(np.float64)
@@ -222,21 +266,33 @@ class Corpus:
 
     def holding(self, numbers: Iterable[int]) -> Rows:
         """The rows that hold any of the words, sorted."""
-        wanted = np.zeros(len(self.words), bool)
-        wanted[list(numbers)] = True
-        found = [
-            start + np.unique(np.searchsorted(counts.indptr, at, side="right") - 1)
-            for start, counts, at in self._matches(wanted)
-        ]
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
+        found = [self._rows(number) for number in numbers]
+        return np.unique(np.concatenate(found)).astype(np.int64) if found else np.zeros(0, np.int64)
 
-    def holding_all(self, groups: Sequence[Iterable[int]]) -> Rows:
-        """The rows that hold at least one word of each group."""
+    def holding_all(self, numbers: Iterable[int]) -> Rows:
+        """The rows that hold each of the words, sorted."""
         rows: Rows | None = None
-        for group in sorted(map(list, groups), key=lambda one: int(self.frequency[one].sum())):
+        for number in sorted(set(numbers), key=lambda one: int(self.frequency[one])):
+            here = self._rows(number)
+            if rows is None:
+                rows = here.astype(np.int64)
+                continue
+            at = np.minimum(np.searchsorted(here, rows), len(here) - 1)
+            rows = rows[here[at] == rows]
+        return np.zeros(0, np.int64) if rows is None else rows
+
+    def holding_any_of_each(self, groups: Sequence[Sequence[int]]) -> Rows:
+        """The rows that hold at least one word of each group, sorted."""
+        rows: Rows | None = None
+        for group in groups:
             found = self.holding(group)
             rows = found if rows is None else np.intersect1d(rows, found, assume_unique=True)
         return np.zeros(0, np.int64) if rows is None else rows
+
+    def _rows(self, number: int) -> NDArray[np.int32]:
+        counts = self._counts
+        rows: NDArray[np.int32] = counts.indices[counts.indptr[number] : counts.indptr[number + 1]]
+        return rows
 
     def bm25(self, text: str) -> NDArray[np.float32]:
         """(N,) BM25 scores of all rows for a text, in the variant of Lucene with k₁ = 1.5 and b = 0.75.
@@ -247,25 +303,23 @@ class Corpus:
         numbers = self.numbers(text)
         if not numbers:
             return scores
-        wanted = np.zeros(len(self.words), bool)
-        wanted[numbers] = True
-        rarity = np.zeros(len(self.words), np.float32)
-        rarity[numbers] = self.rarity(numbers)
         mean = max(float(self.lengths.mean()), 1.0)
-        for start, counts, at in self._matches(wanted):
-            rows = np.searchsorted(counts.indptr, at, side="right") - 1
-            often = counts.data[at].astype(np.float32)
-            length = self.lengths[start + rows]
-            part = rarity[counts.indices[at]] * often / (often + _K1 * (1 - _B + _B * length / mean))
-            scores[start : start + counts.shape[0]] += np.bincount(rows, part, counts.shape[0]).astype(np.float32)
+        for number, rarity in zip(numbers, self.rarity(numbers), strict=True):
+            rows = self._rows(number)
+            often = self._counts.data[self._counts.indptr[number] : self._counts.indptr[number + 1]].astype(np.float32)
+            scores[rows] += rarity * often / (often + _K1 * (1 - _B + _B * self.lengths[rows] / mean))
         return scores
 
-    def _matches(self, wanted: NDArray[np.bool_]) -> Iterator[tuple[int, sparse.csr_array, Rows]]:
-        """Each piece with its first row and the positions of wanted words in its matrix."""
-        for start, counts in zip(self._starts, self._counts, strict=True):
-            at = np.flatnonzero(wanted[counts.indices])
-            if len(at):
-                yield start, counts, at
+
+def learnt_casing(corpus: Corpus) -> Casing:
+    """How words are written in a corpus, learnt from a sample of its rows at the first call."""
+    if corpus.casing is None:
+        corpus.casing = Casing()
+        rows: Iterable[int] = range(len(corpus))
+        if len(corpus) > _SAMPLED:
+            rows = sorted(random.Random(0).sample(range(len(corpus)), _SAMPLED))
+        corpus.casing.learn(corpus.text(row) for row in rows)
+    return corpus.casing
 
 
 def top(scores: NDArray[np.float32], most: int) -> list[int]:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from llm_forget.data.examples import DataSource, Example, check_rows, example_id
 from llm_forget.data.row import Row
 from llm_forget.errors import DataError
-from llm_forget.find.corpus import Corpus
+from llm_forget.find.corpus import Corpus, learnt_casing
 from llm_forget.find.hits import Evidence, Found, Hit, combined, decide
 from llm_forget.find.query import Query
 from llm_forget.find.record import searched_with
 from llm_forget.find.sources import text_of
 from llm_forget.find.spans import Casing, Span, spans
+from llm_forget.find.words import words_of
 from llm_forget.utils.plugins import find_class, names_in
 
-_SAMPLED = 20_000  # rows from which it is learnt how words are written
 _MOST_HITS = 10_000
+_KEPT_TEXT = 10_000  # characters of a row whose folded text is kept
 
 
 class Stage(Protocol):
@@ -80,6 +79,7 @@ class Search:
         people: who the rows are about that are searched for; stages may add to it.
         notes: lines for the user.
         columns: our field names → the files' column names, as in a recipe.
+        missed: what a stage did not search → why, for the search record.
     """
 
     corpus: Corpus
@@ -89,27 +89,31 @@ class Search:
     people: list[Subject] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
+    missed: dict[str, str] = field(default_factory=dict)
     found: dict[int, list[Evidence]] = field(default_factory=lambda: defaultdict(list), repr=False)
 
-    @cached_property
+    @property
     def casing(self) -> Casing:
         """How words are written, learnt from a sample of the rows."""
-        casing = Casing()
-        rows: Iterable[int] = range(len(self.corpus))
-        if len(self.corpus) > _SAMPLED:
-            rows = sorted(random.Random(0).sample(range(len(self.corpus)), _SAMPLED))
-        casing.learn(self.corpus.text(row) for row in rows)
-        return casing
+        return learnt_casing(self.corpus)
 
     def spans(self, row: int) -> list[Span]:
         """The names and titles in a row."""
-        if row not in self._spans:
-            self._spans[row] = spans(self.corpus.text(row), self.casing)
-        return self._spans[row]
+        known = self.corpus.spans
+        if row not in known:
+            known[row] = spans(self.corpus.text(row), self.casing)
+        return known[row]
 
-    @cached_property
-    def _spans(self) -> dict[int, list[Span]]:
-        return {}
+    def folded(self, row: int) -> str:
+        """The folded words of a row, with a space before, between and after them."""
+        known = self.corpus.folded
+        if row in known:
+            return known[row]
+        text = self.corpus.text(row)
+        found = f" {' '.join(words_of(text))} "
+        if len(text) <= _KEPT_TEXT:
+            known[row] = found
+        return found
 
     def score(self, row: int) -> float:
         """The score of a row so far."""
@@ -157,7 +161,7 @@ class Search:
         hits = self._hits()
         return Found(
             hits=tuple(hits),
-            searched=searched_with(self.corpus, self.query, ran, skipped, hits),
+            searched=searched_with(self.corpus, self.query, ran, {**skipped, **self.missed}, hits),
             notes=tuple(dict.fromkeys([*self.corpus.notes, *self.notes])),
             people=tuple(dict.fromkeys(one.name for one in self.people)),
         )

@@ -39,6 +39,7 @@ _JOINING = frozenset(
     )
 )
 _QUOTED = re.compile(r"[\"“«]([^\"“”«»\n]{3,80})[\"”»]")
+_NICKNAME = re.compile(r"\) (?=[^\W\d_])")
 _POSSESSIVE = re.compile(r"[’'](?:s|S)?$")
 _ENDS = frozenset('.!?:\n"“”')
 _MOST_WORDS = 6
@@ -86,6 +87,26 @@ class Casing:
         return self.capital[folded] > self.small[folded]
 
 
+@dataclass(frozen=True)
+class Mentions:
+    """How a name is used in the rows.
+
+    Attributes:
+        key: its folded words.
+        rows: the rows that hold it, as a phrase.
+        leads: in how many of them it is the first name.
+    """
+
+    key: str
+    rows: tuple[int, ...] = field(repr=False)
+    leads: int
+
+    @property
+    def strength(self) -> float:
+        """How much of a subject it is: leads² / rows. Leading 18 of 20 rows gives 16.2, and 3 of 60 gives 0.15."""
+        return self.leads**2 / len(self.rows) if self.rows else 0.0
+
+
 def _words(text: str) -> Iterator[tuple[str, bool]]:
     """Every word, without a possessive ending, and whether it opens a sentence."""
     for found in _WORD.finditer(text):
@@ -122,14 +143,23 @@ def _names(text: str, casing: Casing) -> Iterator[Span]:
 
 
 def _touch(text: str, before: re.Match[str], after: re.Match[str]) -> bool:
-    """Whether two words belong together: one space between them, and the first one ends neither a phrase nor a sentence."""
+    """Whether two words belong together: one space between them, and the first one ends neither a phrase nor a sentence.
+
+    A nickname in brackets belongs to the words around it: *Katherine (Kate) Johnson*.
+    """
     ended = before[0].endswith(".") and len(before[0].rstrip(".")) > 2 and before[0].count(".") == 1
-    owner = _POSSESSIVE.search(before[0]) is not None
-    return text[before.end() : after.start()] in (" ", " ") and not ended and not owner
+    if ended or _POSSESSIVE.search(before[0]) is not None:
+        return False
+    between = text[before.end() : after.start()]
+    opens = between == " (" and _NICKNAME.match(text, after.end()) is not None
+    closes = between == ") " and text[before.start() - 1 : before.start()] == "("
+    return between in (" ", "\u00a0") or opens or closes
 
 
 def _span(text: str, parts: Sequence[re.Match[str]], casing: Casing) -> Iterator[Span]:
     parts = list(parts)
+    if parts and text[parts[-1].end() : parts[-1].end() + 1] == ":":
+        parts.pop()  # a label, such as "Question:"
     while parts and not parts[-1][0][0].isupper():
         parts.pop()
     while parts and _opens(text, parts[0].start()) and not casing.is_name(_bare(parts[0])):

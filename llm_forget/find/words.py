@@ -19,7 +19,7 @@ _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _NO_SPACES = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}])"
 
 
-def folded(texts: pa.StringArray) -> pa.StringArray:
+def fold(texts: pa.StringArray) -> pa.StringArray:
     """The texts in lower case, without accents and punctuation, words separated by spaces.
 
     Texts in ASCII take a path that is several times faster.
@@ -56,7 +56,7 @@ def words_of(text: str) -> list[str]:
     """The words of one text."""
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
-    return [str(word) for word in folded(pa.array([text], pa.string()))[0].as_py().split()]
+    return [str(word) for word in fold(pa.array([text], pa.string()))[0].as_py().split()]
 
 
 def unique_words(texts: Sequence[str]) -> list[str]:

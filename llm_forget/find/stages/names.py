@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +18,7 @@ class Names:
 
     Attributes:
         score: for the words one after the other.
-        apart: for a first and a last name with up to two words between them.
+        apart: for a first and a last name with up to two words between them, or with the family name first.
         single: for a name of one word, which many people may have.
     """
 
@@ -46,18 +47,28 @@ class Names:
         numbers = [search.corpus.number(word) for word in words]
         if not words or None in numbers:
             return
-        for row in search.corpus.holding_all([[number] for number in numbers if number is not None]):
-            score = self.match(words_of(search.corpus.text(int(row))), words)
+        for row in search.corpus.holding_all(number for number in numbers if number is not None):
+            score = self.match(search.folded(int(row)).split(), words)
+            if not score and self._is_reversed(search, int(row), words):
+                score = self.apart
             if score:
                 yield Evidence(int(row), reason, score)
+
+    def _is_reversed(self, search: Search, row: int, name: Sequence[str]) -> bool:
+        """Whether a row has the family name first: ``Lovelace, Ada``, or as a name of its own that does not go on."""
+        key = " ".join((name[-1], *name[:-1]))
+        if f" {key} " not in search.folded(row):
+            return False
+        comma = re.search(rf"\b{re.escape(name[-1])},\s+{re.escape(name[0])}\b", search.corpus.text(row), re.IGNORECASE)
+        return comma is not None or any(span.key == key for span in search.spans(row))
 
     def match(self, text: Sequence[str], name: Sequence[str]) -> float:
         """How surely the words of a text hold a name; 0 if they do not.
 
-        ``["lovelace", "ada"]`` holds ``["ada", "lovelace"]`` with ``score``, ``["ada", "king", "lovelace"]`` with ``apart``.
+        ``["ada", "lovelace"]`` is in ``["to", "ada", "lovelace"]`` with ``score``, in ``["ada", "king", "lovelace"]`` with ``apart``.
         """
         padded = f" {' '.join(text)} "
-        if f" {' '.join(name)} " in padded or f" {' '.join((name[-1], *name[:-1]))} " in padded:
+        if f" {' '.join(name)} " in padded:
             return self.score if len(name) > 1 else self.single
         first, last = name[0], name[-1]
         if len(name) > 1:
