@@ -65,7 +65,7 @@ class Names:
     def match(self, text: Sequence[str], name: Sequence[str]) -> float:
         """How surely the words of a text hold a name; 0 if they do not.
 
-        ``["ada", "lovelace"]`` is in ``["to", "ada", "lovelace"]`` with ``score``, in ``["ada", "king", "lovelace"]`` with ``apart``.
+        *Ada Lovelace* is in *to Ada Lovelace* with ``score`` and in *Ada King Lovelace* with ``apart``.
         """
         padded = f" {' '.join(text)} "
         if f" {' '.join(name)} " in padded:
