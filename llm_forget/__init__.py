@@ -8,16 +8,21 @@ from llm_forget._version import __version__
 
 if TYPE_CHECKING:
     from llm_forget.api import evaluate, unlearn
+    from llm_forget.auditing.loaded import audit
 
-__all__ = ["__version__", "evaluate", "unlearn"]
+__all__ = ["__version__", "audit", "evaluate", "unlearn"]
 
 
 def __getattr__(name: str) -> Any:
-    """``unlearn`` and ``evaluate`` when they are asked for: importing torch takes seconds."""
+    """``unlearn``, ``evaluate`` and ``audit`` when they are asked for: importing torch takes seconds."""
     if name in ("evaluate", "unlearn"):
         from llm_forget import api
 
         return getattr(api, name)
+    if name == "audit":
+        from llm_forget.auditing.loaded import audit
+
+        return audit
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

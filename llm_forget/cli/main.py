@@ -16,6 +16,7 @@ from rich.console import Console
 
 from llm_forget.cli import adapters as adapter_commands
 from llm_forget.cli import run
+from llm_forget.cli.audit import audit
 from llm_forget.cli.chat import chat
 from llm_forget.cli.compare import compare
 from llm_forget.cli.console import Json, print_json, run_command
@@ -80,6 +81,7 @@ app.command()(find)
 app.command()(methods)
 app.command()(compare)
 app.command()(report)
+app.command()(audit)
 app.command()(seeds)
 app.command()(chat)
 

@@ -16,6 +16,7 @@ from llm_forget._version import __version__
 from llm_forget.errors import UserError
 from llm_forget.evaluation.verdict import RULE, Verdict
 from llm_forget.report import plots
+from llm_forget.report.audit import audit_story, audits_table
 from llm_forget.report.comparison import Comparison, load_around, only_run_with
 from llm_forget.report.examples import example_table
 from llm_forget.report.tables import Table, metric_table, runs_table
@@ -244,6 +245,8 @@ def _render(
         tables=tables,
         examples=examples,
         figures=figures,
+        audit=None if main is None else audit_story(main),
+        audits=audits_table([story.run for story in stories]) if main is None else None,
         front=_front(frame) if main is None else [],
         skipped=frame.attrs["skipped"] if main is None else {},
         notes=notes,

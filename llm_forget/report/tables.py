@@ -16,11 +16,12 @@ _SHOWN_FIRST = ("probability", "rougeL_recall")
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, the number to sort by (None: the text), and its interval, shown smaller."""
+    """A cell: its text, the number to sort by (None: the text), its interval, shown smaller, and the class of its colour."""
 
     text: str
     sort: float | None = None
     small: str = ""
+    tone: str = ""
 
 
 @dataclass(frozen=True)

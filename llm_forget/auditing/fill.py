@@ -1,0 +1,182 @@
+"""Fill the cells of an audit: load each model in each form once, and run on it the attacks whose cells are missing."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from llm_forget.auditing.attack import Access, Attack, Budget, Leaks, Rows
+from llm_forget.auditing.cells import cell_key, read_cell, rows_digest, write_cell
+from llm_forget.auditing.forms import Form
+from llm_forget.auditing.subject import Subject
+from llm_forget.data.encode import EncodingConfig
+from llm_forget.errors import MissingExtraError, UserError
+
+Place = tuple[str, str, str]  # attack, form, role
+Said = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """One model in one form.
+
+    Attributes:
+        role: model, target, oracle or sham.
+        form: the form.
+        digest: what identifies its weights; None for a model in memory, whose cells are not kept.
+        open: loads it.
+        access: what it will allow.
+        home: folder of its cells; None keeps them in memory.
+    """
+
+    role: str
+    form: Form
+    digest: Any
+    open: Callable[[], Subject] = field(repr=False)
+    access: Access = Access.CHAT | Access.TOKENS | Access.LOGPS | Access.WEIGHTS
+    home: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every cell of an audit has in common.
+
+    Attributes:
+        attacks: name → attack, in order.
+        rows: the rows.
+        budget: the attacker's budget.
+        encoding: the prompt settings.
+        where: device and dtype of the computation, for the cells' names.
+    """
+
+    attacks: dict[str, Attack]
+    rows: Rows
+    budget: Budget
+    encoding: EncodingConfig
+    where: str = ""
+
+
+@dataclass
+class Filled:
+    """The cells.
+
+    Attributes:
+        cells: place → what the attack got, or why there is nothing.
+        seconds: place → time of the attack.
+        kept: number of cells that were read from disk.
+    """
+
+    cells: dict[Place, Leaks | str] = field(default_factory=dict)
+    seconds: dict[Place, float] = field(default_factory=dict)
+    kept: int = 0
+
+
+def fill(plan: Plan, seats: Sequence[Seat], say: Said, *, after_form: Callable[[Filled], None] | None = None) -> Filled:
+    """Run every attack on every seat, except for cells that are on disk.
+
+    Args:
+        plan: attacks, rows and budget.
+        seats: models and forms, in order; those of one form together.
+        say: gets one line per seat.
+        after_form: called after each form with the cells so far.
+
+    Returns:
+        The cells. An attack that does not apply, or fails, has its reason in the place of the cell.
+    """
+    found, digest = Filled(), rows_digest(plan.rows)
+    missing: dict[int, list[str]] = {}
+    for index, seat in enumerate(seats):
+        missing[index] = []
+        for name, attack in plan.attacks.items():
+            place = (name, seat.form.name, seat.role)
+            why = excuse(attack, seat, plan.rows)
+            kept = None if why else _kept(plan, seat, attack, digest)
+            if why:
+                found.cells[place] = why
+            elif kept is not None:
+                found.cells[place], found.seconds[place] = kept
+                found.kept += 1
+            else:
+                missing[index].append(name)
+    clock = _Clock([len(one) for one in missing.values()])
+    for index, seat in enumerate(seats):
+        if missing[index]:
+            started = perf_counter()
+            for name, result, seconds in _attacked(plan, seat, missing[index]):
+                place = (name, seat.form.name, seat.role)
+                found.cells[place], found.seconds[place] = result, seconds
+                key = _key(plan, seat, plan.attacks[name], digest)
+                if seat.home is not None and isinstance(result, Leaks):
+                    write_cell(seat.home, key, result, seconds)
+                clock.done()
+            took = perf_counter() - started
+            say(f"{seat.role} on {seat.form.name}: {len(missing[index])} attacks in {took:.0f} s{clock.left()}")
+        last = index + 1 == len(seats) or seats[index + 1].form.name != seat.form.name
+        if last and after_form is not None:
+            after_form(found)
+    return found
+
+
+def excuse(attack: Attack, seat: Seat, rows: Rows) -> str:
+    """Why an attack does not run on a seat; empty if it does."""
+    if why := attack.refuses(seat.form):
+        return why
+    if lacks := [part for part in attack.uses if not getattr(rows, part)]:
+        return f"there are no {' and no '.join(lacks)} rows"
+    denied = attack.needs & ~seat.access
+    if denied:
+        return f"it needs {' and '.join(one.name.lower() for one in denied if one.name)}, which a server does not give"
+    return ""
+
+
+def _attacked(plan: Plan, seat: Seat, names: Sequence[str]) -> Iterator[tuple[str, Leaks | str, float]]:
+    """Load a seat once and attack it; attacks that leave the model alone come first, so that they share their passes."""
+    try:
+        subject = seat.open()
+    except MissingExtraError as error:
+        yield from ((name, str(error), 0.0) for name in names)
+        return
+    for name in sorted(names, key=lambda one: plan.attacks[one].changes_model):
+        started = perf_counter()
+        try:
+            result: Leaks | str = plan.attacks[name].attack(subject, plan.rows, plan.budget)
+        except UserError as error:
+            result = str(error)
+        except Exception as error:
+            if os.environ.get("LLM_FORGET_DEBUG") == "1":
+                raise
+            result = f"failed with {type(error).__name__}"  # without its message, which may quote a row
+        yield name, result, perf_counter() - started
+    del subject
+    gc.collect()
+
+
+def _key(plan: Plan, seat: Seat, attack: Attack, digest: str) -> str:
+    return cell_key(attack, seat.digest, seat.form, digest, plan.budget, plan.encoding, plan.where)
+
+
+def _kept(plan: Plan, seat: Seat, attack: Attack, digest: str) -> tuple[Leaks, float] | None:
+    return None if seat.home is None else read_cell(seat.home, _key(plan, seat, attack, digest))
+
+
+class _Clock:
+    """Time left, from the mean time of a cell so far."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.total, self.ready, self.started = sum(counts), 0, perf_counter()
+
+    def done(self) -> None:
+        self.ready += 1
+
+    def left(self) -> str:
+        if not self.ready or self.ready == self.total:
+            return ""
+        seconds = (perf_counter() - self.started) / self.ready * (self.total - self.ready)
+        return f"; {self.ready} of {self.total} cells, about {seconds / 60:.0f} min left" if seconds > 90 else (
+            f"; {self.ready} of {self.total} cells, about {seconds:.0f} s left"
+        )  # fmt: skip

@@ -1,0 +1,75 @@
+"""Planted leaks: a tiny model that leaks through one channel, beside a target that leaks everywhere and an oracle.
+
+Each attack's test in ``tests/auditing/attacks/`` has ``ATTACK`` and a function ``plant() -> Planted``.
+``scripts/planted_leaks.py`` runs all of them, and 20 oracles, and writes the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from audited import BUDGET, audit_rows, subject_of, tiny_pair, trained_on
+
+from llm_forget.auditing.attack import Attack, Budget, Rows
+from llm_forget.auditing.attacks.greedy import Greedy
+from llm_forget.auditing.matrix import Cell, judge_cell
+from llm_forget.auditing.subject import Subject
+from llm_forget.utils.plugins import find_class
+
+PACKAGE = "llm_forget.auditing.attacks"
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Models for one attack.
+
+    Attributes:
+        rows: the rows, 16 to forget.
+        target: knows them.
+        oracle: never saw them.
+        leaky: leaks through the channel of the attack, and not when asked plainly (unless the attack is greedy).
+        budget: the attacker's budget.
+    """
+
+    rows: Rows
+    target: Subject
+    oracle: Subject
+    leaky: Subject
+    budget: Budget = BUDGET
+
+
+def sixteen() -> tuple[Rows, Subject, Subject]:
+    """Sixteen rows to forget, the target and the oracle. Shared: attacks restore the models."""
+    return tiny_pair(16)
+
+
+def another_oracle(seed: int, rows: Rows) -> Subject:
+    """An oracle of another seed."""
+    return subject_of(*trained_on(rows.kept, seed=seed))
+
+
+def cell_of(attack: Attack, planted: Planted, model: Subject) -> Cell:
+    """A model under an attack, judged beside target and oracle under the same attack."""
+    roles: dict[str, Any] = {"model": model, "target": planted.target, "oracle": planted.oracle}
+    found = {role: attack.attack(one, planted.rows, planted.budget) for role, one in roles.items()}
+    return judge_cell("attack", attack.group, "merged_fp32", found)
+
+
+def assert_found(attack: Attack, planted: Planted, *, oracles: int = 2) -> None:
+    """The attack catches the planted leak, plain questions do not show it, and other oracles raise no alarm."""
+    assert planted.rows == audit_rows(16), "the rows are those of the table"
+    caught = cell_of(attack, planted, planted.leaky)
+    assert caught.leaks, f"not caught: {caught}"
+    if not isinstance(attack, Greedy):
+        plain = cell_of(Greedy(), planted, planted.leaky)
+        assert not plain.leaks, f"asking plainly finds it as well: {plain}"
+    for seed in range(1, oracles + 1):
+        other = cell_of(attack, planted, another_oracle(seed, planted.rows))
+        assert not other.leaks, f"a false alarm on an oracle: {other}"
+
+
+def made(name: str) -> Attack:
+    """An attack by its name, with its defaults."""
+    found: Attack = find_class(PACKAGE, name, "attack")()
+    return found
