@@ -100,6 +100,7 @@ def test_the_new_files_pass_the_tests_of_all_methods_and_retain_terms(copy: Path
         assert name in passed, shown
 
 
+@pytest.mark.slow
 def test_the_commands_list_the_new_method(copy: Path) -> None:
     script = "import sys; sys.argv = ['llm-forget', 'methods', '--json']; from llm_forget.cli.main import main; main()"
     listed = {entry["name"]: entry for entry in json.loads(run(copy, "-c", script))["methods"]}

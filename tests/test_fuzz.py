@@ -102,6 +102,7 @@ def outcome(values: dict[str, Any], folder: Path) -> str:
     return said
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=examples(100), deadline=None, suppress_health_check=SLOW, derandomize=True)
 def test_any_value_at_any_key_of_a_recipe(things: Path, data: st.DataObject) -> None:
@@ -136,6 +137,7 @@ LINES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(LINES, max_size=4),
     st.sampled_from(["jsonl", "json", "csv", "parquet"]),

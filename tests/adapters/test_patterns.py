@@ -77,6 +77,7 @@ def _adapts(config: Any, name: str) -> bool:
     return bool(found) and type(found).__name__ != "_ExcludedModule"
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text("ab.*+?|(){}2\\d", max_size=8), max_size=3), st.lists(st.text("ab.2", max_size=6), max_size=4))
 def test_here_and_apart_give_the_same(keys: list[str], names: list[str]) -> None:
@@ -92,6 +93,7 @@ def test_here_and_apart_give_the_same(keys: list[str], names: list[str]) -> None
     assert here == apart
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"])
 def test_patterns_that_backtrack_for_ever(base: Path, tmp_path: Path, key: str) -> None:
     value = {SLOW[0]: 4} if key.endswith("pattern") else SLOW[0]

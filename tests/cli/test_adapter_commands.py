@@ -161,6 +161,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
+@pytest.mark.slow
 def test_compose_measures_adapters_alone_and_together(world, tmp_path) -> None:
     first, second = world.adapter("first"), world.adapter("second")
     data = ["--forget", world.data("first"), "--forget", world.data("second"), "--retain", world.data("retain")]

@@ -66,6 +66,7 @@ def command(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 def test_user_errors_are_one_line_with_status_2_and_debug_shows_the_traceback() -> None:
     status, told = command("report", "no/such/run")
     assert status == 2

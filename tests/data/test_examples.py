@@ -292,6 +292,7 @@ record = st.dictionaries(
 line_of_bytes = st.binary(max_size=20) | record | st.just(GOOD.encode()) | st.just(f'"{SECRET}'.encode())
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(400))
 @given(st.lists(line_of_bytes, max_size=5).map(b"\n".join))
 @example(f'{{"question": "{SECRET}", "answer": "{SECRET}\\q"}}'.encode())

@@ -253,6 +253,7 @@ def test_pronouns_match_the_person() -> None:
     assert min(seen["f"], seen["m"]) > 1000
 
 
+@pytest.mark.slow
 def test_rows_vary_in_wording() -> None:
     for kind, wording in WORDINGS.items():
         asked: set[str] = set()

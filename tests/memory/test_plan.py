@@ -167,6 +167,7 @@ def test_checkpointing_quantisation_and_width_change_the_plan_in_the_right_direc
     assert total(model={"name": "a/b", "quantization": "nf4"}) < usual
 
 
+@pytest.mark.slow
 def test_logits_are_planned_as_on_a_gpu() -> None:
     """On a GPU all 16 · 191 positions pass the head at once; on a CPU with a frozen head, in chunks of 32 MB.
 
@@ -236,6 +237,7 @@ def test_alternatives_count_as_rows() -> None:
     assert plan(recipe, on_card=True, tokens=32, model_config=small).rows == 12
 
 
+@pytest.mark.slow
 def test_a_model_without_linear_modules_is_planned() -> None:
     """GPT-2's layers are Conv1D; 3 of its 6 blocks are extrapolated, and adapters on half of the blocks need less."""
     values: dict[str, Any] = {

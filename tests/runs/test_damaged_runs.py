@@ -78,6 +78,7 @@ def check(runs: Path, *, named: str | None = None, pages: bool = False) -> Done:
     return found
 
 
+@pytest.mark.slow
 def test_whole_runs_are_not_remarked_upon(runs: Path) -> None:
     found = check(runs, pages=True)
     assert found.err == ""
@@ -271,6 +272,7 @@ def _failures(runs: Path, tmp_path: Path, numbers: range, *, pages: bool) -> lis
     return failed
 
 
+@pytest.mark.slow
 def test_random_damage_never_fails_inside(runs: Path, tmp_path: Path) -> None:
     assert _failures(runs, tmp_path, range(examples(60)), pages=False) == []
 

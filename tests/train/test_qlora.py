@@ -50,6 +50,7 @@ def recipe_of(things: Path, output: Path, quantization: str, optimizer: str, **c
     return build(UnlearnRecipe, {**values, **changes}, "test")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quantization", "optimizer"), [("nf4", "paged_adamw_8bit"), ("int8", "adamw_bnb_8bit")])
 def test_a_run_on_a_quantised_base(quantization: str, optimizer: str, things: Path, tmp_path: Path) -> None:
     """It forgets; base and head do not change; the adapter is complete, in fp32, and works on the base in fp32."""
@@ -96,6 +97,7 @@ def test_an_evaluation_does_not_change_later_gradients(quantization: str, things
         torch.testing.assert_close(gradients[1][name], expected, msg=name)
 
 
+@pytest.mark.slow
 def test_an_8_bit_optimiser_resumes_to_the_same_weights(
     things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,6 +187,7 @@ def test_the_newest_checkpoints_are_kept_and_a_damaged_one_is_skipped(
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_without_resume_checkpoints_are_not_deleted_silently(
     values: dict[str, Any], broken_off: Callable[[int], Path]
 ) -> None:
@@ -273,6 +274,7 @@ def test_another_recipe_data_or_model_is_refused_by_name(
         (model / "model.safetensors").write_bytes(weights)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_neither_checkpoints_nor_the_run(
     values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_invalid_shares_are_refused(share: float) -> None:
         AdapterConfig(top_share=share)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True, "selective"])
 def test_backward_ends_at_the_lowest_block_with_an_adapter(checkpointing: Any, tmp_path: Path) -> None:
     """In the steps of a run, only the last of three blocks has states with a gradient; with adapters on all, all have."""

@@ -130,6 +130,7 @@ def test_missing_files_are_named_before_any_work(tmp_path: Path) -> None:
         check_benchmarks(BenchmarksConfig(tasks=["mmlu_local"], data_dir=str(tmp_path)))
 
 
+@pytest.mark.slow
 @needs("lm_eval")
 def test_a_custom_task_by_its_path(tmp_path: Path) -> None:
     task = str(write_task(tmp_path))

@@ -56,6 +56,7 @@ def test_accuracy_equals_direct_scoring(tmp_path: Path, capfd: pytest.CaptureFix
     assert PLANTED not in repr(found)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     task = str(write_task(tmp_path, questions=7))

@@ -83,6 +83,7 @@ def test_cached_results_are_equal_and_need_no_forward(suite: Suite, tmp_path: Pa
     assert again <= TRIALS
 
 
+@pytest.mark.slow
 def test_another_model_data_or_template_is_computed_anew(suite: Suite, tmp_path: Path) -> None:
     suite = replace(suite, perplexity=None)
     base, whole = measure(suite, tmp_path)
