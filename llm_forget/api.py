@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +134,7 @@ def unlearn(
     validation: Rows | None = None,
     holdout: Rows | None = None,
     method: str | Mapping[str, Any] = "npo",
+    base: Any = "auto",
     output_dir: str | Path | None = None,
     retain_term: str | Mapping[str, Any] | None = "default",
     console: Any = None,
@@ -151,6 +153,8 @@ def unlearn(
         validation: rows on which the utility floor is measured.
         holdout: rows that were never trained on, for the forget target.
         method: its name, or ``{"name": "npo", "beta": 0.1}``.
+        base: the model before it learned the forget rows: a loaded model, a folder or a hub id. "auto" takes a ``PeftModel``
+            without its adapters; None for none.
         output_dir: the run folder to write. During training, checkpoints are written next to it. None writes nothing.
         retain_term: a recipe's ``retain``: a name, or ``{"name": "kl", "weight": 2.0}``; None for no retain term.
             ``{"weight": 4.0}`` sets only the weight of the method's own term.
@@ -173,16 +177,19 @@ def unlearn(
         "method": {"name": method} if isinstance(method, str) else dict(method),
         "retain": dict(retain_term) if isinstance(retain_term, Mapping) else {"name": retain_term},
         "output_dir": NOWHERE if output_dir is None else str(output_dir),
+        "base": base if base is None or isinstance(base, str) else _IN_MEMORY,
         **_with_train(settings),
     }
     if retain is None and retain_term == "default":
         values["retain"] = {"name": None}
     recipe = build(UnlearnRecipe, values, "unlearn()")
     with writing_run(recipe.output_dir):
-        return _unlearn(model, tokenizer, recipe, sets, console)
+        return _unlearn(model, tokenizer, recipe, sets, console, base)
 
 
-def _unlearn(model: Any, tokenizer: Any, recipe: UnlearnRecipe, sets: Mapping[str, Rows], console: Any) -> Unlearned:
+def _unlearn(
+    model: Any, tokenizer: Any, recipe: UnlearnRecipe, sets: Mapping[str, Rows], console: Any, base: Any
+) -> Unlearned:
     from llm_forget.model.blocks import cast_adapter_inputs
     from llm_forget.model.load import with_padding
     from llm_forget.train.build import make_parts
@@ -204,7 +211,7 @@ def _unlearn(model: Any, tokenizer: Any, recipe: UnlearnRecipe, sets: Mapping[st
     def load() -> Any:
         return _prepared(model, recipe)
 
-    done = run_on(recipe, parts, prepared, tokenizer, load, console)
+    done = run_on(recipe, parts, prepared, tokenizer, load, console, open_base=_open_base(model, base, recipe))
     done.model.eval()
     cast_adapter_inputs(done.model, True)  # the caller runs it without the training's autocast
     return Unlearned(done.model, done.record, done.metrics, Path(recipe.output_dir) if recipe.output_dir else None)
@@ -294,6 +301,18 @@ def _with_train(settings: Mapping[str, Any]) -> dict[str, Any]:
     if twice:
         raise RecipeError(f"{', '.join(twice)} was given directly and in train; give it once")
     return {**rest, "train": {**train, **direct} if isinstance(train, Mapping) else train}
+
+
+def _open_base(model: Any, base: Any, recipe: UnlearnRecipe) -> Any:
+    """How to open the model before it learned the forget rows, as a context; None if there is none at hand."""
+    from llm_forget.train.origin import named_base, without_adapters
+
+    if base is None or (isinstance(base, str) and base != "auto"):
+        return named_base(recipe.base, recipe.model)
+    if isinstance(base, str):
+        return without_adapters(model) if hasattr(model, "merge_and_unload") else None
+    _check_model(base)
+    return lambda: nullcontext(base)
 
 
 def _path(rows: Rows) -> str:

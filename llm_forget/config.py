@@ -198,8 +198,9 @@ class StopConfig:
     """Early stopping: the forget target is reached, the retain probability stays below the floor, or a gradient is not finite."""
 
     # Stop when the mean probability of the forget answers is this low. "holdout": as low as that of the holdout answers before
-    # training, which is how unlikely an unseen answer is (0.1 without a holdout set). null: train to the end.
-    forget_target: float | Literal["holdout"] | None = "holdout"
+    # training, which is how unlikely an unseen answer is (0.1 without a holdout set). "rows": when each row is about as likely
+    # as for a model that never saw it, computed from base or from the holdout set. null: train to the end.
+    forget_target: float | Literal["holdout", "rows"] | None = "holdout"
     # Fraction of the retain probability before training that must be kept.
     utility_floor: float = 0.95
     # Stop after this many checks in a row below the floor, none better than the one before. A run without a retain term cannot
@@ -216,7 +217,7 @@ class StopConfig:
     def __post_init__(self) -> None:
         if isinstance(self.forget_target, float) and not 0 < self.forget_target < 1:
             raise ValueError(
-                f"forget_target is {self.forget_target}; give a probability between 0 and 1, 'holdout' or null"
+                f"forget_target is {self.forget_target}; give a probability between 0 and 1, 'holdout', 'rows' or null"
             )
         if not 0 <= self.utility_floor <= 1:
             raise ValueError(f"utility_floor is {self.utility_floor}; give a fraction between 0 and 1")
@@ -235,6 +236,9 @@ class UnlearnRecipe:
     method: dict[str, Any]
     # The run folder. It is created when the run is complete.
     output_dir: str
+    # The model before it learned the forget rows: a folder, a .gguf file or a hub id. "auto": the model without model.adapter,
+    # if there is an adapter. null for none.
+    base: str | None = "auto"
     # Folder with the files that the data sources name as `file`. null reads the data from `path`, for example the hub.
     data_dir: str | None = None
     retain: RetainConfig = field(default_factory=RetainConfig)

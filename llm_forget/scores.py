@@ -1,10 +1,64 @@
-"""The tensors that a loss can read, and two functions that average over them."""
+"""The tensors that a loss can read, and functions that average over them or compare distributions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The tensors that a loss reads in addition to the policy's log-probs; nothing else is computed.
+
+    Attributes:
+        logits: the policy's logits at answer positions.
+        reference_logps: the reference's summed answer log-probs, also of the alternatives; one pass before training.
+        reference_logits: the reference's logits at answer positions; one forward without gradient in every step.
+        alternative: the scores of an alternative answer to each forget prompt; one more row each in the same forward.
+        alternative_tokens: the tokens of that answer only, which costs nothing.
+        hidden: the policy's hidden states at the positions that predict the answer tokens.
+        reference_hidden: the reference's hidden states; one forward without gradient in every step.
+        layer: the block whose output is the hidden state, from 0; None for the default (``logprobs.hidden_layer``).
+        base_top: the most likely tokens under the base, the model before fine-tuning; one pass before training.
+        reference_top: the same under the reference.
+        row_targets: the log-prob that each forget row should reach; see ``stop.forget_target``.
+    """
+
+    logits: bool = False
+    reference_logps: bool = False
+    reference_logits: bool = False
+    alternative: bool = False
+    alternative_tokens: bool = False
+    hidden: bool = False
+    reference_hidden: bool = False
+    layer: int | None = None
+    base_top: bool = False
+    reference_top: bool = False
+    row_targets: bool = False
+
+    @property
+    def reference_forward(self) -> bool:
+        """Whether the reference runs in every step."""
+        return self.reference_logits or self.reference_hidden
+
+    @property
+    def any_alternative(self) -> bool:
+        """Whether each forget example needs an alternative answer."""
+        return self.alternative or self.alternative_tokens
+
+
+@dataclass(frozen=True)
+class TopLogps:
+    """The most likely next tokens at each answer position, for a teacher that is kept in memory (K tokens per position).
+
+    Attributes:
+        tokens: (B, A, K) the tokens.
+        logps: (B, A, K) their log-probs in nats; the rest of the probability belongs to all other tokens together.
+    """
+
+    tokens: Tensor
+    logps: Tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +79,9 @@ class AnswerScores:
         reference_hidden: (B, A, H) hidden states under the reference.
         alternative: the scores of an alternative answer to each prompt.
         alternative_tokens: (B, A′) the tokens of an alternative answer to each prompt, padded with −1.
+        base_top: the most likely tokens under the base; certain of token 0 where ``mask`` is False.
+        reference_top: the same under the reference.
+        row_targets: (B,) the mean log-prob per answer token that each row should reach, in nats.
     """
 
     token_logps: Tensor
@@ -37,6 +94,9 @@ class AnswerScores:
     reference_hidden: Tensor | None = None
     alternative: AnswerScores | None = None
     alternative_tokens: Tensor | None = None
+    base_top: TopLogps | None = None
+    reference_top: TopLogps | None = None
+    row_targets: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -56,9 +116,11 @@ class AnswerScores:
     def rows(self, index: slice | Tensor) -> AnswerScores:
         """The scores of the selected examples."""
 
-        def some(value: Tensor | AnswerScores | None) -> Tensor | AnswerScores | None:
+        def some(value: Tensor | AnswerScores | TopLogps | None) -> Tensor | AnswerScores | TopLogps | None:
             if isinstance(value, AnswerScores):
                 return value.rows(index)
+            if isinstance(value, TopLogps):
+                return TopLogps(value.tokens[index], value.logps[index])
             return None if value is None else value[index]
 
         return AnswerScores(**{item.name: some(getattr(self, item.name)) for item in fields(self)})  # type: ignore[arg-type]
@@ -73,3 +135,20 @@ def kl_divergence(reference_logits: Tensor, policy_logits: Tensor) -> Tensor:
     """KL(reference ‖ policy) over the vocabulary at each position, (…, V) and (…, V) → (…), in nats."""
     reference = reference_logits.log_softmax(-1)
     return (reference.exp() * (reference - policy_logits.log_softmax(-1))).sum(-1)
+
+
+def top_kl(teacher: TopLogps, policy_logits: Tensor) -> Tensor:
+    """KL(teacher ‖ policy) at each position, with all tokens outside the teacher's K as one event, (B, A, V) → (B, A) in nats.
+
+    It is a lower bound of the KL over the vocabulary and equal to it if the K tokens hold all of the teacher's probability.
+    Teacher (1/2, 1/4 and 1/4 elsewhere) against policy (1/4, 1/2 and 1/4 elsewhere) gives ¼ ln 2 ≈ 0.1733.
+    """
+    own = policy_logits.log_softmax(-1).gather(-1, teacher.tokens)
+    inside = (teacher.logps.exp() * (teacher.logps - own)).sum(-1)
+    rest, own_rest = (_log_rest(logps) for logps in (teacher.logps, own))
+    return inside + rest.exp() * (rest - own_rest)
+
+
+def _log_rest(logps: Tensor) -> Tensor:
+    """Log of the probability outside some tokens, (…, K) → (…), at least that of one in 10⁷."""
+    return (1 - logps.exp().sum(-1)).clamp(min=1e-7).log()

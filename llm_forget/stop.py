@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
 # The forget target without a holdout set: a typical probability of answers that a model has never seen.
 NEVER_SEEN = 0.1
+# With row targets, a run ends when a test finds no difference between log-probs and targets, and enough rows are near their own.
+PVALUE = 0.05
+WITHIN = 1.5  # nats per answer token
+SHARE = 0.9
 
 
 class Verdict(Enum):
@@ -22,12 +26,78 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
+class Match:
+    """How well the log-probs of rows match their targets (``train.row_targets``).
+
+    Attributes:
+        pvalue: of the two-sample Kolmogorov–Smirnov test between log-probs and targets.
+        statistic: its D, in [0, 1].
+        within: share of rows within ``WITHIN`` nats of their own target.
+        above: share of rows further above it.
+        below: share of rows further below it.
+    """
+
+    pvalue: float
+    statistic: float
+    within: float
+    above: float
+    below: float
+
+    @property
+    def reached(self) -> bool:
+        """Whether the test finds no difference and enough rows are near their own target."""
+        return self.pvalue > PVALUE and self.within >= SHARE
+
+    @property
+    def distance(self) -> float:
+        """0 if every row is at its target: D plus the share of rows that are far from their own."""
+        return self.statistic + 1 - self.within
+
+
+def match(logps: Sequence[float], targets: Sequence[float]) -> Match:
+    """Compare the log-probs of rows with their targets, as two samples and row by row.
+
+    Args:
+        logps: (n,) mean log-prob per answer token, in nats; NaN counts as far below.
+        targets: (n,) their targets.
+
+    Raises:
+        ValueError: the lengths differ, or there are no rows.
+    """
+    if len(logps) != len(targets) or not logps:
+        raise ValueError(
+            f"{len(logps)} log-probs for {len(targets)} row targets; give one for each of at least one row"
+        )
+    from scipy.stats import ks_2samp
+
+    found = [-math.inf if math.isnan(value) else value for value in logps]
+    test = ks_2samp(found, list(targets))
+    gaps = [own - wanted for own, wanted in zip(found, targets, strict=True)]
+    above, below = (sum(sign * gap > WITHIN for gap in gaps) / len(gaps) for sign in (1, -1))
+    return Match(float(test.pvalue), float(test.statistic), 1.0 - above - below, above, below)
+
+
+@dataclass(frozen=True)
 class Measurement:
-    """Mean answer probability of both sets after a step: the geometric mean over tokens, then the mean over examples."""
+    """Mean answer probability of both sets after a step: the geometric mean over tokens, then the mean over examples.
+
+    Attributes:
+        step: optimizer steps so far.
+        forget: of the forget rows.
+        retain: of the rows to keep; None without any.
+        match: how well the forget rows match their own targets; None without row targets.
+    """
 
     step: int
     forget: float
     retain: float | None
+    match: Match | None = None
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Measurement:
+        """The measurement that ``asdict`` wrote."""
+        match = stored.get("match")
+        return cls(stored["step"], stored["forget"], stored["retain"], match and Match(**match))
 
 
 @dataclass
@@ -36,10 +106,11 @@ class StopRule:
 
     The best state is the one with the lowest forget probability among the states above the floor. Values below the target
     count as the target. If two states are equal, the one with the higher retain probability is better. A state below the floor
-    is never the best, even if it has forgotten more.
+    is never the best, even if it has forgotten more. With row targets, the best state is the one that matches them best, from
+    either side.
 
     Attributes:
-        target: mean forget probability that counts as forgotten; None to train to the end.
+        target: mean forget probability that counts as forgotten; None to train to the end. With row targets it is only shown.
         floor: lowest allowed retain probability (absolute); None without a retain set.
         patience: the run ends after this number of consecutive checks below the floor without a rise of the retain probability.
     """
@@ -71,14 +142,16 @@ class StopRule:
     @property
     def known_before(self) -> bool | None:
         """Whether the first state was above the forget target; None without a target or a state."""
-        return None if self.target is None or not self.history else not self.reached(self.history[0])
+        by_row = bool(self.history) and self.history[0].match is not None
+        return not self.reached(self.history[0]) if self.history and (by_row or self.target is not None) else None
 
     def passed_over(self) -> Measurement | None:
         """The last state below the floor that had forgotten more than the best one; None if there was none."""
-        if self.best is None or self.floor is None:
+        best = self.best
+        if best is None or self.floor is None:
             return None
         below = [now for now in self.history if not self.above_floor(now) and now.retain is not None]
-        return next((now for now in reversed(below) if now.forget < self.best.forget), None)
+        return next((now for now in reversed(below) if self._rank(now)[0] < self._rank(best)[0]), None)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the rule, for a checkpoint."""
@@ -91,11 +164,13 @@ class StopRule:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.broken_for = state["broken_for"]
-        self.best = Measurement(**state["best"]) if state["best"] else None
-        self.history = [Measurement(**item) for item in state["history"]]
+        self.best = Measurement.read(state["best"]) if state["best"] else None
+        self.history = [Measurement.read(item) for item in state["history"]]
 
     def reached(self, now: Measurement) -> bool:
         """Whether the forget target is reached."""
+        if now.match is not None:
+            return now.match.reached
         return self.target is not None and now.forget <= self.target
 
     def above_floor(self, now: Measurement) -> bool:
@@ -104,4 +179,6 @@ class StopRule:
 
     def _rank(self, now: Measurement) -> tuple[float, float]:
         forget = math.inf if math.isnan(now.forget) else max(now.forget, self.target or 0.0)
+        if now.match is not None and math.isfinite(forget):
+            forget = now.match.distance
         return forget, -(now.retain or 0.0)

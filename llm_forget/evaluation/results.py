@@ -214,6 +214,10 @@ def _scores_of(path: Path) -> str | None:
     return name if is_scores_name(name, path.stem) else None
 
 
+# What a two-sample test says beside its p-value: its D, and the p-value of the paired test.
+_OF_A_TEST = (("D", "statistic", "low"), ("paired", "paired_pvalue", "high"))
+
+
 def named_scores(results: Mapping[str, Any]) -> dict[str, Score]:
     """All measured numbers of a result by dotted name, for example ``forget.probability`` or ``capability.acc``.
 
@@ -242,6 +246,9 @@ def _walk(entries: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Score]
         elif _is_number(entry[kept]) or entry[kept] is None:
             low, high, n = (one if _is_number(one) else None for one in map(entry.get, ("low", "high", "n")))
             yield name, Score(entry[kept], low, high, n, _direction(entry.get("forgotten")))
+            for part, key, end in _OF_A_TEST:
+                if _is_number(entry.get(key)):
+                    yield f"{name}.{part}", Score(entry[key], n=n, forgotten=end)
 
 
 def _is_number(value: Any) -> bool:

@@ -8,49 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from llm_forget.scores import AnswerScores
+from llm_forget.scores import AnswerScores, Needs
+
+__all__ = ["Method", "Needs", "check_number", "needed"]
 
 Given = TypeVar("Given")
-
-
-@dataclass(frozen=True)
-class Needs:
-    """The tensors that a loss reads in addition to the policy's log-probs; nothing else is computed.
-
-    Attributes:
-        logits: the policy's logits at answer positions.
-        reference_logps: the reference's summed answer log-probs, also of the alternatives; one pass before training.
-        reference_logits: the reference's logits at answer positions; one forward without gradient in every step.
-        alternative: the scores of an alternative answer to each forget prompt; one more row each in the same forward.
-        alternative_tokens: the tokens of that answer only, which costs nothing.
-        hidden: the policy's hidden states at the positions that predict the answer tokens.
-        reference_hidden: the reference's hidden states; one forward without gradient in every step.
-        layer: the block whose output is the hidden state, from 0; None for the default (``logprobs.hidden_layer``).
-    """
-
-    logits: bool = False
-    reference_logps: bool = False
-    reference_logits: bool = False
-    alternative: bool = False
-    alternative_tokens: bool = False
-    hidden: bool = False
-    reference_hidden: bool = False
-    layer: int | None = None
-
-    @property
-    def reference_forward(self) -> bool:
-        """Whether the reference runs in every step."""
-        return self.reference_logits or self.reference_hidden
-
-    @property
-    def any_alternative(self) -> bool:
-        """Whether each forget example needs an alternative answer."""
-        return self.alternative or self.alternative_tokens
 
 
 class Method:

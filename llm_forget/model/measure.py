@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from llm_forget.model.limits import check_rows
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.weights import autocast_like
 from llm_forget.scores import AnswerScores
-from llm_forget.stop import Measurement
+from llm_forget.stop import Measurement, match
 
 _BATCH_TOKENS = 2048  # large enough to fill a core's matrix units, small enough for the logits of its answers
 
@@ -28,16 +28,29 @@ class SampleMeter:
         forget: rows to forget.
         retain: rows to keep; may be empty.
         pad_token_id: the padding token.
+
+    Attributes:
+        targets: the mean log-prob per answer token that each forget row should reach, in nats; None without row targets.
+        seen: called with the forget rows' mean log-probs after every measurement.
     """
 
     def __init__(self, forget: Sequence[Encoded], retain: Sequence[Encoded], pad_token_id: int) -> None:
         self.forget, self.retain, self.pad_token_id = forget, retain, pad_token_id
+        self.targets: Sequence[float] | None = None
+        self.seen: Callable[[Tensor], None] = lambda _: None
 
     def __call__(self, model: Any, step: int) -> Measurement:
-        """The mean answer probability of both samples after ``step`` optimizer steps."""
-        forget = float(self.probabilities(model, self.forget).mean())
+        """The mean answer probability of both samples after ``step`` optimizer steps, and the match with the row targets."""
+        return self.of(model, step, self.probabilities(model, self.forget))
+
+    def of(self, model: Any, step: int, forget: Tensor) -> Measurement:
+        """The measurement for forget rows whose probabilities (n,) are known; it scores only the rows to keep."""
         retain = float(self.probabilities(model, self.retain).mean()) if self.retain else None
-        return Measurement(step, forget, retain)
+        found = None
+        if self.targets is not None:
+            found = match(forget.log().tolist(), self.targets)
+            self.seen(forget.log())
+        return Measurement(step, float(forget.mean()), retain, found)
 
     def probabilities(self, model: Any, rows: Sequence[Encoded]) -> Tensor:
         """exp(mean answer log-prob) of each row, (n,)."""
@@ -69,21 +82,42 @@ def answer_logps(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -
     Raises:
         DataError: the model cannot read a row.
     """
-    check_rows(model, rows, "measured")
     logps, probabilities = torch.zeros(len(rows)), torch.zeros(len(rows))
-    training = model.training
-    model.eval()
-    try:
-        for indices, scores in _batches(model, rows, pad_token_id):
-            logps[indices] = scores.logps.float().cpu()
-            probabilities[indices] = scores.mean_logps.exp().float().cpu()
-    finally:
-        model.train(training)
+    for indices, scores in scored_batches(model, rows, pad_token_id):
+        logps[indices] = scores.logps.float().cpu()
+        probabilities[indices] = scores.mean_logps.exp().float().cpu()
     return logps, probabilities
 
 
-def _batches(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -> Iterator[tuple[list[int], AnswerScores]]:
-    """Batches of rows of similar length under a token budget, which keeps padding small."""
+def scored_batches(
+    model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, *, keep_logits: bool = False
+) -> Iterator[tuple[list[int], AnswerScores]]:
+    """Score rows without gradients or dropout, in batches of similar length under a token budget, which keeps padding small.
+
+    Args:
+        model: a causal language model.
+        rows: the rows.
+        pad_token_id: the padding token.
+        keep_logits: also keep the answers' logits.
+
+    Yields:
+        The rows' indices, and their scores.
+
+    Raises:
+        DataError: the model cannot read a row.
+    """
+    check_rows(model, rows, "measured")
+    training = model.training
+    model.eval()
+    try:
+        yield from _batches(model, rows, pad_token_id, keep_logits)
+    finally:
+        model.train(training)
+
+
+def _batches(
+    model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, keep_logits: bool
+) -> Iterator[tuple[list[int], AnswerScores]]:
     device = next(model.parameters()).device
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     while by_length:
@@ -92,4 +126,4 @@ def _batches(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -> It
         indices, by_length = by_length[-take:], by_length[:-take]
         batch = {k: v.to(device) for k, v in collate([rows[index] for index in indices], pad_token_id).items()}
         with torch.no_grad(), autocast_like(model):
-            yield indices, score_answers(model, batch)
+            yield indices, score_answers(model, batch, keep_logits=keep_logits)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from llm_forget.methods import Method, Needs
+from llm_forget.methods import Method, Needs, needed
 from llm_forget.retain import RetainTerm
 from llm_forget.scores import AnswerScores
+from llm_forget.train.row_goal import RowGoal
 from llm_forget.train.step_rows import StepRows, union
+from llm_forget.train.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Objective:
         retain_weight: α, the weight of ``retain``.
         more: further retain terms.
         satisfied_below: the forget loss ignores an example whose mean answer probability is at or below this value.
+        goal: the target of each forget row, and which rows still take part; None without row targets.
     """
 
     method: Method | None
@@ -48,6 +51,7 @@ class Objective:
     retain_weight: float = 1.0
     satisfied_below: float | None = None
     more: tuple[FurtherTerm, ...] = ()
+    goal: RowGoal | None = None
 
     @property
     def kept(self) -> list[FurtherTerm]:
@@ -59,6 +63,10 @@ class Objective:
     def total_weight(self) -> float:
         """The sum of the weights of the retain terms. The loss has their weighted mean times this number."""
         return sum((one.weight for one in self.kept), 0.0)
+
+    def active(self, index: Tensor) -> Tensor | None:
+        """The forget rows of a micro-batch that take part, (B,); None for all."""
+        return None if self.goal is None or self.method is None else self.goal.active(index)
 
     @property
     def rows(self) -> StepRows:
@@ -86,11 +94,15 @@ class Objective:
             )
         return named.pop() if named else None
 
-    def terms(self, scores: Mapping[str, AnswerScores]) -> dict[str, Tensor]:
+    def terms(
+        self, scores: Mapping[str, AnswerScores], index: Tensor | None = None, pairs: int | None = None
+    ) -> dict[str, Tensor]:
         """Compute the losses of one micro-batch, as scalars.
 
         Args:
             scores: scores of the ``forget`` and ``retain`` rows, with everything that the method and the retain term need.
+            index: the indices in the forget set of the forget rows; needed with row targets.
+            pairs: pairs of the micro-batch; more than there are forget rows if some have reached their targets.
 
         Returns:
             ``loss``, the weighted sum; ``forget_loss``, without its weight; ``retain_loss``, the weighted mean of the retain
@@ -104,7 +116,12 @@ class Objective:
             probability = scores["forget"].mean_logps.detach().exp()
             if self.satisfied_below is not None:
                 losses = losses * (probability > self.satisfied_below)
-            terms["forget_loss"], terms["forget_probability"] = losses.mean(), probability.mean()
+            if self.goal is not None and index is not None:
+                losses = self.goal.two_sided(losses, scores["forget"].mean_logps, index)
+            terms["forget_loss"], terms["forget_probability"] = (
+                losses.sum() / (pairs or len(losses)),
+                probability.mean(),
+            )
             total = total + self.forget_weight * terms["forget_loss"]
         if self.kept:
             each = [one.term.retain_loss(scores[one.term.rows]).mean() for one in self.kept]
@@ -127,11 +144,45 @@ class References:
         logps: (n forget rows,) summed answer log-probs in nats, if the method needs them.
         alternative_logps: (n forget rows,) the same for the alternative answers, if the method needs them.
         model: a frozen copy of the model, for full fine-tuning with a loss that runs the reference in every step.
+        top: the reference's most likely tokens on the forget rows, if the method needs them.
+        base_top: the same of the base.
+        row_targets: (n forget rows,) the log-prob that each row should reach.
     """
 
     logps: Tensor | None = None
     alternative_logps: Tensor | None = None
     model: nn.Module | None = None
+    top: Teacher | None = None
+    base_top: Teacher | None = None
+    row_targets: Tensor | None = None
+
+    def add(self, forget: AnswerScores, index: Tensor, method: Method) -> AnswerScores:
+        """Add what was computed before training, as far as the method needs it, to the scores of B forget rows.
+
+        Args:
+            forget: their scores.
+            index: (B,) their indices in the forget set.
+            method: the method.
+
+        Raises:
+            ValueError: something was not computed.
+        """
+        needs = method.needs
+        if needs.reference_logps:
+            forget = self.add_logps(forget, index, method)
+        name = type(method).__name__
+        if needs.reference_top:
+            forget = replace(
+                forget, reference_top=needed(self.top, name, "the reference's top tokens").of(index, forget.mask)
+            )
+        if needs.base_top:
+            forget = replace(
+                forget, base_top=needed(self.base_top, name, "the base's top tokens").of(index, forget.mask)
+            )
+        if needs.row_targets:
+            targets = needed(self.row_targets, name, "row targets")
+            forget = replace(forget, row_targets=targets.to(forget.mask.device)[index])
+        return forget
 
     def add_logps(self, forget: AnswerScores, index: Tensor, method: Method) -> AnswerScores:
         """Add the reference's log-probs to the forget scores and to the scores of their alternatives.

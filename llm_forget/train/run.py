@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from rich.console import Console
 from torch import nn
@@ -24,9 +26,13 @@ from llm_forget.train.build import NOWHERE, Parts
 from llm_forget.train.callbacks import MetricsLog, ProgressBar, StopCallback, not_known_before, note
 from llm_forget.train.checkpoint import run_identity
 from llm_forget.train.objective import Objective, References
+from llm_forget.train.origin import BaseScores
 from llm_forget.train.prepare import UnlearnSets
 from llm_forget.train.resume import Saving, checkpoint_folder
+from llm_forget.train.row_goal import RowGoal
+from llm_forget.train.row_targets import RowTargets, targets_from_base, targets_from_holdout
 from llm_forget.train.subtraction import AdapterSession
+from llm_forget.train.teacher import teacher_of
 from llm_forget.train.trainer import UnlearningTrainer
 from llm_forget.utils.terminal import say
 
@@ -68,6 +74,7 @@ class Run:
             none.
         base: the folder or hub id of the model; None if the caller loaded it.
         more_rows: the further rows that the retain terms read, by set.
+        origin: scores of the model before it learned the forget rows; None if there is none at hand.
     """
 
     def __init__(
@@ -82,14 +89,17 @@ class Run:
         *,
         base: str | None = None,
         more_rows: Mapping[str, list[Encoded]] = MappingProxyType({}),
+        origin: BaseScores | None = None,
     ) -> None:
         self.method, self.retain, self.wrappers, self.more = parts.method, parts.retain, parts.wrappers, parts.more
-        self._more_rows = more_rows
+        self._more_rows, self._origin = more_rows, origin
         self.recipe, self.sets, self.alternatives, self._base = recipe, sets, alternatives, base
         self.model, self.pad_token_id, self.console = model, pad_token_id, console
         self.meter = SampleMeter(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
         self.metrics = MetricsLog()
-        self.before = self.meter(model, 0)
+        self.row_targets: RowTargets | None = None
+        self.goal: RowGoal | None = None
+        self.before = self._measure_before()
         refuse_not_finite((self.before.forget, self.before.retain))
         self.target = self._forget_target()
         kept = self.before.retain
@@ -98,9 +108,31 @@ class Run:
         self._phase = 0
         self._taken = 0  # pairs of the phases so far
 
+    def _measure_before(self) -> Measurement:
+        """Measure the model before the first step, and set the row targets that the recipe or the method asks for."""
+        by_row = self.recipe.stop.forget_target == "rows"
+        if not by_row and not self.method.needs.row_targets:
+            return self.meter(self.model, 0)
+        known = self.meter.probabilities(self.model, self.sets.forget)
+        refuse_not_finite(known.tolist())
+        own, origin = known.log(), self._origin
+        holdout = self.meter.probabilities(self.model, self.sets.holdout).log().tolist()
+        if origin is None:
+            self.row_targets = targets_from_holdout(own.tolist(), holdout)
+        else:
+            self.row_targets = targets_from_base(origin.forget.tolist(), own.tolist(), origin.holdout.tolist(), holdout)
+        if by_row:
+            self.meter.targets = self.row_targets.values[: self.recipe.stop.rows]
+            if not self.method.towards:
+                self.goal = RowGoal(torch.tensor(self.row_targets.values), own)
+                self.meter.seen = self.goal.seen
+        return self.meter.of(self.model, 0, known[: self.recipe.stop.rows])
+
     def _forget_target(self) -> float | None:
         wanted = self.recipe.stop.forget_target
-        if wanted != "holdout":
+        if self.meter.targets is not None:
+            return math.fsum(map(math.exp, self.meter.targets)) / len(self.meter.targets)
+        if wanted is None or isinstance(wanted, float):
             return wanted
         if not self.sets.holdout:
             return NEVER_SEEN
@@ -143,7 +175,8 @@ class Run:
             retain=self.retain,
             forget_weight=self.recipe.forget_weight,
             retain_weight=self.recipe.retain.weight,
-            satisfied_below=self.target if per_example and not self.method.towards else None,
+            satisfied_below=self.target if per_example and not self.method.towards and self.goal is None else None,
+            goal=self.goal,
             more=self.more,
         )
 
@@ -215,6 +248,7 @@ class Run:
             "method": method,
             **{f"retain {one.name}": one.term for one in objective.more},
             "retain": objective.retain,
+            "goal": self.goal,
             **{f"wrapper {place}": wrapper for place, wrapper in enumerate(self.wrappers)},
         }
         trainer.resume_or_begin()
@@ -256,7 +290,17 @@ class Run:
             if rows.scored_alternatives and self.alternatives is not None:
                 others = answer_logps(self.model, self.alternatives, self.pad_token_id)[0]
         every_step = any(group.reference for group in rows.groups) and self.recipe.adapter is None
-        return References(forget, others, frozen_copy(self.model) if every_step else None)
+        top = None
+        if rows.forget is not None and rows.forget.reference_top:
+            top = teacher_of(self.model, self.sets.forget, self.pad_token_id)[0]
+        return References(
+            forget,
+            others,
+            frozen_copy(self.model) if every_step else None,
+            top,
+            None if self._origin is None else self._origin.top,
+            None if self.row_targets is None else torch.tensor(self.row_targets.values),
+        )
 
     def report(self, now: Measurement, verdict: Verdict) -> None:
         """Log and show a measurement."""

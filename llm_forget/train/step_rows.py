@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
 
 from llm_forget.methods import Needs
 from llm_forget.model.logprobs import Part
@@ -31,6 +34,23 @@ class RowGroup:
     def reference(self) -> bool:
         """Whether the reference runs on these rows in every step."""
         return self.reference_logits or self.reference_hidden
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The rows of a micro-batch that the policy runs on.
+
+    Attributes:
+        batch: ``input_ids``, ``attention_mask`` and ``answer_mask`` of these rows.
+        parts: each group's slice of them, with the scores that the forward pass keeps for it.
+        forget_index: the indices in the forget set of the forget rows among them.
+        alternative_tokens: the tokens of their alternatives, if the batch has any.
+    """
+
+    batch: dict[str, Tensor]
+    parts: dict[str, Part]
+    forget_index: Tensor
+    alternative_tokens: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,25 @@ class StepRows:
             group.name: Part(slice(place * pairs, (place + 1) * pairs), group.logits, group.hidden)
             for place, group in enumerate(self.groups)
         }
+
+    def select(self, inputs: Mapping[str, Tensor], active: Tensor | None = None) -> Selected:
+        """The rows of a batch that the policy runs on in this step.
+
+        Args:
+            inputs: a batch of ``PairCollator``.
+            active: (B,) True for the pairs whose forget row, and its alternative, take part; None for all. At least one is True.
+        """
+        index, others = inputs["forget_index"], inputs.get("alternative_tokens")
+        rows, parts = self.in_batch(len(index)), self.parts(len(index))
+        batch = {name: inputs[name][rows] for name in ("input_ids", "attention_mask", "answer_mask")}
+        if active is None or self.forget is None:
+            return Selected(batch, parts, index, others)
+        kept = torch.cat([active | (name not in ("forget", "alternative")) for name in parts])
+        for name, start in zip(parts, range(0, len(kept), len(active)), strict=True):
+            first, count = int(kept[:start].sum()), int(kept[start : start + len(active)].sum())
+            parts[name] = replace(parts[name], rows=slice(first, first + count))
+        batch = {name: value[kept] for name, value in batch.items()}
+        return Selected(batch, parts, index[active], None if others is None else others[active])
 
 
 def _group(name: str, needs: Needs) -> RowGroup:

@@ -90,10 +90,8 @@ class UnlearningTrainer(Resumable, Trainer):
 
     def _loss_terms(self, model: nn.Module, inputs: dict[str, Tensor], goal: Objective) -> dict[str, Tensor]:
         """Compute the losses of one micro-batch in one forward pass over the rows that the objective uses."""
-        pairs = len(inputs["forget_index"])
-        rows = goal.rows.in_batch(pairs)
-        batch = {name: inputs[name][rows] for name in ("input_ids", "attention_mask", "answer_mask")}
-        parts = goal.rows.parts(pairs)
+        chosen = goal.rows.select(inputs, goal.active(inputs["forget_index"]))
+        batch, parts = chosen.batch, chosen.parts
         layer = hidden_layer(model, self.objective.layer) if goal.rows.hidden else None
         scores = dict(zip(parts, score_parts(model, batch, list(parts.values()), layer=layer), strict=True))
         for group in goal.rows.groups:
@@ -104,11 +102,9 @@ class UnlearningTrainer(Resumable, Trainer):
             needs = goal.method.needs
             forget = replace(scores["forget"], alternative=scores.get("alternative"))
             if needs.alternative_tokens:
-                forget = replace(forget, alternative_tokens=inputs.get("alternative_tokens"))
-            if needs.reference_logps:
-                forget = self.reference.add_logps(forget, inputs["forget_index"], goal.method)
-            scores["forget"] = forget
-        return goal.terms(scores)
+                forget = replace(forget, alternative_tokens=chosen.alternative_tokens)
+            scores["forget"] = self.reference.add(forget, chosen.forget_index, goal.method)
+        return goal.terms(scores, chosen.forget_index, len(inputs["forget_index"]))
 
     def _with_reference(
         self, model: nn.Module, rows: dict[str, Tensor], group: RowGroup, scores: AnswerScores, layer: int | None

@@ -25,6 +25,7 @@ from llm_forget.train.alternatives import alternative_source, encoded_alternativ
 from llm_forget.train.build import NOWHERE, Parts, check_head, check_layer, make_parts, make_trainable, trained_blocks
 from llm_forget.train.callbacks import note
 from llm_forget.train.more_rows import Making, more_rows
+from llm_forget.train.origin import OpenBase, base_of, reads_base, score_base
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import drop_checkpoints
 from llm_forget.train.run import Run
@@ -72,7 +73,7 @@ def _unlearn(recipe: UnlearnRecipe, console: Console | None) -> RunRecord:
     def load() -> Any:
         return load_model(located, trainable=recipe.adapter is None)[0]
 
-    return run_on(recipe, parts, sets, tokenizer, load, console, base=base).record
+    return run_on(recipe, parts, sets, tokenizer, load, console, base=base, open_base=base_of(recipe, base)).record
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def run_on(
     console: Console | None = None,
     *,
     base: str | None = None,
+    open_base: OpenBase | None = None,
 ) -> Finished:
     """Run a recipe on a model: add the adapter, train, and write the run folder.
 
@@ -112,6 +114,7 @@ def run_on(
         load: returns the model; called after all other checks.
         console: a console for progress; standard error by default.
         base: the folder or hub id of the model; None if the caller loaded it.
+        open_base: opens the model before it learned the forget rows; None if there is none at hand.
 
     Raises:
         UserError: alternative answers that the method needs are missing, or the disk is full.
@@ -128,6 +131,11 @@ def run_on(
         note(console, warning)
 
     started = time.monotonic()
+    origin = score_base(open_base, sets, tokenizer) if open_base is not None and reads_base(recipe, method) else None
+    if origin is None and method.needs.base_top:
+        raise RecipeError(
+            f"method {recipe.method['name']} needs the model before it learned the forget rows: set base to its folder or hub id"
+        )
     model = load()
     for name in ("forget", "retain", "validation", "holdout"):
         for warning in check_rows(model, getattr(sets, name), name):
@@ -155,7 +163,7 @@ def run_on(
             off = ", ".join(noise)
             note(console, f"the model's own dropout and noise are off, because the reference has none: {off}")
         pad = padding_id(tokenizer, model)
-        run = Run(recipe, parts, sets, model, pad, console, alternatives, base=base, more_rows=more)
+        run = Run(recipe, parts, sets, model, pad, console, alternatives, base=base, more_rows=more, origin=origin)
         settings = sent_settings(recipe)
         with tracking(recipe.output_dir, recipe.train.trackers, settings, resume=recipe.resume) as run.metrics.trackers:
             outcome = run.execute()
@@ -175,6 +183,7 @@ def run_on(
         retain_rows=len(sets.retain),
         encoding=sets.encoding,
         noise_off=noise,
+        row_targets=None if run.row_targets is None else run.row_targets.told,
     )
     if recipe.output_dir != NOWHERE:
         # every process takes part in gathering sharded weights

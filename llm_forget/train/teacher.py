@@ -1,0 +1,69 @@
+"""Teachers that are computed once: the most likely tokens of a model at every answer position, kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llm_forget.data.encode import Encoded
+from llm_forget.model.measure import scored_batches
+from llm_forget.scores import TopLogps
+
+TOP = 64  # tokens per position: of a model of 49,000 tokens they hold nearly all of the probability
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The most likely tokens at the answer positions of n rows. It holds token ids and is never written.
+
+    Attributes:
+        tokens: for each row (A, K), int32.
+        logps: for each row (A, K) in nats.
+    """
+
+    tokens: list[Tensor]
+    logps: list[Tensor]
+
+    def of(self, index: Tensor, mask: Tensor) -> TopLogps:
+        """The teacher of B rows, padded to ``mask`` (B, A). Padded positions are certain of token 0."""
+        width, count = self.tokens[0].shape[-1], mask.shape[1]
+        tokens = torch.zeros(len(index), count, width, dtype=torch.long)
+        logps = torch.full((len(index), count, width), -30.0)
+        logps[..., 0] = 0.0
+        for place, row in enumerate(index.tolist()):
+            length = len(self.tokens[row])
+            tokens[place, :length] = self.tokens[row].long()
+            logps[place, :length] = self.logps[row]
+        return TopLogps(tokens.to(mask.device), logps.to(mask.device))
+
+
+def teacher_of(
+    model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, *, top: int = TOP
+) -> tuple[Teacher, Tensor]:
+    """Score rows once, and keep the ``top`` most likely tokens of each answer position.
+
+    Args:
+        model: the teacher; it runs without gradients or dropout.
+        rows: the rows.
+        pad_token_id: the padding token.
+        top: tokens per position.
+
+    Returns:
+        The teacher, and the mean log-prob per answer token of each row (n,), in nats.
+    """
+    tokens: list[Tensor] = [torch.empty(0)] * len(rows)
+    logps: list[Tensor] = [torch.empty(0)] * len(rows)
+    means = torch.zeros(len(rows))
+    for indices, scores in scored_batches(model, rows, pad_token_id, keep_logits=True):
+        if scores.logits is None:
+            raise RuntimeError("the logits were not kept")
+        best = scores.logits.log_softmax(-1).topk(min(top, scores.logits.shape[-1]), dim=-1)
+        means[indices] = scores.mean_logps.float().cpu()
+        for place, row in enumerate(indices):
+            length = int(scores.mask[place].sum())
+            tokens[row] = best.indices[place, :length].int().cpu()
+            logps[row] = best.values[place, :length].float().cpu()
+    return Teacher(tokens, logps), means
