@@ -37,13 +37,24 @@ class BaseScores:
     top: Teacher
 
 
-def reads_base(recipe: UnlearnRecipe, method: Method) -> bool:
-    """Whether a run reads scores of the base."""
-    return recipe.stop.forget_target == "rows" or method.needs.base_top or method.needs.row_targets
+def score_base(
+    open_base: OpenBase | None, recipe: UnlearnRecipe, method: Method, sets: UnlearnSets, tokenizer: Any
+) -> BaseScores | None:
+    """Score the forget and the holdout rows with the base, in one pass each; None if there is no base or nothing reads it.
 
-
-def score_base(open_base: OpenBase, sets: UnlearnSets, tokenizer: Any) -> BaseScores:
-    """Score the forget and the holdout rows with the base, in one pass each."""
+    Raises:
+        RecipeError: the method needs a base, and there is none.
+    """
+    needs = method.needs
+    if open_base is None:
+        if needs.base_top:
+            raise RecipeError(
+                f"method {recipe.method['name']} needs the model before it learned the forget rows: set base to its folder or "
+                "hub id"
+            )
+        return None
+    if recipe.stop.forget_target != "rows" and not (needs.base_top or needs.row_targets):
+        return None
     with open_base() as model:
         pad = padding_id(tokenizer, model)
         top, forget = teacher_of(model, sets.forget, pad)

@@ -25,7 +25,7 @@ from llm_forget.train.alternatives import alternative_source, encoded_alternativ
 from llm_forget.train.build import NOWHERE, Parts, check_head, check_layer, make_parts, make_trainable, trained_blocks
 from llm_forget.train.callbacks import note
 from llm_forget.train.more_rows import Making, more_rows
-from llm_forget.train.origin import OpenBase, base_of, reads_base, score_base
+from llm_forget.train.origin import OpenBase, base_of, score_base
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import drop_checkpoints
 from llm_forget.train.run import Run
@@ -131,11 +131,7 @@ def run_on(
         note(console, warning)
 
     started = time.monotonic()
-    origin = score_base(open_base, sets, tokenizer) if open_base is not None and reads_base(recipe, method) else None
-    if origin is None and method.needs.base_top:
-        raise RecipeError(
-            f"method {recipe.method['name']} needs the model before it learned the forget rows: set base to its folder or hub id"
-        )
+    origin = score_base(open_base, recipe, method, sets, tokenizer)
     model = load()
     for name in ("forget", "retain", "validation", "holdout"):
         for warning in check_rows(model, getattr(sets, name), name):
