@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import tiny
 from killed_runs import killed_runs
 from rich.console import Console
 from safetensors.torch import load_file
 
 import llm_forget
 import llm_forget.train.checkpoint
+from llm_forget.adapters.doctor import diagnose
+from llm_forget.adapters.export import export_adapter
 from llm_forget.config import UnlearnRecipe
 from llm_forget.data.encode import EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, read_examples
@@ -238,6 +241,29 @@ def test_the_state_of_a_method_is_resumed(
     broken_off(5)
     run(values, resume=True)
     assert same(tmp_path / "alone", values["output_dir"]) == saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "gpt_oss"])
+def test_a_mixture_of_experts_goes_on_and_is_exported(
+    kind: str, values: dict[str, Any], broken_off: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """Router and experts hold no state of their own: the resumed adapter is the same, and servers can load it."""
+    tokenizer = tiny_tokenizer()
+    tiny(kind, tokenizer, spread=2.0).save_pretrained(tmp_path / "experts")
+    tokenizer.save_pretrained(tmp_path / "experts")
+    values["model"] = {**values["model"], "name": str(tmp_path / "experts")}
+    values["train"] = {**values["train"], "epochs": 2, "learning_rate": 1e-3}
+    values["stop"] = {"forget_target": None, "utility_floor": 0.0}
+    run(values, output_dir=str(tmp_path / "alone"))
+    broken_off(2)
+    assert "resuming from" in run(values, resume=True)
+    assert same(tmp_path / "alone", values["output_dir"])
+    exported = tmp_path / "exported"
+    export_adapter(Path(values["output_dir"]) / "adapter", exported, base_folder=tmp_path / "experts")
+    found = diagnose(tmp_path / "experts", exported, prompts=[[1, 5, 9, 2, 40, 7]])
+    assert found.parity is not None
+    assert found.parity.ok, found.report()
 
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(values: dict[str, Any]) -> None:
