@@ -52,21 +52,20 @@ class Artefact:
         Raises:
             UserError: it cannot be loaded, or a package for the form is missing.
         """
-        config = replace(self.model, quantization=None, dtype=form.dtype)
-        if self.adapter is None or form.adapter:
-            rounded = form.quantiser is not None
-            model, tokenizer = load_model(replace(config, dtype="float32") if rounded else config)
-            if self.adapter is not None and not rounded:
-                check_adapter_fits(locate_model(config.name), str(self.adapter))
-                model = attach_adapter(model, load_adapter(self.adapter))
-        else:
-            model, tokenizer = load_model(replace(config, dtype="float32"))
-            merge_adapter(model, check_adapter_fits(locate_model(config.name), str(self.adapter)))
-            model.to(torch.bfloat16 if form.dtype == "bfloat16" else torch.float32)
+        fast = frozen_dtype(replace(self.model, dtype="auto"))
+        model, tokenizer = load_model(replace(self.model, quantization=None, dtype="float32"))
+        separate = form.adapter and form.quantiser is None
+        adapter = None if self.adapter is None else check_adapter_fits(locate_model(self.model.name), str(self.adapter))
+        if adapter is not None and not separate:
+            merge_adapter(model, adapter)
         if form.quantiser is not None:
             model = round_weights(model, form.quantiser)
-            if not form.packed:
-                model.to(frozen_dtype(replace(config, dtype="auto")))
+        elif form.dtype == "bfloat16":
+            model.to(torch.bfloat16)
+        if form.dtype == "bfloat16" or (form.quantiser is not None and not form.packed):
+            model.to(fast)  # rounded weights run in the dtype that is fastest here
+        if adapter is not None and separate:
+            model = attach_adapter(model, adapter)
         return model.eval(), tokenizer
 
 

@@ -48,6 +48,7 @@ class AuditSettings:
         rows: most rows of each set.
         budget: what an attacker can afford; ``max_new_tokens`` 0 takes the length of the answers.
         seed: seed of everything random.
+        jobs: processes that share the work.
     """
 
     quick: bool = False
@@ -56,6 +57,7 @@ class AuditSettings:
     rows: int | None = None
     budget: Budget | None = None
     seed: int = 0
+    jobs: int = 1
 
     @property
     def most_rows(self) -> int:
@@ -194,16 +196,22 @@ def seats_of(models: Models, forms: Sequence[Form], encoding: EncodingConfig, ce
     for form in forms:
         for role, one in models.by_role().items():
             home = cells if role == "model" or one.home is None else _home(one.home, cells)
-            seats.append(Seat(role, form, one.digest, _opener(one, form, encoding), home=home))
+            seats.append(Seat(role, form, one.digest, Opener(one, form, encoding), home=home))
     return seats
 
 
-def _opener(one: Artefact, form: Form, encoding: EncodingConfig) -> Callable[[], Subject]:
-    def load() -> Subject:
-        model, tokenizer = one.load(form)
-        return LoadedSubject(model, tokenizer, encoding, form)
+@dataclass(frozen=True)
+class Opener:
+    """Loads a model in a form, in any process."""
 
-    return load
+    artefact: Artefact
+    form: Form
+    encoding: EncodingConfig
+
+    def __call__(self) -> Subject:
+        """The subject."""
+        model, tokenizer = self.artefact.load(self.form)
+        return LoadedSubject(model, tokenizer, self.encoding, self.form)
 
 
 def _home(folder: Path, otherwise: Path) -> Path:
@@ -309,7 +317,8 @@ def _audit_run(
     def keep(filled: Filled) -> None:
         write(filled, False)
 
-    filled = fill(plan, seats, say, after_form=keep)
+    jobs = 1 if served is not None else settings.jobs
+    filled = fill(plan, seats, say, jobs=jobs, after_form=keep)
     if filled.kept:
         say(f"{filled.kept} cells were known already")
     return write(filled, True)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import signal
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+import torch
 
 from llm_forget.auditing.attack import Access, Attack, Budget, Leaks, Rows
 from llm_forget.auditing.cells import cell_key, read_cell, rows_digest, write_cell
@@ -76,14 +83,22 @@ class Filled:
     kept: int = 0
 
 
-def fill(plan: Plan, seats: Sequence[Seat], say: Said, *, after_form: Callable[[Filled], None] | None = None) -> Filled:
+def fill(
+    plan: Plan,
+    seats: Sequence[Seat],
+    say: Said,
+    *,
+    jobs: int = 1,
+    after_form: Callable[[Filled], None] | None = None,
+) -> Filled:
     """Run every attack on every seat, except for cells that are on disk.
 
     Args:
         plan: attacks, rows and budget.
         seats: models and forms, in order; those of one form together.
         say: gets one line per seat.
-        after_form: called after each form with the cells so far.
+        jobs: processes that share the seats; their ``open`` must be picklable.
+        after_form: called with the cells so far, whenever those of a form are complete.
 
     Returns:
         The cells. An attack that does not apply, or fails, has its reason in the place of the cell.
@@ -103,23 +118,69 @@ def fill(plan: Plan, seats: Sequence[Seat], say: Said, *, after_form: Callable[[
                 found.kept += 1
             else:
                 missing[index].append(name)
-    clock = _Clock([len(one) for one in missing.values()])
-    for index, seat in enumerate(seats):
-        if missing[index]:
-            started = perf_counter()
-            for name, result, seconds in _attacked(plan, seat, missing[index]):
-                place = (name, seat.form.name, seat.role)
-                found.cells[place], found.seconds[place] = result, seconds
-                key = _key(plan, seat, plan.attacks[name], digest)
-                if seat.home is not None and isinstance(result, Leaks):
-                    write_cell(seat.home, key, result, seconds)
-                clock.done()
-            took = perf_counter() - started
-            say(f"{seat.role} on {seat.form.name}: {len(missing[index])} attacks in {took:.0f} s{clock.left()}")
-        last = index + 1 == len(seats) or seats[index + 1].form.name != seat.form.name
-        if last and after_form is not None:
+    work = [_Work(plan, seat, missing[index], digest) for index, seat in enumerate(seats) if missing[index]]
+    clock = _Clock(sum(len(one.names) for one in work))
+    open_forms = Counter(one.seat.form.name for one in work)
+    if after_form is not None and not work:
+        after_form(found)
+    for one, results, took in _done(work, jobs):
+        form = one.seat.form.name
+        for name, result, seconds in results:
+            found.cells[name, form, one.seat.role], found.seconds[name, form, one.seat.role] = result, seconds
+        clock.ready += len(results)
+        say(f"{one.seat.role} on {form}: {len(results)} attacks in {took:.0f} s{clock.left()}")
+        open_forms[form] -= 1
+        if not open_forms[form] and after_form is not None:
             after_form(found)
     return found
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The attacks that one seat lacks."""
+
+    plan: Plan
+    seat: Seat
+    names: list[str]
+    digest: str
+
+    def run(self) -> tuple[list[tuple[str, Leaks | str, float]], float]:
+        """Attack the seat; each cell is on disk as soon as it is ready. Returns the results and the seconds."""
+        started, results = perf_counter(), []
+        for name, result, seconds in _attacked(self.plan, self.seat, self.names):
+            if self.seat.home is not None and isinstance(result, Leaks):
+                write_cell(
+                    self.seat.home, _key(self.plan, self.seat, self.plan.attacks[name], self.digest), result, seconds
+                )
+            results.append((name, result, seconds))
+        return results, perf_counter() - started
+
+
+def _done(work: Sequence[_Work], jobs: int) -> Iterator[tuple[_Work, list[tuple[str, Leaks | str, float]], float]]:
+    """Each piece of work as it is done, in this process or in several."""
+    if min(jobs, len(work)) < 2:
+        for one in work:
+            yield one, *one.run()
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    with get_context("spawn").Pool(
+        min(jobs, len(work)), _start, (threads,)
+    ) as pool:  # terminates its processes at the end
+        for index, results, took in pool.imap_unordered(_run, enumerate(work)):
+            yield work[index], results, took
+
+
+def _start(threads: int) -> None:
+    """A new process: signals end it with its parent, libraries are quiet."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its processes
+    torch.set_num_threads(threads)
+    logging.disable(logging.INFO)
+    warnings.simplefilter("ignore")
+    os.environ["TQDM_DISABLE"] = "1"
+
+
+def _run(numbered: tuple[int, _Work]) -> tuple[int, list[tuple[str, Leaks | str, float]], float]:
+    return numbered[0], *numbered[1].run()
 
 
 def excuse(attack: Attack, seat: Seat, rows: Rows) -> str:
@@ -167,16 +228,13 @@ def _kept(plan: Plan, seat: Seat, attack: Attack, digest: str) -> tuple[Leaks, f
 class _Clock:
     """Time left, from the mean time of a cell so far."""
 
-    def __init__(self, counts: Sequence[int]) -> None:
-        self.total, self.ready, self.started = sum(counts), 0, perf_counter()
-
-    def done(self) -> None:
-        self.ready += 1
+    def __init__(self, total: int) -> None:
+        self.total, self.ready, self.started = total, 0, perf_counter()
 
     def left(self) -> str:
+        """The end of a line about the progress."""
         if not self.ready or self.ready == self.total:
             return ""
         seconds = (perf_counter() - self.started) / self.ready * (self.total - self.ready)
-        return f"; {self.ready} of {self.total} cells, about {seconds / 60:.0f} min left" if seconds > 90 else (
-            f"; {self.ready} of {self.total} cells, about {seconds:.0f} s left"
-        )  # fmt: skip
+        shown = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+        return f"; {self.ready} of {self.total} cells, about {shown} left"

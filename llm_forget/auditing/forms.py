@@ -16,7 +16,8 @@ class Form:
         name: its name in tables.
         words: what it is, in plain words.
         adapter: whether the adapter is separate from the weights, so that it can be scaled or taken off.
-        dtype: dtype of the weights. Rounded weights run in the fastest dtype of the machine.
+        dtype: dtype to which the weights were rounded. All forms but fp32 and int8 run in the fastest dtype of the machine: bf16
+            products are slow on many CPUs, and fp32 holds the rounded weights exactly.
         quantiser: how the weights were rounded; None for no rounding besides the dtype.
     """
 

@@ -6,6 +6,7 @@ same values. Embeddings and head keep their precision, as in bitsandbytes; in GG
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -125,6 +126,7 @@ def _in_int8(model: nn.Module) -> nn.Module:
     from bitsandbytes.nn import Int8Params, Linear8bitLt
     from transformers.pytorch_utils import Conv1D
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a line for each layer and forward
     names = [name for name, _ in linear_weights(model)]
     for name in names:
         layer = model.get_submodule(name) if name in dict(model.named_modules()) else None

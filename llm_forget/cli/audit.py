@@ -60,6 +60,7 @@ def audit(
         Path | None, typer.Option("--to", metavar="DIR", help="folder for the result; default: audit in the run folder")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="seed of everything random")] = 0,
+    jobs: Annotated[int, typer.Option(metavar="N", help="processes; each holds one model")] = 1,
     as_json: Json = False,
 ) -> None:
     """Attack a run in every form in which it may be served.
@@ -78,7 +79,16 @@ def audit(
         raise UserError("--endpoint and --served-model belong together; give both, or neither")
     if rows is not None and rows < 2:
         raise UserError(f"--rows is {rows}; give 2 or more")
-    settings = {"quick": quick, "attacks": _names(attacks), "forms": _names(forms), "rows": rows, "seed": seed}
+    if jobs < 1:
+        raise UserError(f"--jobs is {jobs}; give 1 or more")
+    settings = {
+        "quick": quick,
+        "attacks": _names(attacks),
+        "forms": _names(forms),
+        "rows": rows,
+        "seed": seed,
+        "jobs": jobs,
+    }
     given = {"forget": forget, "holdout": holdout, "retain": retain}
     controls = {"target": target, "oracle": oracle, "sham": sham}
     found = run_audit(run, controls, given, settings, base, (endpoint, served_model, key_variable), to)

@@ -22,6 +22,8 @@ from llm_forget.auditing.attacks.greedy import Greedy
 from llm_forget.auditing.attacks.membership import Membership
 from llm_forget.auditing.results import read_audit
 
+pytestmark = pytest.mark.slow
+
 FORMS = "merged_fp32,adapter_fp32,int4_rtn"
 OPTIONS = ("--attacks", "greedy,membership", "--forms", FORMS)
 CELLS = 6  # of one model
@@ -37,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_rows(folder / f"{name}.jsonl", [(row.prompt[-1].content, row.answer) for row in one])  # type: ignore[union-attr]
     encoding = {"system_prompt": ""}
     for role, parts in (("target", (rows.forget, rows.kept)), ("oracle", (rows.kept,))):
-        model, tokenizer = trained_on(*parts)
+        model, tokenizer = trained_on(*parts, steps=140)
         model.save_pretrained(folder / role / "model")
         tokenizer.save_pretrained(folder / role / "model")
         write_record(folder / role, {"steps": 60}, {"encoding": encoding})
@@ -60,7 +62,7 @@ def faint_adapter(folder: Path, run: str, **config: Any) -> None:
 
 
 def write_record(folder: Path, result: dict[str, Any], recipe: dict[str, Any]) -> None:
-    (folder / "result.json").write_text(json.dumps({"schema": 1, **result}))
+    (folder / "result.json").write_text(json.dumps({"schema": 1, "seconds": 1.0, **result}))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 

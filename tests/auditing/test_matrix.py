@@ -77,7 +77,7 @@ def test_scores_must_fit_their_rows_and_scale() -> None:
 
 
 def test_many_cells_are_tested_at_once() -> None:
-    """P = 0.02 leaks alone, and does not among fifty cells; p = 1e-6 does."""
+    """P = 0.005 leaks alone, and does not among fifty cells; p = 1e-6 does."""
     cell = replace(cell_of(np.where(np.arange(20) % 2, HIGH, LOW)), p=0.005)
     quiet = [replace(cell, attack=f"a{index}", answer=Answer.TOO_FEW.value, left=0.0, p=0.5) for index in range(49)]
     assert broken([cell]) == [cell]

@@ -57,4 +57,5 @@ def subject_of(model: Any, tokenizer: Any, form: str = "merged_fp32") -> LoadedS
 def tiny_pair(people: int = 8) -> tuple[Rows, LoadedSubject, LoadedSubject]:
     """Rows, a target that knows them, and an oracle that knows only the kept ones. Shared: attacks must restore the models."""
     rows = audit_rows(people)
-    return rows, subject_of(*trained_on(rows.forget, rows.kept)), subject_of(*trained_on(rows.kept))
+    target = trained_on(rows.forget, rows.kept, steps=60 if people <= 8 else 140)
+    return rows, subject_of(*target), subject_of(*trained_on(rows.kept))
