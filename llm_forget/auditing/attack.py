@@ -30,13 +30,14 @@ class Access(Flag):
     """The access to a model that an attack needs.
 
     CHAT: answers to chat turns. TOKENS: continuations of any text, also of the beginning of an answer. LOGPS: log-probs of given
-    tokens. WEIGHTS: the loaded model.
+    tokens. WEIGHTS: the loaded model. TARGET: the model before unlearning, loaded beside it.
     """
 
     CHAT = auto()
     TOKENS = auto()
     LOGPS = auto()
     WEIGHTS = auto()
+    TARGET = auto()
 
 
 @dataclass(frozen=True)

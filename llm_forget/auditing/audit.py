@@ -12,7 +12,7 @@ import torch
 
 from llm_forget._version import __version__
 from llm_forget.auditing.artefact import Artefact, artefact_of, encoding_of
-from llm_forget.auditing.attack import Attack, Budget, Rows
+from llm_forget.auditing.attack import Access, Attack, Budget, Rows
 from llm_forget.auditing.fill import Filled, Plan, Seat, fill
 from llm_forget.auditing.forms import FORMS, Form
 from llm_forget.auditing.grade import grade
@@ -196,22 +196,31 @@ def seats_of(models: Models, forms: Sequence[Form], encoding: EncodingConfig, ce
     for form in forms:
         for role, one in models.by_role().items():
             home = cells if role == "model" or one.home is None else _home(one.home, cells)
-            seats.append(Seat(role, form, one.digest, Opener(one, form, encoding), home=home))
+            access, before = LoadedSubject.access, None
+            if models.target is not None:
+                access, before = access | Access.TARGET, models.target.digest
+            opener = Opener(one, form, encoding, models.target)
+            seats.append(Seat(role, form, one.digest, opener, access, home, before))
     return seats
 
 
 @dataclass(frozen=True)
 class Opener:
-    """Loads a model in a form, in any process."""
+    """Loads a model in a form, in any process. Its subject can load the target too."""
 
     artefact: Artefact
     form: Form
     encoding: EncodingConfig
+    target: Artefact | None = None
 
     def __call__(self) -> Subject:
         """The subject."""
         model, tokenizer = self.artefact.load(self.form)
-        return LoadedSubject(model, tokenizer, self.encoding, self.form)
+        subject = LoadedSubject(model, tokenizer, self.encoding, self.form)
+        target, whole = self.target, FORMS["merged_bf16" if self.form.dtype == "bfloat16" else "merged_fp32"]
+        if target is not None:
+            subject.before = (lambda: model) if target is self.artefact else (lambda: target.load(whole)[0])
+        return subject
 
 
 def _home(folder: Path, otherwise: Path) -> Path:

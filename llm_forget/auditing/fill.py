@@ -39,6 +39,7 @@ class Seat:
         open: loads it.
         access: what it will allow.
         home: folder of its cells; None keeps them in memory.
+        before: digest of the model before unlearning, on which the cells of attacks with access to it depend.
     """
 
     role: str
@@ -47,6 +48,7 @@ class Seat:
     open: Callable[[], Subject] = field(repr=False)
     access: Access = Access.CHAT | Access.TOKENS | Access.LOGPS | Access.WEIGHTS
     home: Path | None = None
+    before: Any = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,8 @@ def excuse(attack: Attack, seat: Seat, rows: Rows) -> str:
     if lacks := [part for part in attack.uses if not getattr(rows, part)]:
         return f"there are no {' and no '.join(lacks)} rows"
     denied = attack.needs & ~seat.access
+    if Access.TARGET in denied:
+        return "there is no target"
     if denied:
         return f"it needs {' and '.join(one.name.lower() for one in denied if one.name)}, which a server does not give"
     return ""
@@ -218,7 +222,8 @@ def _attacked(plan: Plan, seat: Seat, names: Sequence[str]) -> Iterator[tuple[st
 
 
 def _key(plan: Plan, seat: Seat, attack: Attack, digest: str) -> str:
-    return cell_key(attack, seat.digest, seat.form, digest, plan.budget, plan.encoding, plan.where)
+    model = [seat.digest, seat.before] if Access.TARGET in attack.needs else seat.digest
+    return cell_key(attack, model, seat.form, digest, plan.budget, plan.encoding, plan.where)
 
 
 def _kept(plan: Plan, seat: Seat, attack: Attack, digest: str) -> tuple[Leaks, float] | None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.auditing.attack import Budget, Rows
+from llm_forget.auditing.attack import Access, Budget, Rows
 from llm_forget.auditing.audit import AuditSettings, answer_tokens, judge, spread
 from llm_forget.auditing.fill import Plan, Seat, fill
 from llm_forget.auditing.forms import Form
@@ -111,8 +111,11 @@ def audit(
     plan = Plan(
         settings.chosen_attacks(), data, settings.chosen_budget(answer_tokens(tokenizer, data, encodes)), encodes
     )
+    bare = models["target"] is model
+    access = LoadedSubject.access if models["target"] is None else LoadedSubject.access | Access.TARGET
+    before = (lambda: copy.deepcopy(model).unload()) if bare else (lambda: models["target"])
     seats = [
-        Seat(role, form, None, _opener(one, tokenizer, encodes, form, bare=role == "target" and one is model))
+        Seat(role, form, None, _opener(one, tokenizer, encodes, form, before, bare=role == "target" and bare), access)
         for role, one in models.items()
         if one is not None
     ]
@@ -139,9 +142,13 @@ class _State:
         self.model.train(self.training)
 
 
-def _opener(model: Any, tokenizer: Any, encoding: EncodingConfig, form: Form, *, bare: bool) -> Callable[[], Subject]:
+def _opener(
+    model: Any, tokenizer: Any, encoding: EncodingConfig, form: Form, before: Callable[[], Any], *, bare: bool
+) -> Callable[[], Subject]:
     def load() -> Subject:
-        return LoadedSubject(copy.deepcopy(model).unload() if bare else model, tokenizer, encoding, form)
+        subject = LoadedSubject(copy.deepcopy(model).unload() if bare else model, tokenizer, encoding, form)
+        subject.before = before
+        return subject
 
     return load
 

@@ -38,11 +38,13 @@ class Subject(ABC):
         access: what it allows.
         model: the loaded model in eval mode; None behind a server.
         adapted: whether ``model`` is a ``PeftModel`` whose adapter is what unlearning changed. Target and oracle have none.
+        before: loads the model before unlearning; None if it is not known.
     """
 
     access: Access
     model: Any = None
     adapted: bool = False
+    before: Callable[[], Any] | None = None
 
     def __init__(self, tokenizer: Any, encoding: EncodingConfig, form: Form) -> None:
         self.tokenizer, self.encoding, self.form = tokenizer, encoding, form
