@@ -229,8 +229,9 @@ def _show(found: Found, corpus: Corpus, limit: int, notes: list[str]) -> None:
     else:
         echo(f"no hit in {found.searched.rows:,} rows")
     say_notes(notes)
-    for what, why in found.searched.not_searched.items():
-        say_notes([f"not searched: {what.replace('_', ' ')} ({why})"])
+    missed = [f"{what.replace('_', ' ')} ({why})" for what, why in found.searched.not_searched.items()]
+    if missed:
+        say_notes([f"not searched: {'; '.join(missed)}"])
 
 
 def _texts_of(file: Path) -> list[str]:

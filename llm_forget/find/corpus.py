@@ -27,7 +27,7 @@ from llm_forget.find.words import fold, split, words_of
 from llm_forget.utils.files import file_digest
 
 Rows = NDArray[np.int64]
-_SAMPLED = 20_000  # rows from which it is learnt how words are written
+_SAMPLED = 5_000  # rows from which it is learnt how words are written
 _K1, _B = 1.5, 0.75
 _MOST_COUNTED = 65_535  # of one word in one row
 _CHUNK_ROWS, _CHUNK_CHARACTERS = 20_000, 1 << 25
