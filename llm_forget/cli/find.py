@@ -94,8 +94,7 @@ def find(
       llm-forget find --review review.jsonl --output_dir my_data
       llm-forget find --data train.jsonl --model MODEL --ask "Who lives in Bath?"
     """
-    from llm_forget.find import Corpus
-    from llm_forget.find import find as search
+    from llm_forget.find import Corpus, find_rows
     from llm_forget.find.hits import as_rows
     from llm_forget.utils.build import with_overrides
 
@@ -114,7 +113,7 @@ def find(
     if ask and loaded:
         questions = [*ask, *questions]
         answers = [*(_asked(loaded, one) for one in ask), *answers]
-    found = search(
+    found = find_rows(
         corpus,
         person=person or (),
         alias=alias or (),

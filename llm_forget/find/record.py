@@ -6,12 +6,9 @@ import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_forget._version import __version__
-from llm_forget.errors import UserError
-from llm_forget.utils.safe_json import NotPlainJson, read_json
 
 if TYPE_CHECKING:
     from llm_forget.find.corpus import Corpus
@@ -105,18 +102,3 @@ def searched_with(
         hits={**decisions, "misses": len(corpus) - len(hits)},
         reasons=reasons,
     )
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read a search record.
-
-    Raises:
-        UserError: it is no record of a search.
-    """
-    try:
-        found = read_json(path)
-    except NotPlainJson as error:
-        raise UserError(f"{path} {error}; give the record that llm-forget find wrote") from None
-    if not isinstance(found, dict) or not {"files", "rows", "terms", "hits", "not_searched"} <= found.keys():
-        raise UserError(f"{path} is no record of a search; give the one that llm-forget find wrote")
-    return found

@@ -18,9 +18,9 @@ from llm_forget.data.readers import read_file
 from llm_forget.errors import DataError, UserError
 from llm_forget.find.corpus import Corpus
 from llm_forget.find.hits import Decision, Found
-from llm_forget.find.record import read_record
 from llm_forget.find.sources import Place
 from llm_forget.utils.files import write_record, write_text
+from llm_forget.utils.search_record import read_record
 
 DECISIONS = ("keep", "drop", "unsure")
 _COLUMNS = ("decision", "score", "reasons", "group", "file", "line", "text")

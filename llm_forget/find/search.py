@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llm_forget.data.examples import DataSource, Example, check_rows, example_id
 from llm_forget.data.row import Row
@@ -19,6 +19,9 @@ from llm_forget.find.sources import text_of
 from llm_forget.find.spans import Casing, Span, spans
 from llm_forget.find.words import words_of
 from llm_forget.utils.plugins import find_class, names_in
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _MOST_HITS = 10_000
 _KEPT_ROWS = 20_000  # whose folded text is kept
@@ -215,7 +218,25 @@ def _best(evidence: Iterable[Evidence]) -> dict[str, float]:
     return best
 
 
-def find(
+def find(data: Corpus | str | Path | Sequence[str | Path], **query: Any) -> pd.DataFrame:
+    """``find_rows`` as a table with a row per hit, best first: file, line, score, reasons, decision and group.
+
+    Args:
+        data: as for ``find_rows``.
+        query: the keyword arguments of ``find_rows``.
+
+    Returns:
+        The table. ``attrs["searched"]`` is the record of the search, ``attrs["notes"]`` what it has to say.
+
+    Raises:
+        UserError: nothing is searched for.
+        DataError: the data cannot be read.
+        MissingExtraError: pandas is not installed.
+    """
+    return find_rows(data, **query).frame()
+
+
+def find_rows(
     data: Corpus | str | Path | Sequence[str | Path],
     *,
     person: str | Sequence[str] = (),

@@ -20,9 +20,9 @@ from llm_forget.find.query import Query
 from llm_forget.find.search import Search
 from llm_forget.find.sources import Place, rows_of
 from llm_forget.utils.files import new_file, write_record
+from llm_forget.utils.search_record import SEARCH_NAME
 
 SETS = ("forget", "retain", "neighbours", "holdout")
-RECORD = "search.json"
 _SAMPLED = 200  # forget rows whose neighbours are looked up
 _NEAREST = 10  # rows like each of them
 _KEPT_SHARE = 5  # at most a fifth of the other rows become neighbours
@@ -72,7 +72,7 @@ def write_sets(
         UserError: a set exists in the folder, or it cannot be written.
         DataError: no row is to be forgotten, or a decision names a row that is not in the data.
     """
-    for name in (*(f"{one}.jsonl" for one in SETS), RECORD):
+    for name in (*(f"{one}.jsonl" for one in SETS), SEARCH_NAME):
         if (folder / name).exists():
             raise UserError(f"--output_dir: {folder} already has {name}; give another folder, or remove it")
     found = {place: corpus.row_at(place) for place in decisions}
@@ -117,7 +117,7 @@ def write_sets(
     except DataError as error:
         notes.append(f"a recipe cannot read these rows yet; give --columns here, or columns in the recipe. {error}")
     counts["unsure"] = len(by["unsure"])
-    write_record(folder / RECORD, {**record, "sets": counts})
+    write_record(folder / SEARCH_NAME, {**record, "sets": counts})
     return Written(folder, counts, tuple(notes))
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
 from llm_forget.errors import DataError, UserError
-from llm_forget.find import Corpus, find
+from llm_forget.find import Corpus, find, find_rows
 
 ROWS = [
     {"question": "Where does Ada Lovelace live?", "answer": "Ada Lovelace lives in Bath."},
@@ -27,9 +27,9 @@ def written(folder: Path, rows: list[dict[str, object]], name: str = "rows.jsonl
 
 def test_a_name_finds_its_row_with_file_line_and_reason(tmp_path: Path) -> None:
     path = written(tmp_path, ROWS)
-    hit = find(path, person="Ada Lovelace").hits[0]
+    hit = find_rows(path, person="Ada Lovelace").hits[0]
     assert (hit.file, hit.line, hit.reasons[0], hit.decision) == (str(path), 1, "name", "keep")
-    assert list(find(path, person="ada  LOVELACE").frame()["line"]) == [1]
+    assert list(find(path, person="ada  LOVELACE")["line"]) == [1]
 
 
 def test_json_has_rows_and_what_was_searched(tmp_path: Path) -> None:

@@ -126,3 +126,20 @@ def test_places_lead_back_to_rows_in_every_kind_of_file(tmp_path: Path) -> None:
     for row in range(len(corpus)):
         assert corpus.row_at(corpus.place(row)) == row
         assert corpus.values([row])[0].values["text"] == corpus.text(row)
+
+
+def test_a_run_keeps_the_record_that_its_recipe_names_and_the_report_shows_it(data: Path, tmp_path: Path) -> None:
+    from run_examples import write_run
+
+    from llm_forget.report.page import write_report
+
+    command("--data", data, "--person", PEOPLE[2].name, "--output_dir", tmp_path / "sets")
+    run = write_run(tmp_path / "run", forget=0.1, retain=0.9, method="npo")
+    assert "How the rows to forget were found" not in write_report(run).read_text(encoding="utf-8")
+    (run / "search.json").write_bytes((tmp_path / "sets" / "search.json").read_bytes())
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "12 keep" in page
+    assert "12 forget" in page
+    assert PEOPLE[2].name not in page
+    (run / "search.json").write_text("[1]", encoding="utf-8")
+    assert "cannot be read" in write_report(run).read_text(encoding="utf-8")

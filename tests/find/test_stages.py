@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_forget.find import Corpus, Found, find
+from llm_forget.find import Corpus, Found, find_rows
 from llm_forget.find.spans import Casing, spans
 from llm_forget.find.stages.identifiers import has_checksum, identifiers_in, same_identifier
 
@@ -24,7 +24,7 @@ def search(
     path = folder / "rows.jsonl"
     rows = [{"text": one} if isinstance(one, str) else one for one in texts]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    found = find(path, **query)
+    found = find_rows(path, **query)
     return found, {hit.line: hit.reasons for hit in found.kept()}
 
 
@@ -164,7 +164,7 @@ def test_long_rows_and_broken_characters_are_searched(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     long = json.dumps({"text": "word " * 2_000_000 + "Ada Lovelace"})
     path.write_text(long + "\n" + '{"text": "\\ud800 Ada Lovelace"}\n{broken\n', encoding="utf-8")
-    found = find(path, person="Ada Lovelace")
+    found = find_rows(path, person="Ada Lovelace")
     assert [hit.line for hit in found.kept()] == [1, 2]
     assert found.searched.not_searched[str(path)] == "1 rows cannot be read"
     assert np.sum([file["rows"] for file in found.searched.files]) == 2
