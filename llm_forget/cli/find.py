@@ -74,6 +74,10 @@ def find(
         Path | None,
         typer.Option(metavar="FILE", help="rows the model was never trained on, for holdout.jsonl; default: made up"),
     ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="keep an index for more searches there; it holds the text of all rows"),
+    ] = None,
     record: Annotated[
         Path | None, typer.Option(metavar="FILE", help="write what was searched, without text, as JSON")
     ] = None,
@@ -96,6 +100,7 @@ def find(
     """
     from llm_forget.find import Corpus, find_rows
     from llm_forget.find.hits import as_rows
+    from llm_forget.find.index import read_indexed
     from llm_forget.utils.build import with_overrides
 
     named = with_overrides({}, {} if columns is None else {"columns": columns}).get("columns")
@@ -107,7 +112,7 @@ def find(
     if (ask or attribution) and not model:
         raise UserError(f"{'--ask' if ask else '--attribution'} needs --model: the model that gives the answer")
     texts = _texts_of(rows) if rows else []
-    corpus = Corpus.read(given)
+    corpus = Corpus.read(given) if index is None else read_indexed(given, index)
     loaded = _load(model, adapter) if model else None
     questions, answers = list(question or ()), list(answer or ())
     if ask and loaded:
