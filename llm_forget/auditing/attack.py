@@ -70,7 +70,7 @@ class Budget:
     """What an attacker can afford. The same for every model.
 
     Attributes:
-        tries: settings that an attack may try, chosen on ``rows.held`` and reported on ``rows.asked``; 1 for its defaults.
+        tries: settings that an attack may try besides the plain one, chosen on one half of the rows and scored on the other.
         samples: sampled answers per question.
         steps: optimiser steps of an attack that trains.
         batch: rows per optimiser step.
@@ -78,10 +78,10 @@ class Budget:
         seed: seed of everything random.
     """
 
-    tries: int = 3
-    samples: int = 8
-    steps: int = 20
-    batch: int = 8
+    tries: int = 2
+    samples: int = 4
+    steps: int = 10
+    batch: int = 4
     max_new_tokens: int = 32
     seed: int = 0
 

@@ -85,12 +85,12 @@ class Subject(ABC):
     def complete(self, prompts: Sequence[Tokens], *, max_new_tokens: int) -> list[str]:
         """(P) greedy continuations of token ids, without the prompt."""
         key = ("complete", max_new_tokens)
-        return self._remember(key, prompts, lambda missing: self._complete(missing, max_new_tokens))
+        return self.remember(key, prompts, lambda missing: self._complete(missing, max_new_tokens))
 
     def score_tokens(self, rows: Sequence[Encoded]) -> TokenScores:
         """Token scores of ``input_ids[prompt_length:]`` of each row."""
         given = [(row.input_ids, row.prompt_length) for row in rows]
-        parts = self._remember(("score",), given, lambda missing: self._score(missing))
+        parts = self.remember(("score",), given, lambda missing: self._score(missing))
         return _joined(parts)
 
     @contextmanager
@@ -132,10 +132,10 @@ class Subject(ABC):
     @abstractmethod
     def _score(self, given: Sequence[tuple[Tokens, int]]) -> list[TokenScores]: ...
 
-    def _remember(
+    def remember(
         self, key: tuple[Any, ...], given: Sequence[Any], compute: Callable[[list[Any]], list[Found]]
     ) -> list[Found]:
-        """Compute what is not known yet, in one pass."""
+        """Values of what is given: those that are not known yet under the key are computed in one pass."""
         known: dict[Any, Any] = {} if self._known is None else self._known
         missing = [one for one in dict.fromkeys(given) if (key, one) not in known]
         if missing:

@@ -34,7 +34,7 @@ class ActivationNoise(Attack):
         depth: the block, as a share of the depth.
     """
 
-    draws: int = 2
+    draws: int = 1
     depth: float = 0.5
 
     group: ClassVar[Group] = "inside"

@@ -30,14 +30,14 @@ class Depth(Attack):
         depths: the blocks, as shares of the depth.
     """
 
-    depths: tuple[float, ...] = (0.25, 0.5, 0.75)
+    depths: tuple[float, ...] = (1 / 3, 2 / 3)
 
     group: ClassVar[Group] = "inside"
     needs: ClassVar[Access] = Access.WEIGHTS | Access.TARGET
     source: ClassVar[str] = "arXiv:2605.24614, unlearning depth score by activation patching"
 
     def attack(self, subject: Subject, rows: Rows, budget: Budget) -> Leaks:
-        """Score every forget row."""
+        """Score the second half of the forget rows, because each block costs a pass of the target."""
         target = subject.before() if subject.before is not None else subject.model
         own, other = decoder_blocks(subject.model), decoder_blocks(target)
 
@@ -50,5 +50,5 @@ class Depth(Attack):
                     found.append(at_token(answer_logits(target, inputs), ids))
             return found
 
-        logps = over_answers(subject, encoded(subject, rows.forget), compute)
-        return leaks(rows.forget, np.exp(np.stack(logps)).mean(0))
+        logps = over_answers(subject, encoded(subject, rows.asked), compute)
+        return leaks(rows.asked, np.exp(np.stack(logps)).mean(0))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from llm_forget.auditing.attack import Access, Attack, Budget, Group, Leaks, Rows, leaks
-from llm_forget.auditing.tools.probing import probabilities
-from llm_forget.auditing.tools.relearning import not_trained, taught
+from llm_forget.auditing.tools.relearning import not_trained, relearnt
 
 if TYPE_CHECKING:
     from llm_forget.auditing.forms import Form
@@ -28,6 +29,6 @@ class RelearnForget(Attack):
         return not_trained(form)
 
     def attack(self, subject: Subject, rows: Rows, budget: Budget) -> Leaks:
-        """Train, and score the second half of the forget rows."""
-        with taught(subject, rows.held, budget):
-            return leaks(rows.asked, probabilities(subject, rows.asked))
+        """Train, and score the second half of the forget rows. ``relearn_membership`` shares the training."""
+        found = relearnt(subject, rows.held, [*rows.asked, *rows.holdout], budget)
+        return leaks(rows.asked, np.exp(found[: len(rows.asked)]))

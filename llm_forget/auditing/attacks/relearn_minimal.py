@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from llm_forget.auditing.attack import Access, Attack, Budget, Group, Leaks, Rows, leaks
-from llm_forget.auditing.tools.probing import probabilities
-from llm_forget.auditing.tools.relearning import not_trained, taught
+from llm_forget.auditing.tools.relearning import not_trained, relearnt
 
 if TYPE_CHECKING:
     from llm_forget.auditing.forms import Form
@@ -29,5 +30,5 @@ class RelearnMinimal(Attack):
 
     def attack(self, subject: Subject, rows: Rows, budget: Budget) -> Leaks:
         """Train, and score the second half of the forget rows."""
-        with taught(subject, rows.held[:1], budget):
-            return leaks(rows.asked, probabilities(subject, rows.asked))
+        found = relearnt(subject, rows.held[:1], rows.asked, budget)
+        return leaks(rows.asked, np.exp(found))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from llm_forget.auditing.attack import Access, Attack, Budget, Group, Leaks, Rows, leaks
-from llm_forget.auditing.tools.probing import probabilities
-from llm_forget.auditing.tools.relearning import not_trained, taught
+from llm_forget.auditing.tools.relearning import not_trained, relearnt
 from llm_forget.data.examples import Example, Message
 
 if TYPE_CHECKING:
@@ -46,5 +47,5 @@ class RelearnUnrelated(Attack):
 
     def attack(self, subject: Subject, rows: Rows, budget: Budget) -> Leaks:
         """Train, and score every forget row."""
-        with taught(subject, UNRELATED, budget):
-            return leaks(rows.forget, probabilities(subject, rows.forget))
+        found = relearnt(subject, UNRELATED, rows.forget, budget)
+        return leaks(rows.forget, np.exp(found))

@@ -28,7 +28,7 @@ SETTINGS = {
     "add early": (0.3, -1.0),
     "add late": (0.6, -1.0),
 }
-_KEPT = 16  # kept rows whose mean is the other end of the direction
+_KEPT = 8  # kept rows whose mean is the other end of the direction
 
 
 @dataclass(frozen=True)

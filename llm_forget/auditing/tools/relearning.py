@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llm_forget.auditing.attack import Budget
 from llm_forget.auditing.forms import FORMS
 from llm_forget.auditing.tools.probing import encoded
 from llm_forget.auditing.tools.side_adapter import SideAdapter, teach
+from llm_forget.data.encode import Encoded
 from llm_forget.data.examples import Example
+from llm_forget.evaluation.tokens import as_floats
 from llm_forget.model.limits import padding_id
 
 if TYPE_CHECKING:
     from llm_forget.auditing.forms import Form
     from llm_forget.auditing.subject import Subject
+    from llm_forget.evaluation.tokens import Floats, TokenScores
 
 LEARNING_RATE = 1e-3  # several times what LoRA fine-tuning usually takes, so that a few steps tell
 
 
-@contextmanager
-def taught(subject: Subject, examples: Sequence[Example], budget: Budget) -> Iterator[None]:
-    """In this context, the model has been fine-tuned on some rows: a LoRA beside it, which is dropped afterwards.
+def relearnt(subject: Subject, taught: Sequence[Example], asked: Sequence[Example], budget: Budget) -> Floats:
+    """Mean log-probs of answers after fine-tuning on some rows. Attacks that teach the same rows share one training.
+
+    The model gets a LoRA beside it, which is dropped afterwards; its weights are not touched.
 
     Args:
         subject: the loaded model.
-        examples: rows to train on, at least one.
+        taught: rows to train on, at least one.
+        asked: rows to ask about, none of them taught.
         budget: steps, rows per step, and seed.
+
+    Returns:
+        (E,) mean log-prob per token of each asked row's answer.
     """
-    with subject.changed(weights=False) as model:
-        adapter = SideAdapter(model, seed=budget.seed)
-        teach(
-            model,
-            adapter,
-            encoded(subject, examples),
-            pad_token_id=padding_id(subject.tokenizer, model),
-            steps=budget.steps,
-            learning_rate=LEARNING_RATE,
-            batch_size=budget.batch,
-            seed=budget.seed,
-        )
-        with adapter.active():
-            yield
+    own, material = encoded(subject, asked), encoded(subject, taught)
+
+    def compute(missing: list[Encoded]) -> list[TokenScores]:
+        with subject.changed(weights=False) as model:
+            adapter = SideAdapter(model, seed=budget.seed)
+            teach(
+                model,
+                adapter,
+                material,
+                pad_token_id=padding_id(subject.tokenizer, model),
+                steps=budget.steps,
+                learning_rate=LEARNING_RATE,
+                batch_size=budget.batch,
+                seed=budget.seed,
+            )
+            with adapter.active():
+                scores = subject.score_tokens(missing)
+        return [scores.row(index) for index in range(len(missing))]
+
+    settings = (budget.steps, budget.batch, budget.seed)
+    found = subject.remember(("relearnt", settings, tuple(row.input_ids for row in material)), own, compute)
+    return as_floats([float(one.mean_logps()[0]) for one in found])
 
 
 def not_trained(form: Form) -> str:

@@ -12,14 +12,14 @@ from llm_forget.evaluation.tokens import Floats
 
 Setting = TypeVar("Setting")
 
-# Rows of each half on which a setting is tried. With 6 rows, the standard error of a mean probability is at most 0.21.
-TRIED = 6
+# Rows of each half on which a setting is tried: enough to see a strong leak, cheap enough for several settings.
+TRIED = 4
 
 
 def tuned(
     rows: Rows, budget: Budget, settings: Mapping[str, Setting], score: Callable[[Setting, Sequence[int]], Floats]
 ) -> Leaks:
-    """Score each half of the forget rows with the setting that reveals most on the other half.
+    """Score each half of the forget rows with the setting that reveals most on a few rows of the other half.
 
     The choice never sees a row that it scores, so it does not inflate the result. The first setting changes nothing and wins
     ties, so an attack that does not help scores as no attack.
@@ -35,16 +35,26 @@ def tuned(
 
     Source: cross-fitting, e.g. Chernozhukov et al. 2018, The Econometrics Journal 21(1), section 3.
     """
-    known: dict[tuple[str, int], float] = {}
+    known: dict[str, Floats] = {name: np.full(len(rows.forget), np.nan) for name in _tried(settings, budget)}
+    seen: dict[str, set[int]] = {name: set() for name in known}
 
-    def remembered(name: str, wanted: Sequence[int], _: Sequence[int]) -> Floats:
-        missing = [row for row in wanted if (name, row) not in known]
+    def fill(name: str, wanted: Sequence[int]) -> None:
+        missing = [row for row in wanted if row not in seen[name]]
         if missing:
-            found = score(settings[name], missing)
-            known.update({(name, row): float(value) for row, value in zip(missing, found, strict=True)})
-        return np.array([known[name, row] for row in wanted])
+            known[name][missing] = score(settings[name], missing)
+            seen[name].update(missing)
 
-    return tuned_by_half(rows, budget, {name: name for name in settings}, remembered)
+    halves = _halves(rows)
+    if len(known) > 1:
+        for name in known:
+            fill(name, [row for half in halves for row in _few(half)])
+    chosen = [_best({name: values[_few(other)] for name, values in known.items()}) for other in reversed(halves)]
+    for name in dict.fromkeys(chosen):
+        fill(name, [row for half, own in zip(halves, chosen, strict=True) if own == name for row in half])
+    found = np.full(len(rows.forget), np.nan)
+    for half, name in zip(halves, chosen, strict=True):
+        found[half] = known[name][half]
+    return leaks(rows.forget, found, setting=" / ".join(dict.fromkeys(chosen)))
 
 
 def tuned_by_half(
@@ -54,28 +64,31 @@ def tuned_by_half(
     score: Callable[[Setting, Sequence[int], Sequence[int]], Floats],
 ) -> Leaks:
     """``tuned`` for an attack that also learns something from the other half, which ``score`` gets as its third argument."""
-    names = list(settings)[: 1 + max(budget.tries, 1)]
-    first = list(range(len(rows.held)))
-    second = list(range(len(rows.held), len(rows.forget)))
     found, chosen = np.full(len(rows.forget), np.nan), []
-    for own, other in ((first, second), (second, first)):
-        name = names[0]
-        few = [other[place] for place in _spread(len(other))]
-        if few and len(names) > 1:
-            name = names[
-                int(np.argmax([_mean(score(settings[one], few, other)) for one in names]))
-            ]  # the first of equals
-        if own:
-            found[own] = score(settings[name], own, other)
-            chosen.append(name)
+    halves = _halves(rows)
+    for own, other in zip(halves, reversed(halves), strict=True):
+        name = _best({name: score(settings[name], _few(other), other) for name in _tried(settings, budget)})
+        found[own] = score(settings[name], own, other)
+        chosen.append(name)
     return leaks(rows.forget, found, setting=" / ".join(dict.fromkeys(chosen)))
 
 
-def _spread(count: int) -> list[int]:
-    """At most ``TRIED`` places, evenly spread."""
-    places: list[int] = np.unique(np.linspace(0, count - 1, min(TRIED, count)).round()).astype(int).tolist()
-    return places
+def _tried(settings: Mapping[str, Setting], budget: Budget) -> list[str]:
+    return list(settings)[: 1 + max(budget.tries, 1)]
 
 
-def _mean(values: Floats) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else -np.inf
+def _halves(rows: Rows) -> list[list[int]]:
+    own = len(rows.held)
+    return [list(range(own)), list(range(own, len(rows.forget)))]
+
+
+def _few(half: Sequence[int]) -> list[int]:
+    """At most ``TRIED`` rows, evenly spread."""
+    places = np.unique(np.linspace(0, len(half) - 1, min(TRIED, len(half))).round()).astype(int)
+    return [half[place] for place in places]
+
+
+def _best(scores: Mapping[str, Floats]) -> str:
+    """The setting with the highest mean; the first of equals."""
+    means = {name: float(np.nanmean(one)) if np.isfinite(one).any() else -np.inf for name, one in scores.items()}
+    return max(means, key=lambda name: means[name])
