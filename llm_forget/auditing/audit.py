@@ -17,7 +17,7 @@ from llm_forget.auditing.fill import Filled, Plan, Seat, fill
 from llm_forget.auditing.forms import FORMS, Form
 from llm_forget.auditing.grade import grade
 from llm_forget.auditing.matrix import Cell, as_record, judge_cell
-from llm_forget.auditing.results import AUDIT_NAME, CELLS_NAME, FOLDER_NAME
+from llm_forget.auditing.results import AUDIT_NAME, CELLS_NAME, FOLDER_NAME, files_digests
 from llm_forget.auditing.subject import LoadedSubject, Subject
 from llm_forget.config import ModelConfig
 from llm_forget.data.encode import EncodingConfig, encode_all
@@ -297,6 +297,7 @@ def _audit_run(
         "llm_forget": __version__,
         "model": models.model.name,
         "digests": {role: one.digest for role, one in models.by_role().items()},
+        "files": {} if models.model.home is None else files_digests(models.model.home),
         "served": served_name or None,
         "settings": {
             "quick": settings.quick,

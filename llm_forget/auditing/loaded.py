@@ -111,7 +111,7 @@ def audit(
     plan = Plan(
         settings.chosen_attacks(), data, settings.chosen_budget(answer_tokens(tokenizer, data, encodes)), encodes
     )
-    bare = models["target"] is model
+    bare = target is None and form.adapter
     access = LoadedSubject.access if models["target"] is None else LoadedSubject.access | Access.TARGET
     before = (lambda: copy.deepcopy(model).unload()) if bare else (lambda: models["target"])
     seats = [

@@ -9,9 +9,10 @@ from typing import Any
 
 from llm_forget.auditing.grade import Grade
 from llm_forget.auditing.matrix import Cell
-from llm_forget.utils.files import edits
+from llm_forget.utils.files import edits, folder_digest, folder_size
 from llm_forget.utils.safe_json import NotPlainJson, read_json
 
+_MOST = 1 << 30  # bytes of weights that are digested again when an audit is read
 FOLDER_NAME, AUDIT_NAME, CELLS_NAME = "audit", "audit.json", "cells"
 
 
@@ -67,9 +68,27 @@ def read_audit(folder: Path) -> StoredAudit | None:
         graded = _grade(raw["grade"])
     except (NotPlainJson, KeyError, TypeError, ValueError):
         return None
-    edited = edits(raw)
-    unfinished = "" if raw.get("complete") else "is not finished: run it again to go on"
-    return StoredAudit(graded, cells, raw, " and ".join(one for one in (edited, unfinished) if one))
+    problems = [
+        edits(raw),
+        "" if raw.get("complete") else "is not finished: run it again to go on",
+        _another(folder, raw),
+    ]
+    return StoredAudit(graded, cells, raw, " and ".join(one for one in problems if one))
+
+
+def files_digests(folder: Path) -> dict[str, str]:
+    """Digests of the adapter and the model in a run folder, to tell later whether an audit is of these."""
+    parts = {part: folder / part for part in ("adapter", "model")}
+    found = {part: folder_digest(path) for part, path in parts.items() if path.is_dir() and folder_size(path) <= _MOST}
+    return {part: digest for part, digest in found.items() if digest is not None}
+
+
+def _another(folder: Path, raw: Mapping[str, Any]) -> str:
+    stated, found = raw.get("files"), files_digests(folder)
+    if not isinstance(stated, Mapping):
+        return ""
+    differ = [part for part, digest in found.items() if stated.get(part) not in (None, digest)]
+    return f"is of another {differ[0]} than the one in {differ[0]}/" if differ else ""
 
 
 def _cell(values: Mapping[str, Any]) -> Cell:

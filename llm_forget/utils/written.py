@@ -21,6 +21,7 @@ _RUN = (
     *(f"model/{name}" for name in _MODEL),
     *(f"logs/{name}" for name in TRACKED),
     *("eval/*.json", "eval/*.parquet", "eval/cache/**/*.safetensors"),
+    *("audit/audit.json", "audit/cells/*.json"),
 )
 # A file that only this kind of folder has → what a command writes to it. The first that exists counts.
 _KINDS = (("result.json", _RUN), ("adapter_config.json", _ADAPTER), ("config.json", _MODEL))
