@@ -14,7 +14,8 @@ from llm_forget._version import __version__
 from llm_forget.auditing.artefact import Artefact, artefact_of, encoding_of
 from llm_forget.auditing.attack import Access, Attack, Budget, Rows
 from llm_forget.auditing.fill import Filled, Plan, Seat, fill
-from llm_forget.auditing.forms import FORMS, Form
+from llm_forget.auditing.forecast import forecast
+from llm_forget.auditing.forms import FORMS, Form, Quantiser
 from llm_forget.auditing.grade import grade
 from llm_forget.auditing.matrix import Cell, as_record, judge_cell
 from llm_forget.auditing.results import AUDIT_NAME, CELLS_NAME, FOLDER_NAME, files_digests
@@ -23,7 +24,7 @@ from llm_forget.config import ModelConfig
 from llm_forget.data.encode import EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, Example, read_examples
 from llm_forget.errors import DataError, RecipeError, UserError
-from llm_forget.model.load import frozen_dtype, load_tokenizer
+from llm_forget.model.load import frozen_dtype, load_tokenizer, locate_model
 from llm_forget.runs import Run
 from llm_forget.utils.build import build
 from llm_forget.utils.digests import json_digest
@@ -33,6 +34,7 @@ from llm_forget.utils.plugins import find_class, names_in
 
 PACKAGE = "llm_forget.auditing.attacks"
 ROLES = ("model", "oracle", "target", "sham")
+FORECAST: tuple[Quantiser, ...] = ("nf4", "int4_rtn", "gguf_q4")
 QUICK_FORMS = ("merged_bf16", "nf4")
 _MOST_NEW_TOKENS = 64
 
@@ -308,6 +310,7 @@ def _audit_run(
             "rows_digest": json_digest([[row.id for row in part] for part in (rows.forget, rows.holdout, rows.kept)]),
             "encoding": asdict(models.encoding),
         },
+        "forecast": _forecasts(models),
         "notes": list(notes),
     }
 
@@ -332,6 +335,24 @@ def _audit_run(
     if filled.kept:
         say(f"{filled.kept} cells were known already")
     return write(filled, True)
+
+
+def _forecasts(models: Models) -> dict[str, Any]:
+    """Quantiser → what rounding leaves of the update, from files alone; empty if the files of both models are not here."""
+    before, after = models.target, models.model.adapter
+    if before is None or before.adapter is not None or before.digest == models.model.digest:
+        return {}
+    base = locate_model(before.model.name)
+    found: dict[str, Any] = {}
+    for quantiser in FORECAST:
+        try:
+            one = forecast(base, after or locate_model(models.model.model.name), quantiser)
+        except UserError:  # a package is missing, or the files are packed
+            continue
+        if one is not None:
+            blocks = {str(block): round(kept, 4) for block, kept in one.by_block().items()}
+            found[quantiser] = {"ratio": one.ratio, "kept": one.kept, "moved": one.moved, "blocks": blocks}
+    return found
 
 
 def _served_seats(

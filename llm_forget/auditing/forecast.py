@@ -23,7 +23,7 @@ from llm_forget.auditing.forms import Quantiser
 from llm_forget.auditing.rounding import gguf_rounded, int4_rounded, nf4_rounded
 from llm_forget.errors import AdapterError, UserError
 
-_ROWS = 512  # rows of a weight that are looked at, evenly spread
+_ROWS = 128  # rows of a weight that are looked at, evenly spread
 _ROUND: dict[Quantiser, Callable[[Tensor], Tensor]] = {
     "nf4": nf4_rounded,
     "int4_rtn": int4_rounded,

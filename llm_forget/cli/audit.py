@@ -167,7 +167,7 @@ def _beside(run: Path, controls: dict[str, Path | None]) -> dict[str, Path]:
 
 def show(found: StoredAudit) -> None:
     """Print the matrix and the grade."""
-    from llm_forget.report.audit import audit_table, legend
+    from llm_forget.report.audit import audit_table, forecast_lines, legend
 
     table = audit_table(found)
     left_out = print_table(table.head, [[cell.text for cell in row] for row in table.rows])
@@ -179,6 +179,7 @@ def show(found: StoredAudit) -> None:
     for title, lines in (
         ("Broken by", grade.broken_by[:8]),
         ("Next", (grade.next_step,) if grade.next_step else ()),
+        ("Forecast from the files alone", forecast_lines(found)),
         ("Tried", grade.tried),
         ("Not tried", grade.not_tried),
         ("This does not show", grade.does_not_show),

@@ -98,6 +98,25 @@ def tone_of(cell: Cell) -> str:
     return _TONES.get(cell.answer, "none")
 
 
+def forecast_lines(found: StoredAudit) -> list[str]:
+    """What rounding leaves of the update, forecast from the files alone."""
+    stated = found.raw.get("forecast")
+    lines = []
+    for name, one in stated.items() if isinstance(stated, Mapping) else ():
+        numbers = [one.get(key) for key in ("kept", "ratio", "moved")] if isinstance(one, Mapping) else []
+        if not numbers or not all(isinstance(value, int | float) for value in numbers):
+            continue
+        kept, ratio, moved = numbers
+        blocks = {key: value for key, value in (one.get("blocks") or {}).items() if isinstance(value, int | float)}
+        worst = min(blocks, key=lambda key: blocks[key]) if blocks else None
+        more = "" if worst is None else f"; least in block {worst} ({blocks[worst]:.2f})"
+        lines.append(
+            f"{name}: the rounded change has a cosine of {kept:.2f} with the update, which is {ratio:.2f} bins large and moves "
+            f"{moved:.0%} of the weights{more}"
+        )
+    return lines
+
+
 def audit_story(run: Run) -> Mapping[str, Any] | None:
     """What the page of a run says about its audit; None if it was not audited."""
     found = read_audit(run.path)
@@ -107,6 +126,7 @@ def audit_story(run: Run) -> Mapping[str, Any] | None:
     return {
         "grade": found.grade,
         "table": audit_table(found),
+        "forecast": forecast_lines(found),
         "quick": bool(settings.get("quick")) if isinstance(settings, Mapping) else False,
         "problem": found.problem,
     }

@@ -86,6 +86,7 @@ def cells(folder: Path) -> list[Path]:
 def test_an_audit_says_what_is_left_and_writes_no_text(there: Path) -> None:
     done = audit(there)
     assert "not forgotten: the plain question brings the answers back" in done.out
+    assert "int4_rtn: the rounded change has a cosine of 0." in done.out, "the forecast"
     found = read_audit(there / "run")
     assert found is not None
     assert found.problem == ""
