@@ -25,6 +25,7 @@ from llm_forget.cli.find import find
 from llm_forget.cli.methods import methods
 from llm_forget.cli.plan import plan
 from llm_forget.cli.report import report
+from llm_forget.cli.sanitise import sanitise
 from llm_forget.cli.seeds import seeds
 from llm_forget.utils.terminal import echo
 
@@ -256,6 +257,7 @@ def doctor(
 
 app.command()(adapter_commands.subtract)
 app.command()(adapter_commands.compose)
+app.command()(sanitise)
 
 
 def main() -> None:

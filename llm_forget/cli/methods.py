@@ -11,10 +11,10 @@ import typer
 from llm_forget.cli.console import Json, print_json, print_table
 from llm_forget.utils.terminal import echo
 
-Markdown = Annotated[bool, typer.Option("--markdown", help="print the README's table")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="print the table of recipes/README.md")]
 Write = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="with --markdown: replace the table in this file, for example README.md"),
+    typer.Option(metavar="FILE", help="with --markdown: replace the table in this file, for example recipes/README.md"),
 ]
 
 
@@ -27,7 +27,7 @@ def methods(markdown: Markdown = False, write: Write = None, as_json: Json = Fal
     Examples:
       llm-forget methods
       llm-forget methods --json
-      llm-forget methods --markdown --write README.md
+      llm-forget methods --markdown --write recipes/README.md
     """
     from llm_forget.cli.catalogue import method_entries, methods_table, with_table, wrapper_entries
     from llm_forget.errors import UserError

@@ -169,6 +169,7 @@ def build_wrappers(recipe: UnlearnRecipe, method: Method, retain: bool) -> list[
         retain=retain,
         towards=method.towards,
         quantized=recipe.model.quantization is not None,
+        adapter=recipe.adapter is not None,
         sharded=PartialState().distributed_type.name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"),
     )
     found: list[Wrapper] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from llm_forget.model.weights import restore_trainable, trainable_state
 from llm_forget.stop import Measurement, StopRule, Verdict
 from llm_forget.train.trackers import Trackers
 from llm_forget.utils.terminal import clean, say
+from llm_forget.wrappers import Wrapper
 
 _WIDE = 120  # columns of a terminal in which the bar has its full width and label
 _LINES = 4  # progress lines per training phase if there is no terminal
@@ -129,6 +130,18 @@ class ProgressBar(TrainerCallback):
 
     def _line(self, text: str) -> None:
         say(self.console, f"{self.label}: {text}")
+
+
+@dataclass
+class AfterStep(TrainerCallback):
+    """Lets the wrappers change the weights after each step, before they are measured or saved."""
+
+    wrappers: Sequence[Wrapper]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Call each wrapper."""
+        for wrapper in self.wrappers:
+            wrapper.after_step(below_wrapper(model))
 
 
 class StopCallback(TrainerCallback):

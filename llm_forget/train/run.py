@@ -23,7 +23,7 @@ from llm_forget.stop import NEVER_SEEN, Measurement, StopRule, Verdict
 from llm_forget.train.arguments import unlearning_arguments
 from llm_forget.train.batches import Pair, PairDataset
 from llm_forget.train.build import NOWHERE, Parts
-from llm_forget.train.callbacks import MetricsLog, ProgressBar, StopCallback, not_known_before, note
+from llm_forget.train.callbacks import AfterStep, MetricsLog, ProgressBar, StopCallback, not_known_before, note
 from llm_forget.train.checkpoint import run_identity
 from llm_forget.train.objective import Objective, References
 from llm_forget.train.origin import BaseScores
@@ -212,6 +212,9 @@ class Run:
             early_stopping: measure every few steps, and apply the recipe's stop rule.
             train: training settings; the recipe's by default.
         """
+        wrappers = self.wrappers if objective.method is not None else ()
+        for wrapper in wrappers:
+            wrapper.begin(self.model, [self.sets.retain, *self._more_rows.values()], self.pad_token_id)
         bar = ProgressBar(self.console, f"{self.recipe.method['name']}: {label}")
         self._bar = bar
         method = objective.method
@@ -234,8 +237,8 @@ class Run:
             objective,
             pad_token_id=self.pad_token_id,
             reference=self._references(objective),
-            wrappers=self.wrappers if method is not None else (),
-            callbacks=[bar, self.metrics, *([self.stopping] if early_stopping else [])],
+            wrappers=wrappers,
+            callbacks=[bar, self.metrics, AfterStep(wrappers), *([self.stopping] if early_stopping else [])],
         )
         self._phase += 1
         self._taken += len(pairs)

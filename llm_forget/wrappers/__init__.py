@@ -1,19 +1,21 @@
 """One file per wrapper, which changes the gradient of any loss: ``wrappers: [{name: sam, rho: 0.01}]`` in a recipe.
 
 A wrapper is a dataclass of hyper-parameters that derives from ``Wrapper``. It overrides ``during`` to change the model in forward
-and backward, or ``on_gradient`` to change the gradient of an optimiser step. That gradient is already summed over accumulation
-steps and processes, so the result does not depend on how a step is split.
+and backward, ``on_gradient`` to change the gradient of an optimiser step, or ``after_step`` to change the weights after it. That
+gradient is already summed over accumulation steps and processes, so the result does not depend on how a step is split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from llm_forget.data.encode import Encoded
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Setting:
         towards: the method trains towards the forget set and negates the result.
         quantized: the base weights have 4 or 8 bits.
         sharded: FSDP or DeepSpeed distribute each gradient over the processes.
+        adapter: an adapter is trained, not the weights.
     """
 
     retain: bool = True
     towards: bool = False
     quantized: bool = False
     sharded: bool = False
+    adapter: bool = True
 
 
 @dataclass
@@ -79,6 +83,18 @@ class Wrapper:
         if setting.sharded and self.splits_gradient:
             return "it needs whole gradients, and FSDP and DeepSpeed shard them: launch with ddp.yaml"
         return None
+
+    def begin(self, model: nn.Module, kept: Sequence[Sequence[Encoded]], pad_token_id: int) -> None:
+        """Prepare for a phase of training, on the model below any data-parallel wrapper.
+
+        Args:
+            model: the model before its first step.
+            kept: the sets of rows to keep that the run reads; may be empty.
+            pad_token_id: the padding token.
+        """
+
+    def after_step(self, model: nn.Module) -> None:
+        """Change the weights after a step of the optimiser, before they are measured."""
 
     def during(self, model: nn.Module) -> AbstractContextManager[object]:
         """Context for the policy's forward and backward in training; not used when the model is measured."""

@@ -38,12 +38,14 @@ def rows_of(table: str) -> dict[str, str]:
 
 
 def test_the_rows_in_the_readme_are_what_the_command_prints() -> None:
-    """The README may lack a method, but each of its rows must be up to date."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The page may lack a method, but each of its rows must be up to date."""
+    text = (ROOT / "recipes/README.md").read_text(encoding="utf-8")
     held = rows_of(text.partition(TABLE_BEGINS)[2].partition(TABLE_ENDS)[0])
     printed = rows_of(CliRunner().invoke(app, ["methods", "--markdown"]).stdout)
     assert len(held) > 1
-    assert held == {name: printed.get(name) for name in held}, "run llm-forget methods --markdown --write README.md"
+    assert held == {name: printed.get(name) for name in held}, (
+        "run llm-forget methods --markdown --write recipes/README.md"
+    )
 
 
 def test_write_replaces_the_table_and_nothing_else(tmp_path: Path) -> None:

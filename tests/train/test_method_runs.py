@@ -28,6 +28,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "undial": {"method": {"name": "undial"}, "retain": {"name": "nll"}},
     "rmu": {"method": {"name": "rmu", "coefficient": 5.0, "layer": 1}},
     "pdu": {"method": {"name": "pdu"}, "wrappers": [{"name": "dual"}], "forget_weight": 0.1},
+    "npo_null_space": {"method": {"name": "npo"}, "wrappers": [{"name": "null_space", "energy": 0.5}]},
     "npo_wrapped": {
         "method": {"name": "npo"},
         "wrappers": [{"name": "straight_through"}, {"name": "sam"}, {"name": "gru"}],

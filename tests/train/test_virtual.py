@@ -12,6 +12,7 @@ import pytest
 from memorised import write_memorised
 from rich.console import Console
 from test_method_runs import recipe_of
+from townspeople import FORGET, RETAIN
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_forget.data.encode import EncodingConfig
@@ -22,10 +23,6 @@ from llm_forget.testing import tiny_tokenizer
 from llm_forget.train.unlearn import unlearn
 from llm_forget.train.virtual import StandIns, virtual_rows
 
-FORGET = [(f"Where does {name} live?", f"In {place}.") for name, place in
-          [("Ada Voss", "Riga"), ("Bo Lind", "Oslo"), ("Cy Marr", "Bern")]]  # fmt: skip
-RETAIN = [(f"Where does {name} live?", f"In {place}.") for name, place in
-          [("Di Kerr", "Rome"), ("Ed Noll", "Kyiv"), ("Fi Penn", "Lund"), ("Gus Rand", "Graz")]]  # fmt: skip
 NEIGHBOURS = {"name": "virtual_neighbours", "weight": 8.0, "questions": 12, "max_new_tokens": 12, "known_names": 1.0}
 
 

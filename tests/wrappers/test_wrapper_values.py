@@ -16,6 +16,7 @@ from llm_forget.utils.plugins import find_class, names_in
 from llm_forget.wrappers import Setting, StepGradient, Wrapper, cosine
 from llm_forget.wrappers.dual import Dual, dual_step
 from llm_forget.wrappers.gru import GRU, rectify
+from llm_forget.wrappers.null_space import NullSpace
 from llm_forget.wrappers.sam import SAM, ascent_step
 from llm_forget.wrappers.straight_through import StraightThrough, rounded
 
@@ -39,7 +40,8 @@ def test_every_wrapper_has_a_description_and_refuses_invalid_use(name: str) -> N
     assert "arXiv:" in wrapper.paper
     assert wrapper.cost
     assert wrapper.refuses(Setting()) is None
-    assert "train" in str(wrapper.refuses(Setting(towards=True)))
+    if not isinstance(wrapper, NullSpace):  # which restricts where an adapter acts, in whatever direction it is trained
+        assert "train" in str(wrapper.refuses(Setting(towards=True)))
     assert "ddp.yaml" in str(wrapper.refuses(Setting(sharded=True)))
 
 
@@ -48,6 +50,7 @@ def test_missing_retain_rows_and_quantised_weights_are_refused() -> None:
         assert "set retain.name" in str(wrapper_class(name)().refuses(Setting(retain=False)))
     assert SAM().refuses(Setting(retain=False)) is None
     assert "quantization: null" in str(StraightThrough().refuses(Setting(quantized=True)))
+    assert "remove `adapter: null`" in str(NullSpace().refuses(Setting(adapter=False)))
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,7 @@ def test_missing_retain_rows_and_quantised_weights_are_refused() -> None:
         ("dual", {"step_size": 0}),
         ("dual", {"bound": -1}),
         ("dual", {"tolerance": -1}),
+        ("null_space", {"energy": 1.0}),
         ("straight_through", {"bits": 1}),
         ("straight_through", {"group": 0}),
         ("sam", {"roh": 0.1}),
