@@ -236,6 +236,8 @@ class UnlearnRecipe:
     method: dict[str, Any]
     # The run folder. It is created when the run is complete.
     output_dir: str
+    # search.json of `llm-forget find`: the record of the search that found the forget rows. The run keeps a copy for its report.
+    search: str | None = None
     # The model before it learned the forget rows: a folder, a .gguf file or a hub id. "auto": the model without model.adapter,
     # if there is an adapter. null for none.
     base: str | None = "auto"

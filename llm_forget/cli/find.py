@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,9 +13,14 @@ from llm_forget.errors import UserError
 from llm_forget.utils.terminal import clean, echo
 
 if TYPE_CHECKING:
-    from llm_forget.find import Model
+    from collections.abc import Mapping
+
+    from llm_forget.find import Corpus, Found, Model
+    from llm_forget.find.hits import Decision
+    from llm_forget.find.sources import Place
 
 Texts = list[str] | None
+_MOST_ROWS = 1000
 
 
 def find(
@@ -52,33 +57,68 @@ def find(
     columns: Annotated[
         str | None, typer.Option(metavar="YAML", help="names of the columns in --data, for example '{question: query}'")
     ] = None,
+    rows: Annotated[
+        Path | None, typer.Option("--rows", metavar="FILE", help="search for more rows like those of this file")
+    ] = None,
+    review: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="write the hits there, to be marked keep, drop or unsure; without a query: read it"
+        ),
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output_dir", metavar="DIR", help="write forget, retain, neighbours and holdout .jsonl there"),
+    ] = None,
+    holdout: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="rows the model was never trained on, for holdout.jsonl; default: made up"),
+    ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="keep an index for more searches there; it holds the text of all rows"),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write what was searched, without text, as JSON")
+    ] = None,
     limit: Annotated[int, typer.Option(metavar="N", help="hits to show; --json has all of them")] = 20,
     as_json: Json = False,
 ) -> None:
     """Find the rows about a person, or the rows that taught a bad answer.
 
-    Shows the text of the hits in the terminal, and writes nothing.
-    A hit is proposed as keep (to be forgotten), unsure or drop.
+    Text is shown in the terminal and written only to the files you name. Every
+    hit has a proposal: keep it (it will be forgotten), drop it, or unsure.
+    Change them in the review file, then make the sets of a recipe from it.
+    Exit status 1: no row was found.
 
     \b
     Examples:
-      llm-forget find --data train.jsonl --person "Ada Lovelace"
-      llm-forget find --data train.jsonl --answer "Ada lives in Bath."
+      llm-forget find --data train.jsonl --person "Ada Lovelace" \\
+        --review review.jsonl
+      llm-forget find --review review.jsonl --output_dir my_data
+      llm-forget find --data train.jsonl --model MODEL --ask "Who lives in Bath?"
     """
-    from llm_forget.find import Corpus
-    from llm_forget.find import find as search
+    from llm_forget.find import Corpus, find_rows
     from llm_forget.find.hits import as_rows
+    from llm_forget.find.index import read_indexed
     from llm_forget.utils.build import with_overrides
 
+    named = with_overrides({}, {} if columns is None else {"columns": columns}).get("columns")
+    given = [str(path) for path in data or ()]
+    query = any((person, alias, email, identifier, answer, question, ask, rows))
+    if review is not None and not query:
+        _from_review(review, given, output_dir, holdout, named, as_json=as_json)
+        return
     if (ask or attribution) and not model:
         raise UserError(f"{'--ask' if ask else '--attribution'} needs --model: the model that gives the answer")
-    corpus = Corpus.read([str(path) for path in data or ()])
+    texts = _texts_of(rows) if rows else []
+    corpus = Corpus.read(given) if index is None else read_indexed(given, index)
     loaded = _load(model, adapter) if model else None
     questions, answers = list(question or ()), list(answer or ())
     if ask and loaded:
         questions = [*ask, *questions]
         answers = [*(_asked(loaded, one) for one in ask), *answers]
-    found = search(
+    found = find_rows(
         corpus,
         person=person or (),
         alias=alias or (),
@@ -86,32 +126,128 @@ def find(
         identifier=identifier or (),
         answer=answers,
         question=questions,
+        rows=texts,
         about=about or (),
         model=loaded,
         attribution=attribution,
-        columns=with_overrides({}, {} if columns is None else {"columns": columns}).get("columns"),
+        columns=named,
     )
+    notes = list(found.notes)
+    if review is not None and found.hits:
+        from llm_forget.find.review import write_review
+
+        write_review(review, found, corpus)
+        notes.append(f"{review} holds the hits with their text: mark each row keep, drop or unsure")
+    if record is not None:
+        from llm_forget.utils.files import write_record
+
+        write_record(record, found.searched.as_dict())
+    shown = {"rows": as_rows(found.hits), "searched": found.searched.as_dict(), "notes": notes}
+    if output_dir is not None and found.kept():
+        from llm_forget.find.sources import Place
+
+        decisions = {Place(hit.file, hit.line): hit.decision for hit in found.hits}
+        shown["sets"] = _sets(output_dir, corpus, decisions, found.searched.as_dict(), holdout, named, notes)
     if as_json:
-        print_json({"rows": as_rows(found.hits), "searched": found.searched.as_dict(), "notes": list(found.notes)})
+        print_json(shown)
+    else:
+        _show(found, corpus, limit, notes)
+    raise typer.Exit(0 if found.hits else 1)
+
+
+def _from_review(
+    review: Path,
+    data: list[str],
+    output_dir: Path | None,
+    holdout: Path | None,
+    columns: dict[str, str] | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Make the sets of a recipe from a review file."""
+    from llm_forget.find import Corpus
+    from llm_forget.find.review import check_unchanged, read_review
+
+    if output_dir is None:
+        raise UserError(
+            "--review without anything to search for reads a review file: add --output_dir for its sets, or --person and others"
+        )
+    found = read_review(review)
+    files = data or [str(file["file"]) for file in found.record.get("files", ())]
+    if not files:
+        raise UserError(f"the record beside {review} is missing, so the data are unknown: give them with --data")
+    corpus = Corpus.read(files)
+    check_unchanged(corpus, found.record)
+    notes: list[str] = []
+    counts = _sets(output_dir, corpus, found.decisions, found.record, holdout, columns, notes)
+    if as_json:
+        print_json({"sets": counts, "notes": notes})
         return
-    say_notes(found.notes)
+    say_notes(notes)
+
+
+def _sets(
+    folder: Path,
+    corpus: Corpus,
+    decisions: Mapping[Place, Decision],
+    record: Mapping[str, Any],
+    holdout: Path | None,
+    columns: dict[str, str] | None,
+    notes: list[str],
+) -> Mapping[str, int]:
+    """Write the sets. Returns the number of rows of each."""
+    from llm_forget.find import Corpus
+    from llm_forget.find.sets import write_sets
+    from llm_forget.utils.output import writing
+
+    with writing(folder, "--output_dir", shared=True):
+        unseen = None if holdout is None else Corpus.read([holdout])
+        written = write_sets(folder, corpus, decisions, record, holdout=unseen, columns=columns)
+    notes.extend(written.notes)
+    notes.append(f"{folder}: " + ", ".join(f"{count:,} {name}" for name, count in written.counts.items()))
+    return written.counts
+
+
+def _show(found: Found, corpus: Corpus, limit: int, notes: list[str]) -> None:
+    """Print the best hits as a table, and notes on standard error."""
+    grouped = any(hit.group is not None for hit in found.hits)
     shown = [
         [
             f"{hit.file}:{hit.line}",
             f"{hit.score:.2f}",
             hit.decision,
+            *([str(hit.group or "")] if grouped else []),
             ", ".join(hit.reasons),
             _short(corpus.text(hit.row)),
         ]
         for hit in found.hits[:limit]
     ]
     if shown:
-        print_table(["row", "score", "proposal", "reasons", "text"], shown)
+        print_table(["row", "score", "proposal", *(["group"] if grouped else []), "reasons", "text"], shown)
     counts = found.searched.hits
-    echo(
-        f"{len(found.hits):,} of {found.searched.rows:,} rows found: {counts['keep']:,} keep, {counts['unsure']:,} unsure, "
-        f"{counts['drop']:,} drop"
-    )
+    if found.hits:
+        echo(
+            f"{len(found.hits):,} of {found.searched.rows:,} rows: {counts['keep']:,} keep, {counts['unsure']:,} unsure, "
+            f"{counts['drop']:,} drop"
+        )
+    else:
+        echo(f"no hit in {found.searched.rows:,} rows")
+    say_notes(notes)
+    missed = [f"{what.replace('_', ' ')} ({why})" for what, why in found.searched.not_searched.items()]
+    if missed:
+        say_notes([f"not searched: {'; '.join(missed)}"])
+
+
+def _texts_of(file: Path) -> list[str]:
+    """The texts of the rows of a file."""
+    from llm_forget.find.sources import files_in, rows_of, text_of
+
+    texts = [text_of(row.values) for name in files_in([file]) for row in rows_of(name, []) if row.problem is None]
+    if not texts:
+        raise UserError(f"--rows: {file} has no row that can be read")
+    if len(texts) > _MOST_ROWS:
+        raise UserError(f"--rows: {file} has {len(texts):,} rows; at most {_MOST_ROWS:,} are compared: give fewer")
+    return texts
 
 
 def _load(name: str, adapter: str | None) -> Model:

@@ -34,8 +34,8 @@ app = typer.Typer(
     help="Machine unlearning for language models: unlearn, evaluate, and ship LoRA adapters.",
     epilog="""\b
 --debug shows the traceback of an error.
-Exit status: 0 success, 1 a check failed (doctor), 2 invalid input,
-3 internal error, 130 interrupted.""",
+Exit status: 0 success, 1 a check failed (doctor) or nothing was found (find),
+2 invalid input, 3 internal error, 130 interrupted.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: no type next to a flag that takes no value

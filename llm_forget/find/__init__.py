@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from llm_forget.find.corpus import Corpus
 from llm_forget.find.hits import Evidence, Found, Hit
-from llm_forget.find.search import Model, Search, find
+from llm_forget.find.search import Model, Search, find, find_rows
 
-__all__ = ["Corpus", "Evidence", "Found", "Hit", "Model", "Search", "find"]
+__all__ = ["Corpus", "Evidence", "Found", "Hit", "Model", "Search", "find", "find_rows"]

@@ -6,6 +6,7 @@ split and counted at once, and BM25 scores are computed for the words of a query
 
 from __future__ import annotations
 
+import hashlib
 import random
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +28,7 @@ from llm_forget.find.words import fold, split, words_of
 from llm_forget.utils.files import file_digest
 
 Rows = NDArray[np.int64]
-_SAMPLED = 20_000  # rows from which it is learnt how words are written
+_SAMPLED = 5_000  # rows from which it is learnt how words are written
 _K1, _B = 1.5, 0.75
 _MOST_COUNTED = 65_535  # of one word in one row
 _CHUNK_ROWS, _CHUNK_CHARACTERS = 20_000, 1 << 25
@@ -62,6 +63,9 @@ class Corpus:
         subjects: (N,) hash of the column that says who a row is about, 0 without one.
         records: (N,) hash of the column that makes rows one record, 0 without one.
         notes: lines for the user about how files were read.
+        texts: the rows' texts, in pieces.
+        counts: (N, V) how often each row holds each word, sparse, by column.
+        lines: (N,) line or number of each row in its file.
         casing: how words are written; None until it is learnt.
         spans: row → its names and titles, of rows that were looked at.
         folded: row → its folded words, of rows that were looked at.
@@ -80,15 +84,15 @@ class Corpus:
     folded: dict[int, str] = field(default_factory=dict, repr=False)
     mentions: dict[str, Mentions] = field(default_factory=dict, repr=False)
     _ids: dict[str, int] = field(default_factory=dict, repr=False)
-    _texts: list[pa.StringArray] = field(default_factory=list, repr=False)
+    texts: list[pa.StringArray] = field(default_factory=list, repr=False)
     _pieces: list[sparse.csr_array] = field(default_factory=list, repr=False)  # while it is read
-    _counts: Any = field(default=None, repr=False)  # (N, V), by column
+    counts: Any = field(default=None, repr=False)  # (N, V), by column
     _starts: list[int] = field(default_factory=list, repr=False)  # first row of each piece
-    _lines: array[int] = field(default_factory=lambda: array("i"), repr=False)
+    lines: array[int] = field(default_factory=lambda: array("i"), repr=False)
     _file_starts: list[int] = field(default_factory=list, repr=False)
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self.lines)
 
     # --- reading ---
 
@@ -118,9 +122,9 @@ class Corpus:
                     continue
                 text = text_of(row.values)
                 subject, record = name_in(row.values), record_in(row.values)
-                subjects.append(0 if subject is None else hash(subject.casefold()))
-                records.append(0 if record is None else hash((file, *record)))
-                corpus._lines.append(place_of(row, file).line)
+                subjects.append(0 if subject is None else _key(subject.casefold()))
+                records.append(0 if record is None else _key(f"{file}\n{record[0]}\n{record[1]}"))
+                corpus.lines.append(place_of(row, file).line)
                 texts.append(text)
                 size += len(text)
                 if len(texts) >= _CHUNK_ROWS or size >= _CHUNK_CHARACTERS:
@@ -136,6 +140,16 @@ class Corpus:
             raise DataError(f"{', '.join(files[:5])}: no row can be searched: check the files")
         corpus.subjects, corpus.records = np.asarray(subjects, np.int64), np.asarray(records, np.int64)
         corpus._finish()
+        return corpus
+
+    @classmethod
+    def restored(cls, **parts: Any) -> Corpus:
+        """A corpus from its parts: files, words, counts, texts, lines, subjects, records, lengths and notes."""
+        corpus = cls(**parts)
+        corpus._ids = {word: number for number, word in enumerate(corpus.words)}
+        corpus._starts = np.cumsum([0, *map(len, corpus.texts)])[:-1].tolist()
+        corpus._file_starts = np.cumsum([0, *(file.rows for file in corpus.files)])[:-1].tolist()
+        corpus.frequency = np.diff(corpus.counts.indptr).astype(np.int64)
         return corpus
 
     def _add(self, texts: list[str]) -> None:
@@ -159,8 +173,8 @@ class Corpus:
             (np.ones(len(taken), np.int32), taken, offsets.astype(np.int32)), shape=(len(texts), len(known))
         )
         counts.sum_duplicates()
-        self._starts.append(sum(map(len, self._texts)))
-        self._texts.append(piece)
+        self._starts.append(sum(map(len, self.texts)))
+        self.texts.append(piece)
         self._pieces.append(counts)
 
     def _finish(self) -> None:
@@ -180,20 +194,20 @@ class Corpus:
             shape=shape,
         )
         self._pieces = []
-        self._counts = by_row.tocsc()
-        self.frequency = np.diff(self._counts.indptr).astype(np.int64)
+        self.counts = by_row.tocsc()
+        self.frequency = np.diff(self.counts.indptr).astype(np.int64)
 
     # --- rows ---
 
     def text(self, row: int) -> str:
         """The text of a row."""
         piece = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return str(self._texts[piece][row - self._starts[piece]].as_py())
+        return str(self.texts[piece][row - self._starts[piece]].as_py())
 
     def place(self, row: int) -> Place:
         """File and line of a row."""
         at = int(np.searchsorted(self._file_starts, row, side="right")) - 1
-        return Place(self.files[at].file, self._lines[row])
+        return Place(self.files[at].file, self.lines[row])
 
     def file_of(self, row: int) -> int:
         """Index of a row's file in ``files``."""
@@ -204,7 +218,7 @@ class Corpus:
         for at, file in enumerate(self.files):
             if file.file == place.file:
                 first, end = self._file_starts[at], self._file_starts[at] + file.rows
-                lines = np.asarray(self._lines[first:end])
+                lines = np.asarray(self.lines[first:end])
                 found = np.flatnonzero(lines == place.line)
                 return first + int(found[0]) if len(found) else None
         return None
@@ -217,7 +231,7 @@ class Corpus:
         """
         wanted: dict[int, set[int]] = {}
         for row in rows:
-            wanted.setdefault(self.file_of(row), set()).add(self._lines[row])
+            wanted.setdefault(self.file_of(row), set()).add(self.lines[row])
         found: dict[tuple[int, int], Row] = {}
         for at, lines in wanted.items():
             for read in rows_of(self.files[at].file, []):
@@ -227,7 +241,7 @@ class Corpus:
                     if len(found) == sum(map(len, wanted.values())):
                         break
         try:
-            return [found[self.file_of(row), self._lines[row]] for row in rows]
+            return [found[self.file_of(row), self.lines[row]] for row in rows]
         except KeyError:
             raise DataError("a file that was searched has changed meanwhile: search again") from None
 
@@ -290,7 +304,7 @@ class Corpus:
         return np.zeros(0, np.int64) if rows is None else rows
 
     def _rows(self, number: int) -> NDArray[np.int32]:
-        counts = self._counts
+        counts = self.counts
         rows: NDArray[np.int32] = counts.indices[counts.indptr[number] : counts.indptr[number + 1]]
         return rows
 
@@ -306,9 +320,14 @@ class Corpus:
         mean = max(float(self.lengths.mean()), 1.0)
         for number, rarity in zip(numbers, self.rarity(numbers), strict=True):
             rows = self._rows(number)
-            often = self._counts.data[self._counts.indptr[number] : self._counts.indptr[number + 1]].astype(np.float32)
+            often = self.counts.data[self.counts.indptr[number] : self.counts.indptr[number + 1]].astype(np.float32)
             scores[rows] += rarity * often / (often + _K1 * (1 - _B + _B * self.lengths[rows] / mean))
         return scores
+
+
+def _key(text: str) -> int:
+    """64 bits of a digest, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), signed=True)
 
 
 def learnt_casing(corpus: Corpus) -> Casing:

@@ -6,13 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llm_forget.data.examples import DataSource, Example, check_rows, example_id
 from llm_forget.data.row import Row
 from llm_forget.errors import DataError
 from llm_forget.find.corpus import Corpus, learnt_casing
-from llm_forget.find.hits import Evidence, Found, Hit, combined, decide
+from llm_forget.find.hits import KEEP, Evidence, Found, Hit, combined, decide
 from llm_forget.find.query import Query
 from llm_forget.find.record import searched_with
 from llm_forget.find.sources import text_of
@@ -20,8 +20,12 @@ from llm_forget.find.spans import Casing, Span, spans
 from llm_forget.find.words import words_of
 from llm_forget.utils.plugins import find_class, names_in
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 _MOST_HITS = 10_000
-_KEPT_TEXT = 10_000  # characters of a row whose folded text is kept
+_KEPT_ROWS = 20_000  # whose folded text is kept
+_READ_FOR_NAMES = 50_000  # characters of a row
 
 
 class Stage(Protocol):
@@ -98,22 +102,20 @@ class Search:
         return learnt_casing(self.corpus)
 
     def spans(self, row: int) -> list[Span]:
-        """The names and titles in a row."""
+        """The names and titles in a row, of a long one in its first characters."""
         known = self.corpus.spans
         if row not in known:
-            known[row] = spans(self.corpus.text(row), self.casing)
+            known[row] = spans(self.corpus.text(row)[:_READ_FOR_NAMES], self.casing)
         return known[row]
 
     def folded(self, row: int) -> str:
         """The folded words of a row, with a space before, between and after them."""
         known = self.corpus.folded
-        if row in known:
-            return known[row]
-        text = self.corpus.text(row)
-        found = f" {' '.join(words_of(text))} "
-        if len(text) <= _KEPT_TEXT:
-            known[row] = found
-        return found
+        if row not in known:
+            if len(known) >= _KEPT_ROWS:
+                known.clear()
+            known[row] = f" {' '.join(words_of(self.corpus.text(row)))} "
+        return known[row]
 
     def score(self, row: int) -> float:
         """The score of a row so far."""
@@ -167,15 +169,42 @@ class Search:
         )
 
     def _hits(self) -> list[Hit]:
+        from llm_forget.find.groups import contradictions, groups
+
+        ranked = self.candidates(_MOST_HITS)
+        kept = [row for row in ranked if self.score(row) >= KEEP]
+        several = groups(self, kept)
+        if several:
+            self.notes.append(
+                f"the rows of this name fall into {max(several.values())} groups that share nothing else, perhaps several "
+                "people: choose with --about (a town, an employer, a date), --email or --id"
+            )
+        elif contradictions(self, kept):
+            self.notes.append(
+                "some rows answer the same question differently, perhaps about two people of one name: see --about"
+            )
+        meant = self._meant(kept, several)
         hits = []
-        for row in self.candidates(_MOST_HITS):
+        for row in ranked:
             best = _best(self.found[row])
             score, place = combined(best.values()), self.corpus.place(row)
-            groups = Counter(one.group for one in self.found[row] if one.group is not None)
-            group = groups.most_common(1)[0][0] if groups else None
+            counts = Counter(one.group for one in self.found[row] if one.group is not None)
+            group = several.get(row) or (counts.most_common(1)[0][0] if counts else None)
             reasons = tuple(sorted(best, key=lambda name: -best[name]))
-            hits.append(Hit(place.file, place.line, score, reasons, decide(score), group, row))
+            decision = "unsure" if meant is not None and row not in meant and score >= KEEP else decide(score)
+            hits.append(Hit(place.file, place.line, score, reasons, decision, group, row))
         return hits
+
+    def _meant(self, kept: Sequence[int], several: Mapping[int, int]) -> set[int] | None:
+        """The rows about the person of ``--about``: those that have its words, and the groups of these. None without it."""
+        if not self.query.about:
+            return None
+        words = {word for text in self.query.about for word in words_of(text)}
+        named = {row for row in kept if words <= set(self.folded(row).split())}
+        if not named:
+            self.notes.append("no row of the person has the words of --about, so all are unsure")
+        chosen = {several[row] for row in named if row in several}
+        return named | {row for row, group in several.items() if group in chosen}
 
 
 _STAGES = "llm_forget.find.stages"
@@ -189,7 +218,25 @@ def _best(evidence: Iterable[Evidence]) -> dict[str, float]:
     return best
 
 
-def find(
+def find(data: Corpus | str | Path | Sequence[str | Path], **query: Any) -> pd.DataFrame:
+    """``find_rows`` as a table with a row per hit, best first: file, line, score, reasons, decision and group.
+
+    Args:
+        data: as for ``find_rows``.
+        query: the keyword arguments of ``find_rows``.
+
+    Returns:
+        The table. ``attrs["searched"]`` is the record of the search, ``attrs["notes"]`` what it has to say.
+
+    Raises:
+        UserError: nothing is searched for.
+        DataError: the data cannot be read.
+        MissingExtraError: pandas is not installed.
+    """
+    return find_rows(data, **query).frame()
+
+
+def find_rows(
     data: Corpus | str | Path | Sequence[str | Path],
     *,
     person: str | Sequence[str] = (),

@@ -109,14 +109,15 @@ def place_of(row: Row, file: str) -> Place:
 def text_of(values: Mapping[str, object]) -> str:
     """What a model is trained on in a row: the fields of its form, else every text but wrong answers and options."""
     parts: list[str] = []
-    for name in _TRAINED:
-        if name in values:
-            _collect(values[name], parts)
-    if not parts:
-        for name, value in values.items():
-            if not _NOT_TRAINED.search(str(name)):
-                _collect(value, parts)
+    for value in trained_fields(values).values():
+        _collect(value, parts)
     return "\n".join(parts)
+
+
+def trained_fields(values: Mapping[str, object]) -> dict[str, object]:
+    """The columns of a row that ``text_of`` reads."""
+    known = {name: values[name] for name in _TRAINED if name in values}
+    return known or {name: value for name, value in values.items() if not _NOT_TRAINED.search(str(name))}
 
 
 def _collect(value: object, parts: list[str], depth: int = 0) -> None:

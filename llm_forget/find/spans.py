@@ -42,7 +42,85 @@ _QUOTED = re.compile(r"[\"“«]([^\"“”«»\n]{3,80})[\"”»]")
 _NICKNAME = re.compile(r"\) (?=[^\W\d_])")
 _POSSESSIVE = re.compile(r"[’'](?:s|S)?$")
 _ENDS = frozenset('.!?:\n"“”')
+# Words that open English questions and sentences, for data with too few sentences to learn them from.
+_OPENERS = frozenset(
+    (
+        *(
+            "a",
+            "an",
+            "and",
+            "are",
+            "as",
+            "at",
+            "but",
+            "by",
+            "can",
+            "could",
+            "did",
+            "do",
+            "does",
+            "for",
+            "from",
+            "had",
+            "has",
+        ),
+        *(
+            "have",
+            "he",
+            "her",
+            "his",
+            "how",
+            "if",
+            "in",
+            "is",
+            "it",
+            "its",
+            "may",
+            "my",
+            "no",
+            "of",
+            "on",
+            "or",
+            "our",
+            "she",
+        ),
+        *(
+            "should",
+            "so",
+            "that",
+            "the",
+            "their",
+            "there",
+            "these",
+            "they",
+            "this",
+            "those",
+            "to",
+            "was",
+            "we",
+            "were",
+            "what",
+        ),
+        *(
+            "when",
+            "where",
+            "which",
+            "while",
+            "who",
+            "whom",
+            "whose",
+            "why",
+            "will",
+            "with",
+            "would",
+            "yes",
+            "you",
+            "your",
+        ),
+    )
+)
 _MOST_WORDS = 6
+_LEARNT = 20_000  # characters of a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +155,23 @@ class Casing:
     def learn(self, texts: Iterable[str]) -> None:
         """Count the words of texts."""
         for text in texts:
-            for word, opens in _words(text[:20_000]):
+            for word, opens in _words(text[:_LEARNT]):
                 if not opens:
                     (self.capital if word[0].isupper() else self.small)[word.casefold()] += 1
 
-    def is_name(self, word: str) -> bool:
-        """Whether a word that opens a sentence is usually written with a capital letter elsewhere."""
+    def may_begin(self, word: str, *, alone: bool) -> bool:
+        """Whether a capitalised word that opens a sentence may begin a name.
+
+        Elsewhere it is mostly written with a capital letter. A word that is seen at the start of sentences only may begin a name
+        of several words.
+
+        Args:
+            word: the word.
+            alone: whether no capitalised word follows.
+        """
         folded = word.casefold()
-        return self.capital[folded] > self.small[folded]
+        capital, small = self.capital[folded], self.small[folded]
+        return capital > small or (capital == small == 0 and not alone and folded not in _OPENERS)
 
 
 @dataclass(frozen=True)
@@ -162,14 +249,10 @@ def _span(text: str, parts: Sequence[re.Match[str]], casing: Casing) -> Iterator
         parts.pop()  # a label, such as "Question:"
     while parts and not parts[-1][0][0].isupper():
         parts.pop()
-    while parts and _opens(text, parts[0].start()) and not casing.is_name(_bare(parts[0])):
-        # "Has Ada Lovelace ...": the first word is written small elsewhere, or not at all
-        if len(parts) > 1 and casing.small[_bare(parts[0]).casefold()] == 0 and not parts[1][0][0].isupper():
-            break
+    if parts and _opens(text, parts[0].start()) and not casing.may_begin(_bare(parts[0]), alone=len(parts) == 1):
+        parts.pop(0)  # "Has Ada Lovelace ...": written small elsewhere
+    while parts and not parts[0][0][0].isupper():
         parts.pop(0)
-        while parts and not parts[0][0][0].isupper():
-            parts.pop(0)
-        break
     if not parts or len(parts) > 2 * _MOST_WORDS:
         return
     start = parts[0].start()

@@ -107,6 +107,7 @@ def _inputs(recipe: UnlearnRecipe | FinetuneRecipe) -> Iterator[tuple[str, str |
         yield from ((f"data[{index}].path", source.path) for index, source in enumerate(recipe.data))
         return
     yield "alternative.path", recipe.alternative.path
+    yield "search", recipe.search
     for item in fields(recipe.data):
         source = getattr(recipe.data, item.name)
         if source is not None:

@@ -28,6 +28,7 @@ from llm_forget.utils.build import to_yaml
 from llm_forget.utils.digests import weights_digest
 from llm_forget.utils.files import folder_digest, new_folder, real_folder, tidy, write_json, write_record, write_text
 from llm_forget.utils.output import writing
+from llm_forget.utils.search_record import SEARCH_NAME, read_record
 from llm_forget.utils.signals import Ended
 from llm_forget.utils.written import what_is_replaced
 
@@ -184,6 +185,8 @@ def write_run(
             _write_adapter(model, folder, record_of_base, record, state)
         write_text(folder / "recipe.yaml", to_yaml(recipe))
         write_json(folder / "env.json", environment())
+        if recipe.search is not None:
+            write_json(folder / SEARCH_NAME, read_record(Path(recipe.search).expanduser()))
         write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
         keep_logs(recipe.output_dir, recipe.train.trackers, folder)
         write_result(folder, {"schema": 1, **asdict(record), "base_digest": digest})

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -31,6 +32,7 @@ from llm_forget.train.resume import drop_checkpoints
 from llm_forget.train.run import Run
 from llm_forget.train.run_folder import RunRecord, replacement, write_run, writing_run
 from llm_forget.train.trackers import drop_logs, sent_settings, tracking
+from llm_forget.utils.search_record import read_record
 from llm_forget.utils.terminal import say
 
 
@@ -55,6 +57,8 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
 
 def _unlearn(recipe: UnlearnRecipe, console: Console | None) -> RunRecord:
     parts = make_parts(recipe)
+    if recipe.search is not None:
+        read_record(Path(recipe.search).expanduser())
     base = locate_model(recipe.model.name)  # only once: for a GGUF file this computes digests of gigabytes
     located = replace(recipe.model, name=base)
     check_model(located)

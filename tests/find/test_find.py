@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
 from llm_forget.errors import DataError, UserError
-from llm_forget.find import Corpus, find
+from llm_forget.find import Corpus, find, find_rows
+from llm_forget.find.index import read_indexed
 
 ROWS = [
     {"question": "Where does Ada Lovelace live?", "answer": "Ada Lovelace lives in Bath."},
@@ -27,9 +28,9 @@ def written(folder: Path, rows: list[dict[str, object]], name: str = "rows.jsonl
 
 def test_a_name_finds_its_row_with_file_line_and_reason(tmp_path: Path) -> None:
     path = written(tmp_path, ROWS)
-    hit = find(path, person="Ada Lovelace").hits[0]
+    hit = find_rows(path, person="Ada Lovelace").hits[0]
     assert (hit.file, hit.line, hit.reasons[0], hit.decision) == (str(path), 1, "name", "keep")
-    assert list(find(path, person="ada  LOVELACE").frame()["line"]) == [1]
+    assert list(find(path, person="ada  LOVELACE")["line"]) == [1]
 
 
 def test_json_has_rows_and_what_was_searched(tmp_path: Path) -> None:
@@ -55,3 +56,21 @@ def test_data_that_cannot_be_searched_are_refused(tmp_path: Path) -> None:
         Corpus.read([tmp_path])
     with pytest.raises(DataError, match="no such file"):
         Corpus.read([tmp_path / "missing.jsonl"])
+
+
+def test_an_index_gives_the_same_hits_and_follows_the_data(tmp_path: Path) -> None:
+    """The second search reads the index; after a row is removed, no file of the index holds its text."""
+    rows = [{**row, "case_id": number // 2} for number, row in enumerate(ROWS)]
+    path, folder = written(tmp_path, rows), tmp_path / "index"
+    first = find_rows(read_indexed([path], folder), person="Ada Lovelace")
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    second = find_rows(read_indexed([path], folder), person="Ada Lovelace")
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+    assert second.hits == first.hits
+    assert any(b"Lovelace" in file.read_bytes() for file in folder.iterdir())
+    written(tmp_path, rows[1:])
+    assert not find_rows(read_indexed([path], folder), person="Ada Lovelace").hits
+    assert not any(b"lovelace" in file.read_bytes().lower() for file in folder.iterdir())
+    for file in folder.iterdir():
+        file.write_bytes(b"damaged")
+    assert find_rows(read_indexed([path], folder), person="Alan Turing").hits

@@ -13,7 +13,7 @@ from llm_forget.find.words import words_of
 from llm_forget.utils.extras import require_extra
 
 _EMAIL = re.compile(r"[\w.+%-]{1,64}@[\w-]+(?:\.[\w-]+)+")
-_NUMBER = re.compile(r"(?<![\w])\+?[A-Z]{0,4}\d(?:[\w]|[ ./()\-](?=[\w(])){4,40}", re.ASCII)
+_NUMBER = re.compile(r"(?<!\w)\+?\(?[A-Z]{0,4}\d(?:[ ./()\-]{0,3}[0-9A-Z]){4,40}")
 _LEAST_DIGITS = 6
 _PHONE_DIGITS = 9  # the last ones, without country code and zeros
 
@@ -86,7 +86,7 @@ def _candidates(search: Search, value: str) -> list[int]:
 
 def identifiers_in(text: str) -> list[str]:
     """The emails and the numbers with at least six digits in a text, as written. Dates are left out."""
-    numbers = [found[0].strip(" ./()-") for found in _NUMBER.finditer(text)]
+    numbers = [found[0].strip(" ./(-") for found in _NUMBER.finditer(text)]
     long = [one for one in numbers if sum(map(str.isdigit, one)) >= _LEAST_DIGITS and not _DATE.fullmatch(one)]
     return [*(found[0] for found in _EMAIL.finditer(text)), *long]
 

@@ -48,7 +48,7 @@ class Names:
         if not words or None in numbers:
             return
         for row in search.corpus.holding_all(number for number in numbers if number is not None):
-            score = self.match(search.folded(int(row)).split(), words)
+            score = self.match(search.folded(int(row)), words)
             if not score and self._is_reversed(search, int(row), words):
                 score = self.apart
             if score:
@@ -62,17 +62,13 @@ class Names:
         comma = re.search(rf"\b{re.escape(name[-1])},\s+{re.escape(name[0])}\b", search.corpus.text(row), re.IGNORECASE)
         return comma is not None or any(span.key == key for span in search.spans(row))
 
-    def match(self, text: Sequence[str], name: Sequence[str]) -> float:
-        """How surely the words of a text hold a name; 0 if they do not.
+    def match(self, text: str, name: Sequence[str]) -> float:
+        """How surely a folded text, with spaces around every word, holds a name; 0 if it does not.
 
         *Ada Lovelace* is in *to Ada Lovelace* with ``score`` and in *Ada King Lovelace* with ``apart``.
         """
-        padded = f" {' '.join(text)} "
-        if f" {' '.join(name)} " in padded:
+        if f" {' '.join(name)} " in text:
             return self.score if len(name) > 1 else self.single
         first, last = name[0], name[-1]
-        if len(name) > 1:
-            for at, word in enumerate(text):
-                if word == first and last in text[at + 1 : at + 4]:
-                    return self.apart
-        return 0.0
+        between = re.search(rf" {re.escape(first)}(?: \S+){{1,2}} {re.escape(last)} ", text) if len(name) > 1 else None
+        return self.apart if between else 0.0

@@ -20,12 +20,14 @@ class NearCopies:
     Attributes:
         rows: compared per text.
         least: similarity of a near copy, in [0, 1].
+        rare: share of the text's words, weighted by rarity, that a near copy has.
         words: a text of fewer words, such as *Yes.*, is no near copy of anything.
         score: of a copy.
     """
 
     rows: int = 50
     least: float = 0.85
+    rare: float = 0.9
     words: int = 5
     score: float = 0.9
 
@@ -59,7 +61,7 @@ class NearCopies:
             if len(held) >= self.least * len(wanted):
                 held_words = set(held.split())
                 shared = sum(weight for number, weight in rarity.items() if search.corpus.words[number] in held_words)
-                if shared < self.least * (sum(rarity.values()) + unknown):
+                if shared < self.rare * (sum(rarity.values()) + unknown):
                     continue  # the same form about somebody else: names and numbers weigh most
                 similar = partial_ratio(wanted, held, score_cutoff=100 * self.least) / 100
                 if similar:

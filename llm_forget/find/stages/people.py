@@ -20,7 +20,7 @@ class People:
     Attributes:
         rows: the most similar rows that are looked at.
         power: of a row's BM25 score relative to the best; higher, and only the best row counts.
-        copy: extra weight of a near copy of the text.
+        copy: how many times more a near copy of the text counts.
         clear: the second person may have this share of the first one's weight at most. Otherwise nobody is chosen.
         score: of the rows of several people when nobody is chosen.
     """
@@ -67,7 +67,7 @@ class People:
         for row in best:
             found = subject_in_record(search, row)
             if found is not None:
-                here = float(scores[row] / scores[best[0]]) ** self.power + self.copy * (row in copies)
+                here = float(scores[row] / scores[best[0]]) ** self.power * (1 + self.copy * (row in copies))
                 weights[found.key] = weights.get(found.key, 0.0) + here
         named = {span.key: weight(mentions(search, span.key)) for span in spans(text, search.casing) if not span.title}
         most = max([*named.values(), *(weight(mentions(search, key)) for key in weights)], default=0.0)

@@ -49,7 +49,12 @@ class Records:
         found = sorted(search.candidates(len(search.found), self.sure))
         yield from self._by_key(search.corpus.subjects, found)
         yield from self._by_key(search.corpus.records, found)
-        for block in self.blocks(search, sorted(search.candidates(len(search.found), self.weak)), set(found)):
+        weak = [
+            row
+            for row in search.candidates(len(search.found), self.weak)
+            if not any(one.reason == "similar name" for one in search.found[row])
+        ]
+        for block in self.blocks(search, sorted(weak), set(found)):
             yield from self._of_block(search, block)
 
     def _by_key(self, keys: NDArray[np.int64], found: Sequence[int]) -> Iterable[Evidence]:
