@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import sys
 
-from llm_forget.cli.audit import main
 from llm_forget.cli.entry import run_entry
+from llm_forget.cli.main import app
+
+
+def main(argv: list[str]) -> None:
+    """Run ``llm-forget audit`` with the arguments of this script."""
+    app(["audit", *argv], prog_name=sys.argv[0], standalone_mode=False)
+
 
 if __name__ == "__main__":
     run_entry(main, sys.argv[1:])

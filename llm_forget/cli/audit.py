@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -190,10 +189,3 @@ def show(found: StoredAudit) -> None:
             print_wrapped(f"  - {line}")
     if found.problem:
         say(Console(stderr=True), f"the audit {found.problem}", label="note")
-
-
-def main(argv: list[str]) -> None:
-    """Run the command with the arguments of eval/audit.py."""
-    from llm_forget.cli.main import app
-
-    app(["audit", *argv], prog_name=sys.argv[0], standalone_mode=False)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from llm_forget.find.search import Search
 from llm_forget.find.words import words_of
+
+if TYPE_CHECKING:
+    from llm_forget.find.search import Search
 
 _MOST_ROWS = 2_000  # rows that are compared
 _RARE = 50  # a word in more rows than this links nothing

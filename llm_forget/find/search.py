@@ -12,6 +12,7 @@ from llm_forget.data.examples import DataSource, Example, check_rows, example_id
 from llm_forget.data.row import Row
 from llm_forget.errors import DataError
 from llm_forget.find.corpus import Corpus, learnt_casing
+from llm_forget.find.groups import contradictions, groups
 from llm_forget.find.hits import KEEP, Evidence, Found, Hit, combined, decide
 from llm_forget.find.query import Query
 from llm_forget.find.record import searched_with
@@ -169,8 +170,6 @@ class Search:
         )
 
     def _hits(self) -> list[Hit]:
-        from llm_forget.find.groups import contradictions, groups
-
         ranked = self.candidates(_MOST_HITS)
         kept = [row for row in ranked if self.score(row) >= KEEP]
         several = groups(self, kept)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from evaluation_examples import PLANTED, tiny_model, write_sets, write_task
+from extras import needs
 from peft import LoraConfig, get_peft_model
 
 from llm_forget.cli import run
@@ -124,6 +125,7 @@ def test_benchmarks_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert results["benchmarks"]["tiny"]["acc"]["n"] == 3
 
 
+@needs("rouge_score")
 @pytest.mark.parametrize("name", ["forget_qa", "capability"])
 def test_a_second_evaluation_or_a_running_run_is_refused_at_the_start(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch

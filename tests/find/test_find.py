@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from extras import needs
 from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
 from llm_forget.errors import DataError, UserError
 from llm_forget.find import Corpus, find, find_rows
 from llm_forget.find.index import read_indexed
+
+pytestmark = needs("rapidfuzz")
 
 ROWS = [
     {"question": "Where does Ada Lovelace live?", "answer": "Ada Lovelace lives in Bath."},

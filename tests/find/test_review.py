@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from extras import needs
 from typer.testing import CliRunner, Result
 
 from llm_forget.cli.main import app
@@ -17,6 +18,8 @@ from llm_forget.demo.splits import rows as rows_of
 from llm_forget.find import Corpus
 from llm_forget.find.record import term_digest
 from llm_forget.find.words import words_of
+
+pytestmark = needs("rapidfuzz")
 
 PEOPLE = people(8, 3)
 

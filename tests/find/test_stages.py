@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from extras import needs
 
 from llm_forget.find import Corpus, Found, find_rows
 from llm_forget.find.spans import Casing, spans
 from llm_forget.find.stages.identifiers import has_checksum, identifiers_in, same_identifier
+
+pytestmark = needs("rapidfuzz")
 
 OTHERS = [f"Mara Quist{one} was born in Ulm and sells {thing}." for one in "abc" for thing in ("hats", "tea", "rope")]
 

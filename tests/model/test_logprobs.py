@@ -20,7 +20,7 @@ from llm_forget.data.encode import Encoded
 from llm_forget.model.blocks import add_adapter
 from llm_forget.model.head import HeadUse, chunk_rows, head_use, output_head
 from llm_forget.model.logprobs import answer_logits, left_align, scatter_rows, score_answers
-from llm_forget.scores import AnswerScores
+from llm_forget.scores import AnswerScores, TopLogps
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.utils.plugins import find_class, names_in
 
@@ -180,11 +180,18 @@ def test_rows_selects_examples_with_all_their_tensors() -> None:
         torch.rand(2, 2, 5),
         other,
         torch.ones(2, 4, dtype=torch.long),
+        TopLogps(torch.ones(2, 2, 3, dtype=torch.long), torch.rand(2, 2, 3)),
+        TopLogps(torch.zeros(2, 2, 3, dtype=torch.long), torch.rand(2, 2, 3)),
+        torch.tensor([-3.0, -4.0]),
     )
+    assert None not in vars(full).values()
     for index in (slice(1, 2), torch.tensor([1])):
         one = full.rows(index)
         for name, value in vars(full).items():
-            if name != "alternative":
+            if isinstance(value, TopLogps):
+                assert torch.equal(getattr(one, name).tokens, value.tokens[1:2])
+                assert torch.equal(getattr(one, name).logps, value.logps[1:2])
+            elif name != "alternative":
                 assert torch.equal(getattr(one, name), value[1:2])
         assert one.alternative is not None
         assert torch.equal(one.alternative.token_logps, other.token_logps[1:2])

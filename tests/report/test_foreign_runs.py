@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import command
+from extras import needs
 from run_examples import write_family
 
 from llm_forget.data.examples import Message, example_id
@@ -59,6 +60,7 @@ def test_the_paths_of_a_recipe_are_not_read(
     assert "an answer" in page, "the model's answers are in the run itself"
 
 
+@needs("plotly")
 def test_questions_are_shown_from_files_that_the_user_names(foreign: tuple[Path, Path], tmp_path: Path) -> None:
     run, private = foreign
     page = tmp_path / "page.html"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import command
+from extras import needs
 from run_examples import write_family, write_run
 from safetensors.numpy import save_file
 
@@ -67,6 +68,7 @@ def test_a_run_whose_parts_belong_together_has_no_notes(runs: Path) -> None:
     assert notes(runs) == []
 
 
+@needs("plotly")
 def test_an_adapter_replaced_after_the_evaluation_is_said(runs: Path) -> None:
     stated = str(folder_digest(runs / "npo" / "adapter"))
     found = write_weights(runs / "npo" / "adapter", 9.0)
@@ -76,11 +78,13 @@ def test_an_adapter_replaced_after_the_evaluation_is_said(runs: Path) -> None:
     ]
 
 
+@needs("plotly")
 def test_a_changed_scale_of_the_adapter_is_said(runs: Path) -> None:
     (runs / "npo" / "adapter" / "adapter_config.json").write_text('{"r": 1, "lora_alpha": 64}')
     assert "adapter/ is not the one" in notes(runs)[0]
 
 
+@needs("plotly")
 def test_results_of_another_model_are_said(runs: Path) -> None:
     file = runs / "npo" / "eval" / "tiny.json"
     rewrite(file, lambda raw: raw["model"].update(adapter=None, base="c" * 64))
@@ -89,6 +93,7 @@ def test_results_of_another_model_are_said(runs: Path) -> None:
     assert notes(runs) == ["npo: tiny.json does not say which model it measured"]
 
 
+@needs("plotly")
 def test_an_edited_number_is_said_by_every_reader(runs: Path) -> None:
     file = runs / "npo" / "eval" / "tiny.json"
     raw = json.loads(file.read_text())
@@ -100,6 +105,7 @@ def test_an_edited_number_is_said_by_every_reader(runs: Path) -> None:
     ]
 
 
+@needs("plotly")
 def test_an_edited_record_of_the_run_is_said(runs: Path) -> None:
     file = runs / "npo" / "result.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "base_digest": "d" * 64}))
@@ -127,6 +133,7 @@ def _keep(root: Path, *names: str) -> list[Path]:
     return [root / name for name in names]
 
 
+@needs("plotly")
 @pytest.mark.parametrize(
     "names", [["target", "oracle"], ["target"], ["npo"], ["npo", "grad_ascent"], ["oracle", "npo"]]
 )
@@ -139,6 +146,7 @@ def test_any_set_of_runs_can_be_compared(runs: Path, names: list[str]) -> None:
     }
 
 
+@needs("plotly")
 def test_folders_with_results_only_and_without_results(runs: Path) -> None:
     for name in ("npo", "target"):
         (runs / name / "result.json").unlink()
@@ -160,6 +168,7 @@ def test_no_run_is_a_message_with_the_reasons(tmp_path: Path) -> None:
         assert "half" in done.err
 
 
+@needs("plotly")
 def test_runs_of_several_suites(runs: Path) -> None:
     for number, name in enumerate(("npo", "oracle")):
         file = runs / name / "eval" / "tiny.json"
@@ -171,6 +180,7 @@ def test_runs_of_several_suites(runs: Path) -> None:
     assert done.status == 0, done.err
 
 
+@needs("plotly")
 def test_runs_with_one_name_are_told_apart(runs: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "more" / "npo", forget=0.4, retain=0.8, method="npo")
     found, _ = find_runs([runs / "npo", other])
@@ -204,6 +214,7 @@ ODD_NAMES = [
 ]
 
 
+@needs("plotly")
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_odd_names_of_folders_are_shown_as_they_are(runs: Path, name: str) -> None:
     from llm_forget.utils.terminal import clean

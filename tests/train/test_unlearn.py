@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_forgets_retains_the_rest_and_writes_a_complete_folder(
     assert result["base_digest"]
     assert result["method"] == name
     assert result["reason"] == record.reason
-    assert result["after"] == {"step": record.after.step, "forget": record.after.forget, "retain": record.after.retain}
+    assert result["after"] == asdict(record.after)
 
     assert record.before.forget > 0.8
     assert record.after.retain is not None
