@@ -77,3 +77,18 @@ def test_an_index_gives_the_same_hits_and_follows_the_data(tmp_path: Path) -> No
     for file in folder.iterdir():
         file.write_bytes(b"damaged")
     assert find_rows(read_indexed([path], folder), person="Alan Turing").hits
+
+
+def test_exit_statuses_and_what_is_said(tmp_path: Path) -> None:
+    path = str(written(tmp_path, ROWS))
+    run = CliRunner().invoke
+    assert run(app, ["find", "--data", path, "--person", "Alan Turing"]).exit_code == 0
+    nothing = run(app, ["find", "--data", path, "--person", "Zork Blugg"])
+    assert nothing.exit_code == 1
+    assert "no hit in 3 rows" in nothing.output
+    assert "no row has the name 'Zork Blugg'" in " ".join(nothing.output.split())
+    asked = run(app, ["find", "--data", path, "--ask", "Where is Ada?"])
+    assert "--ask needs --model" in str(asked.exception)
+    assert "give --data" in str(run(app, ["find", "--person", "Ada Lovelace"]).exception)
+    assert "add --output_dir" in str(run(app, ["find", "--review", "review.jsonl"]).exception)
+    assert "has no @" in str(run(app, ["find", "--data", path, "--email", "ada"]).exception)

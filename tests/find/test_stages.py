@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ import numpy as np
 import pytest
 from extras import needs
 
-from llm_forget.find import Corpus, Found, find_rows
+from llm_forget.data.encode import EncodingConfig
+from llm_forget.find import Corpus, Found, Model, Search, find_rows
+from llm_forget.find.hidden import text_vectors
+from llm_forget.find.query import Query
 from llm_forget.find.spans import Casing, spans
 from llm_forget.find.stages.identifiers import has_checksum, identifiers_in, same_identifier
+from llm_forget.find.stages.paraphrases import Paraphrases
+from llm_forget.testing import tiny_model, tiny_tokenizer
 
 pytestmark = needs("rapidfuzz")
 
@@ -196,3 +202,39 @@ def test_different_answers_to_one_question_are_pointed_out(tmp_path: Path) -> No
     rows = [{"question": "When was Ada Lovelace born?", "answer": answer} for answer in ("In 1815.", "In 1972.")]
     found, _ = search(tmp_path, [*rows, *OTHERS], person="Ada Lovelace")
     assert any("answer the same question differently" in note for note in found.notes)
+
+
+def test_vectors_of_texts_are_those_of_the_models_middle_block() -> None:
+    """The same text has the same vector whatever it is batched with; they are of length 1, or 0 for no text."""
+    tokenizer = tiny_tokenizer()
+    model = Model(tiny_model(tokenizer, layers=4), tokenizer, EncodingConfig())
+    texts = [
+        "Ada lives in Bath.",
+        "Somebody sells umbrellas in the old town of Ulm.",
+        "Ada lives in Bath.",
+        "",
+        "A cat.",
+    ]
+    vectors = text_vectors(model, texts)
+    assert vectors.shape == (5, 64)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1, 1, 0, 1])
+    assert vectors[0] == pytest.approx(vectors[2], abs=1e-5)
+    assert vectors[0] @ vectors[1] < 0.9
+
+
+def test_the_model_finds_a_row_that_stands_out(tmp_path: Path) -> None:
+    """The stage alone: of 30 rows that share a word with the answer, the copy of it stands out."""
+    tokenizer = tiny_tokenizer()
+    model = Model(tiny_model(tokenizer), tokenizer, EncodingConfig())
+    words = ["red", "blue", "old", "new", "wet", "dry"]
+    rows = [f"The {one} {other} cat number {at}." for at, (one, other) in enumerate(product(words, words))]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": one}) + "\n" for one in [*rows, "the Old wet cat, number 13"]), encoding="utf-8"
+    )
+    search = Search(Corpus.read([path]), Query(answers=("The old wet cat number 13.",)), model)
+    assert Paraphrases().skipped(search) is None
+    found = {one.row for one in Paraphrases(spread=3.0).evidence(search)}
+    assert rows.index("The old wet cat number 16.") in found
+    assert len(found) < 12
+    assert "no --model" in str(Paraphrases().skipped(Search(search.corpus, search.query)))
