@@ -89,7 +89,8 @@ class UnlearnData:
 class RetainConfig:
     """The loss term that protects other knowledge."""
 
-    # nll, kl, jsd, activation, virtual_neighbours, or the path of your own file. "default": the method's own term. null for none.
+    # nll, kl, jsd, activation, virtual_neighbours, mined_neighbours, or the path of your own file. "default": the method's own
+    # term. null for none.
     name: str | None = "default"
     # α in γ · forget + α · retain.
     weight: float = 1.0

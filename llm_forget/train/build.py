@@ -68,9 +68,7 @@ def make_parts(recipe: UnlearnRecipe) -> Parts:
     method = build_method(recipe)
     retain, more = build_retain(recipe.retain, method), build_more(recipe.retain)
     kept = Objective(method, retain, more=more)
-    check_row_sets(kept)
-    if kept.rows.retain is not None and recipe.data.retain is None:
-        raise RecipeError("the retain term needs data.retain; add it, or set retain.name: null")
+    check_row_sets(kept, retain_given=recipe.data.retain is not None)
     if recipe.adapter is not None and recipe.adapter.top_share < 1 and method.trained_layers is not None:
         raise RecipeError(
             f"adapter.top_share is {recipe.adapter.top_share}, but the method {recipe.method['name']} chooses its trained blocks "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.data.encode import Encoded
-from llm_forget.errors import RecipeError
+from llm_forget.data.similar import mined_neighbours
+from llm_forget.errors import DataError, RecipeError
 from llm_forget.retain import RetainTerm
 from llm_forget.train.objective import Objective
 from llm_forget.train.prepare import UnlearnSets
@@ -50,15 +52,32 @@ def _virtual(term: RetainTerm, making: Making) -> list[Encoded]:
     )
 
 
-_MAKERS: Mapping[str, Callable[[RetainTerm, Making], list[Encoded]]] = {"virtual": _virtual}
+def _mined(term: RetainTerm, making: Making) -> list[Encoded]:
+    sets = making.sets
+    examples = list({example.id: example for example in sets.forget_examples}.values())
+    found = mined_neighbours(examples, sets.retain_examples, _setting(term, "per_question"))
+    wanted = {sets.retain_examples[index].id for index in found}
+    rows = [row for row in sets.retain if row.id in wanted]
+    if not rows:
+        raise DataError(
+            "mined_neighbours found no retain row that shares a word with a forget question and none of their names; give more "
+            "retain rows, or leave the term out"
+        )
+    making.say(f"mined neighbours: {len(rows)} of {len(sets.retain)} retain rows")
+    return random.Random(f"{making.recipe.seed} mined neighbours").sample(rows, len(rows))
 
 
-def check_row_sets(objective: Objective) -> None:
+_MAKERS: Mapping[str, Callable[[RetainTerm, Making], list[Encoded]]] = {"virtual": _virtual, "mined": _mined}
+
+
+def check_row_sets(objective: Objective, *, retain_given: bool) -> None:
     """Check that the rows of every retain term can be made.
 
     Raises:
-        RecipeError: a term of your own names another set.
+        RecipeError: a term of your own names another set, or retain rows are needed and not given.
     """
+    if not retain_given and any(one.term.rows in ("retain", "mined") for one in objective.kept):
+        raise RecipeError("the retain term needs data.retain; add it, or set retain.name: null")
     for one in objective.kept:
         if one.term.rows not in ("retain", *_MAKERS):
             raise RecipeError(

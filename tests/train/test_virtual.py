@@ -132,3 +132,23 @@ def test_a_run_with_two_terms_keeps_neighbours_and_writes_none_of_them(people: P
 def test_bad_entries_are_refused(people: Path, tmp_path: Path, more: list[Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         unlearn(recipe_of(people, tmp_path, method={"name": "npo"}, retain={"more": more}))
+
+
+def test_mined_neighbours_are_retain_rows_of_the_same_wording(people: Path, tmp_path: Path) -> None:
+    extra = people / "wide.jsonl"
+    others = "".join(
+        json.dumps({"question": f"what is {word}?", "answer": "A thing."}) + "\n" for word in ("tea", "rye")
+    )
+    extra.write_text((people / "retain.jsonl").read_text() + others)
+    shown = io.StringIO()
+    more = [{"name": "mined_neighbours", "weight": 1.0, "per_question": 2}]
+    recipe = recipe_of(
+        people, tmp_path, method={"name": "npo"}, retain={"more": more}, train={"epochs": 2, "batch_size": 3}
+    )
+    object.__setattr__(recipe.data, "retain", DataSource(str(extra)))
+    unlearn(recipe, Console(file=shown, width=200))
+    assert "mined neighbours: 2 of 6 retain rows" in shown.getvalue()
+    recipe = recipe_of(people, tmp_path, method={"name": "npo"}, retain={"name": None, "more": more}, overwrite=True)
+    object.__setattr__(recipe.data, "retain", None)
+    with pytest.raises(RecipeError, match=r"needs data\.retain"):
+        unlearn(recipe)
