@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 
 from llm_forget.cli.console import Json, print_json, print_table, print_wrapped, say_notes
-from llm_forget.errors import UserError
+from llm_forget.errors import LaunchError, UserError
 from llm_forget.utils.terminal import echo, say
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def audit(
       llm-forget audit runs/npo --forms merged_bf16,nf4 --attacks greedy,prefill
       llm-forget audit runs/npo --endpoint http://localhost:8000 --served-model npo
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise LaunchError("an audit is one process; launch it with --num_processes 1, and give --jobs 2 to use two")
     if (endpoint is None) != (served_model is None):
         raise UserError("--endpoint and --served-model belong together; give both, or neither")
     if rows is not None and rows < 2:
