@@ -204,6 +204,9 @@ class StopConfig:
     forget_target: float | Literal["holdout", "rows"] | None = "holdout"
     # Fraction of the retain probability before training that must be kept.
     utility_floor: float = 0.95
+    # Fraction of the probability of neighbours before training that must be kept. The neighbours are those of the retain term
+    # virtual_neighbours or mined_neighbours, which must be in retain. null for no such floor.
+    neighbour_floor: float | None = None
     # Stop after this many checks in a row below the floor, none better than the one before. A run without a retain term cannot
     # recover, so its first check below the floor stops it.
     patience: int = 6
@@ -222,6 +225,8 @@ class StopConfig:
             )
         if not 0 <= self.utility_floor <= 1:
             raise ValueError(f"utility_floor is {self.utility_floor}; give a fraction between 0 and 1")
+        if self.neighbour_floor is not None and not 0 <= self.neighbour_floor <= 1:
+            raise ValueError(f"neighbour_floor is {self.neighbour_floor}; give a fraction between 0 and 1, or null")
         for name in ("patience", "every", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")

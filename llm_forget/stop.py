@@ -86,18 +86,21 @@ class Measurement:
         forget: of the forget rows.
         retain: of the rows to keep; None without any.
         match: how well the forget rows match their own targets; None without row targets.
+        neighbour: of virtual or mined neighbours; None if they have no floor.
     """
 
     step: int
     forget: float
     retain: float | None
     match: Match | None = None
+    neighbour: float | None = None
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Measurement:
         """The measurement that ``asdict`` wrote."""
         match = stored.get("match")
-        return cls(stored["step"], stored["forget"], stored["retain"], match and Match(**match))
+        found = match and Match(**match)
+        return cls(stored["step"], stored["forget"], stored["retain"], found, stored.get("neighbour"))
 
 
 @dataclass
@@ -113,6 +116,7 @@ class StopRule:
         target: mean forget probability that counts as forgotten; None to train to the end. With row targets it is only shown.
         floor: lowest allowed retain probability (absolute); None without a retain set.
         patience: the run ends after this number of consecutive checks below the floor without a rise of the retain probability.
+        neighbour_floor: lowest allowed probability of neighbours (absolute); None for no floor.
     """
 
     target: float | None
@@ -121,6 +125,7 @@ class StopRule:
     best: Measurement | None = None
     broken_for: int = 0
     history: list[Measurement] = field(default_factory=list)
+    neighbour_floor: float | None = None
 
     def judge(self, now: Measurement) -> Verdict:
         """Record one measurement and decide whether to continue."""
@@ -135,7 +140,7 @@ class StopRule:
                 return Verdict.KEEP
             return Verdict.GO_ON
         # While the retain probability rises again, the run continues.
-        recovering = len(self.history) > 1 and (now.retain or 0.0) > (self.history[-2].retain or 0.0)
+        recovering = len(self.history) > 1 and _kept(now) > _kept(self.history[-2])
         self.broken_for = 0 if recovering else self.broken_for + 1
         return Verdict.BROKEN if self.broken_for >= self.patience else Verdict.GO_ON
 
@@ -148,9 +153,9 @@ class StopRule:
     def passed_over(self) -> Measurement | None:
         """The last state below the floor that had forgotten more than the best one; None if there was none."""
         best = self.best
-        if best is None or self.floor is None:
+        if best is None or (self.floor is None and self.neighbour_floor is None):
             return None
-        below = [now for now in self.history if not self.above_floor(now) and now.retain is not None]
+        below = [now for now in self.history if not self.above_floor(now)]
         return next((now for now in reversed(below) if self._rank(now)[0] < self._rank(best)[0]), None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,11 +179,17 @@ class StopRule:
         return self.target is not None and now.forget <= self.target
 
     def above_floor(self, now: Measurement) -> bool:
-        """Whether the retain probability is at or above the floor; NaN is not."""
-        return self.floor is None or (now.retain is not None and now.retain >= self.floor)
+        """Whether the retain probability and the neighbours' are at or above their floors; NaN is not."""
+        pairs = ((now.retain, self.floor), (now.neighbour, self.neighbour_floor))
+        return all(floor is None or (kept is not None and kept >= floor) for kept, floor in pairs)
 
     def _rank(self, now: Measurement) -> tuple[float, float]:
         forget = math.inf if math.isnan(now.forget) else max(now.forget, self.target or 0.0)
         if now.match is not None and math.isfinite(forget):
             forget = now.match.distance
         return forget, -(now.retain or 0.0)
+
+
+def _kept(now: Measurement) -> float:
+    """The sum of the probabilities that have a floor."""
+    return (now.retain or 0.0) + (now.neighbour or 0.0)

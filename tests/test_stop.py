@@ -146,3 +146,21 @@ def test_a_set_at_the_target_before_training_was_not_known(
     assert it.known_before is None
     judge(it, (before, 0.95), (0.01, 0.95))
     assert it.known_before is known
+
+
+def test_neighbours_have_a_floor_of_their_own() -> None:
+    """The second state keeps the retain rows and not the neighbours; the third keeps both and is the best."""
+    it = StopRule(0.05, 0.8, 3, neighbour_floor=0.5)
+    states = [(0.9, 0.9, 0.9), (0.1, 0.9, 0.4), (0.3, 0.85, 0.6), (0.01, 0.9, 0.45)]
+    verdicts = [
+        it.judge(Measurement(i, forget, retain, neighbour=near)) for i, (forget, retain, near) in enumerate(states)
+    ]
+    assert verdicts == [Verdict.KEEP, Verdict.GO_ON, Verdict.KEEP, Verdict.GO_ON]
+    assert it.best is not None
+    assert it.best.step == 2
+    passed = it.passed_over()
+    assert passed is not None
+    assert passed.step == 3
+    again = StopRule(0.05, 0.8, 3, neighbour_floor=0.5)
+    again.load_state_dict(it.state_dict())
+    assert again.history == it.history

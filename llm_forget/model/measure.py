@@ -32,12 +32,14 @@ class SampleMeter:
     Attributes:
         targets: the mean log-prob per answer token that each forget row should reach, in nats; None without row targets.
         seen: called with the forget rows' mean log-probs after every measurement.
+        neighbours: rows with a floor of their own; empty for none.
     """
 
     def __init__(self, forget: Sequence[Encoded], retain: Sequence[Encoded], pad_token_id: int) -> None:
         self.forget, self.retain, self.pad_token_id = forget, retain, pad_token_id
         self.targets: Sequence[float] | None = None
         self.seen: Callable[[Tensor], None] = lambda _: None
+        self.neighbours: Sequence[Encoded] = ()
 
     def __call__(self, model: Any, step: int) -> Measurement:
         """The mean answer probability of both samples after ``step`` optimizer steps, and the match with the row targets."""
@@ -50,7 +52,8 @@ class SampleMeter:
         if self.targets is not None:
             found = match(forget.log().tolist(), self.targets)
             self.seen(forget.log())
-        return Measurement(step, float(forget.mean()), retain, found)
+        near = float(self.probabilities(model, self.neighbours).mean()) if self.neighbours else None
+        return Measurement(step, float(forget.mean()), retain, found, near)
 
     def probabilities(self, model: Any, rows: Sequence[Encoded]) -> Tensor:
         """exp(mean answer log-prob) of each row, (n,)."""

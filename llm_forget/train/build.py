@@ -21,7 +21,7 @@ from llm_forget.model.targets import config_depth
 from llm_forget.retain import RetainTerm
 from llm_forget.train.arguments import check_arguments
 from llm_forget.train.launch import check_launch
-from llm_forget.train.more_rows import check_row_sets
+from llm_forget.train.more_rows import check_neighbour_floor, check_row_sets
 from llm_forget.train.objective import FurtherTerm, Objective
 from llm_forget.train.resume import check_checkpoints, drop_finished
 from llm_forget.train.run_folder import check_output
@@ -69,6 +69,7 @@ def make_parts(recipe: UnlearnRecipe) -> Parts:
     retain, more = build_retain(recipe.retain, method), build_more(recipe.retain)
     kept = Objective(method, retain, more=more)
     check_row_sets(kept, retain_given=recipe.data.retain is not None)
+    check_neighbour_floor(recipe, kept)
     if recipe.adapter is not None and recipe.adapter.top_share < 1 and method.trained_layers is not None:
         raise RecipeError(
             f"adapter.top_share is {recipe.adapter.top_share}, but the method {recipe.method['name']} chooses its trained blocks "

@@ -69,6 +69,7 @@ class MetricsLog(TrainerCallback):
     def check(self, now: Measurement, verdict: Verdict) -> None:
         """Add one measurement of the stop rule."""
         numbers = {"forget": now.forget, "retain": now.retain}
+        numbers |= {} if now.neighbour is None else {"neighbour": now.neighbour}
         self.add({"phase": "check", "step": now.step, **numbers, "verdict": verdict.name})
 
 
@@ -236,8 +237,10 @@ class StopCallback(TrainerCallback):
         beyond = self.rule.passed_over()
         if beyond is None:
             return ""
+        which, kept, floor, key = "retain", beyond.retain, self.rule.floor, "utility_floor"
+        if floor is None or (kept is not None and kept >= floor):
+            which, kept, floor, key = "neighbours'", beyond.neighbour, self.rule.neighbour_floor, "neighbour_floor"
         return (
-            f". Step {beyond.step} had forgotten more ({beyond.forget:.3f}), but its retain probability ({beyond.retain:.3f}) "
-            f"is below the floor ({self.rule.floor:.3f}). Try a larger retain.weight, more train.epochs or a lower "
-            "stop.utility_floor"
+            f". Step {beyond.step} had forgotten more ({beyond.forget:.3f}), but its {which} probability ({kept:.3f}) "
+            f"is below the floor ({floor:.3f}). Try a larger retain.weight, more train.epochs or a lower stop.{key}"
         )

@@ -85,6 +85,19 @@ def check_row_sets(objective: Objective, *, retain_given: bool) -> None:
             )
 
 
+def check_neighbour_floor(recipe: UnlearnRecipe, objective: Objective) -> None:
+    """Check that a floor for neighbours has neighbours.
+
+    Raises:
+        RecipeError: no retain term has such rows.
+    """
+    if recipe.stop.neighbour_floor is not None and not objective.rows.more:
+        raise RecipeError(
+            "stop.neighbour_floor needs neighbours; add the retain term virtual_neighbours or mined_neighbours, for example "
+            "retain.more: [{name: virtual_neighbours}], or set it to null"
+        )
+
+
 def more_rows(objective: Objective, making: Making) -> dict[str, list[Encoded]]:
     """The rows of each further set that the retain terms read, in the order of the batch."""
     terms = {one.term.rows: one.term for one in objective.kept}

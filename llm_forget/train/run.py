@@ -96,11 +96,13 @@ class Run:
         self.recipe, self.sets, self.alternatives, self._base = recipe, sets, alternatives, base
         self.model, self.pad_token_id, self.console = model, pad_token_id, console
         self.meter = SampleMeter(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
+        if recipe.stop.neighbour_floor is not None:
+            self.meter.neighbours = [row for rows in more_rows.values() for row in rows[: recipe.stop.rows]]
         self.metrics = MetricsLog()
         self.row_targets: RowTargets | None = None
         self.goal: RowGoal | None = None
         self.before = self._measure_before()
-        refuse_not_finite((self.before.forget, self.before.retain))
+        refuse_not_finite((self.before.forget, self.before.retain, self.before.neighbour))
         self.target = self._forget_target()
         kept = self.before.retain
         self.floor = None if kept is None else kept * recipe.stop.utility_floor
@@ -145,7 +147,9 @@ class Run:
         # Only a retain term or a method's own healing phase can restore retain probability, and it needs time.
         recovers = self.retain is not None or self.more or finish is not None
         patience = self.recipe.stop.patience if recovers else 1
-        rule = StopRule(self.target, self.floor, patience)
+        near, share = self.before.neighbour, self.recipe.stop.neighbour_floor
+        neighbour_floor = None if near is None or share is None else near * share
+        rule = StopRule(self.target, self.floor, patience, neighbour_floor=neighbour_floor)
         self.stopping = StopCallback(self.meter, rule, self.recipe.stop.every, self.report)
         self.stopping.begin(self.model, self.before)
         if rule.known_before is False:
@@ -313,7 +317,8 @@ class Run:
     def _say(self, now: Measurement) -> None:
         kept = "" if now.retain is None else f" · retain {now.retain:.3f} (floor {self.floor:.3f})"
         wanted = "" if self.target is None else f" (target {self.target:.3f})"
-        text = f"step {now.step}: forget {now.forget:.3f}{wanted}{kept}"
+        near = "" if now.neighbour is None else f" · neighbours {now.neighbour:.3f}"
+        text = f"step {now.step}: forget {now.forget:.3f}{wanted}{kept}{near}"
         bar = getattr(self, "_bar", None)
         if PartialState().is_main_process:
             short = f"forget {now.forget:.3f}" + ("" if now.retain is None else f" retain {now.retain:.3f}")

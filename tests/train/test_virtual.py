@@ -97,6 +97,7 @@ def test_names_that_cannot_be_found_are_refused_in_words(tmp_path: Path, memoris
         unlearn(recipe, Console(file=io.StringIO()))
 
 
+@pytest.mark.slow
 def test_a_run_with_two_terms_keeps_neighbours_and_writes_none_of_them(people: Path, tmp_path: Path) -> None:
     shown = io.StringIO()
     changes: dict[str, Any] = {
@@ -117,6 +118,23 @@ def test_a_run_with_two_terms_keeps_neighbours_and_writes_none_of_them(people: P
         p.read_text("utf-8") for p in (tmp_path / "run").rglob("*") if p.suffix not in (".safetensors", "")
     )
     assert not any(name in written + shown.getvalue() for name in ("Ada Voss", "Di Kerr", "Where does"))
+
+
+def test_a_neighbour_floor_keeps_an_earlier_state_and_says_why(people: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "method": {"name": "npo"},
+        "retain": {"name": None, "more": [{**NEIGHBOURS, "weight": 0.0}]},
+        "train": {"epochs": 8, "batch_size": 4, "learning_rate": 1e-2},
+        "stop": {"forget_target": 0.05, "utility_floor": 0.0, "neighbour_floor": 0.9, "every": 1},
+    }
+    record = unlearn(recipe_of(people, tmp_path, **changes), Console(file=io.StringIO()))
+    assert record.before.neighbour is not None
+    assert (record.after.neighbour or 0) >= 0.9 * record.before.neighbour
+    assert "its neighbours' probability" in record.reason
+    assert "stop.neighbour_floor" in record.reason
+    changes |= {"retain": {"name": "nll"}, "output_dir": str(tmp_path / "none")}
+    with pytest.raises(RecipeError, match="neighbour_floor needs neighbours"):
+        unlearn(recipe_of(people, tmp_path, **changes))
 
 
 @pytest.mark.parametrize(
