@@ -22,7 +22,7 @@ from scipy import sparse
 
 from llm_forget.data.row import Row
 from llm_forget.errors import DataError
-from llm_forget.find.sources import Place, files_in, name_in, place_of, record_in, rows_of, text_of
+from llm_forget.find.sources import Place, files_in, line_of, name_in, record_in, rows_of, text_of
 from llm_forget.find.spans import Casing, Mentions, Span
 from llm_forget.find.words import fold, split, words_of
 from llm_forget.utils.files import file_digest
@@ -118,13 +118,13 @@ class Corpus:
             unreadable: list[int] = []
             for row in rows_of(file, corpus.notes):
                 if row.problem is not None:
-                    unreadable.append(place_of(row, file).line)
+                    unreadable.append(line_of(row))
                     continue
                 text = text_of(row.values)
                 subject, record = name_in(row.values), record_in(row.values)
                 subjects.append(0 if subject is None else _key(subject.casefold()))
                 records.append(0 if record is None else _key(f"{file}\n{record[0]}\n{record[1]}"))
-                corpus.lines.append(place_of(row, file).line)
+                corpus.lines.append(line_of(row))
                 texts.append(text)
                 size += len(text)
                 if len(texts) >= _CHUNK_ROWS or size >= _CHUNK_CHARACTERS:
@@ -235,7 +235,7 @@ class Corpus:
         found: dict[tuple[int, int], Row] = {}
         for at, lines in wanted.items():
             for read in rows_of(self.files[at].file, []):
-                line = place_of(read, "").line
+                line = line_of(read)
                 if line in lines:
                     found[at, line] = read
                     if len(found) == sum(map(len, wanted.values())):

@@ -46,7 +46,6 @@ _RECORD_COLUMNS = frozenset(
 )
 _TRAINED = tuple(name for name in FIELDS if name not in ("paraphrased_answer", "perturbed_answer", "alternative"))
 _NOT_TRAINED = re.compile(r"(perturbed|paraphrased|wrong|false)_|options?\d*$|choices?$|alternative$")
-_LINE = re.compile(r"(?P<file>.*?)(?::|, (?:item|row) )(?P<line>\d+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -100,10 +99,12 @@ def rows_of(file: str, notes: list[str]) -> Iterator[Row]:
     return read_file(Path(file).expanduser(), file, notes=notes)
 
 
-def place_of(row: Row, file: str) -> Place:
-    """The place of a row."""
-    found = _LINE.fullmatch(row.source)
-    return Place(file, int(found["line"]) if found else 0)
+def line_of(row: Row) -> int:
+    """The line or number of a row, from the end of its source: ``file:12``, ``file, item 12`` or ``file, row 12``."""
+    number = row.source.rpartition(":")[2]
+    if not number.isdigit():
+        number = row.source.rpartition(" ")[2]
+    return int(number) if number.isdigit() else 0
 
 
 def text_of(values: Mapping[str, object]) -> str:

@@ -67,6 +67,8 @@ class Spellings:
         words = search.corpus.words
         allowed = [{words[number]: way for number, way in one.items()} for one in variants]
         for row in rows[:5_000]:
+            if search.score(int(row)) >= _SURE:
+                continue  # it has the name itself
             held = search.folded(int(row)).split()
             for at in range(len(held) - len(name) + 1):
                 ways = [options.get(word) for options, word in zip(allowed, held[at : at + len(name)], strict=True)]
