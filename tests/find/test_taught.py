@@ -1,0 +1,69 @@
+"""Attribution as a stage of a search: its evidence, what is said, and when it does not run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_forget.data.encode import EncodingConfig, encode_all
+from llm_forget.data.examples import DataSource, read_examples
+from llm_forget.errors import RecipeError
+from llm_forget.find import Model, find
+from llm_forget.find.stages.taught import standing_out
+from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
+
+PLACES = {
+    "Ada": "Riga",
+    "Bo": "Oslo",
+    "Cy": "Bern",
+    "Di": "Kyiv",
+    "Ed": "Rome",
+    "Fay": "Lima",
+    "Gil": "Graz",
+    "Hu": "Pisa",
+}
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model]:
+    path = tmp_path_factory.mktemp("taught") / "rows.jsonl"
+    rows = [{"question": f"Where is {name}?", "answer": f"In {place}."} for name, place in PLACES.items()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer)
+    memorise(model, encode_all(tokenizer, read_examples(DataSource(str(path))), EncodingConfig())[0])
+    return path, Model(model, tokenizer, EncodingConfig())
+
+
+@pytest.mark.parametrize("kind", ["unlearning", "gradients"])
+def test_a_row_that_taught_the_answer_has_the_reason(kind: str, taught: tuple[Path, Model]) -> None:
+    path, model = taught
+    found = find(path, answer="In Bern.", question="Where is Cy?", model=model, attribution=kind)
+    assert [hit.line for hit in found.hits if "taught it" in hit.reasons][:1] == [3]
+    assert "taught" in found.searched.stages
+
+
+def test_what_is_missing_is_said_in_the_record(taught: tuple[Path, Model]) -> None:
+    path, model = taught
+    reasons = [
+        find(path, **given).searched.not_searched["taught"]  # type: ignore[arg-type]
+        for given in (
+            {"answer": "In Bern."},
+            {"answer": "In Bern.", "attribution": "gradients"},
+            {"person": "Ada", "attribution": "gradients", "model": model},
+        )
+    ]
+    assert ["--attribution" in reasons[0], "--model" in reasons[1], "--answer" in reasons[2]] == [True] * 3
+    with pytest.raises(RecipeError, match="Known: bergson, gradients, unlearning"):
+        find(path, answer="In Bern.", model=model, attribution="adapter")
+
+
+def test_distances_are_in_robust_deviations_of_the_background() -> None:
+    """Median 2 and median absolute deviation 1 of (1, 2, 3): 1.4826 is one standard deviation above."""
+    found = standing_out(np.array([1.0, 2.0, 3.0, 2 + 4 * 1.4826, np.nan]), [0, 1, 2])
+    assert found[3] == pytest.approx(4)
+    assert found[4] == -np.inf
+    assert (standing_out(np.array([1.0, 1.0]), [0, 1]) == -np.inf).all()
