@@ -11,10 +11,20 @@ import pytest
 from llm_forget.data.encode import EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.errors import RecipeError
-from llm_forget.find import Model, find
+from llm_forget.find import Model, find_rows
 from llm_forget.find.stages.taught import standing_out
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 
+PLANTED = """
+from dataclasses import dataclass
+import numpy as np
+
+@dataclass(frozen=True)
+class Planted:
+    def row_scores(self, model, rows, queries, *, pad_token_id, **more):
+        assert len(queries) == 1
+        return np.array([0.1, 0.2, 9.0, 0.8, 0.3, 0.2, 0.1, 0.2][: len(rows)])
+"""
 PLACES = {
     "Ada": "Riga",
     "Bo": "Oslo",
@@ -38,18 +48,28 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model]:
     return path, Model(model, tokenizer, EncodingConfig())
 
 
-@pytest.mark.parametrize("kind", ["unlearning", "gradients"])
-def test_a_row_that_taught_the_answer_has_the_reason(kind: str, taught: tuple[Path, Model]) -> None:
+def test_rows_that_stand_out_have_the_reason(taught: tuple[Path, Model], tmp_path: Path) -> None:
+    """With an attribution of the user's own: row 3 is far out, row 4 stands out, and the others are background."""
     path, model = taught
-    found = find(path, answer="In Bern.", question="Where is Cy?", model=model, attribution=kind)
-    assert [hit.line for hit in found.hits if "taught it" in hit.reasons][:1] == [3]
+    own = tmp_path / "planted.py"
+    own.write_text(PLANTED, encoding="utf-8")
+    found = find_rows(path, answer="In Bern.", question="Where is Cy?", model=model, attribution=str(own))
+    assert sorted(hit.line for hit in found.hits if "taught it" in hit.reasons) == [3, 4]
+    assert found.hits[0].line == 3
     assert "taught" in found.searched.stages
+
+
+@pytest.mark.parametrize("kind", ["unlearning", "gradients"])
+def test_the_shipped_attributions_run_as_a_stage(kind: str, taught: tuple[Path, Model]) -> None:
+    path, model = taught
+    searched = find_rows(path, answer="In Bern.", question="Where is Cy?", model=model, attribution=kind).searched
+    assert "taught" in searched.stages
 
 
 def test_what_is_missing_is_said_in_the_record(taught: tuple[Path, Model]) -> None:
     path, model = taught
     reasons = [
-        find(path, **given).searched.not_searched["taught"]  # type: ignore[arg-type]
+        find_rows(path, **given).searched.not_searched["taught"]  # type: ignore[arg-type]
         for given in (
             {"answer": "In Bern."},
             {"answer": "In Bern.", "attribution": "gradients"},
@@ -58,7 +78,7 @@ def test_what_is_missing_is_said_in_the_record(taught: tuple[Path, Model]) -> No
     ]
     assert ["--attribution" in reasons[0], "--model" in reasons[1], "--answer" in reasons[2]] == [True] * 3
     with pytest.raises(RecipeError, match="Known: bergson, gradients, unlearning"):
-        find(path, answer="In Bern.", model=model, attribution="adapter")
+        find_rows(path, answer="In Bern.", model=model, attribution="adapter")
 
 
 def test_distances_are_in_robust_deviations_of_the_background() -> None:

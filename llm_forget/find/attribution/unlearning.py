@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -28,38 +29,49 @@ Progress = Callable[[int], None] | None
 
 @dataclass(frozen=True)
 class Unlearning:
-    """Rank rows by how far their loss rises while the answer is unlearned, over the square root of each row's own noise.
+    """Rank rows by how far their loss rises while the answer is unlearned and other rows are kept.
 
-    The answer is unlearned in an adapter by gradient ascent with Adam, until its cross-entropy has risen by ``rise``. A row's
-    noise is the median of its movement while other rows, drawn at random, are unlearned in the same way: some rows lose more
-    than others whatever is unlearned.
+    In an adapter, some steps of Adam lower the likelihood of the answer and raise that of random rows. What the answer
+    shares with many rows, such as its wording, is kept that way, and the rows whose loss rises nevertheless are those that
+    taught the rest. Without the kept rows, and to first order by gradients alone, a model that has memorised its rows shows
+    mostly wording.
+
+    A row's noise is the median of its movement while other rows, drawn at random, are unlearned in the same way: some rows
+    lose more than others whatever is unlearned.
 
     Attributes:
-        rise: rise of the answer's cross-entropy at which the steps end, nats per token.
-        most_steps: the steps end here in any case.
+        steps: steps of Adam.
         learning_rate: of Adam.
-        controls: how many other rows are unlearned, one after the other, for the noise.
+        weight: of the answer; the kept rows have weight 1.
+        kept_rows: random rows that are kept in each step.
+        controls: how many other rows are unlearned, one after the other, for the noise; 0 to rank by the movement alone.
         shrink: the share of the mean noise that is added to each row's own, because a few controls measure it roughly.
-        seed: determines the adapter and the other rows.
+        seed: determines the adapter and all random rows.
 
-    Source: Wang, Hertzmann, Efros, Zhu and Zhang 2024, arXiv:2406.09408, for images, with the Fisher information in place of
-        Adam's second moments, and without the noise.
+    Source: Wang, Hertzmann, Efros, Zhu and Zhang 2024, arXiv:2406.09408, who unlearn images and keep the rest by Fisher
+        information.
     """
 
-    rise: float = 0.3
-    most_steps: int = 60
-    learning_rate: float = 3e-3
-    controls: int = 4
-    shrink: float = 0.1
+    steps: int = 20
+    learning_rate: float = 1e-2
+    weight: float = 0.3
+    kept_rows: int = 16
+    controls: int = 0
+    shrink: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        numbers = {"rise": self.rise, "most_steps": self.most_steps, "learning_rate": self.learning_rate}
-        wrong = [f"{name} is {value}" for name, value in numbers.items() if not value > 0]
-        if wrong or self.controls < 0:
-            raise UserError(
-                f"attribution by unlearning: {', '.join(wrong) or 'controls is negative'}; give a number above 0"
-            )
+        numbers = {
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "weight": self.weight,
+            "kept_rows": self.kept_rows,
+            "shrink": self.shrink,
+        }
+        wrong = [f"{name} is {value}; give a number above 0" for name, value in numbers.items() if not value > 0]
+        wrong += [f"controls is {self.controls}; give 0 or more"] if self.controls < 0 else []
+        if wrong:
+            raise UserError(f"attribution by unlearning: {', '.join(wrong)}")
 
     def row_scores(
         self,
@@ -93,45 +105,79 @@ class Unlearning:
         asked = [query for query in queries if query.answer_length]
         if not asked:
             raise UserError("the answer has no token that can be scored; give a longer answer, or its question as well")
-        settings = {"pad_token_id": pad_token_id, "batch_tokens": batch_tokens, "accelerator": accelerator}
+        read = partial(
+            row_losses,
+            pad_token_id=pad_token_id,
+            batch_tokens=batch_tokens,
+            progress=progress,
+            accelerator=accelerator,
+        )
+        scored = [row for row in rows if row.answer_length]
+        drawn = Random(self.seed).sample(scored, min(self.controls, len(scored)))
         with search_adapter(model, seed=self.seed) as adapted:
             start = trainable_state(adapted)
-
-            def moved(unlearned: Sequence[Encoded]) -> Floats:
+            before = read(adapted, rows)
+            moved = []
+            for unlearned in (asked, *([row] for row in drawn)):
                 restore_trainable(adapted, start)
-                self.unlearn(adapted, unlearned, pad_token_id, accelerator)
-                return row_losses(adapted, rows, progress=progress, **settings) - before
+                self.unlearn(adapted, unlearned, scored, pad_token_id=pad_token_id, batch_tokens=batch_tokens)
+                _same_everywhere(adapted, accelerator)
+                moved.append(read(adapted, rows) - before)
+        if not drawn:
+            return moved[0]
+        noise = np.median(np.abs(moved[1:]), axis=0)
+        return np.asarray(moved[0] / np.sqrt(noise + self.shrink * np.nanmean(noise)))
 
-            before = row_losses(adapted, rows, progress=progress, **settings)
-            risen = moved(asked)
-            others = [row for row in rows if row.answer_length]
-            drawn = Random(self.seed).sample(others, min(self.controls, len(others)))
-            if not drawn:
-                return risen
-            noise = np.median(np.abs([moved([row]) for row in drawn]), axis=0)
-        return np.asarray(risen / np.sqrt(noise + self.shrink * np.nanmean(noise)))
+    def unlearn(
+        self,
+        model: nn.Module,
+        unlearned: Sequence[Encoded],
+        others: Sequence[Encoded],
+        *,
+        pad_token_id: int,
+        batch_tokens: int = 2048,
+    ) -> None:
+        """Take the steps in the trainable weights of a model.
 
-    def unlearn(self, model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, accelerator: Any = None) -> float:
-        """Unlearn rows in the trainable weights of a model, and return how far their cross-entropy rose, nats per token."""
-        device = next(model.parameters()).device
-        batch = {name: tensor.to(device) for name, tensor in collate(rows, pad_token_id).items()}
-        weights = [value for value in model.parameters() if value.requires_grad]
-        optimiser = torch.optim.Adam(weights, lr=self.learning_rate)
-        first, risen = None, 0.0
+        Args:
+            model: a model inside ``search_adapter``.
+            unlearned: the answers to unlearn.
+            others: the rows from which those to keep are drawn. A row that equals an answer to unlearn is never drawn.
+            pad_token_id: any id of the vocabulary.
+            batch_tokens: most tokens of the kept rows in a step, with padding.
+        """
+        ids = {row.input_ids for row in unlearned}
+        kept = [row for row in others if row.input_ids not in ids]
+        draw, device = Random(self.seed), next(model.parameters()).device
+        optimiser = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], self.learning_rate)
         with evaluating(model), torch.enable_grad():
-            for _ in range(self.most_steps):
-                with autocast_like(model):
-                    scores = score_answers(model, batch)
-                    loss = grad_ascent_loss(scores.token_logps, scores.mask).mean()
-                now = float(loss.detach())
-                first = now if first is None else first
-                risen = first - now
-                if risen >= self.rise:
-                    break
+            for _ in range(self.steps):
                 optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                batch = draw.sample(kept, min(self.kept_rows, len(kept)))
+                while len(batch) > 1 and len(batch) * max(len(row.input_ids) for row in batch) > batch_tokens:
+                    batch.pop()
+                # two backward passes, so that only one batch is in memory
+                for rows, weight in ((unlearned, self.weight), (batch, -1.0)):
+                    if not rows:
+                        continue
+                    inputs = {name: one.to(device) for name, one in collate(rows, pad_token_id).items()}
+                    with autocast_like(model):
+                        scores = score_answers(model, inputs)
+                        loss = weight * grad_ascent_loss(scores.token_logps, scores.mask).mean()
+                    loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
-        return risen
+
+
+@torch.no_grad()
+def _same_everywhere(model: nn.Module, accelerator: Any) -> None:
+    """Give all processes the trained weights of the first one; on GPUs, the same steps may end in slightly different weights."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return
+    from accelerate.utils import broadcast
+
+    for value in model.parameters():
+        if value.requires_grad:
+            value.copy_(broadcast(value.detach()))
 
 
 def row_losses(

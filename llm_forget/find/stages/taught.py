@@ -32,15 +32,15 @@ class Taught:
         most: the most rows that the model reads.
         background: random rows among them, which show how scores of unrelated rows vary.
         least: a row stands out if its score lies this many robust standard deviations above the median of the random rows.
-        score: of such a row. Twice as far out counts ``far``.
+        score: of such a row: alone, it is unsure.
         far: of a row at twice the distance.
     """
 
     most: int = 2000
     background: int = 500
-    least: float = 4.0
-    score: float = 0.3
-    far: float = 0.6
+    least: float = 3.0
+    score: float = 0.2
+    far: float = 0.5
 
     order: ClassVar[int] = 60
 

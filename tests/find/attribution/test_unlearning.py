@@ -44,7 +44,7 @@ def test_the_rows_that_taught_an_answer_come_first(kind: Unlearning | Gradients,
     for number in range(len(PLACES)):
         scores = kind.row_scores(model, ROWS, [ROWS[2 * number]], pad_token_id=0)
         order = np.argsort(-scores).tolist()
-        assert order[0] == 2 * number
+        assert 2 * number in order[:2]
         seconds.append(order.index(2 * number + 1))
     assert np.mean(seconds) < 4  # 6 by chance
 
@@ -69,11 +69,16 @@ def test_the_model_is_as_before_and_the_processes_share_the_rows(
     assert np.isfinite(alone).all()
 
 
-def test_the_steps_end_at_the_rise_or_after_the_most(model: torch.nn.Module) -> None:
-    with search_adapter(model) as adapted:
-        assert Unlearning(rise=0.5).unlearn(adapted, ROWS[:1], 0) >= 0.5
-    with search_adapter(model) as adapted:
-        assert 0 < Unlearning(learning_rate=1e-5, most_steps=3).unlearn(adapted, ROWS[:1], 0) < 0.1
+def test_the_answer_is_lost_and_other_rows_are_kept(model: torch.nn.Module) -> None:
+    """Without rows to keep, the same steps cost the other rows more."""
+    risen = []
+    for others in (ROWS[2:], []):
+        with search_adapter(model) as adapted:
+            before = row_losses(adapted, ROWS, pad_token_id=0)
+            Unlearning().unlearn(adapted, ROWS[:1], others, pad_token_id=0)
+            risen.append(row_losses(adapted, ROWS, pad_token_id=0) - before)
+    assert risen[0][0] > risen[0][2:].max()
+    assert risen[0][2:].mean() < risen[1][2:].mean()
 
 
 def test_rows_and_answers_without_a_scored_token(model: torch.nn.Module) -> None:
@@ -84,7 +89,7 @@ def test_rows_and_answers_without_a_scored_token(model: torch.nn.Module) -> None
         Unlearning().row_scores(model, ROWS, [bare], pad_token_id=0)
 
 
-@pytest.mark.parametrize("settings", [{"rise": 0}, {"learning_rate": float("nan")}, {"controls": -1}])
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"learning_rate": float("nan")}, {"controls": -1}])
 def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match="attribution by unlearning"):
         Unlearning(**settings)  # type: ignore[arg-type]
