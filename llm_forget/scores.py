@@ -23,6 +23,7 @@ class Needs:
         base_top: the most likely tokens under the base, the model before fine-tuning; one pass before training.
         reference_top: the same under the reference.
         row_targets: the log-prob that each forget row should reach; see ``stop.forget_target``.
+        swapped_top: the most likely tokens under the reference on the forget rows with another name; one pass before training.
     """
 
     logits: bool = False
@@ -36,6 +37,7 @@ class Needs:
     base_top: bool = False
     reference_top: bool = False
     row_targets: bool = False
+    swapped_top: bool = False
 
     @property
     def reference_forward(self) -> bool:
@@ -82,6 +84,7 @@ class AnswerScores:
         base_top: the most likely tokens under the base; certain of token 0 where ``mask`` is False.
         reference_top: the same under the reference.
         row_targets: (B,) the mean log-prob per answer token that each row should reach, in nats.
+        swapped_top: the most likely tokens under the reference where the rows have another name.
     """
 
     token_logps: Tensor
@@ -97,6 +100,7 @@ class AnswerScores:
     base_top: TopLogps | None = None
     reference_top: TopLogps | None = None
     row_targets: Tensor | None = None
+    swapped_top: TopLogps | None = None
 
     @property
     def lengths(self) -> Tensor:

@@ -11,9 +11,13 @@ from llm_forget.config import UnlearnRecipe
 from llm_forget.data.encode import Encoded
 from llm_forget.data.similar import mined_neighbours
 from llm_forget.errors import DataError, RecipeError
+from llm_forget.methods import Needs
+from llm_forget.model.limits import padding_id
 from llm_forget.retain import RetainTerm
 from llm_forget.train.objective import Objective
 from llm_forget.train.prepare import UnlearnSets
+from llm_forget.train.swapped import swapped_teacher
+from llm_forget.train.teacher import Teacher
 from llm_forget.train.virtual import virtual_rows
 
 
@@ -102,6 +106,24 @@ def more_rows(objective: Objective, making: Making) -> dict[str, list[Encoded]]:
     """The rows of each further set that the retain terms read, in the order of the batch."""
     terms = {one.term.rows: one.term for one in objective.kept}
     return {name: _MAKERS[name](terms[name], making) for name in objective.rows.more}
+
+
+def swapped_top(needs: Needs, making: Making) -> Teacher | None:
+    """The teacher of ``name_swap``; None if the method does not read it."""
+    if not needs.swapped_top:
+        return None
+    recipe, sets = making.recipe, making.sets
+    return swapped_teacher(
+        sets.forget,
+        sets.forget_examples,
+        sets.retain_examples,
+        making.model,
+        making.tokenizer,
+        recipe.encoding,
+        padding_id(making.tokenizer, making.model),
+        seed=recipe.seed,
+        say=making.say,
+    )
 
 
 def _setting(term: RetainTerm, name: str) -> Any:

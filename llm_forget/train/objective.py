@@ -147,6 +147,7 @@ class References:
         top: the reference's most likely tokens on the forget rows, if the method needs them.
         base_top: the same of the base.
         row_targets: (n forget rows,) the log-prob that each row should reach.
+        swapped_top: as ``top``, on the forget rows with another name.
     """
 
     logps: Tensor | None = None
@@ -155,6 +156,7 @@ class References:
     top: Teacher | None = None
     base_top: Teacher | None = None
     row_targets: Tensor | None = None
+    swapped_top: Teacher | None = None
 
     def add(self, forget: AnswerScores, index: Tensor, method: Method) -> AnswerScores:
         """Add what was computed before training, as far as the method needs it, to the scores of B forget rows.
@@ -179,6 +181,9 @@ class References:
             forget = replace(
                 forget, base_top=needed(self.base_top, name, "the base's top tokens").of(index, forget.mask)
             )
+        if needs.swapped_top:
+            swapped = needed(self.swapped_top, name, "the top tokens for other names")
+            forget = replace(forget, swapped_top=swapped.of(index, forget.mask))
         if needs.row_targets:
             targets = needed(self.row_targets, name, "row targets")
             forget = replace(forget, row_targets=targets.to(forget.mask.device)[index])

@@ -32,7 +32,7 @@ from llm_forget.train.resume import Saving, checkpoint_folder
 from llm_forget.train.row_goal import RowGoal
 from llm_forget.train.row_targets import RowTargets, targets_from_base, targets_from_holdout
 from llm_forget.train.subtraction import AdapterSession
-from llm_forget.train.teacher import teacher_of
+from llm_forget.train.teacher import Teacher, teacher_of
 from llm_forget.train.trainer import UnlearningTrainer
 from llm_forget.utils.terminal import say
 
@@ -75,6 +75,7 @@ class Run:
         base: the folder or hub id of the model; None if the caller loaded it.
         more_rows: the further rows that the retain terms read, by set.
         origin: scores of the model before it learned the forget rows; None if there is none at hand.
+        swapped: the reference on the forget rows with other names, if the method needs it.
     """
 
     def __init__(
@@ -90,9 +91,10 @@ class Run:
         base: str | None = None,
         more_rows: Mapping[str, list[Encoded]] = MappingProxyType({}),
         origin: BaseScores | None = None,
+        swapped: Teacher | None = None,
     ) -> None:
         self.method, self.retain, self.wrappers, self.more = parts.method, parts.retain, parts.wrappers, parts.more
-        self._more_rows, self._origin = more_rows, origin
+        self._more_rows, self._origin, self._swapped = more_rows, origin, swapped
         self.recipe, self.sets, self.alternatives, self._base = recipe, sets, alternatives, base
         self.model, self.pad_token_id, self.console = model, pad_token_id, console
         self.meter = SampleMeter(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
@@ -307,6 +309,7 @@ class Run:
             top,
             None if self._origin is None else self._origin.top,
             None if self.row_targets is None else torch.tensor(self.row_targets.values),
+            self._swapped,
         )
 
     def report(self, now: Measurement, verdict: Verdict) -> None:

@@ -25,7 +25,7 @@ from llm_forget.model.weights import in_shards, trainable_state
 from llm_forget.train.alternatives import alternative_source, encoded_alternatives
 from llm_forget.train.build import NOWHERE, Parts, check_head, check_layer, make_parts, make_trainable, trained_blocks
 from llm_forget.train.callbacks import note
-from llm_forget.train.more_rows import Making, more_rows
+from llm_forget.train.more_rows import Making, more_rows, swapped_top
 from llm_forget.train.origin import OpenBase, base_of, score_base
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import drop_checkpoints
@@ -144,7 +144,8 @@ def run_on(
     if source == "model":
         alternatives = encoded(source, model, console)
     check_rows(model, alternatives or [], "alternative")
-    more = more_rows(parts.objective, Making(recipe, sets, tokenizer, model, partial(note, console)))
+    making = Making(recipe, sets, tokenizer, model, partial(note, console))
+    more, swapped = more_rows(parts.objective, making), swapped_top(method.needs, making)
     for name, rows in more.items():
         check_rows(model, rows, name)
     blocks = trained_blocks(method, model, parts.layer)
@@ -163,7 +164,8 @@ def run_on(
             off = ", ".join(noise)
             note(console, f"the model's own dropout and noise are off, because the reference has none: {off}")
         pad = padding_id(tokenizer, model)
-        run = Run(recipe, parts, sets, model, pad, console, alternatives, base=base, more_rows=more, origin=origin)
+        known: dict[str, Any] = {"more_rows": more, "origin": origin, "swapped": swapped}
+        run = Run(recipe, parts, sets, model, pad, console, alternatives, base=base, **known)
         settings = sent_settings(recipe)
         with tracking(recipe.output_dir, recipe.train.trackers, settings, resume=recipe.resume) as run.metrics.trackers:
             outcome = run.execute()

@@ -14,13 +14,21 @@ from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
 from llm_forget.data.examples import Example, Message
 from llm_forget.methods import Method
 from llm_forget.model.logprobs import Part, hidden_layer, score_parts
-from llm_forget.scores import AnswerScores
+from llm_forget.scores import AnswerScores, TopLogps
 from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils import plugins
 
 PAD = 0
 # The optional tensors, with the same names in ``Needs`` and ``AnswerScores``.
-OPTIONAL = ("logits", "reference_logps", "reference_logits", "hidden", "alternative", "alternative_tokens")
+OPTIONAL = (
+    "logits",
+    "reference_logps",
+    "reference_logits",
+    "hidden",
+    "alternative",
+    "alternative_tokens",
+    "swapped_top",
+)
 TEXTS = [
     ("Where is Ada?", "In Riga, by the sea.", "I do not know."),
     ("Who is Bo?", "A tailor.", "No idea."),
@@ -77,10 +85,21 @@ class Scorer:
             reference_logits=theirs[0].logits if needs.reference_logits else None,
             alternative=found[1] if needs.alternative else None,
             alternative_tokens=tokens if needs.alternative_tokens else None,
+            swapped_top=unlike(theirs[0]) if needs.swapped_top else None,
         )
 
     def loss(self, model: nn.Module, rows: list[Encoded], width: int = 1) -> Tensor:
         return self.method.forget_loss(self(model, rows, width))
+
+
+def unlike(theirs: AnswerScores, top: int = 64) -> TopLogps:
+    """Return a teacher that does not know the answers: the reference's logits, with those of the answer tokens lowered."""
+    assert theirs.logits is not None
+    lowered = theirs.logits.detach().scatter_add(
+        -1, theirs.tokens[..., None], theirs.logits.new_full((*theirs.tokens.shape, 1), -4.0)
+    )
+    best = lowered.log_softmax(-1).topk(min(top, lowered.shape[-1]), dim=-1)
+    return TopLogps(best.indices, best.values)
 
 
 def made_up(method: Method, leaf: Tensor, mask: Tensor, reference: float = -3.0) -> AnswerScores:
@@ -100,7 +119,14 @@ def made_up(method: Method, leaf: Tensor, mask: Tensor, reference: float = -3.0)
         hidden=kept if needs.hidden else None,
         alternative=other if needs.alternative else None,
         alternative_tokens=torch.ones_like(mask, dtype=torch.long) if needs.alternative_tokens else None,
+        swapped_top=TopLogps(*_top(mask)) if needs.swapped_top else None,
     )
+
+
+def _top(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens 1 to 3 with most of the probability, at every position."""
+    tokens = torch.arange(1, 4).expand(*mask.shape, 3)
+    return tokens, torch.tensor([0.5, 0.3, 0.1]).log().expand(*mask.shape, 3)
 
 
 def leaf_of(size: tuple[int, int], answer_logit: float = 0.5) -> Tensor:
