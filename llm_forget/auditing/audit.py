@@ -35,6 +35,8 @@ from llm_forget.utils.plugins import find_class, names_in
 PACKAGE = "llm_forget.auditing.attacks"
 ROLES = ("model", "oracle", "target", "sham")
 FORECAST: tuple[Quantiser, ...] = ("nf4", "int4_rtn", "gguf_q4")
+# Without the forms that differ from these by less than rounding does; ``all`` names every form.
+USUAL_FORMS = ("merged_bf16", "adapter_bf16", "int8", "nf4", "int4_rtn", "gguf_q4", "gguf_q8")
 QUICK_FORMS = ("merged_bf16", "nf4")
 _MOST_NEW_TOKENS = 64
 
@@ -46,7 +48,7 @@ class AuditSettings:
     Attributes:
         quick: a screening: the quick attacks on two forms with fewer rows.
         attacks: names or paths of attacks; None for all (of a screening: the quick ones).
-        forms: names of forms, the served one first; None for all that apply.
+        forms: names of forms, the served one first, or ("all",); None for the usual ones.
         rows: most rows of each set.
         budget: what an attacker can afford; ``max_new_tokens`` 0 takes the length of the answers.
         seed: seed of everything random.
@@ -72,7 +74,8 @@ class AuditSettings:
         Raises:
             RecipeError: a form is unknown.
         """
-        wanted = self.forms or (QUICK_FORMS if self.quick else tuple(FORMS))
+        wanted = self.forms or (QUICK_FORMS if self.quick else USUAL_FORMS)
+        wanted = tuple(FORMS) if wanted == ("all",) else wanted
         if unknown := [name for name in wanted if name not in FORMS]:
             raise RecipeError(f"unknown form {', '.join(unknown)}; the forms are {', '.join(FORMS)}")
         return [FORMS[name] for name in dict.fromkeys(wanted) if adapter or not FORMS[name].adapter]
@@ -202,7 +205,8 @@ def seats_of(models: Models, forms: Sequence[Form], encoding: EncodingConfig, ce
             if models.target is not None:
                 access, before = access | Access.TARGET, models.target.digest
             opener = Opener(one, form, encoding, models.target)
-            seats.append(Seat(role, form, one.digest, opener, access, home, before))
+            merged = FORMS[form.name.replace("adapter_", "merged_")] if form.adapter and one.adapter is None else None
+            seats.append(Seat(role, form, one.digest, opener, access, home, before, merged))
     return seats
 
 

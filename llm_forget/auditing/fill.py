@@ -40,6 +40,7 @@ class Seat:
         access: what it will allow.
         home: folder of its cells; None keeps them in memory.
         before: digest of the model before unlearning, on which the cells of attacks with access to it depend.
+        same_as: the form that it is the same as; cells of both are the same. A model without an adapter has no adapter form.
     """
 
     role: str
@@ -49,6 +50,7 @@ class Seat:
     access: Access = Access.CHAT | Access.TOKENS | Access.LOGPS | Access.WEIGHTS
     home: Path | None = None
     before: Any = None
+    same_as: Form | None = None
 
 
 @dataclass(frozen=True)
@@ -106,20 +108,7 @@ def fill(
         The cells. An attack that does not apply, or fails, has its reason in the place of the cell.
     """
     found, digest = Filled(), rows_digest(plan.rows)
-    missing: dict[int, list[str]] = {}
-    for index, seat in enumerate(seats):
-        missing[index] = []
-        for name, attack in plan.attacks.items():
-            place = (name, seat.form.name, seat.role)
-            why = excuse(attack, seat, plan.rows)
-            kept = None if why else _kept(plan, seat, attack, digest)
-            if why:
-                found.cells[place] = why
-            elif kept is not None:
-                found.cells[place], found.seconds[place] = kept
-                found.kept += 1
-            else:
-                missing[index].append(name)
+    missing, copies = _sorted(plan, seats, digest, found)
     work = [_Work(plan, seat, missing[index], digest) for index, seat in enumerate(seats) if missing[index]]
     clock = _Clock(sum(len(one.names) for one in work))
     open_forms = Counter(one.seat.form.name for one in work)
@@ -129,12 +118,42 @@ def fill(
         form = one.seat.form.name
         for name, result, seconds in results:
             found.cells[name, form, one.seat.role], found.seconds[name, form, one.seat.role] = result, seconds
+        for place, known in copies.items():
+            if known in found.cells:
+                found.cells[place], found.seconds[place] = found.cells[known], 0.0
         clock.ready += len(results)
         say(f"{one.seat.role} on {form}: {len(results)} attacks in {took:.0f} s{clock.left()}")
         open_forms[form] -= 1
         if not open_forms[form] and after_form is not None:
             after_form(found)
     return found
+
+
+def _sorted(
+    plan: Plan, seats: Sequence[Seat], digest: str, found: Filled
+) -> tuple[dict[int, list[str]], dict[Place, Place]]:
+    """Put cells on disk and excuses into ``found``; return seat → missing attacks, and cell → the cell that it is equal to."""
+    missing: dict[int, list[str]] = {index: [] for index in range(len(seats))}
+    first: dict[str, Place] = {}
+    copies: dict[Place, Place] = {}
+    for index, seat in enumerate(seats):
+        for name, attack in plan.attacks.items():
+            place = (name, seat.form.name, seat.role)
+            if why := excuse(attack, seat, plan.rows):
+                found.cells[place] = why
+                continue
+            key = _key(plan, seat, attack, digest)
+            kept = None if seat.home is None else read_cell(seat.home, key)
+            if kept is not None:
+                found.cells[place], found.seconds[place] = kept
+                found.kept += 1
+            elif seat.same_as is not None and key in first:
+                copies[place] = first[key]
+            else:
+                missing[index].append(name)
+                if seat.digest is not None:
+                    first.setdefault(key, place)
+    return missing, copies
 
 
 @dataclass(frozen=True)
@@ -226,11 +245,7 @@ def _attacked(plan: Plan, seat: Seat, names: Sequence[str]) -> Iterator[tuple[st
 
 def _key(plan: Plan, seat: Seat, attack: Attack, digest: str) -> str:
     model = [seat.digest, seat.before] if Access.TARGET in attack.needs else seat.digest
-    return cell_key(attack, model, seat.form, digest, plan.budget, plan.encoding, plan.where)
-
-
-def _kept(plan: Plan, seat: Seat, attack: Attack, digest: str) -> tuple[Leaks, float] | None:
-    return None if seat.home is None else read_cell(seat.home, _key(plan, seat, attack, digest))
+    return cell_key(attack, model, seat.same_as or seat.form, digest, plan.budget, plan.encoding, plan.where)
 
 
 class _Clock:

@@ -40,7 +40,8 @@ def audit(
         str | None, typer.Option(metavar="NAMES", help="comma-separated attacks, or paths of your own; default: all")
     ] = None,
     forms: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="comma-separated forms, the served one first; default: all")
+        str | None,
+        typer.Option(metavar="NAMES", help="comma-separated forms, the served one first, or all; default: the usual"),
     ] = None,
     forget: Annotated[Path | None, _File] = None,
     holdout: Annotated[Path | None, _File] = None,
