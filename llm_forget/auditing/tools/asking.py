@@ -94,11 +94,11 @@ def encode_opened(
     Args:
         tokenizer: a transformers tokenizer.
         example: the example.
-        config: encoding settings; prompts are longer here than in training, so ``max_length`` is raised.
+        config: encoding settings.
         opening: the words before the answer; end them with a newline, so that the answer's tokens stay the same.
         answer: another answer; None for the example's own.
     """
-    row = encode(tokenizer, example, roomy(config), answer)
+    row = encode(tokenizer, example, config, answer)
     if not opening:
         return row
     own = tuple(tokenizer(opening, add_special_tokens=False, verbose=False)["input_ids"])
@@ -106,9 +106,10 @@ def encode_opened(
     return replace(row, input_ids=row.input_ids[:start] + own + row.input_ids[start:], prompt_length=start + len(own))
 
 
-def roomy(config: EncodingConfig) -> EncodingConfig:
-    """Encoding settings with room for an attack's prompt; what is still too long is truncated."""
-    return replace(config, max_length=4 * config.max_length, truncate=True, chunk=False)
+def roomy(config: EncodingConfig, limit: int | None) -> EncodingConfig:
+    """Encoding settings with room for an attack's prompt, up to the positions of the model; longer rows are truncated."""
+    longest = 4 * config.max_length
+    return replace(config, max_length=min(longest, limit or longest), truncate=True, chunk=False)
 
 
 def companions(examples: Sequence[Example]) -> list[list[int]]:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_forget.auditing.tools.asking import encode_opened
+from llm_forget.auditing.tools.asking import encode_opened, roomy
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded, EncodingConfig
 from llm_forget.data.examples import Example
 from llm_forget.evaluation.tokens import Floats
 from llm_forget.model.batching import answer_batches, answer_offsets, evaluating, place_rows
-from llm_forget.model.limits import padding_id
+from llm_forget.model.limits import padding_id, position_limit
 from llm_forget.model.logprobs import answer_logits
 
 if TYPE_CHECKING:
@@ -49,10 +49,11 @@ def encoded(
     opening: str | Sequence[str] = "",
     encoding: EncodingConfig | None = None,
 ) -> list[Encoded]:
-    """Encode examples as an attacker asks them, one row each."""
+    """Encode examples as an attacker asks them, one row each, within the positions that the model knows."""
     openings = [opening] * len(examples) if isinstance(opening, str) else list(opening)
+    config = roomy(encoding or subject.encoding, None if subject.model is None else position_limit(subject.model))
     return [
-        encode_opened(subject.tokenizer, example, encoding or subject.encoding, words)
+        encode_opened(subject.tokenizer, example, config, words)
         for example, words in zip(examples, openings, strict=True)
     ]
 
