@@ -31,10 +31,9 @@ Progress = Callable[[int], None] | None
 class Unlearning:
     """Rank rows by how far their loss rises while the answer is unlearned and other rows are kept.
 
-    In an adapter, some steps of Adam lower the likelihood of the answer and raise that of random rows. What the answer
-    shares with many rows, such as its wording, is kept that way, and the rows whose loss rises nevertheless are those that
-    taught the rest. Without the kept rows, and to first order by gradients alone, a model that has memorised its rows shows
-    mostly wording.
+    In an adapter, some steps of Adam lower the likelihood of the answer and raise that of random rows, so that what the answer
+    shares with many rows is lost less. ``scripts/attribution_removal.md`` measures it: it finds fewer of the rows that taught an
+    answer than words do, and with many similar rows fewer than gradients.
 
     A row's noise is the median of its movement while other rows, drawn at random, are unlearned in the same way: some rows
     lose more than others whatever is unlearned.
