@@ -43,7 +43,7 @@ class LayerForecast:
         bin: mean width of a bin, from the weights that rounding moved: twice their mean square error's root times √3.
         ratio: update / bin.
         kept: cosine between the rounded change Q(W + Δ) − Q(W) and Δ: 1 if rounding changes nothing.
-        moved: share of the weights whose rounded value changes.
+        moved: share of the weights that move by half a bin or more; smaller steps are changes of a block's scale.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Forecast:
         layers: the layers that the update changes.
         ratio: root mean square of the update over that of the bins, all layers together.
         kept: cosine over all layers together.
-        moved: share of the weights whose rounded value changes.
+        moved: share of the weights that move by half a bin or more.
     """
 
     quantiser: Quantiser
@@ -117,7 +117,7 @@ def forecast(
         width = (
             float((weight - before).double().square().mean().sqrt()) * 12**0.5
         )  # a uniform error in a bin has width/√12
-        hits, update = float((step != 0).double().mean()), float(change.double().square().mean().sqrt())
+        hits, update = float((step.abs() > width / 2).double().mean()), float(change.double().square().mean().sqrt())
         found.append(
             LayerForecast(name, _block(name), update, width, update / width if width else 0.0, _cosine(own), hits)
         )
