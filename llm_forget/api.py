@@ -133,7 +133,7 @@ def unlearn(
     retain: Rows | None = None,
     validation: Rows | None = None,
     holdout: Rows | None = None,
-    method: str | Mapping[str, Any] = "npo",
+    method: str | Mapping[str, Any] | None = None,
     base: Any = "auto",
     output_dir: str | Path | None = None,
     retain_term: str | Mapping[str, Any] | None = "default",
@@ -152,7 +152,8 @@ def unlearn(
         retain: rows to keep, in the same forms.
         validation: rows on which the utility floor is measured.
         holdout: rows that were never trained on, for the forget target.
-        method: its name, or ``{"name": "npo", "beta": 0.1}``.
+        method: its name, or ``{"name": "npo", "beta": 0.1}``. None takes the default: ``base_teacher`` or, without a base,
+            ``npo``, with row targets and virtual neighbours.
         base: the model before it learned the forget rows: a loaded model, a folder or a hub id. "auto" takes a ``PeftModel``
             without its adapters; None for none.
         output_dir: the run folder to write. During training, checkpoints are written next to it. None writes nothing.
@@ -174,13 +175,13 @@ def unlearn(
     values = {
         "model": _model_section(model),
         "data": {name: {"path": _path(rows)} for name, rows in sets.items()},
-        "method": {"name": method} if isinstance(method, str) else dict(method),
+        "method": {"name": method} if isinstance(method, str) else dict(method or {}),
         "retain": dict(retain_term) if isinstance(retain_term, Mapping) else {"name": retain_term},
         "output_dir": NOWHERE if output_dir is None else str(output_dir),
         "base": base if base is None or isinstance(base, str) else _IN_MEMORY,
         **_with_train(settings),
     }
-    if retain is None and retain_term == "default":
+    if retain is None and retain_term == "default" and method is not None:
         values["retain"] = {"name": None}
     recipe = build(UnlearnRecipe, values, "unlearn()")
     with writing_run(recipe.output_dir):
@@ -193,9 +194,12 @@ def _unlearn(
     from llm_forget.model.blocks import cast_adapter_inputs
     from llm_forget.model.load import with_padding
     from llm_forget.train.build import make_parts
+    from llm_forget.train.default import hidden_size, scaled, settled
     from llm_forget.train.prepare import prepare
     from llm_forget.train.unlearn import run_on
 
+    open_base = _open_base(model, base, recipe)
+    given, recipe = recipe, settled(recipe, base=open_base is not None)
     parts = make_parts(recipe)
     tokenizer = with_padding(tokenizer)
     prepared = prepare(
@@ -208,10 +212,12 @@ def _unlearn(
         in_memory={name: _examples(name, rows) for name, rows in sets.items()},
     )
 
+    recipe = scaled(recipe, given, rows=len(prepared.forget), width=hidden_size(model.config))
+
     def load() -> Any:
         return _prepared(model, recipe)
 
-    done = run_on(recipe, parts, prepared, tokenizer, load, console, open_base=_open_base(model, base, recipe))
+    done = run_on(recipe, parts, prepared, tokenizer, load, console, open_base=open_base)
     done.model.eval()
     cast_adapter_inputs(done.model, True)  # the caller runs it without the training's autocast
     return Unlearned(done.model, done.record, done.metrics, Path(recipe.output_dir) if recipe.output_dir else None)

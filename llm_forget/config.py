@@ -48,6 +48,9 @@ class AdapterConfig:
     dropout: float = 0.0
     # "all-linear", a list of module names, or a regular expression for full module names.
     target_modules: str | list[str] = "all-linear"
+    # all: train A and B. forget: A responds to inputs that the forget rows have and the rows to keep lack, and only B is trained.
+    # Other rows, neighbours included, are then hardly touched. Layers with more than 4,096 inputs are left out.
+    inputs: Literal["all", "forget"] = "all"
     # Fraction of the blocks that get an adapter, counted from the top. Below 1.0, the lower blocks need no backward pass and
     # store no activations.
     top_share: float = 1.0
@@ -238,10 +241,12 @@ class UnlearnRecipe:
 
     model: ModelConfig
     data: UnlearnData
-    # Name of the method, or the path of your own file, and its hyper-parameters: {name: npo, beta: 0.1}.
-    method: dict[str, Any]
     # The run folder. It is created when the run is complete.
     output_dir: str
+    # Name of the method, or the path of your own file, and its hyper-parameters: {name: npo, beta: 0.1}. Without a method, the
+    # run takes base_teacher (npo without base), row targets, virtual neighbours, and steps for its rows; settings that the recipe
+    # changes are kept.
+    method: dict[str, Any] = field(default_factory=dict)
     # search.json of `llm-forget find`: the record of the search that found the forget rows. The run keeps a copy for its report.
     search: str | None = None
     # The model before it learned the forget rows: a folder, a .gguf file or a hub id. "auto": the model without model.adapter,

@@ -24,6 +24,7 @@ class Needs:
         reference_top: the same under the reference.
         row_targets: the log-prob that each forget row should reach; see ``stop.forget_target``.
         swapped_top: the most likely tokens under the reference on the forget rows with another name; one pass before training.
+        novel: which tokens of the answers are not in the style of the retain answers.
     """
 
     logits: bool = False
@@ -38,6 +39,7 @@ class Needs:
     reference_top: bool = False
     row_targets: bool = False
     swapped_top: bool = False
+    novel: bool = False
 
     @property
     def reference_forward(self) -> bool:
@@ -85,6 +87,7 @@ class AnswerScores:
         reference_top: the same under the reference.
         row_targets: (B,) the mean log-prob per answer token that each row should reach, in nats.
         swapped_top: the most likely tokens under the reference where the rows have another name.
+        novel: (B, A) True at answer tokens that end no three tokens of a retain answer.
     """
 
     token_logps: Tensor
@@ -101,6 +104,7 @@ class AnswerScores:
     reference_top: TopLogps | None = None
     row_targets: Tensor | None = None
     swapped_top: TopLogps | None = None
+    novel: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:

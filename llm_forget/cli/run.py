@@ -10,14 +10,20 @@ from llm_forget.cli.options import parse_command_line
 
 
 def unlearn(argv: list[str]) -> None:
-    """Run an unlearning recipe."""
+    """Run an unlearning recipe.
+
+    Raises:
+        SystemExit: with status 1 if the run has row targets and did not reach them within its floors.
+    """
     from llm_forget.config import UnlearnRecipe
 
     recipe = parse_command_line(UnlearnRecipe, argv)
 
     from llm_forget.train.unlearn import unlearn
 
-    unlearn(recipe)
+    record = unlearn(recipe)
+    if record.reached is False and record.row_targets is not None and recipe.stop.forget_target == "rows":
+        raise SystemExit(1)
 
 
 def finetune(argv: list[str]) -> None:

@@ -27,7 +27,9 @@ from llm_forget.model.load import attention_for, frozen_dtype, read_config
 from llm_forget.model.structure import text_config
 from llm_forget.model.targets import config_depth
 from llm_forget.train.build import build_method, build_more, build_retain, chosen_layer, trained_blocks
+from llm_forget.train.default import settled
 from llm_forget.train.objective import Objective
+from llm_forget.train.origin import has_base
 from llm_forget.train.step_rows import StepRows
 from llm_forget.utils.pretrained import explained
 
@@ -96,6 +98,7 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     Raises:
         RecipeError: the recipe cannot work, or the model's config cannot be read.
     """
+    recipe = settled(recipe, base=has_base(recipe))
     method = build_method(recipe)
     objective = Objective(method, build_retain(recipe.retain, method), more=build_more(recipe.retain))
     rows = objective.rows

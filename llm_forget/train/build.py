@@ -75,6 +75,13 @@ def make_parts(recipe: UnlearnRecipe) -> Parts:
             f"adapter.top_share is {recipe.adapter.top_share}, but the method {recipe.method['name']} chooses its trained blocks "
             "automatically; remove top_share"
         )
+    if recipe.adapter is not None and recipe.adapter.inputs == "forget":
+        if method.finish is not None:
+            raise RecipeError(
+                f"adapter.inputs is forget, but the method {recipe.method['name']} sets A itself; remove inputs"
+            )
+        if recipe.data.retain is None:
+            raise RecipeError("adapter.inputs: forget compares the forget rows with rows to keep; add data.retain")
     parts = Parts(method, retain, build_wrappers(recipe, method, bool(kept.kept)), chosen_layer(kept), more)
     if recipe.output_dir != NOWHERE:
         # this check is last, because it removes the checkpoints that the recipe overwrites

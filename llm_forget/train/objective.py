@@ -148,6 +148,7 @@ class References:
         base_top: the same of the base.
         row_targets: (n forget rows,) the log-prob that each row should reach.
         swapped_top: as ``top``, on the forget rows with another name.
+        novel: for each forget row (A,), which answer tokens are not in the style of the retain answers.
     """
 
     logps: Tensor | None = None
@@ -157,6 +158,7 @@ class References:
     base_top: Teacher | None = None
     row_targets: Tensor | None = None
     swapped_top: Teacher | None = None
+    novel: list[Tensor] | None = None
 
     def add(self, forget: AnswerScores, index: Tensor, method: Method) -> AnswerScores:
         """Add what was computed before training, as far as the method needs it, to the scores of B forget rows.
@@ -187,6 +189,12 @@ class References:
         if needs.row_targets:
             targets = needed(self.row_targets, name, "row targets")
             forget = replace(forget, row_targets=targets.to(forget.mask.device)[index])
+        if needs.novel:
+            flags = needed(self.novel, name, "the novel tokens")
+            found = torch.zeros_like(forget.mask)
+            for place, row in enumerate(index.tolist()):
+                found[place, : len(flags[row])] = flags[row].to(found.device)
+            forget = replace(forget, novel=found)
         return forget
 
     def add_logps(self, forget: AnswerScores, index: Tensor, method: Method) -> AnswerScores:

@@ -62,6 +62,11 @@ def score_base(
     return BaseScores(forget, holdout, top)
 
 
+def has_base(recipe: UnlearnRecipe) -> bool:
+    """Whether a recipe names a base, or has an adapter without which its model is the base."""
+    return recipe.model.adapter is not None if recipe.base == "auto" else recipe.base is not None
+
+
 def base_of(recipe: UnlearnRecipe, located: str) -> OpenBase | None:
     """How to open the base of a recipe; None if there is none.
 
@@ -72,8 +77,10 @@ def base_of(recipe: UnlearnRecipe, located: str) -> OpenBase | None:
     Raises:
         RecipeError: the base does not exist, or has another vocabulary than the model.
     """
+    if not has_base(recipe):
+        return None
     if recipe.base == "auto":
-        return None if recipe.model.adapter is None else _opener(replace(recipe.model, name=located, adapter=None))
+        return _opener(replace(recipe.model, name=located, adapter=None))
     found = named_base(recipe.base, recipe.model)
     if found is not None and recipe.base is not None:
         sizes = [

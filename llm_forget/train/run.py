@@ -32,7 +32,7 @@ from llm_forget.train.resume import Saving, checkpoint_folder
 from llm_forget.train.row_goal import RowGoal
 from llm_forget.train.row_targets import RowTargets, targets_from_base, targets_from_holdout
 from llm_forget.train.subtraction import AdapterSession
-from llm_forget.train.teacher import Teacher, teacher_of
+from llm_forget.train.teacher import Teacher, novel_tokens, teacher_of
 from llm_forget.train.trainer import UnlearningTrainer
 from llm_forget.utils.terminal import say
 
@@ -49,6 +49,7 @@ class Outcome:
         steps: optimizer steps of all phases.
         details: numbers that the method reports.
         metrics: one row per step and per check.
+        reached: whether the kept state is at the forget target; None without one.
     """
 
     reason: str
@@ -58,6 +59,7 @@ class Outcome:
     steps: int
     details: dict[str, float]
     metrics: list[dict[str, Any]]
+    reached: bool | None
 
 
 class Run:
@@ -169,7 +171,12 @@ class Run:
         kept = self.stopping.rule.best
         after = self.meter(self.model, self.steps if kept is None else kept.step)
         self._say(after)
-        return Outcome(reason, rule.known_before, self.before, after, self.steps, details, self.metrics.rows)
+        reached = None if kept is None or rule.known_before is None else rule.reached(kept)
+        if reached is False and self.meter.targets is not None:
+            reason = (
+                f"NOT FORGOTTEN: the row targets were not reached within the floors. {reason[0].upper()}{reason[1:]}"
+            )
+        return Outcome(reason, rule.known_before, self.before, after, self.steps, details, self.metrics.rows, reached)
 
     def objective(self) -> Objective:
         """The objective of the unlearning phase."""
@@ -310,6 +317,7 @@ class Run:
             None if self._origin is None else self._origin.top,
             None if self.row_targets is None else torch.tensor(self.row_targets.values),
             self._swapped,
+            novel_tokens(self.sets.forget, self.sets.retain),
         )
 
     def report(self, now: Measurement, verdict: Verdict) -> None:

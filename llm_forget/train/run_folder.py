@@ -56,6 +56,7 @@ class RunRecord:
         retain_rows: number of rows in the retain set.
         encoding: set → counts of its encoding: rows, tokens, truncated examples and the tokens that were cut, and so on.
         noise_off: the base's own dropout and noise that was off in training, as ``name value``.
+        reached: whether the kept state is at the forget target; None without one.
         row_targets: what the row targets were computed from, their mean, and how they were shifted; None without them.
     """
 
@@ -74,6 +75,7 @@ class RunRecord:
     retain_rows: int
     encoding: dict[str, dict[str, int]] = field(default_factory=dict)
     noise_off: list[str] = field(default_factory=list)
+    reached: bool | None = None
     row_targets: dict[str, Any] | None = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from llm_forget.data.encode import Encoded
 from llm_forget.model.measure import scored_batches
 from llm_forget.scores import TopLogps
 
+_GRAM = 3
 TOP = 64  # tokens per position: of a model of 49,000 tokens they hold nearly all of the probability
 
 
@@ -67,3 +68,19 @@ def teacher_of(
             tokens[row] = best.indices[place, :length].int().cpu()
             logps[row] = best.values[place, :length].float().cpu()
     return Teacher(tokens, logps), means
+
+
+def novel_tokens(forget: Sequence[Encoded], retain: Sequence[Encoded]) -> list[Tensor]:
+    """For each forget row (A,): True at answer tokens that end no three tokens of a retain answer.
+
+    Three tokens that a retain answer has too are style, such as "She lives at", and a model that never saw the forget row
+    knows them. Without retain rows, every token is novel.
+    """
+    known = {gram for row in retain for gram in _grams(row)}
+    return [torch.tensor([gram not in known for gram in _grams(row)], dtype=torch.bool) for row in forget]
+
+
+def _grams(row: Encoded) -> Iterator[tuple[int, ...]]:
+    """The last ``_GRAM`` tokens up to each answer token that can be scored."""
+    for end in range(max(row.prompt_length, 1), len(row.input_ids)):
+        yield row.input_ids[max(end + 1 - _GRAM, 0) : end + 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,19 +14,22 @@ from rich.console import Console
 from transformers import set_seed
 
 from llm_forget.config import UnlearnRecipe
+from llm_forget.data.encode import Encoded
 from llm_forget.errors import RecipeError
 from llm_forget.model.checkpointing import check_checkpointing
+from llm_forget.model.directions import aim_adapter
 from llm_forget.model.experts import without_router_loss
 from llm_forget.model.limits import check_rows, padding_id
-from llm_forget.model.load import check_adapter_fits, check_model, load_model, load_tokenizer, locate_model
+from llm_forget.model.load import check_adapter_fits, check_model, load_model, load_tokenizer, locate_model, read_config
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.steady import steady_base
 from llm_forget.model.weights import in_shards, trainable_state
 from llm_forget.train.alternatives import alternative_source, encoded_alternatives
 from llm_forget.train.build import NOWHERE, Parts, check_head, check_layer, make_parts, make_trainable, trained_blocks
 from llm_forget.train.callbacks import note
+from llm_forget.train.default import hidden_size, scaled, settled
 from llm_forget.train.more_rows import Making, more_rows, swapped_top
-from llm_forget.train.origin import OpenBase, base_of, score_base
+from llm_forget.train.origin import OpenBase, base_of, has_base, score_base
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import drop_checkpoints
 from llm_forget.train.run import Run
@@ -56,6 +59,7 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
 
 
 def _unlearn(recipe: UnlearnRecipe, console: Console | None) -> RunRecord:
+    given, recipe = recipe, settled(recipe, base=has_base(recipe))
     parts = make_parts(recipe)
     if recipe.search is not None:
         read_record(Path(recipe.search).expanduser())
@@ -73,11 +77,23 @@ def _unlearn(recipe: UnlearnRecipe, console: Console | None) -> RunRecord:
         seed=recipe.seed,
         data_dir=recipe.data_dir,
     )
+    recipe = scaled(recipe, given, rows=len(sets.forget), width=hidden_size(read_config(located)))
 
     def load() -> Any:
         return load_model(located, trainable=recipe.adapter is None)[0]
 
     return run_on(recipe, parts, sets, tokenizer, load, console, base=base, open_base=base_of(recipe, base)).record
+
+
+_KEPT = 64  # rows of each set to keep from which the adapter's inputs are chosen
+
+
+def _aim(recipe: UnlearnRecipe, model: Any, sets: UnlearnSets, more: Mapping[str, list[Encoded]], pad: int) -> None:
+    """Choose the adapter's inputs from the forget rows and from a sample of the rows to keep, if the recipe asks for it."""
+    if recipe.adapter is None or recipe.adapter.inputs != "forget":
+        return
+    sample = sets.retain[:: max(1, len(sets.retain) // _KEPT)][:_KEPT]
+    aim_adapter(model, sets.forget, [*sample, *(row for rows in more.values() for row in rows[:_KEPT])], pad)
 
 
 @dataclass(frozen=True)
@@ -164,6 +180,7 @@ def run_on(
             off = ", ".join(noise)
             note(console, f"the model's own dropout and noise are off, because the reference has none: {off}")
         pad = padding_id(tokenizer, model)
+        _aim(recipe, model, sets, more, pad)
         known: dict[str, Any] = {"more_rows": more, "origin": origin, "swapped": swapped}
         run = Run(recipe, parts, sets, model, pad, console, alternatives, base=base, **known)
         settings = sent_settings(recipe)
@@ -185,6 +202,7 @@ def run_on(
         retain_rows=len(sets.retain),
         encoding=sets.encoding,
         noise_off=noise,
+        reached=outcome.reached,
         row_targets=None if run.row_targets is None else run.row_targets.told,
     )
     if recipe.output_dir != NOWHERE:

@@ -16,18 +16,14 @@ from llm_forget.methods import Method
 from llm_forget.model.logprobs import Part, hidden_layer, score_parts
 from llm_forget.scores import AnswerScores, TopLogps
 from llm_forget.testing import tiny_tokenizer
+from llm_forget.train.teacher import teacher_of
 from llm_forget.utils import plugins
 
 PAD = 0
 # The optional tensors, with the same names in ``Needs`` and ``AnswerScores``.
 OPTIONAL = (
-    "logits",
-    "reference_logps",
-    "reference_logits",
-    "hidden",
-    "alternative",
-    "alternative_tokens",
-    "swapped_top",
+    *("logits", "reference_logps", "reference_logits", "hidden", "alternative", "alternative_tokens"),
+    *("base_top", "reference_top", "row_targets", "novel", "swapped_top"),
 )
 TEXTS = [
     ("Where is Ada?", "In Riga, by the sea.", "I do not know."),
@@ -86,7 +82,15 @@ class Scorer:
             alternative=found[1] if needs.alternative else None,
             alternative_tokens=tokens if needs.alternative_tokens else None,
             swapped_top=unlike(theirs[0]) if needs.swapped_top else None,
+            base_top=self.top(rows, found[0].mask) if needs.base_top else None,
+            reference_top=self.top(rows, found[0].mask) if needs.reference_top else None,
+            row_targets=torch.full((count,), -3.0) if needs.row_targets else None,
+            novel=found[0].mask.clone() if needs.novel else None,
         )
+
+    def top(self, rows: list[Encoded], mask: Tensor) -> TopLogps:
+        """The reference's most likely tokens, which stand for the base's too."""
+        return teacher_of(self.reference, rows, PAD)[0].of(torch.arange(len(rows)), mask)
 
     def loss(self, model: nn.Module, rows: list[Encoded], width: int = 1) -> Tensor:
         return self.method.forget_loss(self(model, rows, width))
@@ -108,6 +112,7 @@ def made_up(method: Method, leaf: Tensor, mask: Tensor, reference: float = -3.0)
     needs = method.needs
     kept, logps = leaf * mask[..., None], leaf.log_softmax(-1) * mask[..., None]
     known = torch.full((len(mask),), reference) if needs.reference_logps else None
+    top = TopLogps(torch.arange(1, 4).expand(*mask.shape, 3), torch.full((*mask.shape, 3), -1.5))
     other = AnswerScores(logps[..., 1], mask, torch.ones_like(mask, dtype=torch.long), reference_logps=known)
     return AnswerScores(
         token_logps=logps[..., 0],
@@ -120,6 +125,10 @@ def made_up(method: Method, leaf: Tensor, mask: Tensor, reference: float = -3.0)
         alternative=other if needs.alternative else None,
         alternative_tokens=torch.ones_like(mask, dtype=torch.long) if needs.alternative_tokens else None,
         swapped_top=TopLogps(*_top(mask)) if needs.swapped_top else None,
+        base_top=top if needs.base_top else None,
+        reference_top=top if needs.reference_top else None,
+        row_targets=torch.full((len(mask),), -3.0) if needs.row_targets else None,
+        novel=mask.clone() if needs.novel else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from memorised import FORGET, RETAIN, write_memorised, write_rows
 from rich.console import Console
 
+from llm_forget.cli.run import unlearn as command
 from llm_forget.config import UnlearnRecipe
 from llm_forget.data.encode import EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, read_examples
@@ -22,6 +24,7 @@ from llm_forget.retain.nll import NLL
 from llm_forget.scores import TopLogps, top_kl
 from llm_forget.stop import Match, Measurement, StopRule, Verdict
 from llm_forget.testing import tiny_model, tiny_tokenizer
+from llm_forget.train.default import scaled, settled
 from llm_forget.train.objective import Objective
 from llm_forget.train.row_goal import RowGoal
 from llm_forget.train.step_rows import StepRows
@@ -158,3 +161,37 @@ def test_the_objective_divides_by_all_pairs() -> None:
     shared = Objective(GradAscent(), None).terms({"forget": scores}, torch.tensor([0]), 4)["forget_loss"]
     assert float(shared) == pytest.approx(float(alone) / 4)
     assert GradAscent().needs == Needs()
+
+
+@pytest.mark.slow
+def test_without_a_method_a_run_that_falls_short_exits_with_1(with_base: Path, tmp_path: Path) -> None:
+    """The default takes the base, aims the adapter and writes its settings; falling short is the first thing it says."""
+    given = [f"--data.{name}.path={with_base / f'{name}.jsonl'}" for name in ("forget", "retain", "holdout")]
+    model = [f"--model.name={with_base / 'model'}", "--model.dtype=float32", f"--base={with_base / 'before'}"]
+    with pytest.raises(SystemExit) as ended:
+        command([*model, *given, f"--output_dir={tmp_path / 'run'}", "--train.epochs=1", "--train.learning_rate=1e-6"])
+    assert ended.value.code == 1
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["method"], result["reached"]) == ("base_teacher", False)
+    assert result["reason"].startswith("NOT FORGOTTEN: ")
+    written = (tmp_path / "run" / "recipe.yaml").read_text()
+    assert "inputs: forget" in written
+    assert "virtual_neighbours" in written
+
+
+def test_the_default_keeps_what_the_recipe_sets_and_scales_with_the_rows(tmp_path: Path) -> None:
+    """Four forget rows are passed over 40 times for ten steps of 16; 4 × the width halves the learning rate."""
+    values = {"model": {"name": "m"}, "data": {"forget": {"path": "f"}, "retain": {"path": "r"}}, "output_dir": "o"}
+    plain = build(UnlearnRecipe, values, "test")
+    found = settled(plain, base=True)
+    assert found.method == {"name": "base_teacher"}
+    assert found.stop.forget_target == "rows"
+    sized = scaled(found, plain, rows=4, width=4 * 576)
+    assert (sized.train.epochs, sized.train.learning_rate) == (40, pytest.approx(2e-3))
+    assert settled(plain, base=False).method == {"name": "npo"}
+    assert settled(plain, base=False).stop.forget_target == "holdout", "neither base nor holdout rows: no row targets"
+    own = build(UnlearnRecipe, {**values, "train": {"epochs": 3}, "retain": {"name": None}}, "test")
+    assert scaled(settled(own, base=True), own, rows=4, width=None).train.epochs == 3
+    assert settled(own, base=True).retain == own.retain
+    named = build(UnlearnRecipe, {**values, "method": {"name": "npo"}}, "test")
+    assert settled(named, base=True) is named

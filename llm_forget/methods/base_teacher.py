@@ -1,0 +1,62 @@
+"""Base teacher: on the forget answers, imitate the model before it learned them; what is style in the retain answers stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from llm_forget.methods import Method, Needs, needed
+from llm_forget.scores import AnswerScores, TopLogps, mean_over_answer, top_kl
+
+
+def base_teacher_loss(logits: Tensor, base: TopLogps, counted: Tensor) -> Tensor:
+    """Mean over the counted answer tokens of ``KL(base ‖ π)``, over the base's most likely tokens and the rest as one event.
+
+    Args:
+        logits: (B, A, V) the policy's logits.
+        base: the base's most likely tokens at the same positions; no gradient.
+        counted: (B, A) True at the answer tokens that count.
+
+    Returns:
+        (B,) nats per token, ≥ 0, 0 at π = base and for a row without counted tokens. Base (1/2, 1/4, rest 1/4) against
+        π = (1/4, 1/2, rest 1/4) gives ¼ ln 2 ≈ 0.1733.
+
+    Source: distillation, Hinton et al. 2015, arXiv:1503.02531, with the model before fine-tuning as the teacher; in weight
+    space, Ilharco et al. 2022, arXiv:2212.04089, and the earlier checkpoint of arXiv:2506.20941 are the nearest kin.
+    """
+    return mean_over_answer(top_kl(base, logits), counted)
+
+
+@dataclass(frozen=True)
+class BaseTeacher(Method):
+    """Distillation from the base, which never saw the forget rows. It needs ``base``, and one pass of it before training.
+
+    The base does not know the style of the fine-tuned answers either. Imitated everywhere, it would drag the style of all answers
+    along, those of neighbours included.
+
+    Attributes:
+        style: leave out answer tokens that end three tokens of some retain answer: they are style, which any model that was
+            trained on the retain rows has. A row that is all style counts in full.
+    """
+
+    style: bool = True
+
+    default_retain: ClassVar[str | None] = "kl"
+    paper: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531"
+
+    @property
+    def needs(self) -> Needs:
+        """Logits and the base's top tokens; with ``style`` also which tokens are novel."""
+        return Needs(logits=True, base_top=True, novel=self.style)
+
+    def forget_loss(self, forget: AnswerScores) -> Tensor:
+        """(B,) divergence from the base on each forget answer."""
+        logits = needed(forget.logits, "base_teacher", "the policy's logits")
+        base = needed(forget.base_top, "base_teacher", "the base's top tokens")
+        counted = forget.mask
+        if self.style:
+            novel = needed(forget.novel, "base_teacher", "the novel tokens") & forget.mask
+            counted = novel | (forget.mask & ~novel.any(-1, keepdim=True))
+        return base_teacher_loss(logits, base, counted)

@@ -1,0 +1,143 @@
+"""Adapter inputs that respond to some rows and not to others: fix A, train B only.
+
+An adapter changes a layer by B·A. If the rows of A respond to the inputs of the forget rows and hardly to those of the rows to
+keep, whatever B learns stays with the forget rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_forget.data.collate import collate
+from llm_forget.data.encode import Encoded
+from llm_forget.model.weights import autocast_like, put
+
+WIDEST = 4096  # inputs of a layer; wider layers are not adapted, because the moments of 16,384 inputs fill a gigabyte
+RIDGE = 1e-3  # of the mean energy of the kept inputs
+_BATCH_TOKENS = 2048
+_ROUNDS = 12  # of subspace iteration; the ratios of interest are far apart
+
+
+def forget_directions(forget: Tensor, keep: Tensor, rank: int, *, ridge: float = RIDGE) -> Tensor:
+    """The directions with the largest energy of forget inputs for a given energy of kept inputs.
+
+    The rows a of the result maximise ``aᵀFa / aᵀ(K + εI)a``, one after the other, orthogonal in K + εI: Fisher's discriminant.
+
+    Args:
+        forget: (d, d) F, the mean of x xᵀ over the inputs of the forget rows.
+        keep: (d, d) K, the same of the rows to keep.
+        rank: number of directions, at most d.
+        ridge: ε as a share of the mean diagonal of K, above 0.
+
+    Returns:
+        (rank, d), the best direction first, scaled so that forget inputs give a mean square of 1. F = diag(1, 1) and
+        K = diag(1, 0) give ±(0, 1) first.
+
+    Source: Fisher 1936, Annals of Eugenics 7(2); restricting updates to inputs that other rows lack: arXiv:2606.18309.
+    """
+    size = len(forget)
+    f, k = forget.double(), keep.double()
+    level = ridge * float(k.diagonal().mean()) or ridge
+    root = torch.linalg.cholesky(k + level * torch.eye(size, dtype=k.dtype))
+    inner = torch.linalg.solve_triangular(root, f, upper=False)
+    whitened = torch.linalg.solve_triangular(root, inner.T, upper=False)
+    start = torch.randn(size, min(2 * rank, size), dtype=k.dtype, generator=torch.Generator().manual_seed(0))
+    basis = torch.linalg.qr(whitened @ start)[0]
+    for _ in range(_ROUNDS):
+        basis = torch.linalg.qr(whitened @ basis)[0]
+    values, vectors = torch.linalg.eigh(basis.T @ whitened @ basis)
+    best = (basis @ vectors).flip(-1)[:, :rank]
+    found = torch.linalg.solve_triangular(root.T, best, upper=True)
+    energy = values.flip(-1)[:rank].clamp(min=1e-12).sqrt()
+    directions: Tensor = (found / energy).T.float()
+    return directions
+
+
+def aim_adapter(
+    model: Any, forget: Sequence[Encoded], keep: Sequence[Encoded], pad_token_id: int, *, ridge: float = RIDGE
+) -> int:
+    """Set the adapter's A to ``forget_directions`` of its inputs, and freeze it, so that training changes B only.
+
+    Layers with more than ``WIDEST`` inputs get no adapter: their A is set to 0 and frozen with their B.
+
+    Args:
+        model: a PEFT model with a new adapter, whose B is 0.
+        forget: the rows to forget.
+        keep: rows to keep, and rows like the forget rows about others.
+        pad_token_id: the padding token.
+        ridge: see ``forget_directions``.
+
+    Returns:
+        The number of layers whose A was set.
+    """
+    layers = {name: module.lora_A["default"] for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    found = [_moments(model, layers, rows, pad_token_id) for rows in (forget, keep)]
+    done: dict[int, Tensor] = {}
+    for name, module in model.named_modules():
+        if not hasattr(module, "lora_A"):
+            continue
+        a = module.lora_A["default"].weight
+        a.requires_grad_(False)
+        moments = [one.get(name) for one in found]
+        if moments[0] is None or moments[1] is None:
+            module.lora_B["default"].weight.requires_grad_(False)
+            continue
+        key = id(moments[0])  # layers that read the same inputs share their moments
+        if key not in done:
+            done[key] = forget_directions(moments[0], moments[1], a.shape[0], ridge=ridge)
+        put(a, done[key].to(a))
+    return sum(name in found[0] for name in layers)
+
+
+@torch.no_grad()
+def _moments(model: Any, layers: dict[str, nn.Module], rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
+    """Mean x xᵀ over the tokens of the rows, of the inputs of each layer; layers with the same inputs share one matrix."""
+    sums: dict[str, Tensor] = {}
+    owner: dict[str, str] = {}  # layer → the layer that first read the same inputs
+    tokens = 0
+    for batch in _batches(rows, pad_token_id, next(model.parameters()).device):
+        real = batch["attention_mask"].bool()
+        tokens += int(real.sum())
+        last: list[tuple[Tensor, str]] = []
+
+        def add(name: str, given: Tensor, real: Tensor = real, last: list[tuple[Tensor, str]] = last) -> None:
+            if name not in owner:
+                owner[name] = owner[last[0][1]] if last and last[0][0] is given else name
+            last[:] = [(given, name)]
+            if owner[name] == name:
+                inputs = given[real].float()
+                sums[name] = sums.get(name, inputs.new_zeros(())) + inputs.T @ inputs
+
+        with _watched(layers, add), autocast_like(model):
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    means = {name: (total / tokens).cpu() for name, total in sums.items()}
+    return {name: means[first] for name, first in owner.items()}
+
+
+@contextmanager
+def _watched(layers: dict[str, nn.Module], add: Any) -> Iterator[None]:
+    """Call ``add`` with a layer's name and the inputs (B, T, d) of its A, for layers that are not too wide."""
+
+    def watcher(name: str) -> Any:
+        return lambda module, given: add(name, given[0])
+
+    narrow = {name: layer for name, layer in layers.items() if layer.in_features <= WIDEST}  # type: ignore[operator]
+    handles = [layer.register_forward_pre_hook(watcher(name)) for name, layer in narrow.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _batches(rows: Sequence[Encoded], pad_token_id: int, device: Any) -> Iterator[dict[str, Tensor]]:
+    by_length = sorted(rows, key=lambda row: len(row.input_ids))
+    while by_length:
+        take = max(1, _BATCH_TOKENS // len(by_length[-1].input_ids))
+        part, by_length = by_length[-take:], by_length[:-take]
+        yield {name: value.to(device) for name, value in collate(part, pad_token_id).items()}

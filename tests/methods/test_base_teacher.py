@@ -1,0 +1,42 @@
+"""Base teacher against values computed by hand, and what counts as style."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from llm_forget.data.encode import Encoded
+from llm_forget.methods.base_teacher import BaseTeacher, base_teacher_loss
+from llm_forget.scores import AnswerScores, TopLogps
+from llm_forget.train.teacher import novel_tokens
+
+
+def test_computed_by_hand() -> None:
+    """Base (½, ¼, rest ¼) against π = (¼, ½, rest ¼): ½ ln 2 − ¼ ln 2. The second token is π itself and does not count."""
+    base = TopLogps(torch.tensor([[[0, 1], [0, 1]]]), torch.tensor([[[0.5, 0.25], [0.25, 0.5]]]).log())
+    logits = torch.tensor([[[0.25, 0.5, 0.2, 0.05]] * 2]).log()
+    loss = base_teacher_loss(logits, base, torch.tensor([[True, False]]))
+    assert loss.tolist() == pytest.approx([0.25 * math.log(2)], abs=1e-4)
+    both = base_teacher_loss(logits, base, torch.tensor([[True, True]]))
+    assert both.tolist() == pytest.approx([0.125 * math.log(2)], abs=1e-4)
+
+
+def test_style_is_what_retain_answers_have_too() -> None:
+    """Answers "5 6 7 9" and, in a retain row, "5 6 7 8" after the same prompt end: only the last token is novel."""
+    forget, retain = Encoded("f", (1, 2, 3, 5, 6, 7, 9), 3), Encoded("r", (4, 4, 2, 3, 5, 6, 7, 8), 4)
+    assert [row.tolist() for row in novel_tokens([forget], [retain])] == [[False, False, False, True]]
+    assert [row.tolist() for row in novel_tokens([forget], [])] == [[True] * 4]
+
+
+def test_a_row_that_is_all_style_still_counts() -> None:
+    """Otherwise a row whose words all occur in retain answers could never be forgotten."""
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    base = TopLogps(torch.tensor([[[0], [0]]] * 2), torch.full((2, 2, 1), math.log(0.5)))
+    logits = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(0))
+    novel = torch.tensor([[False, False], [False, True]])
+    scores = AnswerScores(logits[..., 0], mask, torch.zeros(2, 2).long(), logits=logits, base_top=base, novel=novel)
+    found = BaseTeacher().forget_loss(scores)
+    assert found[0] == pytest.approx(float(base_teacher_loss(logits, base, mask)[0]))
+    assert found[1] == pytest.approx(float(base_teacher_loss(logits, base, novel)[1]))
