@@ -217,7 +217,7 @@ def _unlearn(
     def load() -> Any:
         return _prepared(model, recipe)
 
-    done = run_on(recipe, parts, prepared, tokenizer, load, console, open_base=open_base)
+    done = run_on(recipe, parts, prepared, tokenizer, load, console, open_base=open_base, lenient=not given.method)
     done.model.eval()
     cast_adapter_inputs(done.model, True)  # the caller runs it without the training's autocast
     return Unlearned(done.model, done.record, done.metrics, Path(recipe.output_dir) if recipe.output_dir else None)

@@ -15,7 +15,7 @@ from transformers import set_seed
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.data.encode import Encoded
-from llm_forget.errors import RecipeError
+from llm_forget.errors import DataError, RecipeError
 from llm_forget.model.checkpointing import check_checkpointing
 from llm_forget.model.directions import aim_adapter
 from llm_forget.model.experts import without_router_loss
@@ -82,10 +82,31 @@ def _unlearn(recipe: UnlearnRecipe, console: Console | None) -> RunRecord:
     def load() -> Any:
         return load_model(located, trainable=recipe.adapter is None)[0]
 
-    return run_on(recipe, parts, sets, tokenizer, load, console, base=base, open_base=base_of(recipe, base)).record
+    return run_on(
+        recipe,
+        parts,
+        sets,
+        tokenizer,
+        load,
+        console,
+        base=base,
+        open_base=base_of(recipe, base),
+        lenient=not given.method,
+    ).record
 
 
 _KEPT = 64  # rows of each set to keep from which the adapter's inputs are chosen
+
+
+def _further(parts: Parts, making: Making, *, lenient: bool) -> tuple[Parts, dict[str, list[Encoded]]]:
+    """The rows of the further retain terms, and the parts without those terms if their rows cannot be made."""
+    try:
+        return parts, more_rows(parts.objective, making)
+    except DataError as error:
+        if not lenient:
+            raise
+        making.say(f"the run goes on without further retain terms: {error}")
+        return replace(parts, more=()), {}
 
 
 def _aim(recipe: UnlearnRecipe, model: Any, sets: UnlearnSets, more: Mapping[str, list[Encoded]], pad: int) -> None:
@@ -121,6 +142,7 @@ def run_on(
     *,
     base: str | None = None,
     open_base: OpenBase | None = None,
+    lenient: bool = False,
 ) -> Finished:
     """Run a recipe on a model: add the adapter, train, and write the run folder.
 
@@ -135,6 +157,7 @@ def run_on(
         console: a console for progress; standard error by default.
         base: the folder or hub id of the model; None if the caller loaded it.
         open_base: opens the model before it learned the forget rows; None if there is none at hand.
+        lenient: leave out further retain terms whose rows cannot be made, with a note; for a recipe that names no method.
 
     Raises:
         UserError: alternative answers that the method needs are missing, or the disk is full.
@@ -161,7 +184,8 @@ def run_on(
         alternatives = encoded(source, model, console)
     check_rows(model, alternatives or [], "alternative")
     making = Making(recipe, sets, tokenizer, model, partial(note, console))
-    more, swapped = more_rows(parts.objective, making), swapped_top(method.needs, making)
+    parts, more = _further(parts, making, lenient=lenient)
+    swapped = swapped_top(method.needs, making)
     for name, rows in more.items():
         check_rows(model, rows, name)
     blocks = trained_blocks(method, model, parts.layer)

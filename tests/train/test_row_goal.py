@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from memorised import FORGET, RETAIN, write_memorised, write_rows
+from memorised import write_rows
 from rich.console import Console
 
 from llm_forget.cli.run import unlearn as command
@@ -100,12 +100,14 @@ def test_a_kept_teacher_is_the_model(memorised_folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that learned the forget rows, the base that did not, and rows that neither saw."""
+def with_base(memorised_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that learned the forget rows, a base that did not, and rows that neither saw."""
     folder = tmp_path_factory.mktemp("base")
-    write_memorised(folder, {"retain": RETAIN}, steps=90)
-    (folder / "model").rename(folder / "before")
-    write_memorised(folder, {"retain": RETAIN, "forget": FORGET}, steps=90)
+    for name in ("model", "forget.jsonl", "retain.jsonl"):
+        (folder / name).symlink_to(memorised_folder / name)
+    tokenizer = tiny_tokenizer()
+    tiny_model(tokenizer).save_pretrained(folder / "before")
+    tokenizer.save_pretrained(folder / "before")
     unseen = [(f"Where is {name}?", f"In {place}, {name}-41.") for name, place in [("Ed", "Graz"), ("Fi", "Lyon")]]
     write_rows(folder / "holdout.jsonl", unseen)
     return folder
