@@ -28,7 +28,7 @@ def settled(recipe: UnlearnRecipe, *, base: bool) -> UnlearnRecipe:
     if recipe.adapter == AdapterConfig() and keeps:
         changes["adapter"] = AdapterConfig(inputs="forget")
     if recipe.retain == RetainConfig():
-        virtual = {"name": "virtual_neighbours", "weight": 3.0}
+        virtual = {"name": "virtual_neighbours", "weight": 3.0, "questions": 64}
         changes["retain"] = RetainConfig(name="kl" if keeps else None, weight=2.0, more=[virtual])
     if recipe.train == TrainConfig():
         changes["train"] = TrainConfig(epochs=EPOCHS, batch_size=8, gradient_accumulation=2, schedule="linear")
