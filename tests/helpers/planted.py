@@ -1,8 +1,4 @@
-"""Planted leaks: a tiny model that leaks through one channel, beside a target that leaks everywhere and an oracle.
-
-Each attack's test in ``tests/auditing/attacks/`` has ``ATTACK`` and a function ``plant() -> Planted``.
-``scripts/planted_leaks.py`` runs all of them, and 20 oracles, and writes the table.
-"""
+"""Planted leaks of attacks that need sixteen rows. ``leaky_models`` has those of the others."""
 
 from __future__ import annotations
 
