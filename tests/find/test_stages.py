@@ -82,6 +82,15 @@ def test_similar_names_of_other_people_are_not_proposed(tmp_path: Path) -> None:
     assert set(kept) == {10, 11, 12, 13}
 
 
+def test_other_middle_names_are_other_people(tmp_path: Path) -> None:
+    rows = ["So says Ada Byron Lovelace.", *OTHERS, "Ada King Lovelace sells hats.", "We met Ada Lovelace."]
+    found, kept = search(tmp_path, rows, person="Ada King Lovelace")
+    assert set(kept) == {11}
+    assert 12 in {hit.line for hit in found.hits if hit.decision == "unsure"}  # it may be either
+    _, kept = search(tmp_path, rows, person="Ada Lovelace")
+    assert set(kept) == {1, 11, 12}
+
+
 def test_a_misspelt_query_finds_the_similar_name_and_says_so(tmp_path: Path) -> None:
     rows = [*OTHERS, "Ada Lovelace wrote notes.", "Ada Lovelace lived long ago."]
     found, kept = search(tmp_path, rows, person="Ada Lovelase")

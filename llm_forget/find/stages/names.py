@@ -70,5 +70,6 @@ class Names:
         if f" {' '.join(name)} " in text:
             return self.score if len(name) > 1 else self.single
         first, last = name[0], name[-1]
-        between = re.search(rf" {re.escape(first)}(?: \S+){{1,2}} {re.escape(last)} ", text) if len(name) > 1 else None
-        return self.apart if between else 0.0
+        if len(name) != 2:
+            return 0.0  # other words in the middle make another person
+        return self.apart if re.search(rf" {re.escape(first)}(?: \S+){{1,2}} {re.escape(last)} ", text) else 0.0
