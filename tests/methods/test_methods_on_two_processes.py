@@ -23,6 +23,7 @@ from llm_forget.train.arguments import unlearning_arguments
 from llm_forget.train.batches import PairDataset
 from llm_forget.train.build import trained_blocks
 from llm_forget.train.objective import Objective, References
+from llm_forget.train.teacher import novel_tokens, teacher_of
 from llm_forget.train.trainer import UnlearningTrainer
 from llm_forget.utils.plugins import find_class, names_in
 
@@ -48,6 +49,8 @@ def steps_of(name: str, batch: int) -> dict[str, Tensor]:
     objective = Objective(method, kept)
     torch.manual_seed(1)
     model = add_adapter(base, AdapterConfig(rank=4, alpha=8), trained_blocks(method, base, objective.layer))
+    top, means = teacher_of(model, forget, PAD)
+    other, _ = teacher_of(tiny_model(tiny_tokenizer(), hidden=32, seed=1), forget, PAD)
     # SGD, since Adam turns rounding errors of near-zero gradients into full steps
     chosen = TrainConfig(batch_size=batch, optimizer="sgd", learning_rate=0.5)
     trainer = UnlearningTrainer(
@@ -61,7 +64,15 @@ def steps_of(name: str, batch: int) -> dict[str, Tensor]:
         ),
         objective,
         pad_token_id=PAD,
-        reference=References(answer_logps(model, forget, PAD)[0], answer_logps(model, others, PAD)[0]),
+        reference=References(
+            answer_logps(model, forget, PAD)[0],
+            answer_logps(model, others, PAD)[0],
+            top=top,
+            base_top=other,
+            row_targets=means - 2.0,
+            swapped_top=other,
+            novel=novel_tokens(forget, retain),
+        ),
     )
     before = trainable_state(model)
     trainer.train()
