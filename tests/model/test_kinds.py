@@ -108,7 +108,9 @@ def test_attention_auto_is_what_the_model_has(kind: str, tmp_path: Path) -> None
     tokenizer = tiny_tokenizer()
     tiny(kind, tokenizer).save_pretrained(tmp_path / kind)
     tokenizer.save_pretrained(tmp_path / kind)
-    load_model(ModelConfig(str(tmp_path / kind), dtype="float32"))
+    model, *_ = load_model(ModelConfig(str(tmp_path / kind), dtype="float32"))
+    if kind == "gemma2" and model._supports_sdpa:
+        pytest.skip("this version of transformers computes Gemma 2's soft caps with sdpa")
     with pytest.raises(RecipeError, match=r"model.attention: \w+ has no sdpa attention; set it to auto or eager"):
         load_model(ModelConfig(str(tmp_path / kind), dtype="float32", attention="sdpa"))
 
