@@ -290,12 +290,12 @@ def _counts(frame: pd.DataFrame) -> dict[str, int]:
 def _costs(frame: pd.DataFrame) -> list[tuple[str, str, str, str]]:
     """Run, seconds, multiple of the oracle's seconds, and steps."""
     oracle = only_run_with(frame, "oracle")
-    cost = frame.loc[oracle, "seconds"] if oracle else None
+    known = frame[frame["seconds"].notna()]  # results of another tool may state none
+    cost = known["seconds"].get(oracle) if oracle else None
     rows = []
-    for name, row in frame.iterrows():
-        if row["seconds"] == row["seconds"]:
-            times = f"{row['seconds'] / cost:.2f}" if cost else "–"
-            rows.append((str(name), f"{row['seconds']:.0f}", times, _shown(row.get("steps"))))
+    for name, row in known.iterrows():
+        times = f"{row['seconds'] / cost:.2f}" if cost else "–"
+        rows.append((str(name), f"{row['seconds']:.0f}", times, _shown(row.get("steps"))))
     return rows
 
 

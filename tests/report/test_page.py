@@ -104,3 +104,13 @@ def test_the_command_prints_json_for_scripts(runs: Path) -> None:
     assert found["baseline"] == "target"
     assert {one["run"] for one in found["runs"]} == {"grad_ascent", "npo", "oracle", "target"}
     assert not (runs / "comparison.html").exists()
+
+
+def test_runs_that_state_no_seconds_have_no_costs(runs: Path, tmp_path: Path) -> None:
+    """Results of other tools may state none."""
+    family = shutil.copytree(runs, tmp_path / "runs")
+    for path in family.glob("*/result.json"):
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps({name: value for name, value in result.items() if name != "seconds"}))
+    write_comparison(load_comparison(sorted(family.iterdir())), tmp_path / "none.html")
+    assert (tmp_path / "none.html").is_file()
