@@ -53,9 +53,12 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def restore_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Restore the weights that ``trainable_state`` copied."""
+    """Restore the weights that ``trainable_state`` copied, and leave the others.
+
+    The names decide, not ``requires_grad``: leaving PEFT's ``disable_adapter`` makes the whole adapter trainable, also a fixed A.
+    """
     for name, value in model.named_parameters():
-        if value.requires_grad:
+        if name in state:
             put(value, state[name])
 
 

@@ -182,7 +182,9 @@ def test_rows_selects_examples_with_all_their_tensors() -> None:
         torch.ones(2, 4, dtype=torch.long),
         TopLogps(torch.ones(2, 2, 3, dtype=torch.long), torch.rand(2, 2, 3)),
         TopLogps(torch.zeros(2, 2, 3, dtype=torch.long), torch.rand(2, 2, 3)),
-        torch.tensor([-3.0, -4.0]),
+        row_targets=torch.tensor([-3.0, -4.0]),
+        swapped_top=TopLogps(torch.ones(2, 2, 3, dtype=torch.long), torch.rand(2, 2, 3)),
+        novel=mask,
     )
     assert None not in vars(full).values()
     for index in (slice(1, 2), torch.tensor([1])):
@@ -210,12 +212,15 @@ def test_forward_passes_in_one_step(model: nn.Module, method: str, retain: str |
     from llm_forget.train.arguments import unlearning_arguments
     from llm_forget.train.batches import PairDataset
     from llm_forget.train.objective import Objective, References
+    from llm_forget.train.teacher import novel_tokens, teacher_of
     from llm_forget.train.trainer import UnlearningTrainer
 
     policy = add_adapter(copy.deepcopy(model), AdapterConfig(rank=2, alpha=2))
     widths: list[int] = []
     head_use(policy)
     policy.get_base_model().model.register_forward_hook(lambda _, args, out: widths.append(len(out[0])))
+    top, _ = teacher_of(model, ROWS, 0, top=4)
+    widths.clear()
     goal = Objective(
         find_class("llm_forget.methods", method, "forget_loss")(),
         None if retain is None else find_class("llm_forget.retain", retain, "retain_loss")(),
@@ -233,7 +238,9 @@ def test_forward_passes_in_one_step(model: nn.Module, method: str, retain: str |
         ),
         goal,
         pad_token_id=0,
-        reference=References(torch.zeros(3), torch.zeros(3)),
+        reference=References(
+            torch.zeros(3), torch.zeros(3), None, top, top, torch.zeros(3), top, novel_tokens(ROWS, [])
+        ),
     )
     trainer.train()
     assert trainer.state.global_step == 1

@@ -234,7 +234,6 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "words"),
     [
         ({"method": {"name": "npoo"}}, "unknown method 'npoo'; did you mean 'npo'"),
-        ({"method": {}}, "method.name is missing"),
         ({"method": {"name": "npo", "beta": -1}}, "beta is -1"),
         ({"method": {"name": "npo", "bta": 1}}, "did you mean 'beta'"),
         ({"retain": {"name": "kll"}}, "unknown retain 'kll'; did you mean 'kl'"),
