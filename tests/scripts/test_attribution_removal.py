@@ -10,6 +10,7 @@ import attribution_removal as removal
 import numpy as np
 import pytest
 from attribution_world import CASES, make_world
+from extras import needs
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -23,6 +24,7 @@ def test_four_rows_teach_each_fact_and_the_query_has_other_words(case: str) -> N
     assert not {row.person for row in world.before} & {row.person for row in world.taught}
 
 
+@needs("bm25s")
 def test_words_find_the_rows_of_the_plain_case_only() -> None:
     found = {}
     for case in CASES:
