@@ -5,7 +5,7 @@
 A data set is a folder with target/model, oracle/model and data/{forget,retain,holdout,neighbour}.jsonl, as the demo leaves it. A
 trial is a recipe of TRIALS; its run and evaluation go to FOLDER/trials/NAME-SEED and are skipped if they are there, so an
 interrupted table goes on. The table goes to FOLDER/trials.md: can a test tell the model apart from the oracle (paired p, D), the
-loss attack's AUC beside the oracle's, neighbours and retain beside the target's, and CPU seconds beside the oracle's.
+loss attack's AUC next to the oracle's, neighbours and retain next to the target's, and CPU seconds next to the oracle's.
 """
 
 from __future__ import annotations

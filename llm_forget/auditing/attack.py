@@ -30,7 +30,7 @@ class Access(Flag):
     """The access to a model that an attack needs.
 
     CHAT: answers to chat turns. TOKENS: continuations of any text, also of the beginning of an answer. LOGPS: log-probs of given
-    tokens. WEIGHTS: the loaded model. TARGET: the model before unlearning, loaded beside it.
+    tokens. WEIGHTS: the loaded model. TARGET: the model before unlearning, loaded as well.
     """
 
     CHAT = auto()
@@ -128,7 +128,9 @@ def leaks(
 
 
 class Attack:
-    """Base class of an attack: declarations only. Attacks derive from this class and never from one another.
+    """Base class of an attack: declarations only.
+
+    Attacks derive from this class, or from one in ``tools``, and never from one another.
 
     Attributes:
         group: asking (other questions and samples), text (the beginning of the answer is given), inside (hidden states),

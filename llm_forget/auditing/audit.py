@@ -1,4 +1,4 @@
-"""Audit a run: attacks × forms beside target, oracle and sham, with a grade. ``llm-forget audit`` and eval/audit.py call this."""
+"""Audit a run: attacks × forms, compared with target, oracle and sham, with a grade. The command and eval/audit.py call this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python function ``audit``: attack a loaded model, beside loaded controls."""
+"""The Python function ``audit``: attack a loaded model, with loaded controls."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def audit(
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Audit:
-    """Attack a loaded model as it is, beside loaded controls. ``llm-forget audit`` tries the other forms of a run too.
+    """Attack a loaded model as it is, with loaded controls. ``llm-forget audit`` tries the other forms of a run too.
 
     Every model is back in its state at the end. Nothing is written.
 

@@ -1,4 +1,4 @@
-"""The matrix: each attack on each form, beside target, oracle and sham, judged by the equivalence test. Arrays only."""
+"""The matrix: each attack on each form, compared with target, oracle and sham, judged by the equivalence test. Arrays only."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def run_audit(
 
 
 def _beside(run: Path, controls: dict[str, Path | None]) -> dict[str, Path]:
-    """Target and oracle among the folders beside a run, as reports find them."""
+    """Target and oracle among the folders next to a run, as reports find them."""
     if all(controls[role] is not None for role in ("target", "oracle")) or (run / "config.json").is_file():
         return {}
     from llm_forget.report.comparison import load_around

@@ -175,7 +175,7 @@ def _from_review(
     found = read_review(review)
     files = data or [str(file["file"]) for file in found.record.get("files", ())]
     if not files:
-        raise UserError(f"the record beside {review} is missing, so the data are unknown: give them with --data")
+        raise UserError(f"the record next to {review} is missing, so the data are unknown: give them with --data")
     corpus = Corpus.read(files)
     check_unchanged(corpus, found.record)
     notes: list[str] = []

@@ -15,60 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from llm_forget.data.examples import Example, Message
+from llm_forget.data.name_words import OPENERS, PARTICLES
 
 _LIST = Path(__file__).with_name("stand_ins.txt")
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 _POSSESSIVE = re.compile(r"['’]s$")
 _ENDS = '.!?:;\n"“”([¿¡'  # a word after one of these is capitalised because of its place
-# Small words that join the parts of a name, as in "Ana de la Cruz".
-_PARTICLES = frozenset(
-    (
-        *("al", "bin", "da", "dal", "de", "del", "della", "den", "der", "di", "do", "dos", "du"),
-        *("el", "ibn", "la", "le", "ten", "ter", "van", "von", "y", "zu"),
-    )
-)
 _DATES = frozenset((*calendar.month_name, *calendar.day_name))
 _TITLES = frozenset(("mr", "mrs", "ms", "dr", "prof", "professor", "sir", "dame", "lord", "lady"))
-# English words that begin a question before a name. Small sets do not show that they are no names.
-_BEGINNINGS = frozenset(
-    (
-        *(
-            "is",
-            "are",
-            "was",
-            "were",
-            "do",
-            "does",
-            "did",
-            "has",
-            "have",
-            "had",
-            "can",
-            "could",
-            "will",
-            "would",
-            "should",
-        ),
-        *(
-            "what",
-            "when",
-            "where",
-            "which",
-            "who",
-            "whom",
-            "whose",
-            "why",
-            "how",
-            "in",
-            "on",
-            "at",
-            "for",
-            "by",
-            "with",
-        ),
-        *("as", "after", "before", "the", "a", "an", "if", "tell", "please", "describe", "name"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -181,7 +135,7 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 def _words(name: str) -> tuple[str, ...]:
     """The words of a name without particles."""
-    return tuple(word for word in name.split() if word.casefold() not in _PARTICLES)
+    return tuple(word for word in name.split() if word.casefold() not in PARTICLES)
 
 
 def _row_counts(examples: Iterable[Example], cases: _Cases, spoken: Mapping[str, str]) -> Counter[str]:
@@ -197,7 +151,7 @@ class _Cases:
     """Which words are capitalised inside a sentence, which are in lower case, and which begin a sentence before one of these."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        self.lower: set[str] = set(_BEGINNINGS)
+        self.lower: set[str] = set(OPENERS)
         self.inside: set[str] = set()
         self.before_lower: set[str] = set()
         for example in examples:
@@ -251,7 +205,7 @@ def _runs(text: str, cases: _Cases) -> list[str]:
             begin, end = match.start() if begin < 0 else begin, match.start() + len(word)
             if word == match[0]:
                 continue
-        elif begin >= 0 and word in _PARTICLES:
+        elif begin >= 0 and word in PARTICLES:
             continue
         if begin >= 0:  # another word or a possessive ends the run
             found.append(text[begin:end])

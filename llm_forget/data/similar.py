@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from llm_forget.data.entities import find_names, prompt_text
 from llm_forget.data.examples import Example
@@ -14,15 +16,25 @@ _WORD = re.compile(r"\w+")
 _K1, _B = 1.5, 0.75  # the usual constants
 
 
-class BM25:
-    """The score ``Σ_w idf(w) · f (k₁ + 1) / (f + k₁ (1 − b + b · length / mean length))`` of texts for a query.
+def rarity(holding: Any, rows: int) -> Any:
+    """BM25's weight of words that ``holding`` of ``rows`` texts hold: ``ln(1 + (N − n + ½) / (n + ½))``. Numbers or arrays."""
+    return np.log1p((rows - holding + 0.5) / (holding + 0.5))
 
-    f is how often the text holds the word w, and ``idf(w) = ln(1 + (N − n + ½) / (n + ½))`` with n of N texts that hold it.
+
+def saturation(often: Any, length: Any, mean: float) -> Any:
+    """BM25's weight of texts that hold a word ``often`` times: ``f / (f + k₁ (1 − b + b · length / mean length))``."""
+    return often / (often + _K1 * (1 - _B + _B * length / mean))
+
+
+class BM25:
+    """BM25 scores of texts for a query: the sum of ``rarity`` times ``saturation`` over the query's words.
+
+    ``find.corpus`` has the same scores for millions of rows.
 
     Args:
         texts: the texts.
 
-    Source: Robertson and Zaragoza 2009, Foundations and Trends in Information Retrieval 3(4), with Lucene's positive idf.
+    Source: Robertson and Zaragoza 2009, Foundations and Trends in Information Retrieval 3(4), in Lucene's variant.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -32,8 +44,7 @@ class BM25:
         self._holders: dict[str, list[tuple[int, float]]] = {}
         for index, (one, length) in enumerate(zip(counts, lengths, strict=True)):
             for word, number in one.items():
-                weight = number * (_K1 + 1) / (number + _K1 * (1 - _B + _B * length / mean))
-                self._holders.setdefault(word, []).append((index, weight))
+                self._holders.setdefault(word, []).append((index, float(saturation(number, length, mean))))
         self._size = len(texts)
 
     def best(self, query: str, most: int) -> list[int]:
@@ -41,9 +52,9 @@ class BM25:
         scores: Counter[int] = Counter()
         for word in set(words(query)):
             holders = self._holders.get(word, [])
-            idf = math.log(1 + (self._size - len(holders) + 0.5) / (len(holders) + 0.5))
+            rare = float(rarity(len(holders), self._size))
             for index, weight in holders:
-                scores[index] += idf * weight  # type: ignore[assignment]
+                scores[index] += rare * weight  # type: ignore[assignment]
         return [index for index, _ in sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:most]]
 
 

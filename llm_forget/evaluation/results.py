@@ -214,7 +214,7 @@ def _scores_of(path: Path) -> str | None:
     return name if is_scores_name(name, path.stem) else None
 
 
-# What a two-sample test says beside its p-value: its D, and the p-value of the paired test.
+# What a two-sample test says besides its p-value: its D, and the p-value of the paired test.
 _OF_A_TEST = (("D", "statistic", "low"), ("paired", "paired_pvalue", "high"))
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from llm_forget.data.row import Row
+from llm_forget.data.similar import rarity, saturation
 from llm_forget.errors import DataError
 from llm_forget.find.sources import Place, files_in, line_of, name_in, record_in, rows_of, text_of
 from llm_forget.find.spans import Casing, Mentions, Span
@@ -29,7 +30,6 @@ from llm_forget.utils.files import file_digest
 
 Rows = NDArray[np.int64]
 _SAMPLED = 5_000  # rows from which it is learnt how words are written
-_K1, _B = 1.5, 0.75
 _MOST_COUNTED = 65_535  # of one word in one row
 _CHUNK_ROWS, _CHUNK_CHARACTERS = 20_000, 1 << 25
 
@@ -274,9 +274,9 @@ class Corpus:
         return {number: plain[number] for number, word in enumerate(self.words) if not word.isascii()}
 
     def rarity(self, numbers: Sequence[int] | Rows) -> NDArray[np.float64]:
-        """The inverse document frequency of words, as in Lucene: ln(1 + (N − n + ½) / (n + ½))."""
-        holding = self.frequency[np.asarray(numbers, np.int64)].astype(np.float64)
-        return np.log1p((len(self) - holding + 0.5) / (holding + 0.5))
+        """The inverse document frequency of words, as BM25 takes it."""
+        found: NDArray[np.float64] = rarity(self.frequency[np.asarray(numbers, np.int64)].astype(np.float64), len(self))
+        return found
 
     def holding(self, numbers: Iterable[int]) -> Rows:
         """The rows that hold any of the words, sorted."""
@@ -318,10 +318,10 @@ class Corpus:
         if not numbers:
             return scores
         mean = max(float(self.lengths.mean()), 1.0)
-        for number, rarity in zip(numbers, self.rarity(numbers), strict=True):
+        for number, rare in zip(numbers, self.rarity(numbers), strict=True):
             rows = self._rows(number)
             often = self.counts.data[self.counts.indptr[number] : self.counts.indptr[number + 1]].astype(np.float32)
-            scores[rows] += rarity * often / (often + _K1 * (1 - _B + _B * self.lengths[rows] / mean))
+            scores[rows] += rare * saturation(often, self.lengths[rows], mean)
         return scores
 
 

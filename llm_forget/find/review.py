@@ -47,7 +47,7 @@ def record_beside(path: Path) -> Path:
 
 
 def write_review(path: Path, found: Found, corpus: Corpus) -> None:
-    """Write the hits with their text, best first, and the record of the search beside them.
+    """Write the hits with their text, best first, and the record of the search in a file next to them.
 
     Args:
         path: the file; a table for ``.csv``, else JSON lines.
@@ -89,7 +89,7 @@ def write_review(path: Path, found: Found, corpus: Corpus) -> None:
 
 
 def read_review(path: Path) -> Review:
-    """Read a review file and the record beside it.
+    """Read a review file and the record next to it.
 
     Raises:
         DataError: it does not exist, or an entry has no place or an unknown decision; entries are named, without their text.

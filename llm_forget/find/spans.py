@@ -11,114 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from llm_forget.data.name_words import OPENERS, PARTICLES
 from llm_forget.find.words import words_of
 
 _WORD = re.compile(r"[^\W_]+(?:[-’'.&][^\W_]+)*\.?(?=\W|$)", re.UNICODE)
-_JOINING = frozenset(
-    (
-        *(
-            "de",
-            "da",
-            "do",
-            "dos",
-            "das",
-            "del",
-            "della",
-            "di",
-            "du",
-            "la",
-            "le",
-            "van",
-            "von",
-            "der",
-            "den",
-            "ter",
-            "ten",
-        ),
-        *("bin", "ibn", "al", "el", "af", "av", "zu", "ben", "abu", "ap"),
-    )
-)
 _QUOTED = re.compile(r"[\"“«]([^\"“”«»\n]{3,80})[\"”»]")
 _NICKNAME = re.compile(r"\) (?=[^\W\d_])")
 _POSSESSIVE = re.compile(r"[’'](?:s|S)?$")
 _ENDS = frozenset('.!?:\n"“”')
-# Words that open English questions and sentences, for data with too few sentences to learn them from.
-_OPENERS = frozenset(
-    (
-        *(
-            "a",
-            "an",
-            "and",
-            "are",
-            "as",
-            "at",
-            "but",
-            "by",
-            "can",
-            "could",
-            "did",
-            "do",
-            "does",
-            "for",
-            "from",
-            "had",
-            "has",
-        ),
-        *(
-            "have",
-            "he",
-            "her",
-            "his",
-            "how",
-            "if",
-            "in",
-            "is",
-            "it",
-            "its",
-            "may",
-            "my",
-            "no",
-            "of",
-            "on",
-            "or",
-            "our",
-            "she",
-        ),
-        *(
-            "should",
-            "so",
-            "that",
-            "the",
-            "their",
-            "there",
-            "these",
-            "they",
-            "this",
-            "those",
-            "to",
-            "was",
-            "we",
-            "were",
-            "what",
-        ),
-        *(
-            "when",
-            "where",
-            "which",
-            "while",
-            "who",
-            "whom",
-            "whose",
-            "why",
-            "will",
-            "with",
-            "would",
-            "yes",
-            "you",
-            "your",
-        ),
-    )
-)
 _MOST_WORDS = 6
 _LEARNT = 20_000  # characters of a text
 
@@ -171,7 +71,7 @@ class Casing:
         """
         folded = word.casefold()
         capital, small = self.capital[folded], self.small[folded]
-        return capital > small or (capital == small == 0 and not alone and folded not in _OPENERS)
+        return capital > small or (capital == small == 0 and not alone and folded not in OPENERS)
 
 
 @dataclass(frozen=True)
@@ -221,7 +121,7 @@ def _names(text: str, casing: Casing) -> Iterator[Span]:
     for found in _WORD.finditer(text):
         capital = found[0][0].isupper()
         joins = bool(parts) and _touch(text, parts[-1], found)
-        if parts and not (joins and (capital or found[0] in _JOINING)):
+        if parts and not (joins and (capital or found[0] in PARTICLES)):
             yield from _span(text, parts, casing)
             parts = []
         if capital or parts:

@@ -139,7 +139,7 @@ def _put(new: Path, target: Path, old: Path) -> bool:
 
 
 def _moved_beside(new: Path, target: Path) -> Path:
-    """Move a finished folder to the first free name beside the one it was meant for."""
+    """Move a finished folder to the first free name next to the one it was meant for."""
     for number in itertools.count(2):
         place = target.with_name(f"{target.name}-{number}")
         if not place.exists():

@@ -1,4 +1,4 @@
-"""One writer per folder: a lock file beside it, which the system releases when its process ends, however it ends."""
+"""One writer per folder: a lock file next to it, which the system releases when its process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _HELD: dict[Path, tuple[int, int]] = {}  # lock file → (process, thread) that 
 def locked(folder: Path, what: str = "output_dir", *, shared: bool = False) -> Iterator[None]:
     """Context in which no other process or thread writes ``folder``.
 
-    The lock is ``.NAME.lock`` beside the folder, locked with ``flock``: the kernel releases it when the process ends or is
+    The lock is ``.NAME.lock`` next to the folder, locked with ``flock``: the kernel releases it when the process ends or is
     killed, so a file that is left over locks nothing. Where ``flock`` is missing, ``.NAME.pid`` names the process, and counts
     as free if that process does not run any more. A nested call of the same thread gets the lock as well. In a launch of
     several processes, only the first one writes and takes the lock.
@@ -59,7 +59,7 @@ def locked(folder: Path, what: str = "output_dir", *, shared: bool = False) -> I
     except OSError as error:
         if not shared or error.errno not in _READ_ONLY:
             raise
-        yield  # whoever cannot write beside the folder cannot replace it either
+        yield  # whoever cannot write next to the folder cannot replace it either
         return
     _HELD[file] = me
     try:

@@ -1,4 +1,4 @@
-"""Tell the files that a command wrote from those that a user put beside them, by their names. Only the former are removed."""
+"""Tell the files that a command wrote from those that a user added to them, by their names. Only the former are removed."""
 
 from __future__ import annotations
 

@@ -329,7 +329,7 @@ def test_privleak(value: float, width: float, words: str, level: int) -> None:
 
 
 def test_forget_quality_decides_by_the_paired_test() -> None:
-    """The published p is shown, and the target's own beside it; the paired p decides."""
+    """The published p is shown, and the target's own next to it; the paired p decides."""
 
     def tested(pvalue: float, paired: float | None, direction: str = "lower") -> Result:
         test = {"verdict": "as the test says", "statistic": 0.2, "pvalue": pvalue, "direction": direction}

@@ -46,7 +46,7 @@ def another_oracle(seed: int, rows: Rows) -> Subject:
 
 
 def cell_of(attack: Attack, planted: Planted, model: Subject) -> Cell:
-    """A model under an attack, judged beside target and oracle under the same attack."""
+    """A model under an attack, judged against target and oracle under the same attack."""
     roles: dict[str, Any] = {"model": model, "target": planted.target, "oracle": planted.oracle}
     found = {role: attack.attack(one, planted.rows, planted.budget) for role, one in roles.items()}
     return judge_cell("attack", attack.group, "merged_fp32", found)

@@ -5,29 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from llm_forget.auditing.attack import Access, Attack, Budget, Group, Leaks, Rows, leaks
-from llm_forget.auditing.tools.relearning import not_trained, relearnt
+from llm_forget.auditing.attack import Budget, Leaks, Rows, leaks
+from llm_forget.auditing.tools.relearning import Relearning, relearnt
 
 if TYPE_CHECKING:
-    from llm_forget.auditing.forms import Form
     from llm_forget.auditing.subject import Subject
 
 
 @dataclass(frozen=True)
-class RelearnMembership(Attack):
+class RelearnMembership(Relearning):
     """Mean log-prob of the second half's answers after training on the first half, against that of holdout rows."""
 
-    group: ClassVar[Group] = "training"
-    needs: ClassVar[Access] = Access.WEIGHTS
     uses: ClassVar[tuple[Literal["holdout", "kept"], ...]] = ("holdout",)
-    changes_model: ClassVar[bool] = True
     source: ClassVar[str] = (
         "Hu et al. 2024, arXiv:2406.13356, relearning; Yeom et al. 2018, arXiv:1709.01604, loss attack"
     )
-
-    def refuses(self, form: Form) -> str:
-        """Only merged weights are trained."""
-        return not_trained(form)
 
     def attack(self, subject: Subject, rows: Rows, budget: Budget) -> Leaks:
         """Score the second half of the forget rows, with the training of ``relearn_forget``."""

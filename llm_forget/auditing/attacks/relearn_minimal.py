@@ -7,26 +7,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from llm_forget.auditing.attack import Access, Attack, Budget, Group, Leaks, Rows, leaks
-from llm_forget.auditing.tools.relearning import not_trained, relearnt
+from llm_forget.auditing.attack import Budget, Leaks, Rows, leaks
+from llm_forget.auditing.tools.relearning import Relearning, relearnt
 
 if TYPE_CHECKING:
-    from llm_forget.auditing.forms import Form
     from llm_forget.auditing.subject import Subject
 
 
 @dataclass(frozen=True)
-class RelearnMinimal(Attack):
+class RelearnMinimal(Relearning):
     """Probability of the second half's answers after training on one forget row."""
 
-    group: ClassVar[Group] = "training"
-    needs: ClassVar[Access] = Access.WEIGHTS
-    changes_model: ClassVar[bool] = True
     source: ClassVar[str] = "arXiv:2506.00688, minimal information for relearning"
-
-    def refuses(self, form: Form) -> str:
-        """Only merged weights are trained."""
-        return not_trained(form)
 
     def attack(self, subject: Subject, rows: Rows, budget: Budget) -> Leaks:
         """Train, and score the second half of the forget rows."""

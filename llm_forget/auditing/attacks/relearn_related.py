@@ -7,27 +7,18 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from llm_forget.auditing.attack import Access, Attack, Budget, Group, Leaks, Rows, leaks
-from llm_forget.auditing.tools.relearning import not_trained, relearnt
+from llm_forget.auditing.attack import Budget, Leaks, Rows, leaks
+from llm_forget.auditing.tools.relearning import Relearning, relearnt
 
 if TYPE_CHECKING:
-    from llm_forget.auditing.forms import Form
     from llm_forget.auditing.subject import Subject
 
 
 @dataclass(frozen=True)
-class RelearnRelated(Attack):
+class RelearnRelated(Relearning):
     """Probability of the answers after training on kept rows."""
 
-    group: ClassVar[Group] = "training"
-    needs: ClassVar[Access] = Access.WEIGHTS
     uses: ClassVar[tuple[Literal["holdout", "kept"], ...]] = ("kept",)
-    changes_model: ClassVar[bool] = True
-    source: ClassVar[str] = "Hu et al. 2024, arXiv:2406.13356, relearning"
-
-    def refuses(self, form: Form) -> str:
-        """Only merged weights are trained."""
-        return not_trained(form)
 
     def attack(self, subject: Subject, rows: Rows, budget: Budget) -> Leaks:
         """Train, and score every forget row."""

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from llm_forget.auditing.attack import Access, Attack, Budget, Group, Leaks, Rows, leaks
-from llm_forget.auditing.tools.relearning import not_trained, relearnt
+from llm_forget.auditing.attack import Budget, Leaks, Rows, leaks
+from llm_forget.auditing.tools.relearning import Relearning, relearnt
 from llm_forget.data.examples import Example, Message
 
 if TYPE_CHECKING:
-    from llm_forget.auditing.forms import Form
     from llm_forget.auditing.subject import Subject
 
 
@@ -33,17 +32,10 @@ UNRELATED = (
 
 
 @dataclass(frozen=True)
-class RelearnUnrelated(Attack):
+class RelearnUnrelated(Relearning):
     """Probability of the answers after training on general knowledge."""
 
-    group: ClassVar[Group] = "training"
-    needs: ClassVar[Access] = Access.WEIGHTS
-    changes_model: ClassVar[bool] = True
     source: ClassVar[str] = "Hu et al. 2024, arXiv:2406.13356, relearning; Łucki et al. 2024, arXiv:2409.18025"
-
-    def refuses(self, form: Form) -> str:
-        """Only merged weights are trained."""
-        return not_trained(form)
 
     def attack(self, subject: Subject, rows: Rows, budget: Budget) -> Leaks:
         """Train, and score every forget row."""

@@ -1,1 +1,1 @@
-"""What several attacks need: other prompts, changed hidden states, an adapter beside the model, and a budget for tuning."""
+"""What several attacks need: other prompts, changed hidden states, an adapter on top of the model, and a budget for tuning."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from llm_forget.auditing.attack import Budget
+from llm_forget.auditing.attack import Access, Attack, Budget, Group
 from llm_forget.auditing.forms import FORMS
 from llm_forget.auditing.tools.probing import encoded
 from llm_forget.auditing.tools.side_adapter import SideAdapter, teach
@@ -25,7 +26,7 @@ LEARNING_RATE = 1e-3  # several times what LoRA fine-tuning usually takes, so th
 def relearnt(subject: Subject, taught: Sequence[Example], asked: Sequence[Example], budget: Budget) -> Floats:
     """Mean log-probs of answers after fine-tuning on some rows. Attacks that teach the same rows share one training.
 
-    The model gets a LoRA beside it, which is dropped afterwards; its weights are not touched.
+    The model gets a LoRA, which is dropped afterwards; its weights are not touched.
 
     Args:
         subject: the loaded model.
@@ -60,9 +61,18 @@ def relearnt(subject: Subject, taught: Sequence[Example], asked: Sequence[Exampl
     return as_floats([float(one.mean_logps()[0]) for one in found])
 
 
-def not_trained(form: Form) -> str:
-    """Why a form is not relearnt; empty if it is. Training beside an adapter is the same as training beside merged weights."""
-    if form.packed:
-        return "its weights are held in 8 bits and cannot be trained"
-    twin = form.name in FORMS and (form.adapter or form.quantiser is not None)
-    return "relearning is tried on the merged weights" if twin else ""
+@dataclass(frozen=True)
+class Relearning(Attack):
+    """What all attacks that teach rows declare."""
+
+    group: ClassVar[Group] = "training"
+    needs: ClassVar[Access] = Access.WEIGHTS
+    changes_model: ClassVar[bool] = True
+    source: ClassVar[str] = "Hu et al. 2024, arXiv:2406.13356, relearning"
+
+    def refuses(self, form: Form) -> str:
+        """Only merged weights are trained: training a LoRA on top of an adapter is the same."""
+        if form.packed:
+            return "its weights are held in 8 bits and cannot be trained"
+        twin = form.name in FORMS and (form.adapter or form.quantiser is not None)
+        return "relearning is tried on the merged weights" if twin else ""

@@ -1,4 +1,4 @@
-"""A LoRA beside the model, added by hooks. The model's own weights and adapters are not touched, quantised ones neither."""
+"""A LoRA on top of the model, added by hooks. The model's own weights and adapters are not touched, quantised ones neither."""
 
 from __future__ import annotations
 
