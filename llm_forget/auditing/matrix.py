@@ -13,7 +13,6 @@ from llm_forget.auditing.attack import Leaks
 from llm_forget.evaluation.equivalence import (
     MARGIN,
     Answer,
-    Equivalence,
     Moments,
     auc_moments,
     equivalence,
@@ -158,12 +157,6 @@ def _p_value(found: Moments) -> float:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def equivalence_of(own: Leaks, oracle: Leaks, target: Leaks) -> Equivalence | None:
-    """The equivalence test of three results of one attack; None for fewer than two shared rows."""
-    moments = _moments(own, oracle, target)
-    return None if moments is None else equivalence(moments)
 
 
 def broken(cells: Sequence[Cell]) -> list[Cell]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,8 +56,3 @@ def words_of(text: str) -> list[str]:
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
     return [str(word) for word in fold(pa.array([text], pa.string()))[0].as_py().split()]
-
-
-def unique_words(texts: Sequence[str]) -> list[str]:
-    """The words of several texts, each once, in order."""
-    return list(dict.fromkeys(word for text in texts for word in words_of(text)))

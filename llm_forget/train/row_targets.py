@@ -97,11 +97,6 @@ def targets_from_holdout(forget: Sequence[float], holdout: Sequence[float]) -> R
     return RowTargets(tuple(values), "holdout", 0.0, len(holdout))
 
 
-def mean_error(targets: Sequence[float], oracle: Sequence[float]) -> float:
-    """Mean absolute difference between targets and an oracle's log-probs of the same rows, in nats per token."""
-    return math.fsum(abs(one - other) for one, other in zip(targets, oracle, strict=True)) / max(len(oracle), 1)
-
-
 def _quantile(known: Sequence[float], share: float) -> float:
     """The quantile of a sorted sample, linear between the sample's values at (k − ½) / m."""
     place = min(max(share * len(known) - 0.5, 0.0), len(known) - 1.0)
