@@ -317,7 +317,7 @@ class Run:
             None if self._origin is None else self._origin.top,
             None if self.row_targets is None else torch.tensor(self.row_targets.values),
             self._swapped,
-            novel_tokens(self.sets.forget, self.sets.retain),
+            novel_tokens(self.sets.forget, self.sets.retain) if self.method.needs.novel else None,
         )
 
     def report(self, now: Measurement, verdict: Verdict) -> None:
