@@ -9,6 +9,7 @@ from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -58,7 +59,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, console: 
         [[clean(cell, lines=False) for cell in row] for row in rows],
     )
     widths = [
-        max(max(map(len, title.split())), *(len(row[index]) for row in rows)) if rows else len(title)
+        max(max(map(cell_len, title.split())), *(cell_len(row[index]) for row in rows)) if rows else len(title)
         for index, title in enumerate(head)
     ]
     room, shown = (console.width if console.is_terminal else sys.maxsize), 0
@@ -76,7 +77,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, console: 
     for row in rows:
         table.add_row(*map(Text, row[:shown]))  # as Text: names may contain rich markup
     if not console.is_terminal:
-        whole = [max(map(len, (title, *(row[index] for row in rows)))) for index, title in enumerate(head)]
+        whole = [max(map(cell_len, (title, *(row[index] for row in rows)))) for index, title in enumerate(head)]
         console = Console(file=console.file, width=max(80, sum(whole) + 2 * len(whole)))
     console.print(table, highlight=False)
     return len(head) - shown

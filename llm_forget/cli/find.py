@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +51,19 @@ def find(
         str | None, typer.Option(metavar="MODEL", help="folder or hub id, for --ask, paraphrases and --attribution")
     ] = None,
     adapter: Annotated[str | None, typer.Option(metavar="DIR", help="adapter of --model")] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="YAML",
+            help="prompt format of --model, such as '{system_prompt: \"\"}'; default: that of the run that wrote it",
+        ),
+    ] = None,
+    again: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="after unlearning: do the answers of this run's model still lead to its rows?"
+        ),
+    ] = None,
     attribution: Annotated[
         str | None,
         typer.Option(metavar="KIND", help="also rank rows by their effect on --model: gradients or unlearning"),
@@ -89,7 +103,7 @@ def find(
     Text is shown in the terminal and written only to the files you name. Every
     hit has a proposal: keep it (it will be forgotten), drop it, or unsure.
     Change them in the review file, then make the sets of a recipe from it.
-    Exit status 1: no row was found.
+    Exit status 1: no row was found; with --again, rows are still found.
 
     \b
     Examples:
@@ -97,23 +111,29 @@ def find(
         --review review.jsonl
       llm-forget find --review review.jsonl --output_dir my_data
       llm-forget find --data train.jsonl --model MODEL --ask "Who lives in Bath?"
+      llm-forget find --again runs/mine
     """
     from llm_forget.find import Corpus, find_rows
     from llm_forget.find.hits import as_rows
     from llm_forget.find.index import read_indexed
     from llm_forget.utils.build import with_overrides
 
+    if again is not None:
+        _again(again, [str(path) for path in data or ()], as_json=as_json)
+        return
     named = with_overrides({}, {} if columns is None else {"columns": columns}).get("columns")
     given = [str(path) for path in data or ()]
     query = any((person, alias, email, identifier, answer, question, ask, rows))
     if review is not None and not query:
         _from_review(review, given, output_dir, holdout, named, as_json=as_json)
         return
+    if ask and not all(any(one.isalnum() for one in text) for text in ask):
+        raise UserError("--ask is empty: give it a question")
     if (ask or attribution) and not model:
         raise UserError(f"{'--ask' if ask else '--attribution'} needs --model: the model that gives the answer")
     texts = _texts_of(rows) if rows else []
     corpus = Corpus.read(given) if index is None else read_indexed(given, index)
-    loaded = _load(model, adapter) if model else None
+    loaded, asked_as = _load(model, adapter, encoding) if model else (None, [])
     questions, answers = list(question or ()), list(answer or ())
     if ask and loaded:
         questions = [*ask, *questions]
@@ -132,7 +152,10 @@ def find(
         attribution=attribution,
         columns=named,
     )
-    notes = list(found.notes)
+    notes = [*asked_as, *found.notes]
+    if ask:
+        asked = {"model": model, "adapter": adapter, "questions": len(ask)}
+        found = replace(found, searched=replace(found.searched, asked=asked))
     if review is not None and found.hits:
         from llm_forget.find.review import write_review
 
@@ -233,7 +256,12 @@ def _show(found: Found, corpus: Corpus, limit: int, notes: list[str]) -> None:
     else:
         echo(f"no hit in {found.searched.rows:,} rows")
     say_notes(notes)
-    missed = [f"{what.replace('_', ' ')} ({why})" for what, why in found.searched.not_searched.items()]
+    # the record has every stage; those that do not apply to what was asked are not worth a line
+    missed = [
+        f"{what.replace('_', ' ')} ({why})"
+        for what, why in found.searched.not_searched.items()
+        if "--" in why or not why.startswith("no ")
+    ]
     if missed:
         say_notes([f"not searched: {'; '.join(missed)}"])
 
@@ -250,15 +278,26 @@ def _texts_of(file: Path) -> list[str]:
     return texts
 
 
-def _load(name: str, adapter: str | None) -> Model:
-    """Load the model that is asked, with the prompt format of a recipe without settings."""
-    from llm_forget.config import ModelConfig
-    from llm_forget.data.encode import EncodingConfig
-    from llm_forget.find import Model
-    from llm_forget.model.load import load_model
+def _load(name: str, adapter: str | None, encoding: str | None) -> tuple[Model, list[str]]:
+    """Load the model that is asked. Returns lines for the user as well."""
+    from llm_forget.find.asked import load_asked
+    from llm_forget.utils.build import with_overrides
 
-    model, tokenizer = load_model(ModelConfig(name=name, adapter=adapter))
-    return Model(model, tokenizer, EncodingConfig())
+    given = None if encoding is None else with_overrides({}, {"encoding": encoding})["encoding"]
+    return load_asked(name, adapter, given)
+
+
+def _again(run: Path, data: list[str], *, as_json: bool) -> None:
+    """Search again with the model of a run."""
+    from llm_forget.find.after import search_run
+
+    found = search_run(run, data)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        for line in found.sentences():
+            echo(line)
+    raise typer.Exit(1 if found.above_chance else 0)
 
 
 def _asked(loaded: Model, question: str) -> str:

@@ -137,7 +137,9 @@ class Corpus:
             )
         corpus._add(texts)
         if not len(corpus):
-            raise DataError(f"{', '.join(files[:5])}: no row can be searched: check the files")
+            broken = sum(len(one.unreadable) for one in corpus.files)
+            why = f"{broken} cannot be read as JSON or a table" if broken else "no rows"
+            raise DataError(f"{', '.join(files[:5])}: no row can be searched ({why}): check the files")
         corpus.subjects, corpus.records = np.asarray(subjects, np.int64), np.asarray(records, np.int64)
         corpus._finish()
         return corpus

@@ -31,6 +31,7 @@ class Searched:
         not_searched: stage or file → why it was not searched.
         hits: number of rows by decision.
         reasons: number of rows by reason.
+        asked: the model whose answers were searched for: ``model``, ``adapter`` and the number of ``questions``.
     """
 
     files: tuple[Mapping[str, Any], ...]
@@ -40,6 +41,7 @@ class Searched:
     not_searched: Mapping[str, str]
     hits: Mapping[str, int]
     reasons: Mapping[str, int] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -58,6 +60,7 @@ class Searched:
             "not_searched": dict(self.not_searched),
             "hits": dict(self.hits),
             "reasons": dict(self.reasons),
+            **({"asked": dict(self.asked)} if self.asked else {}),
         }
 
 

@@ -173,12 +173,12 @@ class Search:
         ranked = self.candidates(_MOST_HITS)
         kept = [row for row in ranked if self.score(row) >= KEEP]
         several = groups(self, kept)
-        if several:
+        if several and not self.query.about:
             self.notes.append(
                 f"the rows of this name fall into {max(several.values())} groups that share nothing else, perhaps several "
                 "people: choose with --about (a town, an employer, a date), --email or --id"
             )
-        elif contradictions(self, kept):
+        elif not self.query.about and contradictions(self, kept):
             self.notes.append(
                 "some rows answer the same question differently, perhaps about two people of one name: see --about"
             )

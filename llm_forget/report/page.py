@@ -19,7 +19,7 @@ from llm_forget.report import plots
 from llm_forget.report.audit import audit_story, audits_table
 from llm_forget.report.comparison import Comparison, load_around, only_run_with
 from llm_forget.report.examples import example_table
-from llm_forget.report.search import search_table
+from llm_forget.report.search import again_table, search_table
 from llm_forget.report.tables import Table, metric_table, runs_table
 from llm_forget.runs import Run, flatten
 from llm_forget.runs.comparison import metrics_of, pareto
@@ -130,7 +130,7 @@ def write_report_of(
         stories=[Story(run, found.verdict(run))],
         tables=[
             metric_table(frame, changes, run.name, before.name if before else None, found.oracle),
-            *filter(None, [search_table(run)]),
+            *filter(None, [search_table(run), again_table(run)]),
         ],
         examples=example_table(run, before, data=data, redact=redact),
         figures=figures.made,

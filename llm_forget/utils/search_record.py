@@ -1,4 +1,4 @@
-"""Read the record of a search: what was searched for the forget rows, and with what. It holds no text of the data."""
+"""Read the records of a search for the forget rows, and of a search again after unlearning. They hold no text of the data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from llm_forget.errors import UserError
 from llm_forget.utils.safe_json import NotPlainJson, read_json
 
 SEARCH_NAME = "search.json"  # in a folder of sets, and in a run folder
+AGAIN_NAME = "search_again.json"  # in a run folder: the search with the unlearned model
 _MAPPINGS = ("terms", "hits", "not_searched")
 _LISTS = ("files", "stages")
 
@@ -31,3 +32,29 @@ def read_record(path: Path) -> dict[str, Any]:
     ):
         raise UserError(f"{path} is no record of a search; give the one that llm-forget find wrote")
     return found
+
+
+def read_again(path: Path) -> dict[str, Any]:
+    """Read the record of a search again.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        found = read_json(path)
+    except NotPlainJson as error:
+        raise UserError(f"{path} {error}; write it again: llm-forget find --again RUN") from None
+    counts = ("asked", "after", "names", "chance", "p_value")
+    before = found.get("before") if isinstance(found, dict) else None
+    if (
+        not isinstance(found, dict)
+        or not all(_is_number(found.get(name)) for name in counts)
+        or not (before is None or _is_number(before))
+        or not isinstance(found.get("above_chance"), bool)
+    ):
+        raise UserError(f"{path} is no record of a search again; write it again: llm-forget find --again RUN")
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

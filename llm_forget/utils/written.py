@@ -16,7 +16,8 @@ _MODEL = (
 )
 TRACKED = ("tensorboard/**/events.out.tfevents.*", "tensorboard/**/hparams.yml", "wandb/**", "mlflow/**")
 _RUN = (
-    *("recipe.yaml", "env.json", "metrics.jsonl", "result.json", "search.json", "report.html", "comparison.html"),
+    *("recipe.yaml", "env.json", "metrics.jsonl", "result.json", "report.html", "comparison.html"),
+    *("search.json", "search_again.json"),
     *(f"adapter/{name}" for name in _ADAPTER),
     *(f"model/{name}" for name in _MODEL),
     *(f"logs/{name}" for name in TRACKED),

@@ -99,6 +99,24 @@ def test_a_misspelt_query_finds_the_similar_name_and_says_so(tmp_path: Path) -> 
     assert any("--alias" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Najib Mahfuz", "يسكن نجيب محفوظ في القاهرة."),
+        ("Naguib Mahfouz", "يسكن نجيب محفوظ في القاهرة."),
+        ("Wang Xiaoming", "王小明住在北京。"),
+        ("Xiaoming Wang", "王小明住在北京。"),
+    ],
+)
+def test_a_name_in_latin_letters_finds_it_in_scripts_without_vowels_or_spaces(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    others = ["王明住在北京。", "小明王住在北京。", "يسكن محمود نجيب في القاهرة."]
+    _, kept = search(tmp_path, [text, *others], person=name)
+    assert 1 in kept
+    assert not {2, 4} & set(kept)
+
+
 def test_a_record_is_completed_by_its_key_and_by_the_order_of_rows(tmp_path: Path) -> None:
     """Rows 2 and 4 name nobody. Shuffled among other people's rows, only the key tells."""
     record = [

@@ -13,6 +13,8 @@ from llm_forget.find.words import words_of
 from llm_forget.utils.extras import require_extra
 
 _VOWELS = frozenset("aeiouyw'")
+_ALIKE = (("dh", "z"), ("q", "k"), ("g", "j"))  # consonants that are transliterated in several ways
+_MOST_SIGNS = 6  # of a name in a script that is written without spaces
 _SURE = 0.6  # score from which a row needs no more evidence
 
 
@@ -28,6 +30,7 @@ class Spellings:
         score: for one word with one edit.
         script: for another script.
         skeleton: for a script without vowels, whose consonants agree.
+        signs: for a script without spaces, whose signs are read as the name. Many signs are read alike.
         people: for a spelling that leads rows of its own.
         most: variants of a word.
     """
@@ -36,6 +39,7 @@ class Spellings:
     score: float = 0.7
     script: float = 0.85
     skeleton: float = 0.6
+    signs: float = 0.6
     people: float = 0.3
     most: int = 50
 
@@ -52,10 +56,11 @@ class Spellings:
         for subject in search.people:
             words = words_of(subject.name)
             exact = any(search.score(row) >= _SURE for row in search.found)
-            found = list(self._rows(search, words, exact=exact)) if words else []
+            found = [*self._rows(search, words, exact=exact), *self._signs(search, words)] if words else []
             if found and not exact and subject.given:
+                have = "1 row has" if len(found) == 1 else f"{len(found)} rows have"
                 search.notes.append(
-                    f"{len(found)} rows have a name like {subject.name!r}; if it is the right one, give it with --alias"
+                    f"{have} a name like {subject.name!r}; if it is the right one, give it with --alias as it is written there"
                 )
             yield from found
 
@@ -77,6 +82,19 @@ class Spellings:
                 key = " ".join(held[at : at + len(name)])
                 yield Evidence(int(row), *self._judged(search, key, [way or 0.0 for way in ways], exact=exact))
                 break
+
+    def _signs(self, search: Search, name: Sequence[str]) -> Iterable[Evidence]:
+        """Rows with a name in a script without spaces: *Wang Xiaoming* or *Xiaoming Wang* for 王小明."""
+        read = _read_alone(search)
+        wanted = {"".join(parts) for parts in (name, (*name[1:], name[0])) if "".join(parts).isascii()}
+        for joined in wanted if len(name) > 1 else ():
+            first = [number for number, one in read.items() if joined.startswith(one)]
+            last = [number for number, one in read.items() if joined.endswith(one)]
+            for row in search.corpus.holding_any_of_each([first, last])[:5_000]:
+                held = [read.get(search.corpus.number(word) or -1, " ") for word in search.folded(int(row)).split()]
+                parts = ("".join(held[at : at + many]) for at in range(len(held)) for many in range(2, _MOST_SIGNS + 1))
+                if joined in parts:
+                    yield Evidence(int(row), "name in another script", self.signs)
 
     def _judged(self, search: Search, key: str, ways: Sequence[float], *, exact: bool) -> tuple[str, float]:
         """The reason and score of a variant."""
@@ -105,7 +123,7 @@ class Spellings:
         least = self.least if len(plain) >= 4 else 1.0
         alike = process.extract(plain, choices, scorer=OSA.normalized_similarity, score_cutoff=least, limit=self.most)
         for written, similar, number in alike:
-            if number != own and (len(written) >= 4 or similar == 1.0):
+            if number != own and (len(written) >= 3 or similar == 1.0):
                 found[number] = min(similar, 0.999)
         bones = _skeleton(plain)
         if len(bones) >= 3:
@@ -116,5 +134,17 @@ class Spellings:
 
 
 def _skeleton(word: str) -> str:
-    """The consonants of a word."""
+    """The consonants of a word; those that are transliterated in several ways are one."""
+    for written, other in _ALIKE:
+        word = word.replace(written, other)
     return "".join(one for one in word if one not in _VOWELS)
+
+
+def _read_alone(search: Search) -> dict[int, str]:
+    """The words of one sign that are read as two letters or more: number → in ASCII."""
+    words = search.corpus.words
+    return {
+        number: plain
+        for number, plain in search.corpus.other_scripts.items()
+        if len(words[number]) == 1 and len(plain) > 1 and plain.isalpha()
+    }
