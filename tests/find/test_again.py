@@ -48,10 +48,9 @@ def run_of(base: Path, folder: Path, learning_rate: float) -> Path:
                 },
                 "method": {"name": "grad_ascent"},
                 "retain": {"name": None},
-                "encoding": {"system_prompt": ""},
                 "adapter": {"rank": 8},
                 "train": {"epochs": 30, "batch_size": 4, "learning_rate": learning_rate},
-                "stop": {"forget_target": 0.01, "utility_floor": 0.0},
+                "stop": {"forget_target": None, "utility_floor": 0.0},
                 "output_dir": str(folder / "run"),
             }
         ),

@@ -86,12 +86,13 @@ class Spellings:
     def _signs(self, search: Search, name: Sequence[str]) -> Iterable[Evidence]:
         """Rows with a name in a script without spaces: *Wang Xiaoming* or *Xiaoming Wang* for 王小明."""
         read = _read_alone(search)
+        signs = {search.corpus.words[number]: plain for number, plain in read.items()}
         wanted = {"".join(parts) for parts in (name, (*name[1:], name[0])) if "".join(parts).isascii()}
         for joined in wanted if len(name) > 1 else ():
             first = [number for number, one in read.items() if joined.startswith(one)]
             last = [number for number, one in read.items() if joined.endswith(one)]
             for row in search.corpus.holding_any_of_each([first, last])[:5_000]:
-                held = [read.get(search.corpus.number(word) or -1, " ") for word in search.folded(int(row)).split()]
+                held = [signs.get(word, " ") for word in search.folded(int(row)).split()]
                 parts = ("".join(held[at : at + many]) for at in range(len(held)) for many in range(2, _MOST_SIGNS + 1))
                 if joined in parts:
                     yield Evidence(int(row), "name in another script", self.signs)
