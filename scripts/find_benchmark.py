@@ -1,9 +1,13 @@
 """Measure searches: recall and precision from a name and from a bad answer, planted paraphrases, time and memory.
 
+    python scripts/find_benchmark.py all --tofu full.jsonl --tofu-paraphrases forget10_perturbed.jsonl --rwku rwku/
+
+measures everything and prints a table with what is asked for. Parts of it:
+
     python scripts/find_benchmark.py quality --people 300
     python scripts/find_benchmark.py quality --tofu full.jsonl --tofu-paraphrases forget10_perturbed.jsonl
     python scripts/find_benchmark.py quality --rwku rwku/
-    python scripts/find_benchmark.py speed --rows 1000000
+    python scripts/find_benchmark.py speed --rows 100000 1000000
 
 The rows hold question and answer only, so no column says who they are about. A row counts as found if its proposal is keep.
 `speed` writes the rows of scripts/find_rows.py to a temporary folder and runs the command in a process of its own.
@@ -15,7 +19,6 @@ import argparse
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -201,42 +204,97 @@ def quality(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def speed(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Seconds and memory of the whole command, from a name and from an answer."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
-        write(path, given.rows, 0)
-        person = people(1, 0)[0]
-        answer = next(str(row["answer"]) for _, row in made(1, 0))
-        for kind, value in (("--person", person.name), ("--answer", answer)):
-            command = [sys.executable, "-m", "llm_forget.cli", "find", "--data", str(path), kind, value, "--json"]
-            start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-            shown = subprocess.run(command, capture_output=True, check=True, text=True, env=os.environ)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            yield {
-                "rows": given.rows,
-                "megabytes": path.stat().st_size / 1e6,
-                "from": kind,
-                "seconds": time.perf_counter() - start,
-                "seconds of CPU": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-                "GB": after.ru_maxrss / 1e6,
-                "kept": json.loads(shown.stdout)["searched"]["hits"]["keep"],
+    """Seconds and memory of the whole command, and what it finds, from a name and from an answer."""
+    for count in given.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rows.jsonl"
+            write(path, count, 0)
+            person = people(1, 0)[0]
+            answer = next(str(row["answer"]) for _, row in made(1, 0))
+            texts = {
+                json.dumps({"question": row["question"], "answer": row["answer"]})
+                for name, row in made(len(KINDS), 0)
+                if name == person.name
             }
+            wanted = {number for number, line in enumerate(path.open(encoding="utf-8"), start=1) if line[:-1] in texts}
+            for kind, value in (("--person", person.name), ("--answer", answer)):
+                yield {"rows": count, "megabytes": path.stat().st_size / 1e6, **_timed(path, kind, value, wanted)}
+
+
+def _timed(path: Path, kind: str, value: str, wanted: set[int]) -> dict[str, Any]:
+    """One command in a process of its own."""
+    command = [sys.executable, "-m", "llm_forget.cli", "find", "--data", str(path), kind, value, "--json"]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ)
+    shown = process.stdout.read() if process.stdout else b""
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    kept = {row["line"] for row in json.loads(shown)["rows"] if row["decision"] == "keep"}
+    return {
+        "from": kind.removeprefix("--"),
+        "seconds": time.perf_counter() - start,
+        "seconds of CPU": used.ru_utime + used.ru_stime,
+        "GB": used.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6),
+        "recall": len(kept & wanted) / len(wanted),
+        "precision": len(kept & wanted) / len(kept) if kept else 0.0,
+    }
+
+
+# What a search is to reach: kind of measurement → measure → bound.
+_LEAST: dict[str, dict[str, float]] = {
+    "name": {"recall": 0.99},
+    "answer": {"recall": 0.98, "precision": 0.95},
+    "paraphrases": {"found": 0.9},
+}
+_MOST = {100_000: {"seconds": 5.0}, 1_000_000: {"seconds": 60.0, "GB": 2.0}}
+
+
+def everything(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All measurements; afterwards a table with what is asked for."""
+    results = []
+    for result in (*(() if given.only_speed else (quality,)), speed):
+        for one in result(given):
+            results.append(one)
+            yield one
+    print("\n" + table(results))
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: each measurement, its bound, and whether it holds."""
+    lines = ["| what | measure | measured | asked | holds |", "|---|---|---:|---:|---|"]
+    for one in results:
+        if "rows" in one:
+            what, bounds, least = f"{one['rows']:,} rows, from {one['from']}", _MOST.get(one["rows"], {}), False
+        elif "planted" in one:
+            what, bounds, least = f"{one['data']}, planted {one['planted']}", _LEAST["paraphrases"], True
+        else:
+            what, bounds, least = f"{one['data']}, from {one['from']}, {one['order']}", _LEAST[one["from"]], True
+        for name, bound in bounds.items():
+            holds = one[name] >= bound if least else one[name] < bound
+            digits = 3 if least else 2
+            lines.append(
+                f"| {what} | {name} | {one[name]:.{digits}f} | {'≥' if least else '<'} {bound:g} | {'yes' if holds else 'no'} |"
+            )
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Print one JSON object per measurement."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = options.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("quality")
-    one.add_argument("--people", type=int, default=0, help="people of the project's own generator")
-    one.add_argument("--tofu", type=Path, help="TOFU's full set")
-    one.add_argument("--tofu-paraphrases", type=Path, help="TOFU's forget10_perturbed")
-    one.add_argument("--rwku", type=Path, help="folder with RWKU's forget_level1 to 3")
-    one.add_argument("--searches", type=int, default=200)
-    other = commands.add_parser("speed")
-    other.add_argument("--rows", type=int, default=100_000)
+    parts = {name: commands.add_parser(name) for name in ("all", "quality", "speed")}
+    for name in ("all", "quality"):
+        one = parts[name]
+        one.add_argument("--people", type=int, default=300 if name == "all" else 0, help="people of our own generator")
+        one.add_argument("--tofu", type=Path, help="TOFU's full set")
+        one.add_argument("--tofu-paraphrases", type=Path, help="TOFU's forget10_perturbed")
+        one.add_argument("--rwku", type=Path, help="folder with RWKU's forget_level1 to 3")
+        one.add_argument("--searches", type=int, default=200)
+    for name in ("all", "speed"):
+        parts[name].add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parts["all"].add_argument("--only-speed", action="store_true", help="only time and memory")
     given = options.parse_args()
-    for result in (quality if given.command == "quality" else speed)(given):
+    for result in {"all": everything, "quality": quality, "speed": speed}[given.command](given):
         print(
             json.dumps(
                 {name: round(value, 4) if isinstance(value, float) else value for name, value in result.items()}

@@ -1,8 +1,9 @@
-"""Test that the shipped notebook runs from top to bottom and that its plots show the numbers of the runs."""
+"""Test that the shipped notebooks run from top to bottom, and show and write what they should."""
 
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,22 @@ import numpy as np
 import pytest
 from run_examples import ROWS, write_family
 
+from llm_forget.demo.splits import people, rows
 from llm_forget.utils.shipped import shipped
 
 nbformat = pytest.importorskip("nbformat", reason="needs pip install 'llm-forget[notebook]'")
 nbclient = pytest.importorskip("nbclient", reason="needs nbclient")
 
 NOTEBOOK = "recipes/notebooks/compare_runs.ipynb"
+FIND = "recipes/notebooks/find_rows.ipynb"
 PLANTED = "Vexatorium-7714"
 _PLOT = "application/vnd.plotly.v1+json"
 
 
-def executed(runs: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def executed(runs: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str = NOTEBOOK) -> Any:
     monkeypatch.setenv("LLM_FORGET_RUNS", str(runs))
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
-    notebook = nbformat.read(str(shipped(NOTEBOOK)), as_version=4)
+    notebook = nbformat.read(str(shipped(name)), as_version=4)
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
     return notebook
 
@@ -60,6 +63,21 @@ def test_runs_from_top_to_bottom_and_shows_the_plots(tmp_path: Path, monkeypatch
     assert PLANTED not in nbformat.writes(executed(runs, tmp_path, monkeypatch))
 
 
-def test_is_shipped_without_outputs() -> None:
-    cells = nbformat.read(str(shipped(NOTEBOOK)), as_version=4).cells
+@pytest.mark.slow
+def test_from_a_bad_answer_to_the_files_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rapidfuzz", reason="needs pip install 'llm-forget[find]'")
+    folk = people(8, 3)
+    data = [{name: row[name] for name in ("question", "answer")} for person in folk for row in rows(person, 3)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data), encoding="utf-8")
+    monkeypatch.setenv("LLM_FORGET_ANSWER", data[12]["answer"])
+    cells = [cell for cell in executed(tmp_path, tmp_path, monkeypatch, FIND).cells if cell.cell_type == "code"]
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    forget = (tmp_path / "my_data" / "forget.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in forget] == data[12:24]
+    assert (tmp_path / "my_data" / "search.json").is_file()
+
+
+@pytest.mark.parametrize("name", [NOTEBOOK, FIND])
+def test_is_shipped_without_outputs(name: str) -> None:
+    cells = nbformat.read(str(shipped(name)), as_version=4).cells
     assert not [cell for cell in cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]
