@@ -29,6 +29,8 @@ PAGES = [
         "recipes/accelerate/README.md",
         "eval/README.md",
         "llm_forget/adapters/README.md",
+        "llm_forget/certificates/README.md",
+        "llm_forget/requests/README.md",
     )
     if (ROOT / name).is_file()
 ]

@@ -17,16 +17,20 @@ from rich.console import Console
 from llm_forget.cli import adapters as adapter_commands
 from llm_forget.cli import run
 from llm_forget.cli.audit import audit
+from llm_forget.cli.certify import certify, verify
 from llm_forget.cli.chat import chat
 from llm_forget.cli.compare import compare
 from llm_forget.cli.console import Json, print_json, run_command
 from llm_forget.cli.entry import quiet_libraries
 from llm_forget.cli.find import find
+from llm_forget.cli.keys import keys_app
 from llm_forget.cli.methods import methods
 from llm_forget.cli.plan import plan
 from llm_forget.cli.report import report
+from llm_forget.cli.requests import requests_app
 from llm_forget.cli.sanitise import sanitise
 from llm_forget.cli.seeds import seeds
+from llm_forget.cli.shred import shred
 from llm_forget.utils.terminal import echo
 
 app = typer.Typer(
@@ -34,7 +38,7 @@ app = typer.Typer(
     help="Machine unlearning for language models: unlearn, evaluate, and ship LoRA adapters.",
     epilog="""\b
 --debug shows the traceback of an error.
-Exit status: 0 success, 1 a check failed (doctor) or nothing was found (find),
+Exit status: 0 success, 1 a check failed (doctor, verify) or nothing was found (find),
 2 invalid input, 3 internal error, 130 interrupted.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -85,6 +89,11 @@ app.command()(report)
 app.command()(audit)
 app.command()(seeds)
 app.command()(chat)
+app.command()(certify)
+app.command()(verify)
+app.command()(shred)
+app.add_typer(keys_app, name="keys")
+app.add_typer(requests_app, name="requests")
 
 
 @app.command()

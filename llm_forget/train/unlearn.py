@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from accelerate import PartialState
@@ -15,6 +16,7 @@ from transformers import set_seed
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.data.encode import Encoded
+from llm_forget.data.examples import Example
 from llm_forget.errors import DataError, RecipeError
 from llm_forget.model.checkpointing import check_checkpointing
 from llm_forget.model.directions import aim_adapter
@@ -39,12 +41,18 @@ from llm_forget.utils.search_record import read_record
 from llm_forget.utils.terminal import say
 
 
-def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
+def unlearn(
+    recipe: UnlearnRecipe,
+    console: Console | None = None,
+    *,
+    in_memory: Mapping[str, list[Example]] = MappingProxyType({}),
+) -> RunRecord:
     """Run a recipe and write its run folder.
 
     Args:
         recipe: the checked recipe.
         console: a console for progress; standard error by default.
+        in_memory: set → its examples, instead of those that the recipe names.
 
     Returns:
         The content of ``result.json``.
@@ -55,10 +63,10 @@ def unlearn(recipe: UnlearnRecipe, console: Console | None = None) -> RunRecord:
     if recipe.output_dir == NOWHERE:
         raise RecipeError("output_dir is empty; give a folder for the run")
     with writing_run(recipe.output_dir):
-        return _unlearn(recipe, console)
+        return _unlearn(recipe, console, in_memory)
 
 
-def _unlearn(recipe: UnlearnRecipe, console: Console | None) -> RunRecord:
+def _unlearn(recipe: UnlearnRecipe, console: Console | None, in_memory: Mapping[str, list[Example]]) -> RunRecord:
     given, recipe = recipe, settled(recipe, base=has_base(recipe))
     parts = make_parts(recipe)
     if recipe.search is not None:
@@ -76,6 +84,7 @@ def _unlearn(recipe: UnlearnRecipe, console: Console | None) -> RunRecord:
         rows=recipe.stop.rows,
         seed=recipe.seed,
         data_dir=recipe.data_dir,
+        in_memory=in_memory,
     )
     recipe = scaled(recipe, given, rows=len(sets.forget), width=hidden_size(read_config(located)))
 

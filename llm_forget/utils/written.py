@@ -22,10 +22,17 @@ _RUN = (
     *(f"model/{name}" for name in _MODEL),
     *(f"logs/{name}" for name in TRACKED),
     *("eval/*.json", "eval/*.parquet", "eval/cache/**/*.safetensors"),
-    *("audit/audit.json", "audit/cells/*.json"),
+    *("audit/audit.json", "audit/cells/*.json", "shredded.json", "certificate/**"),
 )
+# A certificate is replaced as a whole: a file of an older one next to it would be one that was not certified.
+_CERTIFICATE = ("**",)
 # A file that only this kind of folder has → what a command writes to it. The first that exists counts.
-_KINDS = (("result.json", _RUN), ("adapter_config.json", _ADAPTER), ("config.json", _MODEL))
+_KINDS = (
+    ("statement.dsse.json", _CERTIFICATE),
+    ("result.json", _RUN),
+    ("adapter_config.json", _ADAPTER),
+    ("config.json", _MODEL),
+)
 _UNFINISHED = re.compile(r"\..+\.(\w+-)?\d+-[0-9a-f]{8}(\.new|\.old)?")
 
 
@@ -53,6 +60,13 @@ def what_is_replaced(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(removed), sorted(path.relative_to(folder).as_posix() for path in foreign)
 
 
+def written_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files of a folder that ``remove_written`` would remove."""
+    return [
+        path for path in _files(folder) if _matches(path, folder, tuple(patterns)) or _UNFINISHED.fullmatch(path.name)
+    ]
+
+
 def remove_written(folder: Path, patterns: Sequence[str]) -> bool:
     """Remove the files that match, and the folders that are empty afterwards.
 
@@ -63,9 +77,8 @@ def remove_written(folder: Path, patterns: Sequence[str]) -> bool:
     Returns:
         Whether files are left.
     """
-    for path in _files(folder):
-        if _matches(path, folder, tuple(patterns)) or _UNFINISHED.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+    for path in written_files(folder, patterns):
+        path.unlink(missing_ok=True)
     for root, folders, _ in os.walk(folder, topdown=False):
         for name in folders:
             _remove_if_empty(Path(root) / name)

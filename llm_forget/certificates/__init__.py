@@ -1,0 +1,1 @@
+"""Certificates of unlearning runs: signed statements that others can check, and the pages for people."""

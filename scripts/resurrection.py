@@ -1,0 +1,199 @@
+"""Do earlier requests stay forgotten when later ones are forgotten? Joint, sequential and stacked adapters at k = 1, 4 and 16.
+
+python scripts/resurrection.py FOLDER [--requests 16] [--seeds 1] [--write scripts/resurrection.md]
+
+A small model learns invented people; each request is one of them. For each way there is a ledger, and each request is a batch of
+its own, forgotten and tested by the code of `llm-forget requests forget`. Run it again after an interruption, and it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from llm_forget.config import UnlearnRecipe
+from llm_forget.data.encode import EncodingConfig, encode_all
+from llm_forget.data.examples import DataSource, read_examples
+from llm_forget.demo.splits import make_splits, write_splits
+from llm_forget.errors import UserError
+from llm_forget.model.load import load_model
+from llm_forget.model.measure import answer_logps
+from llm_forget.requests import batches
+from llm_forget.requests.forgetting import Workshop, forget_batch
+from llm_forget.requests.ledger import HOW, Ledger, Test
+from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
+from llm_forget.utils.build import build
+from llm_forget.utils.files import new_folder, write_json
+
+FACTS = 3
+SHOWN = (1, 4, 16)
+SYSTEM = EncodingConfig(system_prompt="")
+NOTES = """\
+Every request is one invented person with {facts} rows. The model, a Llama with {layers} blocks of width {hidden}, was
+trained from scratch on {rows} rows until it gave every answer. It knows {people} people to forget and as many to
+keep. The method is npo with the retain term nll, rank {rank}, until the forget rows are as unlikely as answers about
+people that the model never saw. Figures are mean answer probabilities. *Earlier* is over the rows of all requests
+before the last one, *worst* the request with the highest. *Came back*: requests that regained a fifth of what their
+own batch had taken away. *Seconds*: all batches so far, with their tests, on one busy core.
+
+What this does not show: models of a usual size, people with many rows, requests that share facts, other methods, many
+seeds, other ways of asking (`llm-forget audit`). A joint adapter is trained again on all requests each time, so its
+cost grows with their number.
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the experiment is."""
+
+    requests: int = 16
+    hidden: int = 64
+    layers: int = 2
+    rank: int = 8
+    steps: int = 260
+
+
+def make_world(folder: Path, size: Size, seed: int) -> None:
+    """Data, one file per request, and a model that knows all rows."""
+    if (folder / "base").is_dir():
+        return
+    people = dict.fromkeys(("forget_people", "retain_people"), size.requests)
+    splits = make_splits(**people, holdout_people=8, facts_per_person=FACTS, seed=seed)
+    write_splits(splits, folder)
+    for number in range(size.requests):
+        own = splits.forget[number * FACTS : (number + 1) * FACTS]
+        (folder / f"request-{number:02}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in own), encoding="utf-8"
+        )
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer, hidden=size.hidden, layers=size.layers, seed=seed)
+    rows = [row for name in ("forget", "retain") for row in encoded(folder, name, tokenizer)]
+    memorise(model, rows, steps=size.steps, learning_rate=5e-3)
+    with new_folder(folder / "base") as base:
+        model.save_pretrained(base)
+        tokenizer.save_pretrained(base)
+
+
+def encoded(folder: Path, name: str, tokenizer: Any) -> Sequence[Any]:
+    """The rows of a set."""
+    return encode_all(tokenizer, read_examples(DataSource(str(folder / f"{name}.jsonl"))), SYSTEM)[0]
+
+
+def recipe(folder: Path, size: Size, seed: int) -> UnlearnRecipe:
+    """The recipe of every batch."""
+    values = {
+        "model": {"name": str(folder / "base"), "dtype": "float32"},
+        "data": {name: {"path": str(folder / f"{name}.jsonl")} for name in ("forget", "retain", "holdout")},
+        "encoding": {"system_prompt": ""},
+        "method": {"name": "npo"},
+        "retain": {"weight": 4.0},
+        "adapter": {"rank": size.rank, "alpha": size.rank},
+        "train": {"epochs": 60, "batch_size": 8, "learning_rate": 5e-3, "save_steps": 0},
+        "stop": {"every": 2, "rows": 64},
+        "output_dir": "unused",
+        "seed": seed,
+    }
+    return build(UnlearnRecipe, values, "resurrection")
+
+
+def run(folder: Path, how: str, size: Size, seed: int) -> None:
+    """Forget all requests one after another."""
+    ledger = Ledger(folder / how / "requests.sqlite")
+    shop = Workshop(ledger, recipe(folder, size, seed), folder / how, console=Console(file=io.StringIO()))
+    for number in range(size.requests):
+        name = f"R-{number:02}"
+        try:
+            ledger.request(name)
+        except UserError:
+            ledger.add(name, DataSource(str(folder / f"request-{number:02}.jsonl")), date(2026, 11, 2))
+        state = ledger.request(name).state
+        if state in ("forgotten", "returned"):
+            continue
+        waiting = [one for one in batches.batches(ledger) if one.state in ("planned", "running")]
+        batch = waiting[0] if waiting else batches.plan(ledger, [name], how)
+        done = forget_batch(shop, batch.id, keep=True)
+        kept = retain_kept(folder, shop, done.id)
+        write_json(folder / how / f"{done.id}.retain.json", kept)
+        print(f"seed {seed} {how} {done.id}: {done.seconds:.1f} s, retain {kept['after']:.3f}", flush=True)
+    ledger.close()
+
+
+def retain_kept(folder: Path, shop: Workshop, batch: str) -> dict[str, float]:
+    """Mean answer probability of the retain rows without and with the adapter."""
+    found = {}
+    for name, adapter in (("before", None), ("after", str(shop.adapter(batch)))):
+        model, tokenizer = load_model(replace(shop.recipe.model, adapter=adapter))
+        found[name] = float(answer_logps(model, encoded(folder, "retain", tokenizer), 0)[1].mean())
+    return found
+
+
+def table(folders: Sequence[Path], size: Size) -> list[str]:
+    """The lines of the table; means over seeds."""
+    head = "| k | adapters | known before | last | earlier | worst | came back | retain | seconds |"
+    lines = [head, "|--:|---|--:|--:|--:|--:|--:|--:|--:|"]
+    for k in (one for one in SHOWN if one <= size.requests):
+        for how in HOW:
+            found = [figures(folder / how, k) for folder in folders]
+            mean = {key: sum(one[key] for one in found) / len(found) for key in found[0]}
+            numbers = " | ".join(f"{mean[key]:.3f}" for key in ("before", "last", "earlier", "worst"))
+            lines.append(
+                f"| {k} | {how} | {numbers} | {mean['back']:.1f} of {k - 1} | {mean['retain']:.3f} | {mean['seconds']:.0f} |"
+            )
+    return [line.replace("nan", "–") for line in lines]
+
+
+def figures(folder: Path, k: int) -> dict[str, float]:
+    """The figures after k requests."""
+    ledger = Ledger(folder / "requests.sqlite")
+    done = batches.batches(ledger)[:k]
+    tests: list[Test] = ledger.tests_of(done[-1].id)
+    ledger.close()
+    last = next(one for one in tests if one.request == f"R-{k - 1:02}")
+    earlier = [one for one in tests if one is not last]
+    kept = json.loads((folder / f"{done[-1].id}.retain.json").read_text())
+    return {
+        "before": sum(one.before for one in tests) / len(tests),
+        "last": last.value,
+        "earlier": sum(one.value for one in earlier) / len(earlier) if earlier else float("nan"),
+        "worst": max((one.value for one in earlier), default=float("nan")),
+        "back": sum(one.verdict == "returned" for one in earlier),
+        "retain": kept["after"],
+        "seconds": sum(one.seconds or 0.0 for one in done),
+    }
+
+
+def main() -> None:
+    """Run what is missing, print the table and write it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--write", type=Path)
+    given = parser.parse_args()
+    size = Size(given.requests)
+    folders = [given.folder / f"seed-{seed}" for seed in range(given.seeds)]
+    for seed, folder in enumerate(folders):
+        make_world(folder, size, seed)
+        for how in HOW:
+            run(folder, how, size, seed)
+    lines = table(folders, size)
+    print("\n".join(lines))
+    if given.write:
+        people = {"people": size.requests, "rows": 2 * size.requests * FACTS, "facts": FACTS}
+        notes = NOTES.format(**people, hidden=size.hidden, layers=size.layers, rank=size.rank)
+        title = (
+            f"# Do earlier requests stay forgotten?\n\n`python scripts/resurrection.py FOLDER --seeds {given.seeds}`"
+        )
+        given.write.write_text("\n".join([title, "", *lines, "", notes]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
