@@ -14,6 +14,7 @@ from llm_forget.errors import DataError, RecipeError
 from llm_forget.methods import Needs
 from llm_forget.model.limits import padding_id
 from llm_forget.retain import RetainTerm
+from llm_forget.train.general import general_rows
 from llm_forget.train.objective import Objective
 from llm_forget.train.prepare import UnlearnSets
 from llm_forget.train.swapped import swapped_teacher
@@ -71,7 +72,23 @@ def _mined(term: RetainTerm, making: Making) -> list[Encoded]:
     return random.Random(f"{making.recipe.seed} mined neighbours").sample(rows, len(rows))
 
 
-_MAKERS: Mapping[str, Callable[[RetainTerm, Making], list[Encoded]]] = {"virtual": _virtual, "mined": _mined}
+def _general(term: RetainTerm, making: Making) -> list[Encoded]:
+    return general_rows(
+        making.model,
+        making.tokenizer,
+        making.recipe.encoding,
+        seed=making.recipe.seed,
+        most=_setting(term, "questions"),
+        max_new_tokens=_setting(term, "max_new_tokens"),
+        say=making.say,
+    )
+
+
+_MAKERS: Mapping[str, Callable[[RetainTerm, Making], list[Encoded]]] = {
+    "virtual": _virtual,
+    "mined": _mined,
+    "general": _general,
+}
 
 
 def check_row_sets(objective: Objective, *, retain_given: bool) -> None:

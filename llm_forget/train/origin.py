@@ -55,6 +55,11 @@ def score_base(
         return None
     if recipe.stop.forget_target != "rows" and not (needs.base_top or needs.row_targets):
         return None
+    return base_scores(open_base, sets, tokenizer)
+
+
+def base_scores(open_base: OpenBase, sets: UnlearnSets, tokenizer: Any) -> BaseScores:
+    """Score the forget and the holdout rows with the base."""
     with open_base() as model:
         pad = padding_id(tokenizer, model)
         top, forget = teacher_of(model, sets.forget, pad)

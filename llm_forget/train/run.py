@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -35,6 +35,8 @@ from llm_forget.train.subtraction import AdapterSession
 from llm_forget.train.teacher import Teacher, novel_tokens, teacher_of
 from llm_forget.train.trainer import UnlearningTrainer
 from llm_forget.utils.terminal import say
+
+Watch = Callable[[nn.Module, Measurement], None]
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Run:
         if recipe.stop.neighbour_floor is not None:
             self.meter.neighbours = [row for rows in more_rows.values() for row in rows[: recipe.stop.rows]]
         self.metrics = MetricsLog()
+        self.watch: Watch | None = None  # called after every check
         self.row_targets: RowTargets | None = None
         self.goal: RowGoal | None = None
         self.before = self._measure_before()
@@ -324,6 +327,8 @@ class Run:
         """Log and show a measurement."""
         self.metrics.check(now, verdict)
         self._say(now)
+        if self.watch is not None:
+            self.watch(self.model, now)
 
     def _say(self, now: Measurement) -> None:
         kept = "" if now.retain is None else f" · retain {now.retain:.3f} (floor {self.floor:.3f})"

@@ -17,7 +17,7 @@ from transformers import set_seed
 from llm_forget.config import UnlearnRecipe
 from llm_forget.data.encode import Encoded
 from llm_forget.data.examples import Example
-from llm_forget.errors import DataError, RecipeError
+from llm_forget.errors import RecipeError
 from llm_forget.model.checkpointing import check_checkpointing
 from llm_forget.model.directions import aim_adapter
 from llm_forget.model.experts import without_router_loss
@@ -30,12 +30,13 @@ from llm_forget.train.alternatives import alternative_source, encoded_alternativ
 from llm_forget.train.build import NOWHERE, Parts, check_head, check_layer, make_parts, make_trainable, trained_blocks
 from llm_forget.train.callbacks import note
 from llm_forget.train.default import hidden_size, scaled, settled
-from llm_forget.train.more_rows import Making, more_rows, swapped_top
+from llm_forget.train.more_rows import Making, swapped_top
 from llm_forget.train.origin import OpenBase, base_of, has_base, score_base
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import drop_checkpoints
-from llm_forget.train.run import Run
+from llm_forget.train.run import Run, Watch
 from llm_forget.train.run_folder import RunRecord, replacement, write_run, writing_run
+from llm_forget.train.shared import Shared, further, known_rows
 from llm_forget.train.trackers import drop_logs, sent_settings, tracking
 from llm_forget.utils.search_record import read_record
 from llm_forget.utils.terminal import say
@@ -46,6 +47,7 @@ def unlearn(
     console: Console | None = None,
     *,
     in_memory: Mapping[str, list[Example]] = MappingProxyType({}),
+    lenient: bool = False,
 ) -> RunRecord:
     """Run a recipe and write its run folder.
 
@@ -53,6 +55,7 @@ def unlearn(
         recipe: the checked recipe.
         console: a console for progress; standard error by default.
         in_memory: set → its examples, instead of those that the recipe names.
+        lenient: leave out further retain terms whose rows cannot be made, as for a recipe that names no method.
 
     Returns:
         The content of ``result.json``.
@@ -63,10 +66,28 @@ def unlearn(
     if recipe.output_dir == NOWHERE:
         raise RecipeError("output_dir is empty; give a folder for the run")
     with writing_run(recipe.output_dir):
-        return _unlearn(recipe, console, in_memory)
+        return finished(recipe, console, in_memory=in_memory, lenient=lenient).record
 
 
-def _unlearn(recipe: UnlearnRecipe, console: Console | None, in_memory: Mapping[str, list[Example]]) -> RunRecord:
+def finished(
+    recipe: UnlearnRecipe,
+    console: Console | None = None,
+    *,
+    in_memory: Mapping[str, list[Example]] = MappingProxyType({}),
+    lenient: bool = False,
+    shared: Shared | None = None,
+    watch: Watch | None = None,
+) -> Finished:
+    """``unlearn``, with the model; the caller holds ``writing_run``.
+
+    Args:
+        recipe: the checked recipe.
+        console: a console for progress; standard error by default.
+        in_memory: set → its examples, instead of those that the recipe names.
+        lenient: as for ``unlearn``.
+        shared: what several runs have in common; None to compute it.
+        watch: called after every check with the model and the measurement; what it raises ends the run.
+    """
     given, recipe = recipe, settled(recipe, base=has_base(recipe))
     parts = make_parts(recipe)
     if recipe.search is not None:
@@ -77,15 +98,18 @@ def _unlearn(recipe: UnlearnRecipe, console: Console | None, in_memory: Mapping[
     if located.adapter is not None:
         check_adapter_fits(base, located.adapter)
     tokenizer = load_tokenizer(located)
-    sets = prepare(
-        recipe.data,
-        recipe.encoding,
-        tokenizer,
-        rows=recipe.stop.rows,
-        seed=recipe.seed,
-        data_dir=recipe.data_dir,
-        in_memory=in_memory,
-    )
+    if shared is not None:
+        sets = shared.sets
+    else:
+        sets = prepare(
+            recipe.data,
+            recipe.encoding,
+            tokenizer,
+            rows=recipe.stop.rows,
+            seed=recipe.seed,
+            data_dir=recipe.data_dir,
+            in_memory=in_memory,
+        )
     recipe = scaled(recipe, given, rows=len(sets.forget), width=hidden_size(read_config(located)))
 
     def load() -> Any:
@@ -100,22 +124,13 @@ def _unlearn(recipe: UnlearnRecipe, console: Console | None, in_memory: Mapping[
         console,
         base=base,
         open_base=base_of(recipe, base),
-        lenient=not given.method,
-    ).record
+        lenient=lenient or not given.method,
+        shared=shared,
+        watch=watch,
+    )
 
 
 _KEPT = 64  # rows of each set to keep from which the adapter's inputs are chosen
-
-
-def _further(parts: Parts, making: Making, *, lenient: bool) -> tuple[Parts, dict[str, list[Encoded]]]:
-    """The rows of the further retain terms, and the parts without those terms if their rows cannot be made."""
-    try:
-        return parts, more_rows(parts.objective, making)
-    except DataError as error:
-        if not lenient:
-            raise
-        making.say(f"the run goes on without further retain terms: {error}")
-        return replace(parts, more=()), {}
 
 
 def _aim(recipe: UnlearnRecipe, model: Any, sets: UnlearnSets, more: Mapping[str, list[Encoded]], pad: int) -> None:
@@ -152,6 +167,8 @@ def run_on(
     base: str | None = None,
     open_base: OpenBase | None = None,
     lenient: bool = False,
+    shared: Shared | None = None,
+    watch: Watch | None = None,
 ) -> Finished:
     """Run a recipe on a model: add the adapter, train, and write the run folder.
 
@@ -167,6 +184,8 @@ def run_on(
         base: the folder or hub id of the model; None if the caller loaded it.
         open_base: opens the model before it learned the forget rows; None if there is none at hand.
         lenient: leave out further retain terms whose rows cannot be made, with a note; for a recipe that names no method.
+        shared: what several runs have in common; None to compute it.
+        watch: called after every check with the model and the measurement.
 
     Raises:
         UserError: alternative answers that the method needs are missing, or the disk is full.
@@ -183,7 +202,7 @@ def run_on(
         note(console, warning)
 
     started = time.monotonic()
-    origin = score_base(open_base, recipe, method, sets, tokenizer)
+    origin = score_base(open_base, recipe, method, sets, tokenizer) if shared is None else shared.origin
     model = load()
     for name in ("forget", "retain", "validation", "holdout"):
         for warning in check_rows(model, getattr(sets, name), name):
@@ -193,8 +212,8 @@ def run_on(
         alternatives = encoded(source, model, console)
     check_rows(model, alternatives or [], "alternative")
     making = Making(recipe, sets, tokenizer, model, partial(note, console))
-    parts, more = _further(parts, making, lenient=lenient)
-    swapped = swapped_top(method.needs, making)
+    parts, more = further(parts, making, lenient=lenient) if shared is None else known_rows(parts, shared)
+    swapped = swapped_top(method.needs, making) if shared is None else shared.swapped
     for name, rows in more.items():
         check_rows(model, rows, name)
     blocks = trained_blocks(method, model, parts.layer)
@@ -216,6 +235,7 @@ def run_on(
         _aim(recipe, model, sets, more, pad)
         known: dict[str, Any] = {"more_rows": more, "origin": origin, "swapped": swapped}
         run = Run(recipe, parts, sets, model, pad, console, alternatives, base=base, **known)
+        run.watch = watch
         settings = sent_settings(recipe)
         with tracking(recipe.output_dir, recipe.train.trackers, settings, resume=recipe.resume) as run.metrics.trackers:
             outcome = run.execute()

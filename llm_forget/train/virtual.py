@@ -77,7 +77,7 @@ def virtual_rows(
     asked = _questions(named, names, random.Random(f"{seed} virtual neighbours"), most)
     prompts = [encode_prompt(tokenizer, question, encoding) for question, _ in asked]
     fits = [index for index, prompt in enumerate(prompts) if len(prompt) + 1 < encoding.max_length]
-    answers = _answers(model, tokenizer, [prompts[index] for index in fits], max_new_tokens)
+    answers = greedy_answers(model, tokenizer, [prompts[index] for index in fits], max_new_tokens)
     rows = [
         (asked[index][0], answer)
         for index, answer in zip(fits, answers, strict=True)
@@ -167,7 +167,7 @@ def _as_question(example: Example, stand_in: str) -> Example:
     return replace(example, prompt=words.strip())
 
 
-def _answers(model: Any, tokenizer: Any, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> list[str]:
+def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> list[str]:
     """The model's greedy answers. The main process generates for all processes."""
     answers: list[Any] = [""] * len(prompts)
     if PartialState().is_main_process:
