@@ -9,12 +9,13 @@ from llm_forget._version import __version__
 if TYPE_CHECKING:
     from llm_forget.api import evaluate, unlearn
     from llm_forget.auditing.loaded import audit
+    from llm_forget.forgetting.run import forget
 
-__all__ = ["__version__", "audit", "evaluate", "unlearn"]
+__all__ = ["__version__", "audit", "evaluate", "forget", "unlearn"]
 
 
 def __getattr__(name: str) -> Any:
-    """``unlearn``, ``evaluate`` and ``audit`` when they are asked for: importing torch takes seconds."""
+    """``forget``, ``unlearn``, ``evaluate`` and ``audit`` when they are asked for: importing torch takes seconds."""
     if name in ("evaluate", "unlearn"):
         from llm_forget import api
 
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from llm_forget.auditing.loaded import audit
 
         return audit
+    if name == "forget":
+        from llm_forget.forgetting.run import forget
+
+        return forget
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -27,6 +27,7 @@ PAGES = [
         "CONTRIBUTING.md",
         "recipes/README.md",
         "recipes/accelerate/README.md",
+        "recipes/launching.md",
         "eval/README.md",
         "llm_forget/adapters/README.md",
         "llm_forget/certificates/README.md",

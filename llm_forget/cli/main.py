@@ -23,13 +23,18 @@ from llm_forget.cli.compare import compare
 from llm_forget.cli.console import Json, print_json, run_command
 from llm_forget.cli.entry import quiet_libraries
 from llm_forget.cli.find import find
+from llm_forget.cli.forget import forget
 from llm_forget.cli.keys import keys_app
+from llm_forget.cli.launch_file import launch_file
 from llm_forget.cli.methods import methods
+from llm_forget.cli.new import new
 from llm_forget.cli.plan import plan
 from llm_forget.cli.report import report
 from llm_forget.cli.requests import requests_app
 from llm_forget.cli.sanitise import sanitise
+from llm_forget.cli.search import search
 from llm_forget.cli.seeds import seeds
+from llm_forget.cli.share import pull, push
 from llm_forget.cli.shred import shred
 from llm_forget.utils.terminal import echo
 
@@ -38,8 +43,8 @@ app = typer.Typer(
     help="Machine unlearning for language models: unlearn, evaluate, and ship LoRA adapters.",
     epilog="""\b
 --debug shows the traceback of an error.
-Exit status: 0 success, 1 a check failed (doctor, verify) or nothing was found (find),
-2 invalid input, 3 internal error, 130 interrupted.""",
+Exit status: 0 success, 1 a check failed (doctor, verify), nothing was found (find) or
+not forgotten (forget, unlearn), 2 invalid input, 3 internal error, 130 interrupted.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: no type next to a flag that takes no value
@@ -81,6 +86,12 @@ def evaluate(context: typer.Context) -> None:
     run.evaluate(context.args)
 
 
+app.command(context_settings=_ANY_OPTION)(forget)
+app.command(context_settings=_ANY_OPTION)(new)
+app.command(context_settings=_ANY_OPTION)(search)
+app.command()(launch_file)
+app.command()(push)
+app.command()(pull)
 app.command(context_settings=_ANY_OPTION)(plan)
 app.command()(find)
 app.command()(methods)

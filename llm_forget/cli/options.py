@@ -52,7 +52,24 @@ def parse_command_line(recipe_class: type[Recipe], argv: Sequence[str]) -> Recip
     if {"--help", "-h"} & set(argv):
         echo(describe(recipe_class))
         raise SystemExit(0)
-    path, overrides = None, {}
+    overrides = read_overrides(argv)
+    path = overrides.pop("config", None)
+    if path is None and not overrides:
+        raise RecipeError(
+            "no recipe given; add --config FILE, for example --config recipes/demo/npo.yaml; --help lists all options"
+        )
+    if path is not None:
+        return load_recipe(recipe_class, path, overrides)
+    return build(recipe_class, with_overrides({}, overrides), "the recipe given by the options")
+
+
+def read_overrides(argv: Sequence[str]) -> dict[str, str]:
+    """``--key.sub VALUE`` and ``--key.sub=VALUE``: dotted key → text.
+
+    Raises:
+        RecipeError: an argument is no option, or has no value.
+    """
+    found: dict[str, str] = {}
     rest = list(argv)
     while rest:
         flag, separator, value = rest.pop(0).partition("=")
@@ -62,17 +79,8 @@ def parse_command_line(recipe_class: type[Recipe], argv: Sequence[str]) -> Recip
             if not rest:
                 raise RecipeError(f"{flag} has no value; write {flag} VALUE")
             value = rest.pop(0)
-        if flag == "--config":
-            path = value
-        else:
-            overrides[flag[2:].replace("-", "_")] = value
-    if path is None and not overrides:
-        raise RecipeError(
-            "no recipe given; add --config FILE, for example --config recipes/demo/npo.yaml; --help lists all options"
-        )
-    if path is not None:
-        return load_recipe(recipe_class, path, overrides)
-    return build(recipe_class, with_overrides({}, overrides), "the recipe given by the options")
+        found[flag[2:].replace("-", "_")] = value
+    return found
 
 
 # Class of the recipe: script, command, recipe of the package, and an override, for --help.

@@ -1,0 +1,1 @@
+"""From a model and a list of rows to a measured adapter: what `llm-forget forget` and `llm-forget new` know."""

@@ -1,0 +1,135 @@
+"""Real trials on a tiny model: run folders, the front, pruning, a worker that goes on, and submitit's local executor."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from places import ROOT
+
+pytest.importorskip("optuna", reason="pip install 'llm-forget[search]'")
+from llm_forget.errors import UserError
+from llm_forget.forgetting.found import look
+from llm_forget.forgetting.order import Order
+from llm_forget.forgetting.work import work_for
+from llm_forget.trials.search import Search, read_search
+from llm_forget.trials.slots import Result, Slots
+from llm_forget.trials.space import Space, usable_methods
+from llm_forget.trials.worker import work
+from llm_forget.trials.yardstick import Yardstick
+
+
+@pytest.fixture
+def order(memorised_folder: Path, tmp_path: Path) -> Order:
+    folder = memorised_folder
+    rows = {name: str(folder / f"{name}.jsonl") for name in ("forget", "retain")}
+    return Order(str(folder / "model"), **rows, to=str(tmp_path / "search"), changes={"train": {"epochs": 4}})
+
+
+def searching(order: Order, *options: str) -> list[str]:
+    words = [sys.executable, "-m", "llm_forget.cli", "search", "--to", str(order.to), *options]
+    return [*words, "--model", order.model, "--forget", order.forget, "--retain", str(order.retain)]
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_goes_on_and_ends_in_a_front(order: Order, tmp_path: Path) -> None:
+    """SIGKILL to a worker on its first trial; the same command under submitit's local executor finishes every trial once."""
+    pytest.importorskip("submitit", reason="pip install 'llm-forget[slurm]'")
+    options = ["--trials", "2", "--methods", "npo,grad_diff", "--train.epochs", "4", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(searching(order, *options), env=environment, stdout=subprocess.DEVNULL)
+    log = Path(str(order.to)) / "trials" / "0000.log"
+    until = time.monotonic() + 120
+    while not log.is_file() and time.monotonic() < until:
+        time.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    again = searching(order, *options, "--engine", "slurm-local")
+    done = subprocess.run(again, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["complete"] is True
+    assert [one["trial"] for one in found["trials"]] == sorted({one["trial"] for one in found["trials"]})
+    assert len(found["trials"]) == 2
+    assert found["trials"][0]["params"]["method"] == "npo", "the first trial is the default"
+    assert set(found["front"]) <= {one["trial"] for one in found["trials"]}
+    for one in found["trials"]:
+        assert (Path(one["run"]) / "adapter" / "adapter_model.safetensors").is_file()
+        assert one["distance"] >= 0
+        assert 0 <= one["harm"] <= 1
+    assert 0 <= found["hypervolume"] <= 1
+
+
+def test_the_first_trial_is_the_default_and_every_drawing_makes_a_recipe(order: Order) -> None:
+    start = work_for(look(order)).recipe
+    methods = usable_methods(start, base=False)
+    assert methods[0] == start.method["name"] == "npo"
+    assert "base_teacher" not in methods
+    assert "grad_ascent" not in methods, "its loss has no lower bound"
+    space = Space(start, methods)
+    first = space.recipe(space.first, start.output_dir)
+    for section in ("method", "train", "stop", "data", "wrappers"):
+        assert getattr(first, section) == getattr(start, section)
+    assert (first.retain, first.adapter) == (start.retain, start.adapter)
+    for method in methods:
+        drawn = {**space.first, "method": method, "blocks": 0.5, "inputs": "forget", "steps": 0.5, "wrapper": "sam"}
+        recipe = space.recipe(drawn, "runs/x")
+        assert recipe.method["name"] == method
+        assert recipe.train.epochs == max(1, round(start.train.epochs / 2))
+    with pytest.raises(UserError, match="needs the model before it learned the rows"):
+        usable_methods(start, base=False, wanted=["base_teacher"])
+
+
+def test_a_folder_keeps_its_search(order: Order) -> None:
+    search = Search(order, 5, ("npo",))
+    search.folder.mkdir(parents=True)
+    search.write()
+    found = read_search(search.folder)
+    assert (found.trials, found.methods, found.order.changes) == (5, ("npo",), {"train": {"epochs": 4}})
+    Search(order, 9, ("npo",)).write()
+    assert read_search(search.folder).trials == 9
+    with pytest.raises(UserError, match="holds another search"):
+        Search(order, 9, ("npo", "simnpo")).write()
+    with pytest.raises(UserError, match="give --model and --forget to begin"):
+        read_search(search.folder.parent)
+
+
+class _Rungs:
+    """Trials whose distance and harm are their parameter; each asks at one rung."""
+
+    def __init__(self) -> None:
+        self.went_on: list[bool] = []
+
+    def draw(self, trial: Any) -> object:
+        return trial.suggest_float("x", 0, 1)
+
+    def run(self, params: Any, place: Path, ask: Any) -> Result:
+        x = params["x"]
+        self.went_on.append(ask(0, x, x))
+        return Result(x, x, {}, {} if self.went_on[-1] else {"pruned_at": 3})
+
+
+def test_a_trial_that_a_third_of_the_others_beat_at_a_rung_is_ended(tmp_path: Path) -> None:
+    """After six trials: 0.9 is beaten by all six 0.35 by two of seven, 0.65 by six of eight."""
+    slots, runner = Slots(tmp_path, budget=9, worker=0), _Rungs()
+    slots.enqueue([{"x": x} for x in (0.3, 0.4, 0.5, 0.6, 0.7, 0.2, 0.9, 0.35, 0.65)])
+    assert work(slots, runner)
+    assert runner.went_on == [True] * 6 + [False, True, False]
+    assert [one.user_attrs.get("pruned_at") for one in slots.finished().values()] == [None] * 6 + [3, None, 3]
+
+
+def test_the_yardstick_by_hand() -> None:
+    """Gaps of 1 and −3: mean 2, one-sided ½. Retain falls from 0.8 to 0.6, a quarter, neighbours rise: harm is a quarter."""
+    stick = Yardstick((-3.0, -1.0), "oracle", False, {}, {"retain": 0.8, "neighbours": 0.5})
+    assert stick.distance([-2.0, -4.0]) == 2.0
+    assert Yardstick((-3.0, -1.0), "usual", True, {}).distance([-2.0, -4.0]) == 0.5
+    assert stick.distance([float("-inf"), -1.0]) == 25.0
+    assert stick.harm({"retain": 0.6, "neighbours": 0.6}) == pytest.approx(0.25)
+    assert stick.harm({"retain": float("nan"), "neighbours": 0.5}) == 1.0
