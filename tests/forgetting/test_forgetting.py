@@ -58,7 +58,7 @@ def test_a_model_and_a_file_are_enough(order: Order, tmp_path: Path) -> None:
     again = carry_out(work, audit=False)
     assert (done.run / "result.json").stat().st_mtime_ns == before
     assert again.bars == done.bars
-    with pytest.raises(RecipeError, match=r"holds another order \(it differs in retain\)"):
+    with pytest.raises(RecipeError, match=r"holds another order \(it differs in retain, changes\)"):
         forget(order.model, order.forget, retain=order.forget.replace("forget", "retain"), to=order.to, audit=False)
 
 
