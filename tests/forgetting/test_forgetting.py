@@ -90,7 +90,7 @@ def test_less_memory_gives_smaller_batches_of_the_same_step_and_then_a_message(
         assert (train.batch_size, train.gradient_checkpointing) == (size, checkpointing)
         assert train.batch_size * train.gradient_accumulation == 16
         assert ("micro-batches of" in " ".join(told(less))) is (size < 8)
-    with pytest.raises(RecipeError, match=r"needs 500 MB of memory even with one row at a time, and 300 MB are free"):
+    with pytest.raises(RecipeError, match=r"needs 0.5 GB of memory even with one row at a time, and 0.3 GB are free"):
         work_for(replace(found, machine=replace(found.machine, free=0.3e9)))
 
 

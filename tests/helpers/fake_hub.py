@@ -20,7 +20,7 @@ class Hub:
     Attributes:
         files: path → content of the only repository.
         created: what the client asked for when it created it.
-        refuses: status of every answer to a write; None to accept.
+        refuses: status of every answer to a commit; None to accept.
         address: of the hub.
     """
 
@@ -52,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         hub, body = self.hub, self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if hub.refuses is not None:
+        if hub.refuses is not None and not self.path.endswith("/create"):
             self._json({"error": "no"}, hub.refuses)
         elif self.path == "/api/validate-yaml":
             self._json({"warnings": [], "errors": []})

@@ -65,7 +65,7 @@ def test_a_run_goes_to_the_hub_and_comes_back_the_same(run: Path, hub: Hub, tmp_
         "adapter_model.safetensors",
         *(f"evidence/{name}" for name in ("env.json", "metrics.jsonl", "recipe.yaml", "result.json")),
     }
-    assert hub.created["private"] is True
+    assert hub.created.get("visibility") == "private" or hub.created.get("private") is True
     sent = b"\n".join(content for content in hub.files.values())
     assert SECRET.encode() not in sent
     assert str(tmp_path).encode() not in sent
