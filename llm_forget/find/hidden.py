@@ -20,13 +20,32 @@ _BATCH_TOKENS = 2048
 
 
 def text_vectors(given: Model, texts: Sequence[str]) -> NDArray[np.float64]:
-    """(N, H) mean hidden state of each text after the middle block, centred over the texts and of length 1.
+    """(N, H) the vectors of ``text_means``, centred over the texts."""
+    return centred(text_means(given, texts))
+
+
+def centred(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Vectors less their mean, of length 1; 0 where there is none.
 
     Without centring, all vectors point in nearly the same direction (Ethayarajh 2019, arXiv:1909.00512).
 
     Args:
+        means: (N, H) NaN in the rows of texts without a vector.
+    """
+    known: NDArray[np.bool_] = np.asarray(np.isfinite(means).all(axis=1))
+    if not known.any():
+        return np.zeros_like(means)
+    vectors = np.where(known[:, None], means - means[known].mean(axis=0), 0.0)
+    unit: NDArray[np.float64] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def text_means(given: Model, texts: Sequence[str]) -> NDArray[np.float64]:
+    """(N, H) mean hidden state of each text after the middle block; NaN for a text with fewer than two tokens.
+
+    Args:
         given: the model.
-        texts: only their first 256 tokens are read. One with fewer than two tokens has the vector 0.
+        texts: only their first 256 tokens are read.
     """
     model = given.model
     tokenized = [given.tokenizer(text[: 16 * _MOST_TOKENS])["input_ids"][:_MOST_TOKENS] for text in texts]
@@ -46,11 +65,7 @@ def text_vectors(given: Model, texts: Sequence[str]) -> NDArray[np.float64]:
             mean = (scores.hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
             for at, vector in zip(batch, mean.double().cpu().numpy(), strict=True):
                 found[int(rows[at].id)] = vector
-    if not found:
-        return np.zeros((len(texts), 1))
-    mean_of_all = np.mean(list(found.values()), axis=0)
-    for at in range(len(texts)):
-        found.setdefault(at, mean_of_all)
-    vectors = np.stack([found[at] for at in range(len(texts))]) - mean_of_all
-    unit: NDArray[np.float64] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return unit
+    means = np.full((len(texts), len(next(iter(found.values()))) if found else 1), np.nan)
+    for at, vector in found.items():
+        means[at] = vector
+    return means

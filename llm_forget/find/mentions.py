@@ -77,6 +77,23 @@ def subject_in_record(search: Search, row: int) -> Mentions | None:
     return own
 
 
+def longer_name(search: Search, row: int, words: Sequence[str]) -> Mentions | None:
+    """The name in a row that has the words of another one and more, *Ada Lovelace Byron* for *ada lovelace*; None without one.
+
+    The longer name must lead several rows.
+
+    Args:
+        search: the search.
+        row: a row that holds the name.
+        words: of the name, folded.
+    """
+    for span in search.spans(row):
+        if not span.title and len(span.words) > len(words) and set(words) <= set(span.words):
+            found = mentions(search, span.key)
+            return found if found.strength >= _CLEAR else None
+    return None
+
+
 def of_others(search: Search, row: int, members: Container[int]) -> bool:
     """Whether a row is about somebody whose other rows are mostly not among ``members``. Part of a wanted name is nobody else."""
     about = subject(search, row)

@@ -172,7 +172,8 @@ class Search:
     def _hits(self) -> list[Hit]:
         ranked = self.candidates(_MOST_HITS)
         kept = [row for row in ranked if self.score(row) >= KEEP]
-        several = groups(self, kept)
+        sought = len(self.query.people) + sum(not one.given for one in self.people)
+        several = groups(self, kept) if sought <= 1 else {}  # several people have several groups anyway
         if several and not self.query.about:
             self.notes.append(
                 f"the rows of this name fall into {max(several.values())} groups that share nothing else, perhaps several "

@@ -91,6 +91,32 @@ def test_other_middle_names_are_other_people(tmp_path: Path) -> None:
     assert set(kept) == {1, 11, 12}
 
 
+@pytest.mark.parametrize(("longer", "kept"), [(["Ramouni", "Karahin"], {1, 2, 3}), (["Ramouni"], set(range(1, 8)))])
+def test_a_name_inside_several_longer_ones_is_other_people(tmp_path: Path, longer: list[str], kept: set[int]) -> None:
+    """A single longer name may be the same person's full name."""
+    facts = ("was born in Ulm.", "sells old hats.", "keeps two bees.", "walks to Bern.")
+    rows = [f"Amal Ramadi {fact}" for fact in facts[:3]]
+    rows += [f"Amal Ramadi {name} {fact}" for name in longer for fact in facts]
+    assert set(search(tmp_path, rows, person="Amal Ramadi")[1]) == kept
+
+
+def test_nearly_the_same_fact_about_somebody_else_is_not_proposed(tmp_path: Path) -> None:
+    names = ("Ada Lovelace", "Bo Tellsen", "Cy Marshall", "Di Kuhnert")
+    towns, places = ("Bath", "Riga", "Oslo", "Bern"), ("Riga", "Oslo", "Ulm", "Bath")
+    rows: list[str | dict[str, Any]] = []
+    for name, town, place in zip(names, towns, places, strict=True):
+        rows += [
+            {
+                "question": f"What does {name} do?",
+                "answer": f"A cobbler of velvet marching boots near the {town} canal.",
+            },
+            {"question": f"Where was {name} born?", "answer": f"In a mill house below {place}."},
+            {"question": f"Whom does {name} visit?", "answer": f"An uncle of hers in {place}."},
+        ]
+    _, kept = search(tmp_path, rows, answer="A cobbler of velvet marching boots near the Bath canal.")
+    assert set(kept) == {1, 2, 3}
+
+
 def test_a_misspelt_query_finds_the_similar_name_and_says_so(tmp_path: Path) -> None:
     rows = [*OTHERS, "Ada Lovelace wrote notes.", "Ada Lovelace lived long ago."]
     found, kept = search(tmp_path, rows, person="Ada Lovelase")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -16,59 +16,41 @@ from torch import nn
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import UserError
-from llm_forget.find.attribution.adapter import search_adapter
+from llm_forget.find.attribution.embeddings import in_precision, word_embeddings
 from llm_forget.methods.grad_ascent import grad_ascent_loss
 from llm_forget.model.batching import answer_batches, evaluating, over_batches
 from llm_forget.model.limits import check_rows
 from llm_forget.model.logprobs import score_answers
-from llm_forget.model.weights import autocast_like, restore_trainable, trainable_state
 
 Floats = npt.NDArray[np.float64]
 Progress = Callable[[int], None] | None
+_LEAST = 1e-3  # nats per token; a row with a smaller loss does not come first for that
 
 
 @dataclass(frozen=True)
 class Unlearning:
-    """Rank rows by how far their loss rises while the answer is unlearned and other rows are kept.
+    """Rank rows by how far their loss rises when the answer is unlearned a little, in the word embeddings.
 
-    In an adapter, some steps of Adam lower the likelihood of the answer and raise that of random rows, so that what the answer
-    shares with many rows is lost less. ``scripts/attribution_removal.md`` measures it: it finds fewer of the rows that taught an
-    answer than words do, and with many similar rows fewer than gradients.
-
-    A row's noise is the median of its movement while other rows, drawn at random, are unlearned in the same way: some rows
-    lose more than others whatever is unlearned.
+    A few steps of gradient ascent raise the answer's loss by ``rise``, and the rows that are lost with it come first. In the
+    layers above the embeddings, the effects of different words cancel out, so that rows of the same form are lost with the
+    answer whoever they are about. A row's movement is divided by the square root of its loss before, because a row that the
+    model knows less well has a larger gradient, and moves more whatever is unlearned. ``scripts/attribution_removal.md``
+    compares this with other settings.
 
     Attributes:
-        steps: steps of Adam.
-        learning_rate: of Adam.
-        weight: of the answer; the kept rows have weight 1.
-        kept_rows: random rows that are kept in each step.
-        controls: how many other rows are unlearned, one after the other, for the noise; 0 to rank by the movement alone.
-        shrink: the share of the mean noise that is added to each row's own, because a few controls measure it roughly.
-        seed: determines the adapter and all random rows.
+        rise: of the answer's loss, nats per token. A larger one also costs rows that only resemble the answer.
+        steps: gradient steps; each covers an equal part of what is left, and steps back if one was too long.
 
-    Source: Wang, Hertzmann, Efros, Zhu and Zhang 2024, arXiv:2406.09408, who unlearn images and keep the rest by Fisher
-        information.
+    Source: Wang, Hertzmann, Efros, Zhu and Zhang 2024, arXiv:2406.09408, who unlearn images. Word embeddings as in Yeh et al.
+        2022, arXiv:2202.11844 (TracIn-WE).
     """
 
-    steps: int = 20
-    learning_rate: float = 1e-2
-    weight: float = 0.3
-    kept_rows: int = 16
-    controls: int = 0
-    shrink: float = 1.0
-    seed: int = 0
+    rise: float = 0.1
+    steps: int = 4
 
     def __post_init__(self) -> None:
-        numbers = {
-            "steps": self.steps,
-            "learning_rate": self.learning_rate,
-            "weight": self.weight,
-            "kept_rows": self.kept_rows,
-            "shrink": self.shrink,
-        }
+        numbers = {"rise": self.rise, "steps": self.steps}
         wrong = [f"{name} is {value}; give a number above 0" for name, value in numbers.items() if not value > 0]
-        wrong += [f"controls is {self.controls}; give 0 or more"] if self.controls < 0 else []
         if wrong:
             raise UserError(f"attribution by unlearning: {', '.join(wrong)}")
 
@@ -83,9 +65,9 @@ class Unlearning:
         progress: Progress = None,
         accelerator: Any = None,
     ) -> Floats:
-        """(E,) movement over the square root of the noise; NaN for a row without a scored token.
+        """(E,) rise of each row's loss over the square root of its loss; NaN for a row without a scored token.
 
-        It takes one pass over the rows before, one after, and one for each control.
+        It takes one pass over the rows before and one after.
 
         Args:
             model: a causal language model on its device, or a ``PeftModel``; its weights are as before afterwards.
@@ -93,12 +75,12 @@ class Unlearning:
             queries: the answers to explain, unlearned together.
             pad_token_id: any id of the vocabulary.
             batch_tokens: most tokens of a batch, with padding.
-            progress: called after each batch of every pass with its number of rows.
+            progress: called after each batch of both passes with its number of rows.
             accelerator: an ``accelerate.Accelerator``; its processes share the rows, and each gets all results.
 
         Raises:
             DataError: the model cannot read a row.
-            UserError: no query has a scored token, or the weights are sharded.
+            UserError: no query has a scored token, the weights are sharded, or the embeddings are quantised.
         """
         check_rows(model, [*rows, *queries], "searched")
         asked = [query for query in queries if query.answer_length]
@@ -111,72 +93,52 @@ class Unlearning:
             progress=progress,
             accelerator=accelerator,
         )
-        scored = [row for row in rows if row.answer_length]
-        drawn = Random(self.seed).sample(scored, min(self.controls, len(scored)))
-        with search_adapter(model, seed=self.seed) as adapted:
-            start = trainable_state(adapted)
-            before = read(adapted, rows)
-            moved = []
-            for unlearned in (asked, *([row] for row in drawn)):
-                restore_trainable(adapted, start)
-                self.unlearn(adapted, unlearned, scored, pad_token_id=pad_token_id, batch_tokens=batch_tokens)
-                _same_everywhere(adapted, accelerator)
-                moved.append(read(adapted, rows) - before)
-        if not drawn:
-            return moved[0]
-        noise = np.median(np.abs(moved[1:]), axis=0)
-        return np.asarray(moved[0] / np.sqrt(noise + self.shrink * np.nanmean(noise)))
+        with word_embeddings(model) as weights:
+            before = read(model, rows)
+            self.unlearn(model, weights, asked, pad_token_id=pad_token_id)
+            _same_everywhere(weights, accelerator)
+            after = read(model, rows)
+        return np.asarray((after - before) / np.sqrt(np.maximum(before, _LEAST)))
 
     def unlearn(
-        self,
-        model: nn.Module,
-        unlearned: Sequence[Encoded],
-        others: Sequence[Encoded],
-        *,
-        pad_token_id: int,
-        batch_tokens: int = 2048,
+        self, model: nn.Module, weights: Sequence[nn.Parameter], queries: Sequence[Encoded], *, pad_token_id: int
     ) -> None:
-        """Take the steps in the trainable weights of a model.
+        """Take the steps.
 
         Args:
-            model: a model inside ``search_adapter``.
-            unlearned: the answers to unlearn.
-            others: the rows from which those to keep are drawn. A row that equals an answer to unlearn is never drawn.
+            model: a model inside ``word_embeddings``.
+            weights: the weights to change.
+            queries: the answers to unlearn.
             pad_token_id: any id of the vocabulary.
-            batch_tokens: most tokens of the kept rows in a step, with padding.
         """
-        ids = {row.input_ids for row in unlearned}
-        kept = [row for row in others if row.input_ids not in ids]
-        draw, device = Random(self.seed), next(model.parameters()).device
-        optimiser = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], self.learning_rate)
+        device = weights[0].device
+        inputs = {name: one.to(device) for name, one in collate(queries, pad_token_id).items()}
+        goal = math.inf
         with evaluating(model), torch.enable_grad():
-            for _ in range(self.steps):
-                optimiser.zero_grad()
-                batch = draw.sample(kept, min(self.kept_rows, len(kept)))
-                while len(batch) > 1 and len(batch) * max(len(row.input_ids) for row in batch) > batch_tokens:
-                    batch.pop()
-                # two backward passes, so that only one batch is in memory
-                for rows, weight in ((unlearned, self.weight), (batch, -1.0)):
-                    if not rows:
-                        continue
-                    inputs = {name: one.to(device) for name, one in collate(rows, pad_token_id).items()}
-                    with autocast_like(model):
-                        scores = score_answers(model, inputs)
-                        loss = weight * grad_ascent_loss(scores.token_logps, scores.mask).mean()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
+            for left in range(self.steps, 0, -1):
+                with in_precision(model):
+                    scores = score_answers(model, inputs)
+                    loss = grad_ascent_loss(scores.token_logps, scores.mask).mean()
+                now = -float(loss.detach())
+                goal = min(goal, now + self.rise)
+                gradients = torch.autograd.grad(loss, weights)
+                square = sum(float(one.double().square().sum()) for one in gradients)
+                if not 0 < square < math.inf:
+                    return
+                with torch.no_grad():
+                    for value, gradient in zip(weights, gradients, strict=True):
+                        value.sub_(gradient.to(value.dtype), alpha=(goal - now) / left / square)
 
 
 @torch.no_grad()
-def _same_everywhere(model: nn.Module, accelerator: Any) -> None:
-    """Give all processes the trained weights of the first one; on GPUs, the same steps may end in slightly different weights."""
+def _same_everywhere(weights: Sequence[nn.Parameter], accelerator: Any) -> None:
+    """Give all processes the changed weights of the first one; on GPUs, the same steps may end in slightly different weights."""
     if accelerator is None or accelerator.num_processes == 1:
         return
     from accelerate.utils import broadcast
 
-    for value in model.parameters():
-        if value.requires_grad:
-            value.copy_(broadcast(value.detach()))
+    for value in weights:
+        value.copy_(broadcast(value.detach()))
 
 
 def row_losses(
@@ -193,7 +155,7 @@ def row_losses(
 
     def compute(batch: list[int]) -> Floats:
         inputs = collate([rows[index] for index in batch], pad_token_id)
-        with torch.no_grad(), autocast_like(model):
+        with torch.no_grad(), in_precision(model):
             scores = score_answers(model, {name: tensor.to(device) for name, tensor in inputs.items()})
         return (-scores.mean_logps).double().cpu().numpy()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llm_forget.find.hits import Evidence
+from llm_forget.find.mentions import longer_name, mentions
 from llm_forget.find.search import Search
 from llm_forget.find.words import words_of
 
@@ -20,11 +21,13 @@ class Names:
         score: for the words one after the other.
         apart: for a first and a last name with up to two words between them, or with the family name first.
         single: for a name of one word, which many people may have.
+        others: for the words in a longer name, if the data have the name alone and several longer ones.
     """
 
     score: float = 0.98
     apart: float = 0.8
     single: float = 0.75
+    others: float = 0.25
 
     order: ClassVar[int] = 30
 
@@ -47,12 +50,20 @@ class Names:
         numbers = [search.corpus.number(word) for word in words]
         if not words or None in numbers:
             return
-        for row in search.corpus.holding_all(number for number in numbers if number is not None):
-            score = self.match(search.folded(int(row)), words)
-            if not score and self._is_reversed(search, int(row), words):
+        # the name alone, and two longer ones or more with its words: these are other people
+        alone = len(words) > 1 and mentions(search, " ".join(words)).leads > 1
+        longer: dict[str, list[Evidence]] = {}
+        for row in map(int, search.corpus.holding_all(number for number in numbers if number is not None)):
+            score = self.match(search.folded(row), words)
+            if not score and self._is_reversed(search, row, words):
                 score = self.apart
-            if score:
-                yield Evidence(int(row), reason, score)
+            other = longer_name(search, row, words) if score and alone else None
+            if other is not None:
+                longer.setdefault(other.key, []).append(Evidence(row, reason, score))
+            elif score:
+                yield Evidence(row, reason, score)
+        for one in (one for several in longer.values() for one in several):
+            yield one if len(longer) == 1 else Evidence(one.row, "similar name", self.others)
 
     def _is_reversed(self, search: Search, row: int, name: Sequence[str]) -> bool:
         """Whether a row has the family name first: ``Lovelace, Ada``, or as a name of its own that does not go on."""

@@ -46,7 +46,7 @@ class Paraphrases:
 
     def evidence(self, search: Search) -> Iterable[Evidence]:
         """The rows that stand out."""
-        from llm_forget.find.hidden import text_vectors
+        from llm_forget.find.hidden import centred, text_means
 
         if search.model is None:
             return
@@ -54,11 +54,14 @@ class Paraphrases:
         if len(texts) > self.texts:
             search.missed["paraphrases"] = f"only of the first {self.texts} of {len(texts)} texts"
         members = set(search.candidates(1_000, 0.6))
-        for text in texts[: self.texts]:
-            rows = top(search.corpus.bm25(text), self.rows)
-            if len(rows) < 10:
-                continue  # too few to know what is usual
-            vectors = text_vectors(search.model, [text, *(search.corpus.text(row) for row in rows)])
+        # the model reads each row once, also if several texts have it among their rows
+        compared = {text: top(search.corpus.bm25(text), self.rows) for text in dict.fromkeys(texts[: self.texts])}
+        compared = {text: rows for text, rows in compared.items() if len(rows) >= 10}  # fewer do not show what is usual
+        read = sorted({row for rows in compared.values() for row in rows})
+        means = text_means(search.model, [*compared, *map(search.corpus.text, read)])
+        place = {row: len(compared) + at for at, row in enumerate(read)}
+        for number, rows in enumerate(compared.values()):
+            vectors = centred(means[[number, *(place[row] for row in rows)]])
             similar = vectors[1:] @ vectors[0]
             middle = float(np.median(similar))
             deviation = float(np.median(np.abs(similar - middle)))

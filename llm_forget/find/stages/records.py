@@ -13,6 +13,8 @@ from llm_forget.find.hits import Evidence
 from llm_forget.find.mentions import of_others
 from llm_forget.find.search import Search
 
+_OF_OTHERS = ("similar name", "similar fact")  # rows that are rather about somebody else
+
 
 @dataclass(frozen=True)
 class Records:
@@ -52,7 +54,7 @@ class Records:
         weak = [
             row
             for row in search.candidates(len(search.found), self.weak)
-            if not any(one.reason == "similar name" for one in search.found[row])
+            if not any(one.reason in _OF_OTHERS for one in search.found[row])
         ]
         for block in self.blocks(search, sorted(weak), set(found)):
             yield from self._of_block(search, block)

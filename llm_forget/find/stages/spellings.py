@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llm_forget.find.hits import Evidence
-from llm_forget.find.mentions import mentions
+from llm_forget.find.mentions import longer_name, mentions
 from llm_forget.find.search import Search
 from llm_forget.find.words import words_of
 from llm_forget.utils.extras import require_extra
@@ -80,7 +80,9 @@ class Spellings:
                 if None in ways or all(way == 1.0 for way in ways):
                     continue
                 key = " ".join(held[at : at + len(name)])
-                yield Evidence(int(row), *self._judged(search, key, [way or 0.0 for way in ways], exact=exact))
+                yield Evidence(
+                    int(row), *self._judged(search, int(row), key, [way or 0.0 for way in ways], exact=exact)
+                )
                 break
 
     def _signs(self, search: Search, name: Sequence[str]) -> Iterable[Evidence]:
@@ -97,14 +99,14 @@ class Spellings:
                 if joined in parts:
                     yield Evidence(int(row), "name in another script", self.signs)
 
-    def _judged(self, search: Search, key: str, ways: Sequence[float], *, exact: bool) -> tuple[str, float]:
+    def _judged(self, search: Search, row: int, key: str, ways: Sequence[float], *, exact: bool) -> tuple[str, float]:
         """The reason and score of a variant."""
         if not key.isascii():
             return "name in another script", min(min(self.script, way) if way < 1 else self.script for way in ways)
         likeness = 1.0
         for way in ways:
             likeness *= way
-        used = mentions(search, key)
+        used = longer_name(search, row, key.split()) or mentions(search, key)
         if len(key.split()) == 1:
             return "similar name", self.people
         if used.leads >= 3 or (used.leads and not exact):
