@@ -28,21 +28,21 @@ from llm_forget.model.load import load_model
 from llm_forget.model.measure import answer_logps
 from llm_forget.requests import batches
 from llm_forget.requests.forgetting import Workshop, forget_batch
-from llm_forget.requests.ledger import HOW, Ledger, Test
+from llm_forget.requests.ledger import HOW, Ledger, Measured
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
 from llm_forget.utils.build import build
 from llm_forget.utils.files import new_folder, write_json
 
-FACTS = 3
+FACTS = 2
 SHOWN = (1, 4, 16)
 SYSTEM = EncodingConfig(system_prompt="")
 NOTES = """\
 Every request is one invented person with {facts} rows. The model, a Llama with {layers} blocks of width {hidden}, was
-trained from scratch on {rows} rows until it gave every answer. It knows {people} people to forget and as many to
-keep. The method is npo with the retain term nll, rank {rank}, until the forget rows are as unlikely as answers about
-people that the model never saw. Figures are mean answer probabilities. *Earlier* is over the rows of all requests
-before the last one, *worst* the request with the highest. *Came back*: requests that regained a fifth of what their
-own batch had taken away. *Seconds*: all batches so far, with their tests, on one busy core.
+trained from scratch on {rows} rows until it gave every answer. It knows {people} people to forget and {kept} to keep.
+The method is npo with the retain term nll, rank {rank}, until the forget rows are as unlikely as answers about people
+that the model never saw. Figures are mean answer probabilities. *Earlier* is over the rows of all requests before the
+last one, *worst* the request with the highest. *Came back*: requests that regained a fifth of what their own batch
+had taken away. *Seconds*: all batches so far, with their tests, on one busy core.
 
 What this does not show: models of a usual size, people with many rows, requests that share facts, other methods, many
 seeds, other ways of asking (`llm-forget audit`). A joint adapter is trained again on all requests each time, so its
@@ -55,18 +55,20 @@ class Size:
     """How large the experiment is."""
 
     requests: int = 16
-    hidden: int = 64
+    kept: int = 12
+    hidden: int = 48
     layers: int = 2
     rank: int = 8
-    steps: int = 260
+    steps: int = 220
 
 
 def make_world(folder: Path, size: Size, seed: int) -> None:
     """Data, one file per request, and a model that knows all rows."""
     if (folder / "base").is_dir():
         return
-    people = dict.fromkeys(("forget_people", "retain_people"), size.requests)
-    splits = make_splits(**people, holdout_people=8, facts_per_person=FACTS, seed=seed)
+    splits = make_splits(
+        forget_people=size.requests, retain_people=size.kept, holdout_people=8, facts_per_person=FACTS, seed=seed
+    )
     write_splits(splits, folder)
     for number in range(size.requests):
         own = splits.forget[number * FACTS : (number + 1) * FACTS]
@@ -154,7 +156,7 @@ def figures(folder: Path, k: int) -> dict[str, float]:
     """The figures after k requests."""
     ledger = Ledger(folder / "requests.sqlite")
     done = batches.batches(ledger)[:k]
-    tests: list[Test] = ledger.tests_of(done[-1].id)
+    tests: list[Measured] = ledger.tests_of(done[-1].id)
     ledger.close()
     last = next(one for one in tests if one.request == f"R-{k - 1:02}")
     earlier = [one for one in tests if one is not last]
@@ -187,7 +189,12 @@ def main() -> None:
     lines = table(folders, size)
     print("\n".join(lines))
     if given.write:
-        people = {"people": size.requests, "rows": 2 * size.requests * FACTS, "facts": FACTS}
+        people = {
+            "people": size.requests,
+            "kept": size.kept,
+            "rows": (size.requests + size.kept) * FACTS,
+            "facts": FACTS,
+        }
         notes = NOTES.format(**people, hidden=size.hidden, layers=size.layers, rank=size.rank)
         title = (
             f"# Do earlier requests stay forgotten?\n\n`python scripts/resurrection.py FOLDER --seeds {given.seeds}`"

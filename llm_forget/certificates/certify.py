@@ -88,6 +88,8 @@ def certify(folder: Path, key: Ed25519PrivateKey, given: Given) -> Certified:
     run = load_run(folder)
     if run.kind != "unlearn":
         raise UserError(f"{folder} is no unlearning run; a statement is about a run that forgot something")
+    if run.problems:
+        raise UserError(f"{folder}: {'; '.join(run.problems[:3])}")
     if not any(one.forget_sets for one in run.evaluations.values()):
         raise UserError(f"{folder} was not evaluated on a forget set; run `llm-forget evaluate` on it first")
     rows = commit([row_bytes(one) for one in _forget_rows(run, given.forget)], given.secret)

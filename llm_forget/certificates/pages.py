@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.auditing.grade import GROUPS
+from llm_forget.auditing.matrix import NOT_RUN
 from llm_forget.certificates.envelope import Envelope
 from llm_forget.certificates.manifest import AUDITOR_NAME, PERSON_NAME
 from llm_forget.utils.extras import require_extra
@@ -61,6 +62,10 @@ def write_pages(statement: Mapping[str, Any], envelope: Envelope, folder: Path) 
         "measured": _measured(predicate["numbers"]),
         "verdict": _verdict(predicate.get("audit")),
         "groups": GROUPS,
+        "tried": {
+            cell["group"] for cell in (predicate.get("audit") or {"cells": ()})["cells"] if cell["answer"] != NOT_RUN
+        },
+        "plain_limits": _plain_limits(statement),
         "roles": _ROLES,
         "attacks": _attacks(predicate.get("audit")),
         "flat": _flat,
@@ -121,6 +126,24 @@ def _verdict(audit: Mapping[str, Any] | None) -> str:
     if level is not None:
         return _GRADES[level]
     return _NOT_FORGOTTEN if words.startswith("not forgotten") else f"{_NO_GRADE}{words.partition(': ')[2]}."
+
+
+def _plain_limits(statement: Mapping[str, Any]) -> list[str]:
+    """The limits for the person concerned; the auditor's page has all of them."""
+    predicate = statement["predicate"]
+    lines = [
+        "It shows how the model behaves. It does not prove that nothing about the entries is left in it.",
+        "Somebody with more time, or with other ways than those that were tried, might still get something out.",
+    ]
+    if not any("oracle" in roles for roles in predicate["numbers"].values()):
+        lines.append("There was no model that never saw the entries to compare with.")
+    if "adapter" in predicate["models"]:
+        lines.append(
+            "The change is an addition to the model. Whoever has the model from before still has what it knew."
+        )
+    lines.append("It is about this one model. Copies, backups and other models are not covered.")
+    lines.append("It is no legal assessment.")
+    return lines
 
 
 def _attacks(audit: Mapping[str, Any] | None) -> dict[str, dict[str, Mapping[str, Any]]]:

@@ -67,8 +67,7 @@ def shred(folder: Path, *, dry_run: bool = False) -> dict[str, Any]:
         if not dry_run:
             tidy(target)
         found = list(_parts(target))
-        removed = [Removed(place.name if place.parent != target else place.relative_to(target).as_posix(), why, *_size(files))
-                   for place, why, _, files in found]  # fmt: skip
+        removed = [Removed(_name(place, target), why, *_size(files)) for place, why, _, files in found]
         if not dry_run:
             for place, _, patterns, files in found:
                 for file in files:
@@ -98,6 +97,11 @@ def _parts(target: Path) -> Iterator[tuple[Path, str, Sequence[str], list[Path]]
         files = written_files(place, patterns) if place.is_dir() else []
         if files:
             yield place, why, patterns, files
+
+
+def _name(place: Path, target: Path) -> str:
+    """A place relative to the run; the name of one next to it."""
+    return place.relative_to(target).as_posix() if place.is_relative_to(target) else place.name
 
 
 def _size(files: Sequence[Path]) -> tuple[int, int]:

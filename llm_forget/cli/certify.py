@@ -15,6 +15,7 @@ from llm_forget.utils.terminal import echo
 
 if TYPE_CHECKING:
     from llm_forget.certificates.verify import Check, Report
+    from llm_forget.runs import Run as LoadedRun
 
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="run folder")]
 _Chain = Annotated[
@@ -42,7 +43,10 @@ def certify(
         typer.Option(metavar="FILE", help="rows to forget; default: the file in the run's recipe; repeatable"),
     ] = None,
     target: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="run of the model before unlearning; default: found next to RUN")
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="run of the model before unlearning; default: found next to RUN, if measured alike"
+        ),
     ] = None,
     oracle: Annotated[
         Path | None, typer.Option(metavar="RUN", help="run of a model that never saw the rows; default: likewise")
@@ -120,12 +124,21 @@ def _beside(run: Path, given: dict[str, Path]) -> dict[str, Path]:
     if {"target", "oracle"} <= given.keys():
         return given
     around = load_around(run, given.get("target"), given.get("oracle"))
-    own = around.runs[0]
     for role in ("target", "oracle"):
         other = around.run(getattr(around, role))
-        if role not in given and other is not None and own.evaluations.keys() & other.evaluations.keys():
+        if role not in given and other is not None and _comparable(around.runs[0], other):
             given = {**given, role: other.path}
     return given
+
+
+def _comparable(own: LoadedRun, other: LoadedRun) -> bool:
+    """Whether a run that was found, not named, is undamaged and was measured on the same forget sets."""
+    from llm_forget.evaluation.compare import same_set
+
+    pairs = [(one, other.evaluations[name]) for name, one in own.evaluations.items() if name in other.evaluations]
+    return not other.problems and any(
+        one.forget_sets and all(same_set(one.raw, found.raw, name) for name in one.forget_sets) for one, found in pairs
+    )
 
 
 def verify(

@@ -19,7 +19,7 @@ from llm_forget.utils.terminal import echo, say
 
 if TYPE_CHECKING:
     from llm_forget.requests.forgetting import Workshop
-    from llm_forget.requests.ledger import Ledger, Request, Test
+    from llm_forget.requests.ledger import Ledger, Measured, Request
 
 requests_app = typer.Typer(
     help="Keep a ledger of requests to forget: what is due, what was forgotten, and whether it stays forgotten.",
@@ -334,7 +334,7 @@ def _show(found: list[Request]) -> None:
     print_table(["request", "state", "received", "due", "rows", "commitment"], rows)
 
 
-def _show_tests(tests: list[Test]) -> None:
+def _show_tests(tests: list[Measured]) -> None:
     rows = [
         [one.request, f"{one.before:.3f}", f"{one.value:.3f}", f"[{one.low:.3f}, {one.high:.3f}]", one.verdict]
         for one in tests

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llm_forget.errors import UserError
-from llm_forget.requests.ledger import HOW, Batch, Ledger, Test, add_events, now
+from llm_forget.requests.ledger import HOW, Batch, Ledger, Measured, add_events, now
 
 _BATCH = "SELECT id, how, state, previous, adapter, seconds FROM batches"
 
@@ -88,13 +88,14 @@ def claim(ledger: Ledger, name: str) -> Batch:
 
 
 def earlier(ledger: Ledger, name: str) -> list[str]:
-    """The requests of other batches that must stay forgotten: forgotten, answered, or come back."""
+    """The requests of other batches that must stay forgotten, also those that came back and wait in another batch."""
     own = set(batch(ledger, name).requests)
-    return [one.id for one in ledger.requests("forgotten", "answered", "returned") if one.id not in own]
+    known = ledger.requests("forgotten", "answered", "returned", "batched", "open")
+    return [one.id for one in known if one.id not in own and forgotten_at(ledger, one.id) is not None]
 
 
 def finish(
-    ledger: Ledger, name: str, tests: Sequence[Test], adapter: str, seconds: float, *, keep: bool = False
+    ledger: Ledger, name: str, tests: Sequence[Measured], adapter: str, seconds: float, *, keep: bool = False
 ) -> Batch:
     """End a batch with the tests of its own and of all earlier requests.
 
@@ -139,7 +140,7 @@ def finish(
     return batch(ledger, name)
 
 
-def retested(ledger: Ledger, name: str, tests: Sequence[Test]) -> None:
+def retested(ledger: Ledger, name: str, tests: Sequence[Measured]) -> None:
     """Record another test of the adapter of a batch, at any time later. What came back is due again."""
     with ledger._change():
         _keep_tests(ledger, name, tests)
@@ -164,26 +165,28 @@ def reject(ledger: Ledger, name: str) -> Batch:
     return batch(ledger, name)
 
 
-def forgotten_at(ledger: Ledger, request: str) -> Test | None:
-    """The test of a request right after the batch that forgot it; None if there is none."""
+def forgotten_at(ledger: Ledger, request: str) -> Measured | None:
+    """The test of a request right after the batch that forgot it, if its adapter was served; None if there is none."""
     query = (
-        "SELECT request, before, value, low, high, verdict FROM tests WHERE request = ? AND verdict = 'forgotten' "
-        "ORDER BY seq DESC LIMIT 1"
+        "SELECT request, before, value, low, high, verdict FROM tests JOIN batches ON batches.id = tests.batch "
+        "WHERE request = ? AND verdict IN ('forgotten', 'not known before') AND state = 'done' ORDER BY seq DESC LIMIT 1"
     )
     found = ledger._connection.execute(query, (request,)).fetchone()
-    return None if found is None else Test(*found)
+    return None if found is None else Measured(*found)
 
 
-def _keep_tests(ledger: Ledger, name: str, tests: Sequence[Test]) -> None:
+def _keep_tests(ledger: Ledger, name: str, tests: Sequence[Measured]) -> None:
     rows = [(now(), name, one.request, one.before, one.value, one.low, one.high, one.verdict) for one in tests]
     columns = "at, batch, request, before, value, low, high, verdict"
     ledger._connection.executemany(f"INSERT INTO tests ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
-def _mark_returned(ledger: Ledger, name: str, tests: Sequence[Test]) -> None:
+def _mark_returned(ledger: Ledger, name: str, tests: Sequence[Measured]) -> None:
     came_back = [one.request for one in tests if one.verdict == "returned"]
     for one in came_back:
-        ledger._connection.execute("UPDATE requests SET state = 'returned' WHERE id = ?", (one,))
+        ledger._connection.execute(
+            "UPDATE requests SET state = 'returned' WHERE id = ? AND state IN ('forgotten', 'answered')", (one,)
+        )
     add_events(ledger._connection, "returned", came_back, name)
 
 

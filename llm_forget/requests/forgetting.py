@@ -26,7 +26,7 @@ from llm_forget.model.limits import padding_id
 from llm_forget.model.load import load_model, locate_model
 from llm_forget.model.measure import answer_logps
 from llm_forget.requests import batches
-from llm_forget.requests.ledger import Batch, Ledger, Test
+from llm_forget.requests.ledger import Batch, Ledger, Measured
 from llm_forget.runs import load_run
 from llm_forget.train.run_folder import write_result
 from llm_forget.train.unlearn import unlearn
@@ -112,7 +112,7 @@ def forget_batch(shop: Workshop, name: str, *, keep: bool = False) -> Batch:
         return batches.finish(shop.ledger, name, tests, digest, cost, keep=keep)
 
 
-def retest(shop: Workshop) -> list[Test]:
+def retest(shop: Workshop) -> list[Measured]:
     """Measure all requests that must stay forgotten with the adapter that is served now, and record it.
 
     Raises:
@@ -123,7 +123,8 @@ def retest(shop: Workshop) -> list[Test]:
         raise UserError("no batch is done, so there is nothing to test; `llm-forget requests forget` forgets one")
     if folder_digest(shop.adapter(served.id)) != served.adapter:
         raise UserError(f"{shop.adapter(served.id)} is not the adapter that was recorded for {served.id}")
-    ids = [one.id for one in shop.ledger.requests("forgotten", "answered", "returned")]
+    waiting = shop.ledger.requests("forgotten", "answered", "returned")
+    ids = [one.id for one in waiting if batches.forgotten_at(shop.ledger, one.id) is not None]
     rows = {one: shop.ledger.rows(one) for one in ids}
     measured = _probabilities(shop, shop.base, shop.adapter(served.id), rows)
     tests = [_later(shop.ledger, one, measured[one]) for one in ids]
@@ -179,7 +180,7 @@ def _compose(own: Path, previous: Path, base: Path, final: Path, how: str) -> No
 
 def _tests(
     shop: Workshop, found: Batch, base: Path, rows: dict[str, list[Example]], *, reached: bool | None
-) -> list[Test]:
+) -> list[Measured]:
     before = _probabilities(shop, base, None, {one: rows[one] for one in found.requests})
     after = _probabilities(shop, base, shop.adapter(found.id), rows)
     tests = []
@@ -191,7 +192,7 @@ def _tests(
     return tests
 
 
-def _first(request: str, before: Sequence[float], after: Sequence[float], *, reached: bool | None) -> Test:
+def _first(request: str, before: Sequence[float], after: Sequence[float], *, reached: bool | None) -> Measured:
     """The test of a request right after its own batch."""
     known, value = _mean(before), _mean(after)
     if known < _KNOWN:
@@ -200,17 +201,17 @@ def _first(request: str, before: Sequence[float], after: Sequence[float], *, rea
         verdict = "not reached"
     else:
         verdict = "forgotten"
-    return Test(request, known, value, *_ends(after), verdict)
+    return Measured(request, known, value, *_ends(after), verdict)
 
 
-def _later(ledger: Ledger, request: str, after: Sequence[float]) -> Test:
+def _later(ledger: Ledger, request: str, after: Sequence[float]) -> Measured:
     """A later test: a request came back if it regained a fifth of what its own batch had taken away."""
     then, value = batches.forgotten_at(ledger, request), _mean(after)
-    if then is None:  # it was not known before
-        return Test(request, value, value, *_ends(after), "stays" if value < _KNOWN else "returned")
+    if then is None:
+        raise UserError(f"request {request} was never forgotten by an adapter that was served; put it into a batch")
     taken = then.before - then.value
-    came_back = taken > 0 and (value - then.value) / taken >= MARGIN
-    return Test(request, then.before, value, *_ends(after), "returned" if came_back else "stays")
+    came_back = value >= _KNOWN and (taken <= 0 or (value - then.value) / taken >= MARGIN)
+    return Measured(request, then.before, value, *_ends(after), "returned" if came_back else "stays")
 
 
 def _mean(values: Sequence[float]) -> float:

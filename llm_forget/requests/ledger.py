@@ -74,7 +74,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Test:
+class Measured:
     """One measurement of one request after a batch.
 
     Attributes:
@@ -273,10 +273,10 @@ class Ledger:
         own = "SELECT at, what, batch FROM events WHERE request = ? ORDER BY seq"
         return self._table(own, id)
 
-    def tests_of(self, batch: str) -> list[Test]:
+    def tests_of(self, batch: str) -> list[Measured]:
         """The tests of a batch's adapter, oldest first."""
         query = "SELECT request, before, value, low, high, verdict FROM tests WHERE batch = ? ORDER BY seq"
-        return [Test(*one) for one in self._connection.execute(query, (batch,))]
+        return [Measured(*one) for one in self._connection.execute(query, (batch,))]
 
     def _table(self, query: str, *values: str) -> list[dict[str, Any]]:
         cursor = self._connection.execute(query, values)

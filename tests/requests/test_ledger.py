@@ -19,7 +19,7 @@ from llm_forget.data.examples import DataSource
 from llm_forget.errors import UserError
 from llm_forget.requests import batches, schema
 from llm_forget.requests.ledger import Ledger, one_month_after
-from llm_forget.requests.ledger import Test as Tested
+from llm_forget.requests.ledger import Measured as Tested
 
 SECRET = "Vexatorium"
 
