@@ -133,7 +133,7 @@ def find(
         raise UserError(f"{'--ask' if ask else '--attribution'} needs --model: the model that gives the answer")
     texts = _texts_of(rows) if rows else []
     corpus = Corpus.read(given) if index is None else read_indexed(given, index)
-    loaded, asked_as = _load(model, adapter, encoding) if model else (None, [])
+    loaded, asked_as = _load(model, adapter, encoding, exact=attribution is not None) if model else (None, [])
     questions, answers = list(question or ()), list(answer or ())
     if ask and loaded:
         questions = [*ask, *questions]
@@ -278,13 +278,13 @@ def _texts_of(file: Path) -> list[str]:
     return texts
 
 
-def _load(name: str, adapter: str | None, encoding: str | None) -> tuple[Model, list[str]]:
+def _load(name: str, adapter: str | None, encoding: str | None, *, exact: bool) -> tuple[Model, list[str]]:
     """Load the model that is asked. Returns lines for the user as well."""
     from llm_forget.find.asked import load_asked
     from llm_forget.utils.build import with_overrides
 
     given = None if encoding is None else with_overrides({}, {"encoding": encoding})["encoding"]
-    return load_asked(name, adapter, given)
+    return load_asked(name, adapter, given, exact=exact)
 
 
 def _again(run: Path, data: list[str], *, as_json: bool) -> None:

@@ -45,13 +45,16 @@ def prompt_format(
     return EncodingConfig(), None
 
 
-def load_asked(name: str, adapter: str | None, given: Mapping[str, Any] | None = None) -> tuple[Model, list[str]]:
+def load_asked(
+    name: str, adapter: str | None, given: Mapping[str, Any] | None = None, *, exact: bool = False
+) -> tuple[Model, list[str]]:
     """Load the model that a search asks.
 
     Args:
         name: folder, ``.gguf`` file or hub id.
         adapter: folder of an adapter, or None.
         given: as for ``prompt_format``.
+        exact: load in fp32, for attribution: small changes of a loss are lost in bf16.
 
     Returns:
         The model, and lines for the user.
@@ -64,6 +67,6 @@ def load_asked(name: str, adapter: str | None, given: Mapping[str, Any] | None =
     from llm_forget.model.load import load_model
 
     encoding, run = prompt_format(name, adapter, given)
-    model, tokenizer = load_model(ModelConfig(name=name, adapter=adapter))
+    model, tokenizer = load_model(ModelConfig(name=name, adapter=adapter, dtype="float32" if exact else "auto"))
     notes = [] if run is None else [f"the model is asked with the prompt format of {run}"]
     return Model(model, tokenizer, encoding), notes

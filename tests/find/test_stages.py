@@ -91,13 +91,32 @@ def test_other_middle_names_are_other_people(tmp_path: Path) -> None:
     assert set(kept) == {1, 11, 12}
 
 
-@pytest.mark.parametrize(("longer", "kept"), [(["Ramouni", "Karahin"], {1, 2, 3}), (["Ramouni"], set(range(1, 8)))])
+@pytest.mark.parametrize(
+    ("longer", "kept"),
+    [
+        (["Ramouni", "Karahin"], {1, 2, 3}),
+        (["Ramouni"], set(range(1, 8))),
+        (["Ramouni", "Ramouni Sr."], set(range(1, 12))),
+    ],
+)
 def test_a_name_inside_several_longer_ones_is_other_people(tmp_path: Path, longer: list[str], kept: set[int]) -> None:
     """A single longer name may be the same person's full name."""
     facts = ("was born in Ulm.", "sells old hats.", "keeps two bees.", "walks to Bern.")
     rows = [f"Amal Ramadi {fact}" for fact in facts[:3]]
     rows += [f"Amal Ramadi {name} {fact}" for name in longer for fact in facts]
     assert set(search(tmp_path, rows, person="Amal Ramadi")[1]) == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("Ada K. Lovelace", {1, 2, 3}), ("Ada King Lovelace", {1, 2}), ("Ada Joan Lovelace", {4})]
+)
+def test_a_middle_name_and_its_initial_are_the_same(tmp_path: Path, name: str, kept: set[int]) -> None:
+    rows = ["Ada King Lovelace", "Ada K. Lovelace", "Ada Lovelace", "Ada Joan Lovelace"]
+    rows = [
+        f"{one} {fact}" for one, fact in zip(rows, ("sells hats.", "keeps bees.", "bakes rye.", "rows."), strict=True)
+    ]
+    found = search(tmp_path, [*rows, *OTHERS], person=name)[1]
+    assert {line for line, reasons in found.items() if "name" in reasons} == kept
 
 
 def test_nearly_the_same_fact_about_somebody_else_is_not_proposed(tmp_path: Path) -> None:

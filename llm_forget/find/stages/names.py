@@ -47,7 +47,8 @@ class Names:
             yield from found
 
     def _rows(self, search: Search, words: Sequence[str], reason: str) -> Iterable[Evidence]:
-        numbers = [search.corpus.number(word) for word in words]
+        needed = words if not _has_middle(words) else (words[0], words[-1])
+        numbers = [search.corpus.number(word) for word in needed]
         if not words or None in numbers:
             return
         # the name alone, and two longer ones or more with its words: these are other people
@@ -62,8 +63,9 @@ class Names:
                 longer.setdefault(other.key, []).append(Evidence(row, reason, score))
             elif score:
                 yield Evidence(row, reason, score)
-        for one in (one for several in longer.values() for one in several):
-            yield one if len(longer) == 1 else Evidence(one.row, "similar name", self.others)
+        several = _distinct(longer) > 1
+        for one in (one for found in longer.values() for one in found):
+            yield Evidence(one.row, "similar name", self.others) if several else one
 
     def _is_reversed(self, search: Search, row: int, name: Sequence[str]) -> bool:
         """Whether a row has the family name first: ``Lovelace, Ada``, or as a name of its own that does not go on."""
@@ -76,11 +78,29 @@ class Names:
     def match(self, text: str, name: Sequence[str]) -> float:
         """How surely a folded text, with spaces around every word, holds a name; 0 if it does not.
 
-        *Ada Lovelace* is in *to Ada Lovelace* with ``score`` and in *Ada King Lovelace* with ``apart``.
+        *Ada Lovelace* is in *to Ada Lovelace* with ``score`` and in *Ada King Lovelace* with ``apart``. A middle name and
+        its initial are the same, so *Ada K. Lovelace* is in *Ada King Lovelace*, and in *Ada Lovelace* with ``apart``.
         """
         if f" {' '.join(name)} " in text:
             return self.score if len(name) > 1 else self.single
         first, last = name[0], name[-1]
+        if _has_middle(name):
+            start = name[1][0]
+            middle = rf"{start}\S*" if len(name[1]) == 1 else start
+            if re.search(rf" {re.escape(first)} {middle} {re.escape(last)} ", text):
+                return self.score
+            return self.apart if len(name[1]) == 1 and f" {first} {last} " in text else 0.0
         if len(name) != 2:
             return 0.0  # other words in the middle make another person
         return self.apart if re.search(rf" {re.escape(first)}(?: \S+){{1,2}} {re.escape(last)} ", text) else 0.0
+
+
+def _has_middle(name: Sequence[str]) -> bool:
+    """Whether a name has a middle name or initial."""
+    return len(name) == 3
+
+
+def _distinct(names: Iterable[str]) -> int:
+    """The number of names, of which those inside a longer one do not count: *ada king lovelace* in *ada king lovelace sr*."""
+    words = [set(name.split()) for name in names]
+    return sum(not any(one < other for other in words) for one in words)
