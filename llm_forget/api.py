@@ -184,7 +184,7 @@ def unlearn(
     if retain is None and retain_term == "default" and method is not None:
         values["retain"] = {"name": None}
     recipe = build(UnlearnRecipe, values, "unlearn()")
-    with writing_run(recipe.output_dir):
+    with writing_run(recipe.output_dir, resumes=recipe.resume):
         return _unlearn(model, tokenizer, recipe, sets, console, base)
 
 

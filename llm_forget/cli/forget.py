@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llm_forget.cli.console import Json, print_json, print_wrapped, say_notes
+from llm_forget.cli.entry import INTERRUPTED
+from llm_forget.errors import Interrupted
+from llm_forget.utils.signals import Ended
 from llm_forget.utils.terminal import echo
 
 if TYPE_CHECKING:
@@ -63,17 +68,36 @@ def forget(
     order = order_of(
         context.args, model, forget, retain, holdout, neighbours, base=base, oracle=oracle, to=to, memory=memory
     )
+    with _going_on():
+        done = _forget(order, audit=audit, overwrite=overwrite, yes=yes, dry_run=dry_run, as_json=as_json)
+    if done is not None:
+        raise typer.Exit(0 if done.reached else 1)
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """Context in which an interruption says that the same command goes on."""
+    try:
+        yield
+    except (Ended, KeyboardInterrupt, typer.Abort) as ended:
+        status = ended.exit_code if isinstance(ended, Ended) else INTERRUPTED
+        echo(file=sys.stderr)  # after ^C, or a progress line
+        raise Interrupted("run the same command again, and it goes on where it ended", status) from None
+
+
+def _forget(order: Order, *, audit: bool, overwrite: bool, yes: bool, dry_run: bool, as_json: bool) -> Forgotten | None:
+    """Plan, ask, and carry out; None if nothing was to be done."""
     from llm_forget.forgetting.found import look
     from llm_forget.forgetting.work import told, work_for
 
     work = work_for(look(order))
     if dry_run and as_json:
         print_json(plan_of(work))
-        return
+        return None
     for line in [] if as_json else told(work):
         print_line(line)
     if dry_run or not (yes or as_json or _agreed()):
-        return
+        return None
     from llm_forget.forgetting.run import carry_out
 
     done = carry_out(work, audit=audit, overwrite=overwrite)
@@ -81,7 +105,7 @@ def forget(
         print_json({**plan_of(work), **result_of(done)})
     else:
         show(done)
-    raise typer.Exit(0 if done.reached else 1)
+    return done
 
 
 def _agreed() -> bool:

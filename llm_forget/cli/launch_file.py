@@ -45,9 +45,7 @@ def launch_file(
     if to.exists():
         raise UserError(f"{to} already exists; give another name")
     try:
-        write_text(
-            to, text.replace("FILE", str(to), 1) if KINDS[kind].suffix != ".yaml" else text.replace("FILE", str(to))
-        )
+        write_text(to, text.replace("FILE", str(to), 1))  # in its first lines, which say how to start it
     except OSError as error:
         raise UserError(f"{to} cannot be written: {error.strerror or error}; give another place") from error
     echo(to)

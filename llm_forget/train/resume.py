@@ -106,10 +106,11 @@ class Resumable:
             self.train(resume_from_checkpoint=None if source is None else str(source))
         if watch.interrupted:
             where = newest_whole(self.saving.folder, self.saving.say)
+            again = "run the same command again" if self.saving.resume else "add --resume true to the same command"
             how = (
                 f"nothing could be saved in {self.saving.folder}; start again"
                 if where is None
-                else f"saved {where}; add --resume true to the same command to resume from there"
+                else f"saved {where}; {again} to resume from there"
             )
             number = told.signal or signal.SIGTERM  # another process was told
             name = signal.Signals(number).name

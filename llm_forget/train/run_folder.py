@@ -80,7 +80,7 @@ class RunRecord:
 
 
 @contextmanager
-def writing_run(output_dir: str) -> Iterator[None]:
+def writing_run(output_dir: str, *, resumes: bool = False) -> Iterator[None]:
     """Context of a run that writes ``output_dir``; see ``utils.output.writing``. A run that writes nothing needs none.
 
     Raises:
@@ -89,16 +89,17 @@ def writing_run(output_dir: str) -> Iterator[None]:
     if not output_dir:
         yield
         return
-    again = (
-        f"run the same command with --resume true, which resumes from the newest checkpoint in {output_dir}.checkpoints if there "
-        "is one (fine-tuning starts again)"
-    )
+    same = "run the same command again" if resumes else "run the same command with --resume true"
+    newest = f"the newest checkpoint in {output_dir}.checkpoints"
+    again = f"{same}, which resumes from {newest} if there is one (fine-tuning starts again)"
     with writing(output_dir, remedy=again):
         try:
             yield
         except Ended as ended:
             saved = any(Path(f"{output_dir}.checkpoints").glob("**/step-*/checkpoint.json"))
-            how = f"; add --resume true to resume from the checkpoints in {output_dir}.checkpoints" if saved else ""
+            told = "run the same command again" if resumes else "add --resume true"
+            how = f"; {told} to resume from the checkpoints in {output_dir}.checkpoints" if saved else ""
+            how = how or ("; run the same command again" if resumes else "")
             raise Interrupted(f"{ended}: nothing is written to {output_dir}{how}", ended.exit_code) from None
 
 

@@ -65,7 +65,7 @@ def unlearn(
     """
     if recipe.output_dir == NOWHERE:
         raise RecipeError("output_dir is empty; give a folder for the run")
-    with writing_run(recipe.output_dir):
+    with writing_run(recipe.output_dir, resumes=recipe.resume):
         return finished(recipe, console, in_memory=in_memory, lenient=lenient).record
 
 
