@@ -21,6 +21,7 @@ SHARES = (1.0, 0.5, 0.25)  # of the blocks, from the top
 STEPS = (0.5, 1.0, 2.0)  # as multiples of the default's
 RATES = (0.25, 4.0)  # likewise, the lowest and the highest
 WEIGHTS = (0.5, 16.0)  # of the retain term, and of virtual neighbours or general questions
+_USUAL_RATE = 1e-3  # of an adapter, where a recipe has none
 _MADE = ("virtual_neighbours", "general_questions", "mined_neighbours")
 
 
@@ -82,11 +83,11 @@ class Space:
         start = self.start
         method = _method(str(drawn["method"]))
         own = start.method["name"] == drawn["method"]
-        rate = start.train.learning_rate
+        rate, times = start.train.learning_rate, float(drawn["rate"])
         train = replace(
             start.train,
             epochs=max(1, round(start.train.epochs * float(drawn["steps"]))),
-            learning_rate=(1e-3 if rate is None else rate) * float(drawn["rate"]),
+            learning_rate=rate if times == 1 else (_USUAL_RATE if rate is None else rate) * times,
         )
         rank = int(drawn["rank"])
         # a method that trains the adapter in its own way sets A and the blocks itself
