@@ -34,8 +34,8 @@ class Unlearning:
     A few steps of gradient ascent raise the answer's loss by ``rise``, and the rows that are lost with it come first. In the
     layers above the embeddings, the effects of different words cancel out, so that rows of the same form are lost with the
     answer whoever they are about. A row's movement is divided by the square root of its loss before, because a row that the
-    model knows less well has a larger gradient, and moves more whatever is unlearned. ``scripts/attribution_removal.md``
-    compares this with other settings.
+    model knows less well has a larger gradient, and moves more whatever is unlearned. ``scripts/attribution_removal.md`` has
+    what was compared, and how far it holds.
 
     Attributes:
         rise: of the answer's loss, nats per token. A larger one also costs rows that only resemble the answer.
