@@ -27,6 +27,7 @@ from llm_forget.utils.lock import locked
 
 OBJECTIVES = ("distance", "harm")
 _OF, _WHY = "slot", "why"
+_HELD = "held"
 _STARTUP = 10  # random trials before the sampler models anything
 
 
@@ -79,7 +80,8 @@ class Slots:
         self, folder: Path, *, url: str | None = None, seed: int = 0, worker: int | None = None, budget: int = 40
     ) -> None:
         quiet()
-        (folder / "trials").mkdir(parents=True, exist_ok=True)
+        for name in ("trials", _HELD):
+            (folder / name).mkdir(parents=True, exist_ok=True)
         self.folder, self.budget, self._shared = folder, budget, url is None
         self._storage: BaseStorage = open_storage(folder, url)
         with self._lock():
@@ -121,7 +123,7 @@ class Slots:
                 self._recover()
                 claim = self._next()
                 if claim is not None:
-                    held.enter_context(locked(self.place(claim.slot), "the trial"))
+                    held.enter_context(locked(self._lock_of(claim.slot), "the trial"))
                     draw(claim.trial)
             if claim is not None:
                 held.enter_context(get_heartbeat_thread(claim.trial._trial_id, self._storage))
@@ -130,6 +132,10 @@ class Slots:
     def place(self, slot: int) -> Path:
         """The run folder of a slot."""
         return self.folder / "trials" / f"{slot:04d}"
+
+    def _lock_of(self, slot: int) -> Path:
+        """What a worker locks while it has an attempt; its process locks the run folder itself."""
+        return self.folder / _HELD / f"{slot:04d}"
 
     def finish(self, claim: Claim, result: Result) -> bool:
         """Record what an attempt found; False if another attempt had taken its place."""
@@ -178,7 +184,7 @@ class Slots:
         """End the attempts of dead workers, and give a new attempt to every slot that has no living one."""
         if self._shared:
             for one in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if not is_locked(self.place(slot_of(one))):
+                if not is_locked(self._lock_of(slot_of(one))):
                     with contextlib.suppress(UpdateFinishedTrialError):
                         self._storage.set_trial_state_values(one._trial_id, TrialState.FAIL)
         else:
