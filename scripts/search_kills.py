@@ -8,7 +8,9 @@ A trial here sleeps for a moment instead of training. Killed workers are replace
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
+import json
 import multiprocessing
 import os
 import random
@@ -76,7 +78,11 @@ def killed_search(folder: Path, *, workers: int, trials: int, kills: int, seed: 
     until = time.monotonic() + patience
     while kills:
         time.sleep(chance.random() * 0.05)
-        victim = chance.randrange(workers)
+        victim = _victim(folder, [one.pid for one in running], chance)
+        if victim is None:  # nobody has begun a trial yet
+            if time.monotonic() > until or all(not one.is_alive() for one in running):
+                break
+            continue
         os.kill(running[victim].pid, signal.SIGKILL)
         running[victim].join()
         running[victim] = start()
@@ -88,6 +94,18 @@ def killed_search(folder: Path, *, workers: int, trials: int, kills: int, seed: 
                 other.kill()
             raise TimeoutError(f"the search was not complete after {patience:.0f} s")
     return Slots(folder, budget=trials)
+
+
+def _victim(folder: Path, workers: list[int], chance: random.Random) -> int | None:
+    """A worker in the middle of a trial, or one time in three any; None if none is in one."""
+    held = []
+    for file in folder.glob("held/.*.lock"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            held.append(json.loads(file.read_text(encoding="utf-8"))["pid"])
+    busy = [place for place, pid in enumerate(workers) if pid in held]
+    if not busy:
+        return None
+    return chance.choice(busy) if chance.random() < 2 / 3 else chance.randrange(len(workers))
 
 
 def problems(slots: Slots) -> list[str]:
