@@ -11,25 +11,29 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from llm_forget.config import UnlearnRecipe
+from llm_forget.data.collate import collate
 from llm_forget.data.encode import EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.demo.splits import make_splits, write_splits
 from llm_forget.errors import UserError
 from llm_forget.model.load import load_model
+from llm_forget.model.logprobs import score_answers
 from llm_forget.model.measure import answer_logps
 from llm_forget.requests import batches
 from llm_forget.requests.forgetting import Workshop, forget_batch
 from llm_forget.requests.ledger import HOW, Ledger, Measured
-from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
+from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.utils.build import build
 from llm_forget.utils.files import new_folder, write_json
 
@@ -39,10 +43,11 @@ SYSTEM = EncodingConfig(system_prompt="")
 NOTES = """\
 Every request is one invented person with {facts} rows. The model, a Llama with {layers} blocks of width {hidden}, was
 trained from scratch on {rows} rows until it gave every answer. It knows {people} people to forget and {kept} to keep.
-The method is npo with the retain term nll, rank {rank}, until the forget rows are as unlikely as answers about people
-that the model never saw. Figures are mean answer probabilities. *Earlier* is over the rows of all requests before the
-last one, *worst* the request with the highest. *Came back*: requests that regained a fifth of what their own batch
-had taken away. *Seconds*: all batches so far, with their tests, on one busy core.
+The method is npo with the retain term nll, rank {rank}, until the mean answer probability of the forget rows is 0.1,
+and in the best state that keeps 80 % of the probability of the rows to keep. Figures are mean answer probabilities.
+*Earlier* is over the rows of all requests before the last one, *worst* the request with the highest. *Came back*:
+requests that regained a fifth of what their own batch had taken away. *Seconds*: all batches so far, with their
+tests, on one busy core.
 
 What this does not show: models of a usual size, people with many rows, requests that share facts, other methods, many
 seeds, other ways of asking (`llm-forget audit`). A joint adapter is trained again on all requests each time, so its
@@ -59,7 +64,7 @@ class Size:
     hidden: int = 48
     layers: int = 2
     rank: int = 8
-    steps: int = 220
+    epochs: int = 60
 
 
 def make_world(folder: Path, size: Size, seed: int) -> None:
@@ -78,10 +83,22 @@ def make_world(folder: Path, size: Size, seed: int) -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer, hidden=size.hidden, layers=size.layers, seed=seed)
     rows = [row for name in ("forget", "retain") for row in encoded(folder, name, tokenizer)]
-    memorise(model, rows, steps=size.steps, learning_rate=5e-3)
+    learn(model, rows, size.epochs, seed)
     with new_folder(folder / "base") as base:
         model.save_pretrained(base)
         tokenizer.save_pretrained(base)
+
+
+def learn(model: Any, rows: Sequence[Any], epochs: int, seed: int, batch: int = 8) -> None:
+    """Train all weights on the rows, a few at a time."""
+    optimiser, draw = torch.optim.Adam(model.parameters(), lr=3e-3), random.Random(seed)
+    for _ in range(epochs):
+        order = draw.sample(list(rows), len(rows))
+        for start in range(0, len(order), batch):
+            loss = -score_answers(model, collate(order[start : start + batch], 0)).mean_logps.mean()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
 
 
 def encoded(folder: Path, name: str, tokenizer: Any) -> Sequence[Any]:
@@ -98,8 +115,8 @@ def recipe(folder: Path, size: Size, seed: int) -> UnlearnRecipe:
         "method": {"name": "npo"},
         "retain": {"weight": 4.0},
         "adapter": {"rank": size.rank, "alpha": size.rank},
-        "train": {"epochs": 60, "batch_size": 8, "learning_rate": 5e-3, "save_steps": 0},
-        "stop": {"every": 2, "rows": 64},
+        "train": {"epochs": 80, "batch_size": 8, "learning_rate": 2e-3, "save_steps": 0},
+        "stop": {"every": 4, "rows": 64, "forget_target": 0.1, "utility_floor": 0.8, "patience": 1000},
         "output_dir": "unused",
         "seed": seed,
     }

@@ -144,6 +144,7 @@ def _forgotten(shop: Workshop, found: Batch, base: Path, rows: dict[str, list[Ex
         changes["model"] = replace(shop.recipe.model, adapter=str(shop.adapter(builds_on)))
         # without its adapter, the model knows the earlier rows, so it is no model that never saw rows
         changes["base"] = None if shop.recipe.base == "auto" else shop.recipe.base
+        changes["stop"] = replace(shop.recipe.stop, utility_floor=_floor_from_base(shop, builds_on))
     recipe = replace(shop.recipe, data=replace(shop.recipe.data, forget=_IN_MEMORY), **changes)
     if not (final / "result.json").is_file():
         if not (own / "result.json").is_file():
@@ -156,6 +157,23 @@ def _forgotten(shop: Workshop, found: Batch, base: Path, rows: dict[str, list[Ex
     if (result.get("data_digests") or {}).get("forget") != json_digest(sorted(row.id for row in forget)):
         raise UserError(f"{final} holds a run on other rows than those of {found.id}; move it away")
     return None if result.get("reached") is None else bool(result["reached"])
+
+
+def _floor_from_base(shop: Workshop, previous: str) -> float:
+    """The utility floor of a sequential batch, so that it is counted from the base: else each batch could lose as much again."""
+    floor = shop.recipe.stop.utility_floor
+    last = read_json(shop.folder / previous / "result.json")
+    name: str | None = previous
+    while name is not None:
+        found = read_json(shop.folder / name / "result.json")
+        how = (found.get("composed") or {}).get("how", "joint")
+        if how == "stacked":
+            return floor  # what the sum keeps was not measured
+        if how == "joint":  # trained from the base
+            base, now = (one.get("retain") for one in (found["before"], last["after"]))
+            return floor if not base or not now else min(1.0, floor * base / now)
+        name = batches.batch(shop.ledger, name).previous
+    return floor
 
 
 def _compose(own: Path, previous: Path, base: Path, final: Path, how: str) -> None:

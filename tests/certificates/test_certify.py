@@ -152,12 +152,20 @@ def test_pages_are_plain_and_hold_nothing_of_the_rows(made: Certifiable) -> None
         assert "default-src 'none'" in page
         assert "<script" not in page
         assert "@media print" in page
-    assert "4 entries" in person
-    assert "Some other ways" in person or "Other ways of asking" in person
+    assert "1 file of training data with 10 entries was searched" in person
+    assert "Other ways of asking" in person
+    assert "old.jsonl" in auditor
     assert "adapter/adapter_model.safetensors" in auditor
     text = "".join(path.read_text(errors="replace") for path in folder.rglob("*.*") if path.is_file())
     text += json.dumps(statement_of(made)) + (made.folder / "runs" / "statements.jsonl").read_text()
-    words = [SECRET, *(question for question, _ in FORGET), *(answer for _, answer in FORGET), str(made.folder)]
+    words = [
+        "/home/office",
+        "a" * 16,
+        SECRET,
+        *(question for question, _ in FORGET),
+        *(answer for _, answer in FORGET),
+        str(made.folder),
+    ]
     assert [word for word in words if word in text] == []
 
 

@@ -20,6 +20,14 @@ from llm_forget.utils.build import build
 from llm_forget.utils.files import write_record
 
 OFF = {"perplexity": None, "capability": None, "generation.max_new_tokens": 8, "sets.retain.generate": False}
+SEARCH = {
+    "files": [{"file": "/home/office/train.jsonl", "rows": 10, "sha256": "0" * 64}],
+    "terms": {"person": {"count": 2, "digests": ["a" * 16, "b" * 16]}},
+    "salt": "c" * 32,
+    "stages": ["names"],
+    "hits": {"keep": 4, "misses": 6},
+    "not_searched": {"/home/office/old.jsonl": "2 rows cannot be read"},
+}
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,14 @@ def measure(folder: Path, output: Path, model: dict[str, Any]) -> None:
 def make_certifiable(folder: Path) -> Certifiable:
     """Make everything in about ten seconds."""
     made = Certifiable(write_memorised(folder, {"forget": FORGET, "retain": RETAIN}))
-    write_memorised(folder / "without", {"retain": RETAIN}) if (folder / "without").mkdir() is None else None
+    (folder / "without").mkdir()
+    write_memorised(folder / "without", {"retain": RETAIN})
+    write_record(folder / "search.json", SEARCH)
     values = {
         "model": {"name": str(made.base), "dtype": "float32"},
         "data": {name: {"path": str(folder / f"{name}.jsonl")} for name in ("forget", "retain")},
         "method": {"name": "npo"},
+        "search": str(folder / "search.json"),
         "adapter": {"rank": 4, "alpha": 8},
         "train": {"epochs": 12, "batch_size": 4, "learning_rate": 1e-2},
         "stop": {"forget_target": 0.05, "utility_floor": 0.0},

@@ -180,5 +180,22 @@ def test_from_request_to_answer_by_commands(world: Path, tmp_path: Path, monkeyp
     assert "already" in command(*answer).out
     assert command("requests", "answer", "R-2", "--statement", run, "--key", "k.pub").status == 2
     assert command("requests", "retest", "--config", world / "recipe.yaml").status == 0
+    written = [one for one in tmp_path.rglob("*") if one.is_file() and one.parent != tmp_path / "data"]
+    assert len(written) > 20
+    assert [one for one in written if any(text.encode() in one.read_bytes() for _, text in SETS["first"])] == []
     (run / "env.json").unlink()
     assert "no certificate that holds" in command(*answer).err
+
+
+def test_the_floor_of_a_sequential_batch_counts_from_the_base(world: Path, tmp_path: Path) -> None:
+    """Half of 0.8 is to be kept; after a batch that left 0.6, that is two thirds of what there is."""
+    from dataclasses import replace
+
+    shop = workshop(world, tmp_path)
+    shop = replace(shop, recipe=replace(shop.recipe, stop=replace(shop.recipe.stop, utility_floor=0.5)))
+    name = batches.plan(shop.ledger).id
+    (shop.folder / name).mkdir(parents=True)
+    result = {"before": {"retain": 0.8}, "after": {"retain": 0.6}}
+    for composed, floor in ((None, 0.5 * 0.8 / 0.6), ({"how": "stacked"}, 0.5)):
+        (shop.folder / name / "result.json").write_text(json.dumps({**result, "composed": composed}))
+        assert forgetting._floor_from_base(shop, name) == pytest.approx(floor)
