@@ -38,16 +38,17 @@ from llm_forget.utils.build import build
 from llm_forget.utils.files import new_folder, write_json
 
 FACTS = 2
+BATCH, STEPS = 8, 120  # rows of a step, and most steps of a batch of requests
 SHOWN = (1, 4, 16)
 SYSTEM = EncodingConfig(system_prompt="")
 NOTES = """\
 Every request is one invented person with {facts} rows. The model, a Llama with {layers} blocks of width {hidden}, was
 trained from scratch on {rows} rows until it gave every answer. It knows {people} people to forget and {kept} to keep.
-The method is npo with the retain term nll, rank {rank}, until the mean answer probability of the forget rows is 0.1,
-and in the best state that keeps 80 % of the probability of the rows to keep. Figures are mean answer probabilities.
-*Earlier* is over the rows of all requests before the last one, *worst* the request with the highest. *Came back*:
-requests that regained a fifth of what their own batch had taken away. *Seconds*: all batches so far, with their
-tests, on one busy core.
+The method is npo with the retain term nll, rank {rank}, at most 120 steps, until the mean answer probability of the
+forget rows is 0.1, and in the best state that keeps 80 % of the probability of the rows to keep. Figures are mean
+answer probabilities. *Earlier* is over the rows of all requests before the last one, *worst* the request with the
+highest. *Came back*: requests that regained a fifth of what their own batch had taken away. *Seconds*: all batches so
+far, with their tests, on one busy core.
 
 What this does not show: models of a usual size, people with many rows, requests that share facts, other methods, many
 seeds, other ways of asking (`llm-forget audit`). A joint adapter is trained again on all requests each time, so its
@@ -113,9 +114,9 @@ def recipe(folder: Path, size: Size, seed: int) -> UnlearnRecipe:
         "data": {name: {"path": str(folder / f"{name}.jsonl")} for name in ("forget", "retain", "holdout")},
         "encoding": {"system_prompt": ""},
         "method": {"name": "npo"},
-        "retain": {"weight": 4.0},
+        "retain": {"weight": 12.0},
         "adapter": {"rank": size.rank, "alpha": size.rank},
-        "train": {"epochs": 80, "batch_size": 8, "learning_rate": 2e-3, "save_steps": 0},
+        "train": {"epochs": 1, "batch_size": BATCH, "learning_rate": 3e-3, "save_steps": 0},
         "stop": {"every": 4, "rows": 64, "forget_target": 0.1, "utility_floor": 0.8, "patience": 1000},
         "output_dir": "unused",
         "seed": seed,
@@ -133,12 +134,13 @@ def run(folder: Path, how: str, size: Size, seed: int) -> None:
             ledger.request(name)
         except UserError:
             ledger.add(name, DataSource(str(folder / f"request-{number:02}.jsonl")), date(2026, 11, 2))
-        state = ledger.request(name).state
-        if state in ("forgotten", "returned"):
-            continue
+        if any(one.state == "done" and name in one.requests for one in batches.batches(ledger)):
+            continue  # also if its target was not reached: each request is tried once
         waiting = [one for one in batches.batches(ledger) if one.state in ("planned", "running")]
         batch = waiting[0] if waiting else batches.plan(ledger, [name], how)
-        done = forget_batch(shop, batch.id, keep=True)
+        rows = FACTS * (number + 1 if how == "joint" else 1)
+        train = replace(shop.recipe.train, epochs=STEPS * BATCH // rows)
+        done = forget_batch(replace(shop, recipe=replace(shop.recipe, train=train)), batch.id, keep=True)
         kept = retain_kept(folder, shop, done.id)
         write_json(folder / how / f"{done.id}.retain.json", kept)
         print(f"seed {seed} {how} {done.id}: {done.seconds:.1f} s, retain {kept['after']:.3f}", flush=True)
