@@ -39,7 +39,15 @@ CARD_FIXED, CARD_SHARE = 1.2e9, 0.05
 # Bytes per weight of a quantised linear layer: nf4 has an fp32 scale for every 64 weights, int8 one for every row.
 _QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
 _SHALLOW = (2, 4)  # numbers of layers of the shallow models that are simulated instead of a deep one
-_STATE_BYTES = (("8bit", 2.1), ("4bit", 1.1), ("adafactor", 0.1), ("sgd", 0.0), ("lion", 4.0), ("adam", 8.0))
+_STATE_BYTES = (
+    ("8bit", 2.1),
+    ("4bit", 1.1),
+    ("adafactor", 0.1),
+    ("sgd", 0.0),
+    ("lion", 4.0),
+    ("natural", 4.0),
+    ("adam", 8.0),
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ _BATCH_TOKENS = 2048
 _ROUNDS = 12  # of subspace iteration; the ratios of interest are far apart
 
 
-def forget_directions(forget: Tensor, keep: Tensor, rank: int, *, ridge: float = RIDGE) -> Tensor:
+def forget_directions(
+    forget: Tensor, keep: Tensor, rank: int, *, ridge: float = RIDGE, unit: Literal["forget", "keep"] = "forget"
+) -> Tensor:
     """The directions with the largest energy of forget inputs for a given energy of kept inputs.
 
     The rows a of the result maximise ``aᵀFa / aᵀ(K + εI)a``, one after the other, orthogonal in K + εI: Fisher's discriminant.
@@ -33,10 +35,10 @@ def forget_directions(forget: Tensor, keep: Tensor, rank: int, *, ridge: float =
         keep: (d, d) K, the same of the rows to keep.
         rank: number of directions, at most d.
         ridge: ε as a share of the mean diagonal of K, above 0.
+        unit: scale the directions so that forget inputs have a mean square of 1, or so that a(K + εI)aᵀ is 1.
 
     Returns:
-        (rank, d), the best direction first, scaled so that forget inputs give a mean square of 1. F = diag(1, 1) and
-        K = diag(1, 0) give ±(0, 1) first.
+        (rank, d), the best direction first. F = diag(1, 1) and K = diag(1, 0) give ±(0, 1) first.
 
     Source: Fisher 1936, Annals of Eugenics 7(2); restricting updates to inputs that other rows lack: arXiv:2606.18309.
     """
@@ -53,13 +55,20 @@ def forget_directions(forget: Tensor, keep: Tensor, rank: int, *, ridge: float =
     values, vectors = torch.linalg.eigh(basis.T @ whitened @ basis)
     best = (basis @ vectors).flip(-1)[:, :rank]
     found = torch.linalg.solve_triangular(root.T, best, upper=True)
-    energy = values.flip(-1)[:rank].clamp(min=1e-12).sqrt()
-    directions: Tensor = (found / energy).T.float()
+    if unit == "forget":
+        found = found / values.flip(-1)[:rank].clamp(min=1e-12).sqrt()
+    directions: Tensor = found.T.float()
     return directions
 
 
 def aim_adapter(
-    model: Any, forget: Sequence[Encoded], keep: Sequence[Encoded], pad_token_id: int, *, ridge: float = RIDGE
+    model: Any,
+    forget: Sequence[Encoded],
+    keep: Sequence[Encoded],
+    pad_token_id: int,
+    *,
+    ridge: float = RIDGE,
+    unit: Literal["forget", "keep"] = "forget",
 ) -> int:
     """Set the adapter's A to ``forget_directions`` of its inputs, and freeze it, so that training changes B only.
 
@@ -71,6 +80,7 @@ def aim_adapter(
         keep: rows to keep, and rows like the forget rows about others.
         pad_token_id: the padding token.
         ridge: see ``forget_directions``.
+        unit: see ``forget_directions``.
 
     Returns:
         The number of layers whose A was set.
@@ -89,7 +99,7 @@ def aim_adapter(
             continue
         key = id(moments[0])  # layers that read the same inputs share their moments
         if key not in done:
-            done[key] = forget_directions(moments[0], moments[1], a.shape[0], ridge=ridge)
+            done[key] = forget_directions(moments[0], moments[1], a.shape[0], ridge=ridge, unit=unit)
         put(a, done[key].to(a))
     return sum(name in found[0] for name in layers)
 

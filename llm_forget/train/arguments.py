@@ -11,10 +11,13 @@ from transformers import TrainingArguments
 from llm_forget.config import TrainConfig
 from llm_forget.errors import RecipeError
 from llm_forget.model.checkpointing import checkpointing_arguments
+from llm_forget.train.natural import NAME as NATURAL
+from llm_forget.train.natural import RATE as NATURAL_RATE
 
 # A LoRA adapter starts at zero and is small: with the papers' full fine-tuning rate of 1e-5 it hardly changes.
 ADAPTER_LEARNING_RATE = 1e-3
 FULL_LEARNING_RATE = 1e-5
+_NEVER = 1e30
 
 
 def common_arguments(
@@ -26,7 +29,9 @@ def common_arguments(
     measuring compute in the same dtype. The Trainer itself does not save, evaluate or report.
     """
     on_cpu = not torch.cuda.is_available()
-    default = ADAPTER_LEARNING_RATE if with_adapter else FULL_LEARNING_RATE
+    default = (
+        NATURAL_RATE if train.optimizer == NATURAL else ADAPTER_LEARNING_RATE if with_adapter else FULL_LEARNING_RATE
+    )
     checkpointing = {
         "gradient_checkpointing": bool(train.gradient_checkpointing),
         "gradient_checkpointing_kwargs": checkpointing_arguments(train.gradient_checkpointing),
@@ -40,8 +45,9 @@ def common_arguments(
         "lr_scheduler_type": train.schedule,
         "warmup_steps": train.warmup_steps,
         "weight_decay": train.weight_decay,
-        "max_grad_norm": train.max_grad_norm,
-        "optim": train.optimizer,
+        # orthogonal steps have the same length for a gradient of any norm
+        "max_grad_norm": _NEVER if train.optimizer == NATURAL else train.max_grad_norm,
+        "optim": "sgd" if train.optimizer == NATURAL else train.optimizer,
         "use_cpu": on_cpu,
         "bf16": autocast,
         "seed": seed,

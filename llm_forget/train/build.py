@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from torch import nn
 
 from llm_forget.config import AdapterConfig, FinetuneRecipe, RetainConfig, UnlearnRecipe
@@ -20,8 +19,9 @@ from llm_forget.model.logprobs import hidden_layer
 from llm_forget.model.targets import config_depth
 from llm_forget.retain import RetainTerm
 from llm_forget.train.arguments import check_arguments
-from llm_forget.train.launch import check_launch
+from llm_forget.train.launch import check_launch, is_sharded
 from llm_forget.train.more_rows import check_neighbour_floor, check_row_sets
+from llm_forget.train.natural import check_natural
 from llm_forget.train.objective import FurtherTerm, Objective
 from llm_forget.train.resume import check_checkpoints, drop_finished
 from llm_forget.train.run_folder import check_output
@@ -101,6 +101,7 @@ def check_run(recipe: UnlearnRecipe | FinetuneRecipe) -> None:
         drop_finished(recipe.output_dir)
         check_output(recipe.output_dir, recipe.overwrite)
     check_arguments(recipe.train, recipe.seed)
+    check_natural(recipe)
     check_trackers(recipe.train.trackers, recipe.output_dir)
 
 
@@ -177,7 +178,7 @@ def build_wrappers(recipe: UnlearnRecipe, method: Method, retain: bool) -> list[
         towards=method.towards,
         quantized=recipe.model.quantization is not None,
         adapter=recipe.adapter is not None,
-        sharded=PartialState().distributed_type.name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"),
+        sharded=is_sharded(),
     )
     found: list[Wrapper] = []
     for given in recipe.wrappers:

@@ -7,13 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 from llm_forget.config import AdapterConfig, RetainConfig, StopConfig, TrainConfig, UnlearnRecipe
+from llm_forget.train.natural import NAME as NATURAL
 
-FEWEST_STEPS, EPOCHS = 10, 6
-_RATE, _WIDTH = 4e-3, 576  # the learning rate, and the hidden size of the model on which it was chosen
+STEPS, MICRO, LARGEST = 16, 8, 64  # steps of a run, rows of a micro-batch, and rows of a step
+QUESTIONS = 48
+_RATE, _WIDTH = 4e-3, 576  # Adam's learning rate, and the hidden size of the model on which it was chosen
+_RANKS = ((64, 16), (256, 32))  # a rank for up to so many rows; 64 for more
 
 
 def settled(recipe: UnlearnRecipe, *, base: bool) -> UnlearnRecipe:
     """The recipe with a method, and with settings for it where the recipe has the defaults; unchanged if it names a method.
+
+    With rows to keep, these shape the steps (``train.natural``) and are no part of the loss, so that a step costs the forget rows
+    alone. Without them, the model's own answers about other names are a part of the loss.
 
     Args:
         recipe: the checked recipe.
@@ -27,19 +33,21 @@ def settled(recipe: UnlearnRecipe, *, base: bool) -> UnlearnRecipe:
         changes["stop"] = StopConfig(forget_target="rows", every=2)
     if recipe.adapter == AdapterConfig() and keeps:
         changes["adapter"] = AdapterConfig(inputs="forget")
+    # a learning rate that somebody gives is Adam's
+    train, shaped = recipe.train, "adapter" in changes and recipe.train.learning_rate is None
+    if shaped and train.optimizer == TrainConfig().optimizer:
+        changes["train"] = replace(train, optimizer=NATURAL)
     if recipe.retain == RetainConfig():
-        virtual = {"name": "virtual_neighbours", "weight": 3.0, "questions": 64}
-        changes["retain"] = RetainConfig(name="kl" if keeps else None, weight=2.0, more=[virtual])
-    if recipe.train == TrainConfig():
-        changes["train"] = TrainConfig(epochs=EPOCHS, batch_size=8, gradient_accumulation=2, schedule="linear")
+        virtual = {"name": "virtual_neighbours", "weight": 0.0 if shaped else 3.0, "questions": QUESTIONS}
+        changes["retain"] = RetainConfig(name="kl" if keeps else None, weight=0.0 if shaped else 2.0, more=[virtual])
     return replace(recipe, **changes)
 
 
 def scaled(recipe: UnlearnRecipe, given: UnlearnRecipe, *, rows: int, width: int | None) -> UnlearnRecipe:
-    """A settled recipe with steps for its rows and a learning rate for its model; unchanged if the recipe names a method.
+    """A settled recipe with steps, a rank and a learning rate for its rows and model; unchanged if the recipe names a method.
 
-    A small forget set is passed over more often, for at least ``FEWEST_STEPS`` steps. The learning rate falls with the root of
-    the hidden size, as usual for adapters; it was chosen on a model with a hidden size of 576.
+    A step has all rows, or ``LARGEST`` of them. Every row is in at least four steps. Adam's learning rate, which is used without
+    rows to keep, falls with the root of the hidden size.
 
     Args:
         recipe: the settled recipe.
@@ -49,10 +57,15 @@ def scaled(recipe: UnlearnRecipe, given: UnlearnRecipe, *, rows: int, width: int
     """
     if given.method or given.train != TrainConfig():
         return recipe
-    step = recipe.train.batch_size * recipe.train.gradient_accumulation
-    epochs = max(EPOCHS, math.ceil(FEWEST_STEPS * step / max(rows, 1)))
-    rate = _RATE * math.sqrt(_WIDTH / max(width or _WIDTH, _WIDTH))
-    return replace(recipe, train=replace(recipe.train, epochs=epochs, learning_rate=rate))
+    micro = max(1, min(rows, MICRO))
+    gathered = math.ceil(min(rows, LARGEST) / micro)
+    epochs = max(4, round(STEPS * micro * gathered / max(rows, 1)))
+    rate = None if recipe.train.optimizer == NATURAL else _RATE * math.sqrt(_WIDTH / max(width or _WIDTH, _WIDTH))
+    train = replace(recipe.train, epochs=epochs, batch_size=micro, gradient_accumulation=gathered, learning_rate=rate)
+    if given.adapter != AdapterConfig() or recipe.adapter is None:
+        return replace(recipe, train=train)
+    rank = next((rank for most, rank in _RANKS if rows <= most), 64)
+    return replace(recipe, train=train, adapter=replace(recipe.adapter, rank=rank, alpha=rank))
 
 
 def hidden_size(config: Any) -> int | None:

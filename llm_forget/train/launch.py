@@ -49,3 +49,10 @@ def check_launch() -> None:
             f"{asked} processes were started, but this process sees {state.num_processes}: they would train separately and write "
             f"to the same folder. Start them with:\n  {_TWO_ON_CPU}"
         )
+
+
+def is_sharded() -> bool:
+    """Whether this launch distributes each weight over the processes."""
+    from accelerate import PartialState
+
+    return PartialState().distributed_type.name in ("FSDP", "DEEPSPEED", "MEGATRON_LM")

@@ -47,7 +47,7 @@ class RowGoal:
         self.latest = state["latest"]
 
     def two_sided(self, losses: Tensor, logps: Tensor, index: Tensor) -> Tensor:
-        """The loss of each row: the method's above its target, 0 at it, ``(log p − t)²`` more than ``slack`` below it.
+        """The loss of each row: the method's above its target, 0 at it, ``|log p − t|`` more than ``slack`` below it.
 
         Args:
             losses: (B,) the method's loss.
@@ -59,5 +59,5 @@ class RowGoal:
         """
         self.seen(logps, index)
         gap = logps - self.targets.to(logps.device)[index]
-        back = gap.square() * (gap.detach() < -self.slack)
+        back = gap.abs() * (gap.detach() < -self.slack)
         return torch.where(gap.detach() > 0, losses, back)

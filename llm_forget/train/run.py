@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from llm_forget.config import TrainConfig, UnlearnRecipe
 from llm_forget.data.encode import Encoded
@@ -25,6 +25,8 @@ from llm_forget.train.batches import Pair, PairDataset
 from llm_forget.train.build import NOWHERE, Parts
 from llm_forget.train.callbacks import AfterStep, MetricsLog, ProgressBar, StopCallback, not_known_before, note
 from llm_forget.train.checkpoint import run_identity
+from llm_forget.train.natural import NAME as NATURAL
+from llm_forget.train.natural import RATE, Natural, TellLoss, natural_optimizer
 from llm_forget.train.objective import Objective, References
 from llm_forget.train.origin import BaseScores
 from llm_forget.train.prepare import UnlearnSets
@@ -80,6 +82,7 @@ class Run:
         more_rows: the further rows that the retain terms read, by set.
         origin: scores of the model before it learned the forget rows; None if there is none at hand.
         swapped: the reference on the forget rows with other names, if the method needs it.
+        curvature: that of rows to keep in each layer's outputs, for the optimizer ``natural``.
     """
 
     def __init__(
@@ -96,9 +99,10 @@ class Run:
         more_rows: Mapping[str, list[Encoded]] = MappingProxyType({}),
         origin: BaseScores | None = None,
         swapped: Teacher | None = None,
+        curvature: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self.method, self.retain, self.wrappers, self.more = parts.method, parts.retain, parts.wrappers, parts.more
-        self._more_rows, self._origin, self._swapped = more_rows, origin, swapped
+        self._more_rows, self._origin, self._swapped, self._curvature = more_rows, origin, swapped, curvature
         self.recipe, self.sets, self.alternatives, self._base = recipe, sets, alternatives, base
         self.model, self.pad_token_id, self.console = model, pad_token_id, console
         self.meter = SampleMeter(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
@@ -183,17 +187,20 @@ class Run:
 
     def objective(self) -> Objective:
         """The objective of the unlearning phase."""
-        per_example = self.recipe.stop.per_example
+        per_example, retain, more = self.recipe.stop.per_example, self.retain, self.more
+        if self.recipe.train.optimizer == NATURAL:  # terms without weight only shape the steps
+            retain = retain if self.recipe.retain.weight else None
+            more = tuple(one for one in more if one.weight)
         if per_example == "auto":
             per_example = not self.method.bounded
         return Objective(
             method=self.method,
-            retain=self.retain,
+            retain=retain,
             forget_weight=self.recipe.forget_weight,
             retain_weight=self.recipe.retain.weight,
             satisfied_below=self.target if per_example and not self.method.towards and self.goal is None else None,
             goal=self.goal,
-            more=self.more,
+            more=more,
         )
 
     def pairs(self) -> list[Pair]:
@@ -234,6 +241,7 @@ class Run:
         bar = ProgressBar(self.console, f"{self.recipe.method['name']}: {label}")
         self._bar = bar
         method = objective.method
+        natural, tell = self._natural(train or self.recipe.train)
         trainer = UnlearningTrainer(
             self.model,
             unlearning_arguments(
@@ -254,8 +262,11 @@ class Run:
             pad_token_id=self.pad_token_id,
             reference=self._references(objective),
             wrappers=wrappers,
-            callbacks=[bar, self.metrics, AfterStep(wrappers), *([self.stopping] if early_stopping else [])],
+            callbacks=[bar, self.metrics, *tell, AfterStep(wrappers), *([self.stopping] if early_stopping else [])],
+            optimizer=natural,
         )
+        for callback in tell:
+            callback.trainer = trainer
         self._phase += 1
         self._taken += len(pairs)
         if self.metrics.trackers is not None:
@@ -273,6 +284,13 @@ class Run:
         trainer.resume_or_begin()
         self.steps += trainer.state.global_step
         return trainer
+
+    def _natural(self, train: TrainConfig) -> tuple[Natural | None, list[TellLoss]]:
+        """The optimizer ``natural`` and the callback that tells it the loss, if the recipe asks for it."""
+        if train.optimizer != NATURAL:
+            return None, []
+        optimizer = natural_optimizer(self.model, self._curvature, train.learning_rate or RATE)
+        return optimizer, [TellLoss(optimizer)]
 
     def _saving(self) -> Saving | None:
         recipe = self.recipe

@@ -39,6 +39,7 @@ class UnlearningTrainer(Resumable, Trainer):
         reference: scores of the reference, computed before training.
         wrappers: the gradient wrappers, in the order of their application.
         callbacks: further ``TrainerCallback`` objects.
+        optimizer: the optimizer; None for that of ``args``.
     """
 
     # The loss is a mean over a micro-batch, so the Trainer must divide it by the accumulation steps.
@@ -55,6 +56,7 @@ class UnlearningTrainer(Resumable, Trainer):
         reference: References | None = None,
         wrappers: Sequence[Wrapper] = (),
         callbacks: Sequence[Any] = (),
+        optimizer: Any = None,
     ) -> None:
         super().__init__(
             model=model,
@@ -62,6 +64,7 @@ class UnlearningTrainer(Resumable, Trainer):
             train_dataset=dataset,
             data_collator=PairCollator(pad_token_id, objective.rows.scored_alternatives),
             callbacks=list(callbacks),
+            optimizers=(optimizer, None),
         )
         self.remove_callback(PrinterCallback)  # we show progress with our own bar
         self.add_callback(FrozenStaysFrozen())
@@ -141,6 +144,10 @@ class UnlearningTrainer(Resumable, Trainer):
             self.optimizer.zero_grad()
             self.control.should_training_stop = True
         return norm
+
+    def micro_losses(self) -> Tensor:
+        """The losses of the step's micro-batches on this process."""
+        return torch.stack(self._terms["loss"])
 
     def _keep(self, terms: dict[str, Tensor]) -> None:
         """Store the terms until the next ``log``."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
+from torch import Tensor
 from transformers import set_seed
 
 from llm_forget.config import UnlearnRecipe
@@ -19,6 +20,7 @@ from llm_forget.data.encode import Encoded
 from llm_forget.data.examples import Example
 from llm_forget.errors import RecipeError
 from llm_forget.model.checkpointing import check_checkpointing
+from llm_forget.model.curvature import output_metrics
 from llm_forget.model.directions import aim_adapter
 from llm_forget.model.experts import without_router_loss
 from llm_forget.model.limits import check_rows, padding_id
@@ -31,6 +33,7 @@ from llm_forget.train.build import NOWHERE, Parts, check_head, check_layer, make
 from llm_forget.train.callbacks import note
 from llm_forget.train.default import hidden_size, scaled, settled
 from llm_forget.train.more_rows import Making, swapped_top
+from llm_forget.train.natural import NAME as NATURAL
 from llm_forget.train.origin import OpenBase, base_of, has_base, score_base
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import drop_checkpoints
@@ -133,12 +136,20 @@ def finished(
 _KEPT = 64  # rows of each set to keep from which the adapter's inputs are chosen
 
 
-def _aim(recipe: UnlearnRecipe, model: Any, sets: UnlearnSets, more: Mapping[str, list[Encoded]], pad: int) -> None:
-    """Choose the adapter's inputs from the forget rows and from a sample of the rows to keep, if the recipe asks for it."""
+def _aim(
+    recipe: UnlearnRecipe, model: Any, sets: UnlearnSets, more: Mapping[str, list[Encoded]], pad: int
+) -> dict[str, Tensor]:
+    """Choose the adapter's inputs from the forget rows and from a sample of the rows to keep, if the recipe asks for it.
+
+    Returns the curvature of the rows to keep, if the optimizer is ``natural``.
+    """
     if recipe.adapter is None or recipe.adapter.inputs != "forget":
-        return
+        return {}
     sample = sets.retain[:: max(1, len(sets.retain) // _KEPT)][:_KEPT]
-    aim_adapter(model, sets.forget, [*sample, *(row for rows in more.values() for row in rows[:_KEPT])], pad)
+    kept = [*sample, *(row for rows in more.values() for row in rows[:_KEPT])]
+    natural = recipe.train.optimizer == NATURAL
+    aim_adapter(model, sets.forget, kept, pad, unit="keep" if natural else "forget")
+    return output_metrics(model, kept, pad, seed=recipe.seed) if natural else {}
 
 
 @dataclass(frozen=True)
@@ -232,8 +243,8 @@ def run_on(
             off = ", ".join(noise)
             note(console, f"the model's own dropout and noise are off, because the reference has none: {off}")
         pad = padding_id(tokenizer, model)
-        _aim(recipe, model, sets, more, pad)
-        known: dict[str, Any] = {"more_rows": more, "origin": origin, "swapped": swapped}
+        curvature = _aim(recipe, model, sets, more, pad)
+        known: dict[str, Any] = {"more_rows": more, "origin": origin, "swapped": swapped, "curvature": curvature}
         run = Run(recipe, parts, sets, model, pad, console, alternatives, base=base, **known)
         run.watch = watch
         settings = sent_settings(recipe)

@@ -34,14 +34,14 @@ from llm_forget.utils.build import build
 
 
 def test_two_sided_by_hand() -> None:
-    """Target −3, slack ½: the method's loss at −2, nothing at −3.2, (−4 + 3)² at −4, whose gradient 2 · gap points up."""
+    """Target −3, slack ½: the method's loss at −2, nothing at −3.2, |−4 + 3| at −4, whose gradient points up."""
     goal = RowGoal(torch.full((3,), -3.0), torch.zeros(3))
     logps = torch.tensor([-2.0, -3.2, -4.0], requires_grad=True)
     loss = goal.two_sided(torch.full((3,), 7.0), logps, torch.arange(3))
     assert loss.tolist() == [7.0, 0.0, 1.0]
     loss.sum().backward()
     assert logps.grad is not None
-    assert logps.grad.tolist() == [0.0, 0.0, -2.0]
+    assert logps.grad.tolist() == [0.0, 0.0, -1.0]
     assert goal.active(torch.tensor([2, 1, 0])).tolist() == [True, False, True]
 
 
@@ -182,14 +182,21 @@ def test_without_a_method_a_run_that_falls_short_exits_with_1(with_base: Path, t
 
 
 def test_the_default_keeps_what_the_recipe_sets_and_scales_with_the_rows(tmp_path: Path) -> None:
-    """Four forget rows are passed over 40 times for ten steps of 16; 4 × the width halves the learning rate."""
+    """Steps have all rows, up to 64; more rows get a larger rank. Without rows to keep, Adam's rate falls with the width."""
     values = {"model": {"name": "m"}, "data": {"forget": {"path": "f"}, "retain": {"path": "r"}}, "output_dir": "o"}
     plain = build(UnlearnRecipe, values, "test")
     found = settled(plain, base=True)
     assert found.method == {"name": "base_teacher"}
     assert found.stop.forget_target == "rows"
-    sized = scaled(found, plain, rows=4, width=4 * 576)
-    assert (sized.train.epochs, sized.train.learning_rate) == (40, pytest.approx(2e-3))
+    assert (found.train.optimizer, found.retain.weight) == ("natural", 0.0)
+    for rows, batch, gathered, epochs, rank in ((4, 4, 1, 16, 16), (37, 8, 5, 17, 16), (400, 8, 8, 4, 64)):
+        sized = scaled(found, plain, rows=rows, width=576)
+        train = sized.train
+        assert (train.batch_size, train.gradient_accumulation, train.epochs) == (batch, gathered, epochs)
+        assert sized.adapter is not None
+        assert sized.adapter.rank == rank
+    alone = build(UnlearnRecipe, {**values, "data": {"forget": {"path": "f"}}}, "test")
+    assert scaled(settled(alone, base=True), alone, rows=4, width=4 * 576).train.learning_rate == pytest.approx(2e-3)
     assert settled(plain, base=False).method == {"name": "npo"}
     assert settled(plain, base=False).stop.forget_target == "holdout", "neither base nor holdout rows: no row targets"
     own = build(UnlearnRecipe, {**values, "train": {"epochs": 3}, "retain": {"name": None}}, "test")

@@ -1,0 +1,129 @@
+"""The optimizer ``natural``: by hand, against Adam on an adapter, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from llm_forget.config import AdapterConfig
+from llm_forget.data.encode import Encoded
+from llm_forget.model.blocks import add_adapter
+from llm_forget.model.curvature import output_metrics
+from llm_forget.model.directions import aim_adapter
+from llm_forget.model.measure import answer_logps
+from llm_forget.testing import tiny_model, tiny_tokenizer
+from llm_forget.train.natural import Natural, natural_optimizer, orthogonal
+
+
+def test_orthogonal() -> None:
+    """Singular values become 1 and keep their directions; a zero stays zero, and tall and wide agree."""
+    torch.testing.assert_close(orthogonal(torch.diag(torch.tensor([3.0, -2.0]))), torch.diag(torch.tensor([1.0, -1.0])))
+    assert torch.equal(orthogonal(torch.zeros(4, 2)), torch.zeros(4, 2))
+    torch.manual_seed(0)
+    x = torch.randn(7, 3)
+    torch.testing.assert_close(orthogonal(x).T @ orthogonal(x), torch.eye(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(orthogonal(x.T), orthogonal(x).T)
+
+
+def test_a_step_by_hand() -> None:
+    """C = diag(2, 1), gradient e₁: the change is −η/2 · e₁, and the linear fall of the loss is the learning rate's share."""
+    weight = nn.Parameter(torch.zeros(2, 1))
+    optimizer = Natural([weight], {weight: torch.diag(torch.tensor([2.0, 1.0]))}, lr=0.5, momentum=0.0)
+    weight.grad = torch.tensor([[3.0], [0.0]])
+    optimizer.loss = 6.0
+    optimizer.step()
+    torch.testing.assert_close(weight.data, torch.tensor([[-1.0], [0.0]]))  # 3 · 1 = half of 6
+    weight.grad = torch.tensor([[0.03], [0.0]])  # linear: it would take 100 units to reach 0
+    optimizer.step()
+    torch.testing.assert_close(weight.data, torch.tensor([[-2.0], [0.0]]))  # no longer than the first
+
+
+def test_a_loss_that_is_not_finite() -> None:
+    """The step has no length then."""
+    weight = nn.Parameter(torch.zeros(2, 1))
+    weight.grad = torch.ones(2, 1)
+    with pytest.raises(ValueError, match="cannot set the length"):
+        Natural([weight], {}).step()
+
+
+def test_the_metric_is_the_divergence() -> None:
+    """A random change of one layer's output costs the rows about ½ vᵀGv nats, as the factor says."""
+    torch.manual_seed(0)
+    rows = [Encoded(f"k{row}", tuple(50 + 3 * row + 5 * place for place in range(12)), 3) for row in range(24)]
+    model = add_adapter(tiny_model(tiny_tokenizer(), hidden=64), AdapterConfig(rank=4, alpha=4))
+    metrics = output_metrics(model, rows, 0)
+    name = next(name for name in metrics if "down_proj" in name)
+    factor, layer = metrics[name], model.get_submodule(name)
+    assert factor.shape == (64, 64)
+    tokens, shift = sum(len(row.input_ids) for row in rows), 0.02 * torch.randn(64)
+    expected = 0.5 * tokens * float((factor.T @ shift).square().sum())
+    batch = {"input_ids": torch.tensor([row.input_ids for row in rows])}
+    before = model(**batch).logits.log_softmax(-1)
+    with layer.register_forward_hook(lambda module, given, output: output + shift):
+        after = model(**batch).logits.log_softmax(-1)
+    divergence = (before.exp() * (before - after)).sum(-1)[:, 2:-1].sum()
+    assert float(divergence.detach()) == pytest.approx(
+        expected, rel=0.6
+    )  # one draw of answers, K-FAC's independence, ridge
+
+
+def test_other_rows_are_spared() -> None:
+    """For the same fall of the forget rows, Adam on the same aimed A moves the other rows several times as far."""
+    moved = {name: _moved(name) for name in ("natural", "adam")}
+    assert moved["natural"] < 0.5 * moved["adam"]
+
+
+def _moved(name: str) -> float:
+    torch.manual_seed(0)
+    forget = [Encoded(f"f{row}", tuple(40 + row + 3 * place for place in range(9)), 3) for row in range(3)]
+    keep = [Encoded(f"k{row}", tuple(150 + row + 2 * place for place in range(9)), 3) for row in range(12)]
+    unseen = [Encoded(f"u{row}", tuple(151 + 2 * row + 2 * place for place in range(9)), 3) for row in range(6)]
+    model = add_adapter(tiny_model(tiny_tokenizer(), hidden=64), AdapterConfig(rank=2, alpha=2))
+    before = [answer_logps(model, rows, 0)[0] for rows in (forget, unseen)]
+    aim_adapter(model, forget, keep, 0, unit="keep" if name == "natural" else "forget")
+    trained = [value for value in model.parameters() if value.requires_grad]
+    optimizer = (
+        natural_optimizer(model, output_metrics(model, keep, 0), 0.3)
+        if name == "natural"
+        else torch.optim.Adam(trained, lr=3e-3)
+    )
+    ids = torch.tensor([row.input_ids for row in forget])
+    for _ in range(60):
+        logps = model(input_ids=ids).logits.log_softmax(-1)[:, 2:-1].gather(-1, ids[:, 3:, None]).squeeze(-1).sum(-1)
+        if float((before[0] - logps.detach()).mean()) > 2:
+            break
+        loss = (logps - before[0] + 12).relu().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if isinstance(optimizer, Natural):
+            optimizer.loss = float(loss.detach())
+        optimizer.step()
+    else:
+        pytest.fail(f"{name}: the forget rows moved by {float((before[0] - logps.detach()).mean()):.2f}")
+    return float((answer_logps(model, unseen, 0)[0] - before[1]).abs().mean())
+
+
+def test_state_round_trip() -> None:
+    """A copy with the state of the first takes the same next step."""
+    copies = []
+    for _ in range(2):
+        weight = nn.Parameter(torch.zeros(3, 2))
+        copies.append((weight, Natural([weight], {weight: torch.eye(3)})))
+    (one, first), (two, second) = copies
+    torch.manual_seed(0)
+    for _ in range(2):
+        one.grad, first.loss = torch.randn(3, 2), 1.0
+        first.step()
+    with torch.no_grad():
+        two.copy_(one)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    one.grad = torch.randn(3, 2)
+    two.grad, second.loss = one.grad.clone(), 1.0
+    first.step()
+    second.step()
+    assert math.isfinite(float(one.sum()))
+    assert torch.equal(one, two)
