@@ -153,7 +153,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     # Optimiser of transformers, for example adamw_torch_fused or paged_adamw_8bit. natural: measure once what each change costs
     # the rows to keep and those of retain.more, also with weight 0, and take the steps that cost them least. It needs
-    # adapter.inputs: forget. Its learning rate is relative: the share of the loss that a step should remove, 0.7 by default.
+    # adapter.inputs: forget. Its learning rate is relative: the share of the loss that the first step should remove.
     optimizer: str = "adamw_torch_fused"
     # Recompute activations in the backward pass instead of storing them. true: about a third more time for a fraction of the
     # memory. selective: store the matrix products and recompute the rest; time and memory are in between.

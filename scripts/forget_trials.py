@@ -50,14 +50,14 @@ COLUMNS = (
 )
 
 
-def recipe_of(folder: Path, base: str, name: str, seed: int) -> UnlearnRecipe:
+def recipe_of(folder: Path, base: str, name: str, seed: int, prompt: str) -> UnlearnRecipe:
     """The recipe of a trial."""
     data = {part: {"path": str(folder / "data" / f"{part}.jsonl")} for part in ("forget", "retain", "holdout")}
     values = {
         "model": {"name": str(folder / "target" / "model")},
         "base": base,
         "data": data,
-        "encoding": {"system_prompt": ""},
+        "encoding": {"system_prompt": prompt},
         "output_dir": str(folder / "trials" / f"{name}-{seed}"),
         "seed": seed,
         **TRIALS[name],
@@ -66,7 +66,7 @@ def recipe_of(folder: Path, base: str, name: str, seed: int) -> UnlearnRecipe:
 
 
 def measured(
-    folder: Path, name: str, model: ModelConfig, controls: Mapping[str, Path], console: Console
+    folder: Path, name: str, model: ModelConfig, controls: Mapping[str, Path], prompt: str, console: Console
 ) -> dict[str, Any]:
     """The evaluation of a model, read or made."""
     out = folder / "trials" / name
@@ -88,7 +88,7 @@ def measured(
                 suite="custom",
                 output_dir=str(out),
                 controls=ControlsConfig(**{role: str(file) for role, file in controls.items()}),
-                overrides={"sets": sets, "encoding": {"system_prompt": ""}, "perplexity": None, "capability": None},
+                overrides={"sets": sets, "encoding": {"system_prompt": prompt}, "perplexity": None, "capability": None},
             ),
             console=console,
         )
@@ -138,19 +138,19 @@ def trial(recipe: UnlearnRecipe, console: Console) -> dict[str, Any]:
     return {**run, **(json.loads(cost.read_text("utf-8")) if cost.is_file() else {})}
 
 
-def table(folder: Path, base: str, names: list[str], seeds: list[int], console: Console) -> None:
+def table(folder: Path, base: str, names: list[str], seeds: list[int], prompt: str, console: Console) -> None:
     """Make the table of one data set; it is written after every row."""
     lines = ["| trial | seed | " + " | ".join(COLUMNS) + " |", "|---|---:|" + "---:|" * len(COLUMNS)]
-    oracle = measured(folder, "oracle", ModelConfig(str(folder / "oracle" / "model")), {}, console)
+    oracle = measured(folder, "oracle", ModelConfig(str(folder / "oracle" / "model")), {}, prompt, console)
     controls = {"oracle": folder / "trials" / "oracle" / "eval" / "custom.json"}
-    target = measured(folder, "target", ModelConfig(str(folder / "target" / "model")), controls, console)
+    target = measured(folder, "target", ModelConfig(str(folder / "target" / "model")), controls, prompt, console)
     controls["target"] = folder / "trials" / "target" / "eval" / "custom.json"
     for name in names:
         for seed in seeds:
-            recipe = recipe_of(folder, base, name, seed)
+            recipe = recipe_of(folder, base, name, seed, prompt)
             run = trial(recipe, console)
             adapted = ModelConfig(recipe.model.name, adapter=str(Path(recipe.output_dir) / "adapter"))
-            results = measured(folder, f"{name}-{seed}", adapted, controls, console)
+            results = measured(folder, f"{name}-{seed}", adapted, controls, prompt, console)
             lines.append(f"| {name} | {seed} | " + " | ".join(row_of(results, oracle, target, run)) + " |")
             write_text(folder / "trials.md", "\n".join(lines) + "\n")
 
@@ -164,12 +164,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--base", required=True, help="the model that target and oracle were fine-tuned from")
     parser.add_argument("--only", default=",".join(TRIALS), help="trials, separated by commas")
     parser.add_argument("--seeds", default="0", help="seeds, separated by commas")
+    parser.add_argument("--system-prompt", default="", help="the system prompt with which the models were trained")
     options = parser.parse_args(argv)
     for one in options.set:
         name, _, folder = one.partition("=")
         Console(stderr=True).rule(name)
         names, seeds = options.only.split(","), [int(seed) for seed in options.seeds.split(",")]
-        table(Path(folder), options.base, names, seeds, Console(stderr=True))
+        table(Path(folder), options.base, names, seeds, options.system_prompt, Console(stderr=True))
 
 
 if __name__ == "__main__":

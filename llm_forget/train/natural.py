@@ -16,7 +16,7 @@ from llm_forget.errors import RecipeError
 from llm_forget.train.launch import is_sharded
 
 NAME = "natural"
-RATE = 0.7  # the default learning rate: the share of the loss that a step removes, if the loss were linear
+RATE = 0.7  # the default learning rate: the share of the loss that the first step removes, if it were linear
 MOMENTUM = 0.8
 _SMALL = 1e-12
 
@@ -29,8 +29,8 @@ class Natural(Optimizer):
     rows equally much in their worst direction, this one reduces the loss most. A must be scaled so that the rows to keep have
     unit energy in each of its rows (``model.directions``); then the input side of the curvature is the identity.
 
-    The learning rate is relative: a step is so long that the loss would fall by that share if it were linear, and at most as
-    long as the first. So it needs no tuning to a model.
+    The learning rate is relative: the first step is so long that the loss would fall by that share if it were linear. Later steps
+    are shorter in proportion to the momentum. So the rate needs no tuning to a model.
 
     Args:
         parameters: the trained weights.
@@ -50,46 +50,57 @@ class Natural(Optimizer):
         lr: float = RATE,
         momentum: float = MOMENTUM,
     ) -> None:
-        super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "longest": 0.0})
+        super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "length": 0.0, "strength": 0.0, "taken": 0})
         self._factors = dict(factors)
         self.loss = math.nan  # of the coming step, over all processes
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step. ``loss`` must hold the loss before it.
+        """Take a step. ``loss`` must hold the loss before the first one.
 
         Raises:
             ValueError: it is not finite.
         """
         loss = None if closure is None else closure()
         for group in self.param_groups:
-            changes, slope = [], 0.0
+            group["taken"] += 1
+            changes, slope, strength = [], 0.0, 0.0
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                change = self._direction(weight, group)
+                momentum = self._momentum(weight, group)
+                change = self._direction(weight, momentum)
                 slope -= float((weight.grad.float() * change).sum())
+                strength -= float((momentum * change).sum())
                 changes.append((weight, change))
-            if not math.isfinite(self.loss):
-                raise ValueError(
-                    f"the loss before the step is {self.loss}; the optimizer cannot set the length of the step"
-                )
-            length = abs(self.loss) / slope if slope > 0 else math.inf
-            group["longest"] = group["longest"] or (length if slope > 0 else 0.0)
-            length = min(length, group["longest"])
+            if not group["strength"] and slope > 0:
+                if not math.isfinite(self.loss):
+                    raise ValueError(
+                        f"the loss before the first step is {self.loss}; the optimizer cannot set the length of its steps"
+                    )
+                group["length"], group["strength"] = abs(self.loss) / slope, strength
+            if not group["strength"]:
+                continue
+            # the length of a steepest descent falls with the gradient: without that, the last rows would move all others
+            length = group["lr"] * group["length"] * min(1.0, strength / group["strength"])
             for weight, change in changes:
-                weight.add_((group["lr"] * length * change).to(weight.dtype))
+                weight.add_((length * change).to(weight.dtype))
         return loss
 
-    def _direction(self, weight: nn.Parameter, group: Mapping[str, Any]) -> Tensor:
-        gradient = weight.grad
+    def _momentum(self, weight: nn.Parameter, group: Mapping[str, Any]) -> Tensor:
+        """The mean of the gradients so far, the last ones most."""
+        gradient, share = weight.grad, group["momentum"]
         if gradient is None:
-            raise RuntimeError("a weight without a gradient has no direction")
-        factor = self._factors.get(weight)
-        state, flat = self.state[weight], gradient.float()
+            raise RuntimeError("a weight without a gradient has no momentum")
+        state = self.state[weight]
         if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(flat)
-        momentum = state["momentum"].mul_(group["momentum"]).add_(flat, alpha=1 - group["momentum"])
+            state["momentum"] = torch.zeros_like(gradient, dtype=torch.float32)
+        state["momentum"].mul_(share).add_(gradient.float(), alpha=1 - share)
+        found: Tensor = state["momentum"] / (1 - share ** group["taken"])
+        return found
+
+    def _direction(self, weight: nn.Parameter, momentum: Tensor) -> Tensor:
+        factor = self._factors.get(weight)
         if factor is None or weight.ndim != 2:
             return -orthogonal(momentum) if weight.ndim == 2 else -momentum / momentum.norm().clamp(min=_SMALL)
         if factor.ndim == 0:
