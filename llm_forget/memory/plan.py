@@ -20,6 +20,7 @@ from llm_forget.errors import RecipeError
 from llm_forget.memory.step import Batch, PlannedStep
 from llm_forget.model.blocks import add_adapter, top_blocks, train_only_blocks
 from llm_forget.model.checkpointing import check_checkpointing, checkpointing_arguments
+from llm_forget.model.curvature import WIDEST
 from llm_forget.model.head import output_head
 from llm_forget.model.kinds import check_attention, check_config
 from llm_forget.model.limits import position_limit
@@ -150,7 +151,7 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     return Plan(
         weights=weights,
         adapter=adapter,
-        optimizer=_optimizer_bytes(recipe.train.optimizer) * trained,
+        optimizer=_optimizer_bytes(recipe.train.optimizer) * trained + _metrics(model, recipe),
         gradients=4.0 * trained,
         reference=weights if batch.reference and recipe.adapter is None else 0.0,
         activations=max(peak["all"] - peak["logits"] - 4.0 * trained, 0.0) + workspace,
@@ -293,6 +294,14 @@ def _weights(model: nn.Module, recipe: UnlearnRecipe) -> float:
 def _dequantised(model: nn.Module) -> float:
     """Bytes of the largest quantised layer in bf16, which is dequantised to a bf16 copy for its product."""
     return 2.0 * max((value.numel() for value in _linear_weights(model)), default=0)
+
+
+def _metrics(model: nn.Module, recipe: UnlearnRecipe) -> float:
+    """Bytes of the curvature that the optimizer ``natural`` keeps of each adapted layer, in fp32."""
+    if recipe.train.optimizer != "natural":
+        return 0.0
+    widths = [value.shape[0] for name, value in model.named_parameters() if "lora_B" in name]
+    return 4.0 * sum(width**2 for width in widths if width <= WIDEST)
 
 
 def _optimizer_bytes(name: str) -> float:
