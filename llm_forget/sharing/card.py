@@ -33,8 +33,6 @@ def shared_card(run: Path, found: Run, base: str | None, *, report: bool) -> str
         base: hub id of the base; None to keep what the card says, unless it is a path of this machine.
         report: whether ``report.html`` is shared too.
     """
-    from llm_forget.sharing.package import is_local
-
     text = (run / "adapter" / "README.md").read_text(encoding="utf-8")
     front, body = _split(text)
     before = str(front.get("base_model") or "")
@@ -105,3 +103,8 @@ def _rows(results: Any, controls: dict[str, Any]) -> Iterator[tuple[str, list[fl
 def _of(control: Any, name: str, metric: str) -> float | None:
     value = ((control.get("sets") or {}).get(name) or {}).get("metrics", {}).get(metric, {}).get("value")
     return None if value is None else float(value)
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is a path of this machine, and no hub id."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or Path(name).exists()

@@ -14,7 +14,7 @@ from llm_forget.errors import UserError
 from llm_forget.report.comparison import load_around
 from llm_forget.report.page import write_report_of
 from llm_forget.runs import load_run
-from llm_forget.sharing.card import shared_card
+from llm_forget.sharing.card import is_local, shared_card
 from llm_forget.utils.files import edits
 from llm_forget.utils.safe_json import NotPlainJson, read_json
 from llm_forget.utils.safe_yaml import NotPlainYaml, read_yaml
@@ -98,11 +98,6 @@ def _without_folders(value: Any, key: str = "") -> Any:
     if isinstance(value, str) and key in _PATHS and is_local(value):
         return PurePosixPath(value).name
     return value
-
-
-def is_local(name: str) -> bool:
-    """Whether a name is a path of this machine, and no hub id."""
-    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or Path(name).exists()
 
 
 def _report(run: Path) -> bytes:
