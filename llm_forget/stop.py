@@ -10,10 +10,13 @@ from typing import Any
 
 # The forget target without a holdout set: a typical probability of answers that a model has never seen.
 NEVER_SEEN = 0.1
-# With row targets, a run ends when a test finds no difference between log-probs and targets, and enough rows are near their own.
+# With row targets, a run ends when a test finds no difference between log-probs and targets, enough rows are near their own, and
+# the rows are near their targets on average: a small test overlooks a shift that an attack on all rows does not.
 PVALUE = 0.05
 WITHIN = 1.5  # nats per answer token
 SHARE = 0.9
+SHIFT = 0.25  # nats per answer token
+_FAR = 100.0  # nats that a log-prob of −∞ counts as
 
 
 class Verdict(Enum):
@@ -35,6 +38,7 @@ class Match:
         within: share of rows within ``WITHIN`` nats of their own target.
         above: share of rows further above it.
         below: share of rows further below it.
+        shift: mean of log-prob less target, in nats per token.
     """
 
     pvalue: float
@@ -42,16 +46,17 @@ class Match:
     within: float
     above: float
     below: float
+    shift: float = 0.0
 
     @property
     def reached(self) -> bool:
-        """Whether the test finds no difference and enough rows are near their own target."""
-        return self.pvalue > PVALUE and self.within >= SHARE
+        """Whether the test finds no difference, enough rows are near their own target, and so are all on average."""
+        return self.pvalue > PVALUE and self.within >= SHARE and abs(self.shift) <= SHIFT
 
     @property
     def distance(self) -> float:
-        """0 if every row is at its target: D plus the share of rows that are far from their own."""
-        return self.statistic + 1 - self.within
+        """0 if every row is at its target: D, the share of rows that are far from their own, and the shift, at most 1."""
+        return self.statistic + 1 - self.within + min(abs(self.shift), 1.0)
 
 
 def match(logps: Sequence[float], targets: Sequence[float]) -> Match:
@@ -74,7 +79,8 @@ def match(logps: Sequence[float], targets: Sequence[float]) -> Match:
     test = ks_2samp(found, list(targets))
     gaps = [own - wanted for own, wanted in zip(found, targets, strict=True)]
     above, below = (sum(sign * gap > WITHIN for gap in gaps) / len(gaps) for sign in (1, -1))
-    return Match(float(test.pvalue), float(test.statistic), 1.0 - above - below, above, below)
+    shift = math.fsum(gap if math.isfinite(gap) else -_FAR for gap in gaps) / len(gaps)
+    return Match(float(test.pvalue), float(test.statistic), 1.0 - above - below, above, below, shift)
 
 
 @dataclass(frozen=True)

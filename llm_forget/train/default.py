@@ -9,10 +9,10 @@ from typing import Any
 from llm_forget.config import AdapterConfig, RetainConfig, StopConfig, TrainConfig, UnlearnRecipe
 from llm_forget.train.natural import NAME as NATURAL
 
-STEPS, MICRO, LARGEST = 16, 8, 64  # steps of a run, rows of a micro-batch, and rows of a step
+STEPS, MICRO, LARGEST = 20, 8, 64  # steps of a run, rows of a micro-batch, and rows of a step
 QUESTIONS = 48
 _RATE, _WIDTH = 4e-3, 576  # Adam's learning rate, and the hidden size of the model on which it was chosen
-_RANKS = ((64, 16), (256, 32))  # a rank for up to so many rows; 64 for more
+_RANKS = ((64, 32), (256, 64))  # a rank for up to so many rows; 128 for more
 
 
 def settled(recipe: UnlearnRecipe, *, base: bool) -> UnlearnRecipe:
@@ -36,7 +36,7 @@ def settled(recipe: UnlearnRecipe, *, base: bool) -> UnlearnRecipe:
     # a learning rate that somebody gives is Adam's
     train, shaped = recipe.train, "adapter" in changes and recipe.train.learning_rate is None
     if shaped and train.optimizer == TrainConfig().optimizer:
-        changes["train"] = replace(train, optimizer=NATURAL)
+        changes["train"] = replace(train, optimizer=NATURAL, schedule="constant")  # steps shorten by themselves
     if recipe.retain == RetainConfig():
         virtual = {"name": "virtual_neighbours", "weight": 0.0 if shaped else 3.0, "questions": QUESTIONS}
         changes["retain"] = RetainConfig(name="kl" if keeps else None, weight=0.0 if shaped else 2.0, more=[virtual])
@@ -64,7 +64,7 @@ def scaled(recipe: UnlearnRecipe, given: UnlearnRecipe, *, rows: int, width: int
     train = replace(recipe.train, epochs=epochs, batch_size=micro, gradient_accumulation=gathered, learning_rate=rate)
     if given.adapter != AdapterConfig() or recipe.adapter is None:
         return replace(recipe, train=train)
-    rank = next((rank for most, rank in _RANKS if rows <= most), 64)
+    rank = next((rank for most, rank in _RANKS if rows <= most), 128)
     return replace(recipe, train=train, adapter=replace(recipe.adapter, rank=rank, alpha=rank))
 
 

@@ -69,3 +69,14 @@ def test_mistakes_are_refused() -> None:
         targets_from_base([float("nan")], [-1.0])
     with pytest.raises(ValueError, match="2 log-probs for 1 row targets"):
         match([-1.0, -2.0], [-1.0])
+
+
+def test_a_shift_of_all_rows_is_not_reached() -> None:
+    """Twelve rows that are all 0.4 nats too likely pass the test and are near their targets; 0.2 nats are near enough."""
+    targets = [-5.0 + 0.4 * row for row in range(12)]
+    for moved, reached in ((0.4, False), (-0.4, False), (0.2, True)):
+        found = match([target + moved for target in targets], targets)
+        assert found.pvalue > 0.05
+        assert found.within == 1.0
+        assert found.shift == pytest.approx(moved)
+        assert found.reached is reached
