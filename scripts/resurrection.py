@@ -38,14 +38,14 @@ from llm_forget.utils.build import build
 from llm_forget.utils.files import new_folder, write_json
 
 FACTS = 2
-BATCH, STEPS = 8, 120  # rows of a step, and most steps of a batch of requests
+BATCH, STEPS = 8, 300  # rows of a step, and most steps of a batch of requests
 SHOWN = (1, 4, 16)
 SYSTEM = EncodingConfig(system_prompt="")
 NOTES = """\
 Every request is one invented person with {facts} rows. The model, a Llama with {layers} blocks of width {hidden}, was
 trained from scratch on {rows} rows until it gave every answer. It knows {people} people to forget and {kept} to keep.
-The method is npo with the retain term nll, rank {rank}, at most 120 steps, until the mean answer probability of the
-forget rows is 0.1, and in the best state that keeps 80 % of the probability of the rows to keep. Figures are mean
+The method is npo with the retain term nll, rank {rank}, at most 300 steps, until the mean answer probability of the
+forget rows is 0.2, and in the best state that keeps 80 % of the probability of the rows to keep. Figures are mean
 answer probabilities. *Earlier* is over the rows of all requests before the last one, *worst* the request with the
 highest. *Came back*: requests that regained a fifth of what their own batch had taken away. *Seconds*: all batches so
 far, with their tests, on one busy core.
@@ -117,7 +117,7 @@ def recipe(folder: Path, size: Size, seed: int) -> UnlearnRecipe:
         "retain": {"weight": 12.0},
         "adapter": {"rank": size.rank, "alpha": size.rank},
         "train": {"epochs": 1, "batch_size": BATCH, "learning_rate": 3e-3, "save_steps": 0},
-        "stop": {"every": 4, "rows": 64, "forget_target": 0.1, "utility_floor": 0.8, "patience": 1000},
+        "stop": {"every": 4, "rows": 64, "forget_target": 0.2, "utility_floor": 0.8, "patience": 1000},
         "output_dir": "unused",
         "seed": seed,
     }
@@ -156,11 +156,11 @@ def retain_kept(folder: Path, shop: Workshop, batch: str) -> dict[str, float]:
     return found
 
 
-def table(folders: Sequence[Path], size: Size) -> list[str]:
-    """The lines of the table; means over seeds."""
+def table(folders: Sequence[Path], most: int) -> list[str]:
+    """The lines of the table up to so many requests; means over seeds."""
     head = "| k | adapters | known before | last | earlier | worst | came back | retain | seconds |"
     lines = [head, "|--:|---|--:|--:|--:|--:|--:|--:|--:|"]
-    for k in (one for one in SHOWN if one <= size.requests):
+    for k in (one for one in SHOWN if one <= most):
         for how in HOW:
             found = [figures(folder / how, k) for folder in folders]
             mean = {key: sum(one[key] for one in found) / len(found) for key in found[0]}
@@ -203,22 +203,26 @@ def main() -> None:
     folders = [given.folder / f"seed-{seed}" for seed in range(given.seeds)]
     for seed, folder in enumerate(folders):
         make_world(folder, size, seed)
-        for how in HOW:
-            run(folder, how, size, seed)
-    lines = table(folders, size)
-    print("\n".join(lines))
-    if given.write:
-        people = {
-            "people": size.requests,
-            "kept": size.kept,
-            "rows": (size.requests + size.kept) * FACTS,
-            "facts": FACTS,
-        }
-        notes = NOTES.format(**people, hidden=size.hidden, layers=size.layers, rank=size.rank)
-        title = (
-            f"# Do earlier requests stay forgotten?\n\n`python scripts/resurrection.py FOLDER --seeds {given.seeds}`"
-        )
-        given.write.write_text("\n".join([title, "", *lines, "", notes]), encoding="utf-8")
+    # the table grows, so that an interruption leaves a whole part of it
+    for k in (one for one in SHOWN if one <= size.requests):
+        for seed, folder in enumerate(folders):
+            for how in HOW:
+                run(folder, how, replace(size, requests=k), seed)
+        lines = table(folders, k)
+        print("\n".join(lines))
+        if given.write:
+            given.write.write_text("\n".join([*title(given.seeds), *lines, "", notes(size)]), encoding="utf-8")
+
+
+def title(seeds: int) -> list[str]:
+    """The head of the file."""
+    return ["# Do earlier requests stay forgotten?", "", f"`python scripts/resurrection.py FOLDER --seeds {seeds}`", ""]
+
+
+def notes(size: Size) -> str:
+    """What was done, and what it does not show."""
+    people = {"people": size.requests, "kept": size.kept, "rows": (size.requests + size.kept) * FACTS, "facts": FACTS}
+    return NOTES.format(**people, hidden=size.hidden, layers=size.layers, rank=size.rank)
 
 
 if __name__ == "__main__":
