@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from llm_forget.config import AdapterConfig
+from llm_forget.config import AdapterConfig, FinetuneRecipe, UnlearnRecipe
 from llm_forget.data.encode import Encoded
+from llm_forget.errors import RecipeError
 from llm_forget.model.blocks import add_adapter
 from llm_forget.model.curvature import output_metrics
 from llm_forget.model.directions import aim_adapter
 from llm_forget.model.measure import answer_logps
 from llm_forget.testing import tiny_model, tiny_tokenizer
-from llm_forget.train.natural import Natural, natural_optimizer, orthogonal
+from llm_forget.train.build import make_parts
+from llm_forget.train.natural import Natural, check_natural, natural_optimizer, orthogonal
+from llm_forget.utils.build import build
 
 
 def test_orthogonal() -> None:
@@ -126,3 +130,19 @@ def test_state_round_trip() -> None:
     second.step()
     assert math.isfinite(float(one.sum()))
     assert torch.equal(one, two)
+
+
+def test_recipes_that_cannot_use_it(tmp_path: Path) -> None:
+    """Without an aimed adapter, and for fine-tuning."""
+    data = {"forget": {"path": "f"}, "retain": {"path": "r"}}
+    values = {"model": {"name": "m"}, "data": data, "method": {"name": "npo"}, "output_dir": str(tmp_path / "out")}
+    for adapter in ({}, {"adapter": None}):
+        recipe = build(UnlearnRecipe, {**values, **adapter, "train": {"optimizer": "natural"}}, "test")
+        with pytest.raises(RecipeError, match=r"natural is for unlearning with adapter\.inputs: forget"):
+            make_parts(recipe)
+    check_natural(
+        build(UnlearnRecipe, {**values, "train": {"optimizer": "natural"}, "adapter": {"inputs": "forget"}}, "t")
+    )
+    tune = {"model": {"name": "m"}, "data": [{"path": "f"}], "train": {"optimizer": "natural"}, "output_dir": "o"}
+    with pytest.raises(RecipeError, match="natural is for unlearning"):
+        check_natural(build(FinetuneRecipe, tune, "test"))

@@ -229,6 +229,17 @@ class Dual:
 
 
 @pytest.mark.slow
+def test_natural_steps_go_on(values: dict[str, Any], broken_off: Callable[[int], Path], tmp_path: Path) -> None:
+    """Momentum and the length of the first step are saved, and the curvature is the same when it is measured again."""
+    values["adapter"] = {"rank": 4, "alpha": 4, "inputs": "forget"}
+    values["train"] |= {"optimizer": "natural", "learning_rate": 0.1}
+    run(values, output_dir=str(tmp_path / "alone"))
+    broken_off(5)
+    assert "resuming from" in run(values, resume=True)
+    assert same(tmp_path / "alone", values["output_dir"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", [True, False])
 def test_the_state_of_a_method_is_resumed(
     saved: bool, values: dict[str, Any], broken_off: Callable[[int], Path], tmp_path: Path
