@@ -9,7 +9,7 @@ from typing import Any
 from llm_forget.config import AdapterConfig, RetainConfig, StopConfig, TrainConfig, UnlearnRecipe
 from llm_forget.train.natural import NAME as NATURAL
 
-STEPS, MICRO, LARGEST = 20, 8, 64  # steps of a run, rows of a micro-batch, and rows of a step
+STEPS, MICRO, LARGEST = 32, 8, 64  # most steps of a run, rows of a micro-batch, and rows of a step
 QUESTIONS = 48
 _RATE, _WIDTH = 4e-3, 576  # Adam's learning rate, and the hidden size of the model on which it was chosen
 _RANKS = ((64, 32), (256, 64))  # a rank for up to so many rows; 128 for more

@@ -189,7 +189,7 @@ def test_the_default_keeps_what_the_recipe_sets_and_scales_with_the_rows(tmp_pat
     assert found.method == {"name": "base_teacher"}
     assert found.stop.forget_target == "rows"
     assert (found.train.optimizer, found.retain.weight) == ("natural", 0.0)
-    for rows, batch, gathered, epochs, rank in ((4, 4, 1, 20, 32), (37, 8, 5, 22, 32), (400, 8, 8, 4, 128)):
+    for rows, batch, gathered, epochs, rank in ((4, 4, 1, 32, 32), (37, 8, 5, 35, 32), (400, 8, 8, 5, 128)):
         sized = scaled(found, plain, rows=rows, width=576)
         train = sized.train
         assert (train.batch_size, train.gradient_accumulation, train.epochs) == (batch, gathered, epochs)
