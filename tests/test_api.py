@@ -245,7 +245,7 @@ def test_importing_the_package_loads_no_torch() -> None:
         "True",
     ]
     with pytest.raises(AttributeError):
-        _ = llm_forget.forget  # type: ignore[attr-defined]
+        _ = llm_forget.remember  # type: ignore[attr-defined]
 
 
 def test_the_readme_block_runs(load: Load) -> None:

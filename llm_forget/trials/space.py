@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llm_forget.config import AdapterConfig, RetainConfig, UnlearnRecipe
+from llm_forget.config import AdapterConfig, RetainConfig, TrainConfig, UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.methods import Method
+from llm_forget.train.natural import NAME as NATURAL
+from llm_forget.train.natural import RATE
 from llm_forget.utils.plugins import find_class, names_in, with_defaults
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
 WRAPPERS = ("none", "sam", "gru")
-RANKS = (4, 8, 16, 32)
+RANKS = (4, 8, 16, 32, 64, 128)
 SHARES = (1.0, 0.5, 0.25)  # of the blocks, from the top
 STEPS = (0.5, 1.0, 2.0)  # as multiples of the default's
 RATES = (0.25, 4.0)  # likewise, the lowest and the highest
@@ -83,15 +85,19 @@ class Space:
         start = self.start
         method = _method(str(drawn["method"]))
         own = start.method["name"] == drawn["method"]
-        rate, times = start.train.learning_rate, float(drawn["rate"])
-        train = replace(
-            start.train,
-            epochs=max(1, round(start.train.epochs * float(drawn["steps"]))),
-            learning_rate=rate if times == 1 else (_USUAL_RATE if rate is None else rate) * times,
-        )
         rank = int(drawn["rank"])
         # a method that trains the adapter in its own way sets A and the blocks itself
         aimed = "all" if method.finish is not None else str(drawn.get("inputs", "all"))
+        # natural needs an aimed adapter, and its rows to keep shape the steps without a weight
+        shaped = start.train.optimizer == NATURAL and aimed == "forget"
+        optimizer = start.train.optimizer if shaped or start.train.optimizer != NATURAL else TrainConfig().optimizer
+        rate, times, usual = start.train.learning_rate, float(drawn["rate"]), RATE if shaped else _USUAL_RATE
+        train = replace(
+            start.train,
+            optimizer=optimizer,
+            epochs=max(1, round(start.train.epochs * float(drawn["steps"]))),
+            learning_rate=rate if times == 1 else (usual if rate is None else rate) * times,
+        )
         share = 1.0 if method.trained_layers is not None else float(drawn["blocks"])
         adapter = replace(
             start.adapter or AdapterConfig(), rank=rank, alpha=rank, inputs=aimed, top_share=share  # type: ignore[arg-type]
@@ -100,7 +106,7 @@ class Space:
             start,
             method=dict(start.method) if own else {"name": str(drawn["method"])},
             wrappers=[] if drawn["wrapper"] == "none" else [{"name": str(drawn["wrapper"])}],
-            retain=_retain(start.retain, drawn),
+            retain=start.retain if shaped else _retain(start.retain, drawn),
             adapter=adapter,
             train=train,
             output_dir=output_dir,

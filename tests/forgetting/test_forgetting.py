@@ -75,7 +75,7 @@ def test_the_plan_says_what_is_missing_and_what_that_costs(order: Order) -> None
 def test_less_memory_gives_smaller_batches_of_the_same_step_and_then_a_message(
     order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row takes 1 GB here, and half with checkpointing: 4.5 GB hold four rows of eight, 0.6 GB one with checkpointing."""
+    """A row takes 1 GB here, and half with checkpointing: 2.5 GB hold two rows of four, 0.6 GB one with checkpointing."""
 
     def planned(recipe: UnlearnRecipe, **_: object) -> Plan:
         train = recipe.train
@@ -84,12 +84,12 @@ def test_less_memory_gives_smaller_batches_of_the_same_step_and_then_a_message(
 
     monkeypatch.setattr("llm_forget.forgetting.work.plan", planned)
     found = look(order)
-    for free, size, checkpointing in ((9e9, 8, False), (4.5e9, 4, False), (0.6e9, 1, True)):
+    for free, size, checkpointing in ((9e9, 4, False), (2.5e9, 2, False), (0.6e9, 1, True)):
         less = work_for(replace(found, machine=replace(found.machine, free=free)))
         train = less.recipe.train
         assert (train.batch_size, train.gradient_checkpointing) == (size, checkpointing)
-        assert train.batch_size * train.gradient_accumulation == 16
-        assert ("micro-batches of" in " ".join(told(less))) is (size < 8)
+        assert train.batch_size * train.gradient_accumulation == 4
+        assert ("micro-batches of" in " ".join(told(less))) is (size < 4)
     with pytest.raises(RecipeError, match=r"needs 0.5 GB of memory even with one row at a time, and 0.3 GB are free"):
         work_for(replace(found, machine=replace(found.machine, free=0.3e9)))
 

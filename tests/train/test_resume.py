@@ -135,7 +135,7 @@ def test_on_sigterm_it_saves_and_says_how_to_resume(values: dict[str, Any], tmp_
     *children, errors = kill(values, tmp_path, kills=1, signal=SIGTERM)
     assert [status for status, _ in children] == [143, 0], errors
     assert errors.count("interrupted: received SIGTERM after step") == 1
-    assert "add --resume true to the same command" in errors
+    assert "run the same command again to resume from there" in errors  # it had --resume true
     assert "Traceback" not in errors
     assert same(tmp_path / "alone", values["output_dir"])
 
