@@ -62,7 +62,7 @@ def _split(text: str) -> tuple[dict[str, Any], str]:
 
 
 def _measured(run: Path, found: Run) -> Iterator[str]:
-    """A table for each suite: this model, and beside it the target and the oracle."""
+    """A table for each suite: this model, with the target and the oracle next to it."""
     yield "## Measured"
     reached = found.result.get("reached")
     yield ""

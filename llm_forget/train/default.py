@@ -33,9 +33,10 @@ def settled(recipe: UnlearnRecipe, *, base: bool) -> UnlearnRecipe:
         changes["stop"] = StopConfig(forget_target="rows", every=2)
     if recipe.adapter == AdapterConfig() and keeps:
         changes["adapter"] = AdapterConfig(inputs="forget")
-    # a learning rate that somebody gives is Adam's
-    train, shaped = recipe.train, "adapter" in changes and recipe.train.learning_rate is None
-    if shaped and train.optimizer == TrainConfig().optimizer:
+    # an optimizer or a learning rate that somebody gives stays, and then the rows to keep are a part of the loss
+    train, usual = recipe.train, TrainConfig()
+    shaped = "adapter" in changes and (train.optimizer, train.learning_rate) == (usual.optimizer, usual.learning_rate)
+    if shaped:
         changes["train"] = replace(train, optimizer=NATURAL, schedule="constant")  # steps shorten by themselves
     if recipe.retain == RetainConfig():
         virtual = {"name": "virtual_neighbours", "weight": 0.0 if shaped else 3.0, "questions": QUESTIONS}

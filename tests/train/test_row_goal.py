@@ -195,6 +195,10 @@ def test_the_default_keeps_what_the_recipe_sets_and_scales_with_the_rows(tmp_pat
         assert (train.batch_size, train.gradient_accumulation, train.epochs) == (batch, gathered, epochs)
         assert sized.adapter is not None
         assert sized.adapter.rank == rank
+    for given in ({"optimizer": "sgd"}, {"learning_rate": 1e-4}):
+        kept = settled(build(UnlearnRecipe, {**values, "train": given}, "test"), base=True)
+        assert kept.train.optimizer != "natural"
+        assert kept.retain.weight == 2.0, "without natural steps, only the loss protects the rows to keep"
     alone = build(UnlearnRecipe, {**values, "data": {"forget": {"path": "f"}}}, "test")
     assert scaled(settled(alone, base=True), alone, rows=4, width=4 * 576).train.learning_rate == pytest.approx(2e-3)
     assert settled(plain, base=False).method == {"name": "npo"}
