@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-_WINDOW = 4  # batches within which rows of similar length are grouped
+_WINDOW = 4  # batches within which rows of similar length are grouped, at most
 
 
 def schedule(
@@ -17,7 +17,8 @@ def schedule(
     An epoch is one pass over the forget rows. The retain rows have their own permutations, so that each is drawn equally often
     over the run, whichever set is longer. Both streams continue across epochs, and the last batch is filled with the rows that
     would come next. Every batch is therefore full, and the mean over processes is the mean over rows. Within a few batches,
-    rows of similar length are grouped, which saves padding.
+    rows of similar length are grouped, which saves padding. A group never spans more than an epoch: the copies of a row have
+    equal length, so that sorted they would fill a batch.
 
     Processes take consecutive slices of the list, so that they never draw the same rows. A resumed run continues at its
     position in the list.
@@ -38,11 +39,14 @@ def schedule(
     retain = list(islice(_permutations(len(retain_lengths), random.Random(f"{seed} retain")), count))
     order = random.Random(f"{seed} batches")
     pairs: list[tuple[int, int | None]] = []
-    for start in range(0, count, batch * _WINDOW):
-        window = slice(start, start + batch * _WINDOW)
+    size = batch * max(1, min(_WINDOW, len(forget_lengths) // batch))
+    for start in range(0, count, size):
+        window = slice(start, start + size)
         left = sorted(forget[window], key=lambda index: forget_lengths[index])
-        right: list[int] | list[None] = sorted(retain[window], key=lambda index: retain_lengths[index])
-        rows = list(zip(left, right or [None] * len(left), strict=True))
+        kept = retain[window]
+        if len(retain_lengths) >= size:
+            kept.sort(key=lambda index: retain_lengths[index])
+        rows = list(zip(left, kept or [None] * len(left), strict=True))
         batches = [rows[first : first + batch] for first in range(0, len(rows), batch)]
         order.shuffle(batches)
         pairs += [pair for rows_of_one in batches for pair in rows_of_one]

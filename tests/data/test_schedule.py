@@ -94,3 +94,16 @@ def test_batches_hold_rows_of_similar_length() -> None:
     assert padded < 1.6 * (sum(forget) + sum(retain))
     firsts = [max(forget[f] for f, _ in step) for step in steps]
     assert firsts != sorted(firsts), "and short batches do not all come first"
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), any_retain, batches, seeds)
+def test_a_batch_holds_no_row_more_often_than_it_must(
+    forget: list[int], retain: list[int], batch: int, seed: int
+) -> None:
+    """Copies of a row have equal length; grouped by length over several epochs they once filled a batch."""
+    pairs = schedule(forget, retain, batch=batch, epochs=6, seed=seed)
+    for start in range(0, len(pairs), batch):
+        for column, rows in ((0, forget), (1, retain)):
+            drawn = Counter(pair[column] for pair in pairs[start : start + batch])
+            if rows:
+                assert max(drawn.values()) <= -(-batch // len(rows)) + 1  # a batch can span two permutations
