@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
-from llm_forget.model.batching import evaluating, length_batches
+from llm_forget.model.batching import evaluating
+from llm_forget.model.directions import InputMoments, adapted_layers, padded_batches
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.weights import autocast_like
 
 WIDEST = 4096  # outputs of a layer; of wider layers only the mean square of a gradient is kept
 RIDGE = 0.1  # of the mean square of a gradient
-_BATCH_TOKENS = 2048
 
 
-def output_metrics(model: Any, rows: Sequence[Encoded], pad_token_id: int, *, seed: int = 0) -> dict[str, Tensor]:
-    """The Fisher information of the rows' answers in the outputs of each adapted layer, as a factor of K-FAC.
+def kept_metrics(
+    model: Any, rows: Sequence[Encoded], pad_token_id: int, *, seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The two factors of K-FAC at each adapted layer: moments of its inputs, and the Fisher information in its outputs.
 
     The answers are drawn from the model itself, so that this is the curvature of ``KL(π₀ ‖ π)`` on the rows: a change of an
     output by v costs about ``½ vᵀGv`` nats.
@@ -33,31 +34,29 @@ def output_metrics(model: Any, rows: Sequence[Encoded], pad_token_id: int, *, se
         seed: of the drawn answers.
 
     Returns:
-        For the name of each adapted layer the lower Cholesky factor of ``G + εI``, (d, d) with d outputs, where G is the mean
-        over tokens of g gᵀ, and ε a tenth of its mean diagonal. For a layer with more than ``WIDEST`` outputs the root of that
-        mean diagonal, as a scalar.
+        The moments of the inputs (``directions.InputMoments``), and for the name of each adapted layer the lower Cholesky
+        factor of ``G + εI``, (d, d) with d outputs, where G is the mean over tokens of g gᵀ, and ε a tenth of its mean
+        diagonal. For a layer with more than ``WIDEST`` outputs the root of that mean diagonal, as a scalar.
 
     Source: Martens and Grosse 2015, arXiv:1503.05671, equation 1 and section 3.
     """
-    layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    inputs = InputMoments(model)
     sums: dict[str, Tensor] = {}
     tokens = 0
     drawn = torch.Generator().manual_seed(seed)
-    with evaluating(model), _watched(layers, sums):
-        for indices in length_batches([len(row.input_ids) for row in rows], _BATCH_TOKENS):
-            device = next(model.parameters()).device
-            batch = {k: v.to(device) for k, v in collate([rows[index] for index in indices], pad_token_id).items()}
+    trained = [value for value in model.parameters() if value.requires_grad]
+    with evaluating(model), _watched(adapted_layers(model), sums), torch.enable_grad(), autocast_like(model):
+        for batch in padded_batches(rows, pad_token_id, next(model.parameters()).device):
             tokens += int(batch["attention_mask"].sum())
-            with torch.enable_grad(), autocast_like(model):
+            with inputs.reading(batch["attention_mask"]):
                 scores = score_answers(model, batch, keep_logits=True)
-                if scores.logits is None:
-                    raise RuntimeError("the logits were not kept")
-                logps = scores.logits.log_softmax(-1)
-                labels = _draw(logps.detach(), drawn)
-                loss = -(logps.gather(-1, labels[..., None]).squeeze(-1) * scores.mask).sum()
-                trained = [value for value in model.parameters() if value.requires_grad]
-                torch.autograd.grad(loss, trained, allow_unused=True)
-    return {name: _factor(total / max(tokens, 1)) for name, total in sums.items()}
+            if scores.logits is None:
+                raise RuntimeError("the logits were not kept")
+            logps = scores.logits.log_softmax(-1)
+            labels = _draw(logps.detach(), drawn)
+            loss = -(logps.gather(-1, labels[..., None]).squeeze(-1) * scores.mask).sum()
+            torch.autograd.grad(loss, trained, allow_unused=True)
+    return inputs.means, {name: _factor(total / max(tokens, 1)) for name, total in sums.items()}
 
 
 def _draw(logps: Tensor, drawn: torch.Generator) -> Tensor:
@@ -78,7 +77,7 @@ def _factor(moment: Tensor) -> Tensor:
 
 
 @contextmanager
-def _watched(layers: dict[str, nn.Module], sums: dict[str, Tensor]) -> Iterator[None]:
+def _watched(layers: dict[str, Any], sums: dict[str, Tensor]) -> Iterator[None]:
     """Add up g gᵀ over the tokens of each layer's output gradients, in fp32."""
 
     def add(name: str, gradient: Tensor) -> None:

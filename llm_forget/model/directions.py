@@ -6,7 +6,7 @@ keep, whatever B learns stays with the forget rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
+from llm_forget.model.batching import evaluating, length_batches
+from llm_forget.model.logprobs import score_answers
 from llm_forget.model.weights import autocast_like, put
 
 WIDEST = 4096  # inputs of a layer; wider layers are not adapted, because the moments of 16,384 inputs fill a gigabyte
@@ -63,37 +65,32 @@ def forget_directions(
 
 def aim_adapter(
     model: Any,
-    forget: Sequence[Encoded],
-    keep: Sequence[Encoded],
-    pad_token_id: int,
+    forget: Mapping[str, Tensor],
+    keep: Mapping[str, Tensor],
     *,
     ridge: float = RIDGE,
     unit: Literal["forget", "keep"] = "forget",
 ) -> int:
     """Set the adapter's A to ``forget_directions`` of its inputs, and freeze it, so that training changes B only.
 
-    Layers with more than ``WIDEST`` inputs get no adapter: their A is set to 0 and frozen with their B.
+    Layers without moments, which have more than ``WIDEST`` inputs, get no adapter: their A and B are frozen, and B stays 0.
 
     Args:
         model: a PEFT model with a new adapter, whose B is 0.
-        forget: the rows to forget.
-        keep: rows to keep, and rows like the forget rows about others.
-        pad_token_id: the padding token.
+        forget: layer → the moments of the rows to forget (``InputMoments``).
+        keep: the same of rows to keep, and of rows like the forget rows about others.
         ridge: see ``forget_directions``.
         unit: see ``forget_directions``.
 
     Returns:
         The number of layers whose A was set.
     """
-    layers = {name: module.lora_A["default"] for name, module in model.named_modules() if hasattr(module, "lora_A")}
-    found = [_moments(model, layers, rows, pad_token_id) for rows in (forget, keep)]
     done: dict[int, Tensor] = {}
-    for name, module in model.named_modules():
-        if not hasattr(module, "lora_A"):
-            continue
+    aimed = 0
+    for name, module in adapted_layers(model).items():
         a = module.lora_A["default"].weight
         a.requires_grad_(False)
-        moments = [one.get(name) for one in found]
+        moments = forget.get(name), keep.get(name)
         if moments[0] is None or moments[1] is None:
             module.lora_B["default"].weight.requires_grad_(False)
             continue
@@ -101,53 +98,75 @@ def aim_adapter(
         if key not in done:
             done[key] = forget_directions(moments[0], moments[1], a.shape[0], ridge=ridge, unit=unit)
         put(a, done[key].to(a))
-    return sum(name in found[0] for name in layers)
+        aimed += 1
+    return aimed
 
 
-@torch.no_grad()
-def _moments(model: Any, layers: dict[str, nn.Module], rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
-    """Mean x xᵀ over the tokens of the rows, of the inputs of each layer; layers with the same inputs share one matrix."""
-    sums: dict[str, Tensor] = {}
-    owner: dict[str, str] = {}  # layer → the layer that first read the same inputs
-    tokens = 0
-    for batch in _batches(rows, pad_token_id, next(model.parameters()).device):
-        real = batch["attention_mask"].bool()
-        tokens += int(real.sum())
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers of a PEFT model with an adapter, by name."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+class InputMoments:
+    """Mean x xᵀ over the tokens of rows, of the inputs x of each adapted layer. Layers with the same inputs share one matrix.
+
+    Args:
+        model: the PEFT model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        layers = {name: module.lora_A["default"] for name, module in adapted_layers(model).items()}
+        self._layers = {name: layer for name, layer in layers.items() if layer.in_features <= WIDEST}
+        self._sums: dict[str, Tensor] = {}
+        self._owner: dict[str, str] = {}  # layer → the layer that first read the same inputs
+        self._tokens = 0
+
+    @contextmanager
+    def reading(self, attention_mask: Tensor) -> Iterator[None]:
+        """Context of one forward pass over a padded batch with this mask (B, T)."""
+        real = attention_mask.bool()
+        self._tokens += int(real.sum())
         last: list[tuple[Tensor, str]] = []
 
-        def add(name: str, given: Tensor, real: Tensor = real, last: list[tuple[Tensor, str]] = last) -> None:
+        def add(name: str, given: Tensor) -> None:
+            owner, sums = self._owner, self._sums
             if name not in owner:
                 owner[name] = owner[last[0][1]] if last and last[0][0] is given else name
             last[:] = [(given, name)]
             if owner[name] == name:
-                inputs = given[real].float()
+                inputs = given.detach()[real].float()
                 sums[name] = sums.get(name, inputs.new_zeros(())) + inputs.T @ inputs
 
-        with _watched(layers, add), autocast_like(model):
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    means = {name: (total / tokens).cpu() for name, total in sums.items()}
-    return {name: means[first] for name, first in owner.items()}
+        def watcher(name: str) -> Any:
+            return lambda module, given: add(name, given[0])
+
+        handles = [layer.register_forward_pre_hook(watcher(name)) for name, layer in self._layers.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def means(self) -> dict[str, Tensor]:
+        """Layer → (d, d) in fp32 on the CPU."""
+        means = {name: (total / max(self._tokens, 1)).cpu() for name, total in self._sums.items()}
+        return {name: means[first] for name, first in self._owner.items()}
 
 
-@contextmanager
-def _watched(layers: dict[str, nn.Module], add: Any) -> Iterator[None]:
-    """Call ``add`` with a layer's name and the inputs (B, T, d) of its A, for layers that are not too wide."""
-
-    def watcher(name: str) -> Any:
-        return lambda module, given: add(name, given[0])
-
-    narrow = {name: layer for name, layer in layers.items() if layer.in_features <= WIDEST}  # type: ignore[operator]
-    handles = [layer.register_forward_pre_hook(watcher(name)) for name, layer in narrow.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+@torch.no_grad()
+def input_moments(model: Any, rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
+    """The moments of the rows."""
+    found = InputMoments(model)
+    with evaluating(model), autocast_like(model):
+        for batch in padded_batches(rows, pad_token_id, next(model.parameters()).device):
+            with found.reading(batch["attention_mask"]):
+                score_answers(model, batch)
+    return found.means
 
 
-def _batches(rows: Sequence[Encoded], pad_token_id: int, device: Any) -> Iterator[dict[str, Tensor]]:
-    by_length = sorted(rows, key=lambda row: len(row.input_ids))
-    while by_length:
-        take = max(1, _BATCH_TOKENS // len(by_length[-1].input_ids))
-        part, by_length = by_length[-take:], by_length[:-take]
-        yield {name: value.to(device) for name, value in collate(part, pad_token_id).items()}
+def padded_batches(rows: Sequence[Encoded], pad_token_id: int, device: Any) -> Iterator[dict[str, Tensor]]:
+    """The rows in padded batches of similar length."""
+    for indices in length_batches([len(row.input_ids) for row in rows], _BATCH_TOKENS):
+        batch = collate([rows[index] for index in indices], pad_token_id)
+        yield {name: value.to(device) for name, value in batch.items()}

@@ -14,8 +14,8 @@ from llm_forget.config import AdapterConfig, FinetuneRecipe, UnlearnRecipe
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import RecipeError
 from llm_forget.model.blocks import add_adapter
-from llm_forget.model.curvature import RIDGE, output_metrics
-from llm_forget.model.directions import aim_adapter
+from llm_forget.model.curvature import RIDGE, kept_metrics
+from llm_forget.model.directions import aim_adapter, input_moments
 from llm_forget.model.measure import answer_logps
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.train.build import make_parts
@@ -60,7 +60,7 @@ def test_the_metric_is_the_divergence() -> None:
     torch.manual_seed(0)
     rows = [Encoded(f"k{row}", tuple(50 + 3 * row + 5 * place for place in range(12)), 3) for row in range(24)]
     model = add_adapter(tiny_model(tiny_tokenizer(), hidden=64), AdapterConfig(rank=4, alpha=4))
-    draws = [output_metrics(model, rows, 0, seed=seed) for seed in range(8)]
+    draws = [kept_metrics(model, rows, 0, seed=seed)[1] for seed in range(8)]
     name = next(name for name in draws[0] if "down_proj" in name)
     metric = torch.stack([draw[name] @ draw[name].T for draw in draws]).mean(0)
     metric = metric - RIDGE / (1 + RIDGE) * metric.diagonal().mean() * torch.eye(64)
@@ -91,9 +91,10 @@ def _moved(name: str) -> float:
     unseen = [Encoded(f"u{row}", tuple(151 + 2 * row + 2 * place for place in range(9)), 3) for row in range(6)]
     model = add_adapter(tiny_model(tiny_tokenizer(), hidden=64), AdapterConfig(rank=2, alpha=2))
     before = [answer_logps(model, rows, 0)[0] for rows in (forget, unseen)]
-    aim_adapter(model, forget, keep, 0, unit="forget" if name == "adam" else "keep")
+    inputs, metrics = kept_metrics(model, keep, 0)
+    metric = metrics if name == "natural" else {}
+    aim_adapter(model, input_moments(model, forget, 0), inputs, unit="forget" if name == "adam" else "keep")
     trained = [value for value in model.parameters() if value.requires_grad]
-    metric = output_metrics(model, keep, 0) if name == "natural" else {}
     optimizer = torch.optim.Adam(trained, lr=3e-3) if name == "adam" else natural_optimizer(model, metric, 0.03)
     ids = torch.tensor([row.input_ids for row in forget])
     for _ in range(60):
