@@ -43,10 +43,10 @@ def schedule(
     for start in range(0, count, size):
         window = slice(start, start + size)
         left = sorted(forget[window], key=lambda index: forget_lengths[index])
-        kept = retain[window]
+        right: list[int] | list[None] = retain[window] or [None] * len(left)
         if len(retain_lengths) >= size:
-            kept.sort(key=lambda index: retain_lengths[index])
-        rows = list(zip(left, kept or [None] * len(left), strict=True))
+            right = sorted(retain[window], key=lambda index: retain_lengths[index])
+        rows = list(zip(left, right, strict=True))
         batches = [rows[first : first + batch] for first in range(0, len(rows), batch)]
         order.shuffle(batches)
         pairs += [pair for rows_of_one in batches for pair in rows_of_one]
