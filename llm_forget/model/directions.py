@@ -119,13 +119,12 @@ class InputMoments:
         self._layers = {name: layer for name, layer in layers.items() if layer.in_features <= WIDEST}
         self._sums: dict[str, Tensor] = {}
         self._owner: dict[str, str] = {}  # layer → the layer that first read the same inputs
-        self._tokens = 0
+        self._tokens: dict[str, int] = {}
 
     @contextmanager
     def reading(self, attention_mask: Tensor) -> Iterator[None]:
         """Context of one forward pass over a padded batch with this mask (B, T)."""
         real = attention_mask.bool()
-        self._tokens += int(real.sum())
         last: list[tuple[Tensor, str]] = []
 
         def add(name: str, given: Tensor) -> None:
@@ -134,8 +133,11 @@ class InputMoments:
                 owner[name] = owner[last[0][1]] if last and last[0][0] is given else name
             last[:] = [(given, name)]
             if owner[name] == name:
-                inputs = given.detach()[real].float()
+                # a batch that is packed into one line has no padding
+                inputs = given.detach()[real] if given.shape[:-1] == real.shape else given.detach().flatten(0, -2)
+                inputs = inputs.float()
                 sums[name] = sums.get(name, inputs.new_zeros(())) + inputs.T @ inputs
+                self._tokens[name] = self._tokens.get(name, 0) + len(inputs)
 
         def watcher(name: str) -> Any:
             return lambda module, given: add(name, given[0])
@@ -150,7 +152,7 @@ class InputMoments:
     @property
     def means(self) -> dict[str, Tensor]:
         """Layer → (d, d) in fp32 on the CPU."""
-        means = {name: (total / max(self._tokens, 1)).cpu() for name, total in self._sums.items()}
+        means = {name: (total / max(self._tokens[name], 1)).cpu() for name, total in self._sums.items()}
         return {name: means[first] for name, first in self._owner.items()}
 
 
