@@ -22,7 +22,7 @@ from llm_forget.model.weights import autocast_like, put
 WIDEST = 4096  # inputs of a layer; wider layers are not adapted, because the moments of 16,384 inputs fill a gigabyte
 RIDGE = 1e-3  # of the mean energy of the kept inputs
 _BATCH_TOKENS = 2048
-_ROUNDS = 12  # of subspace iteration; the ratios of interest are far apart
+_ROUNDS = 6  # of subspace iteration over twice the rank: all but 0.2 % of the energy of 12
 
 
 def forget_directions(
@@ -48,13 +48,17 @@ def forget_directions(
     f, k = forget.double(), keep.double()
     level = ridge * float(k.diagonal().mean()) or ridge
     root = torch.linalg.cholesky(k + level * torch.eye(size, dtype=k.dtype))
-    inner = torch.linalg.solve_triangular(root, f, upper=False)
-    whitened = torch.linalg.solve_triangular(root, inner.T, upper=False)
+
+    def whitened(basis: Tensor) -> Tensor:
+        """L⁻¹ F L⁻ᵀ of a few columns; the whole matrix would cost ten times as much."""
+        inner = f @ torch.linalg.solve_triangular(root.T, basis, upper=True)
+        return torch.linalg.solve_triangular(root, inner, upper=False)
+
     start = torch.randn(size, min(2 * rank, size), dtype=k.dtype, generator=torch.Generator().manual_seed(0))
-    basis = torch.linalg.qr(whitened @ start)[0]
+    basis = torch.linalg.qr(whitened(start))[0]
     for _ in range(_ROUNDS):
-        basis = torch.linalg.qr(whitened @ basis)[0]
-    values, vectors = torch.linalg.eigh(basis.T @ whitened @ basis)
+        basis = torch.linalg.qr(whitened(basis))[0]
+    values, vectors = torch.linalg.eigh(basis.T @ whitened(basis))
     best = (basis @ vectors).flip(-1)[:, :rank]
     found = torch.linalg.solve_triangular(root.T, best, upper=True)
     if unit == "forget":
