@@ -32,6 +32,7 @@ PAGES = [
         "llm_forget/adapters/README.md",
         "llm_forget/certificates/README.md",
         "llm_forget/requests/README.md",
+        "llm_forget/studio/README.md",
     )
     if (ROOT / name).is_file()
 ]

@@ -36,6 +36,7 @@ from llm_forget.cli.search import search
 from llm_forget.cli.seeds import seeds
 from llm_forget.cli.share import pull, push
 from llm_forget.cli.shred import shred
+from llm_forget.cli.studio import studio
 from llm_forget.utils.terminal import echo
 
 app = typer.Typer(
@@ -103,6 +104,7 @@ app.command()(chat)
 app.command()(certify)
 app.command()(verify)
 app.command()(shred)
+app.command()(studio)
 app.add_typer(keys_app, name="keys")
 app.add_typer(requests_app, name="requests")
 

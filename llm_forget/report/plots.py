@@ -72,8 +72,12 @@ def forget_vs_utility(frame: pd.DataFrame, *, forget: str = DEFAULT_FORGET, util
     return _styled(figure, "Forgetting and utility", height=470)
 
 
-def training_curves(run: Run) -> Any:
+def training_curves(run: Run, *, band: tuple[float, float] | None = None) -> Any:
     """Plot forget and retain probability at each check with the forget target and the utility floor, and the losses.
+
+    Args:
+        run: the run.
+        band: the interval of the oracle's forget probability, drawn behind the curves.
 
     Raises:
         UserError: the run logged no steps, or plotly is missing.
@@ -88,6 +92,7 @@ def training_curves(run: Run) -> Any:
     for column, color, dash, name in (
         ("forget", _ORANGE, "solid", "forget probability"),
         ("retain", _BLUE, "dash", "retain probability"),
+        ("neighbour", _PURPLE, "dashdot", "neighbours' probability"),
     ):
         if column in checks and checks[column].notna().any():
             figure.add_trace(
@@ -97,6 +102,12 @@ def training_curves(run: Run) -> Any:
                     hovertemplate=f"step %{{x}}, check %{{customdata}}<br>{name} %{{y:.3f}}<extra></extra>",
                 ), row=1, col=1,
             )  # fmt: skip
+    if band is not None:
+        figure.add_hrect(y0=band[0], y1=band[1], fillcolor=_GREEN, opacity=0.18, line_width=0, row=1, col=1)
+        figure.add_annotation(
+            x=1, xref="x domain", y=band[1], text="oracle", showarrow=False, xanchor="right", yanchor="bottom",
+            font={"color": _GREEN, "size": 12}, row=1, col=1,
+        )  # fmt: skip
     goals = (("forget_target", "forget target", _ORANGE), ("utility_floor", "utility floor", _BLUE))
     for key, label, color in goals:
         if run.result.get(key) is not None:

@@ -18,6 +18,7 @@ from llm_forget.model.measure import SampleMeter
 from llm_forget.model.weights import restore_trainable, trainable_state
 from llm_forget.stop import Measurement, StopRule, Verdict
 from llm_forget.train.trackers import Trackers
+from llm_forget.utils.progress import ProgressFile
 from llm_forget.utils.terminal import clean, say
 from llm_forget.wrappers import Wrapper
 
@@ -47,6 +48,7 @@ class MetricsLog(TrainerCallback):
     phase: str = "train"
     # Every row is also sent to these.
     trackers: Trackers | None = None
+    progress: ProgressFile = field(default_factory=ProgressFile)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Add one row of numbers."""
@@ -55,6 +57,7 @@ class MetricsLog(TrainerCallback):
     def add(self, row: dict[str, Any]) -> None:
         """Add a row, and send it to the trackers."""
         self.rows.append(row)
+        self.progress.add(row)
         if self.trackers is not None:
             self.trackers.row(row)
 
@@ -65,6 +68,7 @@ class MetricsLog(TrainerCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.rows[:] = state["rows"]
+        self.progress.restart(self.rows)
 
     def check(self, now: Measurement, verdict: Verdict) -> None:
         """Add one measurement of the stop rule."""

@@ -117,6 +117,8 @@ class Run:
         self.target = self._forget_target()
         kept = self.before.retain
         self.floor = None if kept is None else kept * recipe.stop.utility_floor
+        aims = {"forget_target": self.target, "utility_floor": self.floor, "neighbour": self.before.neighbour}
+        self.metrics.progress.begin({"forget": self.before.forget, "retain": kept, **aims})
         self.steps = 0
         self._phase = 0
         self._taken = 0  # pairs of the phases so far

@@ -1,0 +1,85 @@
+"""What the screens share: the place, the jobs, whether text is shown in this browser, and how to go to another screen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from llm_forget.data.readers import SUFFIXES
+from llm_forget.errors import UserError
+from llm_forget.forgetting.order import RUN
+from llm_forget.runs import Run, load_run
+from llm_forget.studio.jobs import Jobs
+from llm_forget.studio.place import Place
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Shared by all screens.
+
+    Attributes:
+        place: the root folder.
+        jobs: its jobs.
+        unlocked: gr.State, whether text of the data is shown in this browser; False in every new page.
+        tabs: the screens.
+    """
+
+    place: Place
+    jobs: Jobs
+    unlocked: Any
+    tabs: Any
+
+    def choose(self, values: list[str], value: str | None = None) -> Any:
+        """A dropdown's new choices; the given one stays, else the only one is taken."""
+        kept = value if value in values else values[0] if len(values) == 1 else None
+        return gr.update(choices=values, value=kept)
+
+    def runs(self) -> list[str]:
+        """Run folders with a result, the newest order first."""
+        orders = [f"{one}/{RUN}" for one in self.place.list_orders()]
+        return [one for one in orders if (self.place.root / one / "result.json").is_file()]
+
+    def run(self, name: object) -> Run:
+        """One run of the list.
+
+        Raises:
+            UserError: it is none.
+        """
+        if not name:
+            raise UserError("choose a run first; the screen Run makes one")
+        return load_run(self.place.inside(name, what="the run"), str(name))
+
+
+def take_upload(place: Place, uploaded: object) -> str:
+    """Move an upload out of the folder for uploads into a file that only the owner may read.
+
+    Returns:
+        Its place in the root.
+
+    Raises:
+        UserError: it is no upload of ours, or no file with rows.
+    """
+    place.tidy_uploads()
+    source = Path(str(uploaded)).resolve()
+    if not source.is_relative_to(place.uploads.resolve()) or not source.is_file():
+        raise UserError("the upload is gone; upload the file again")
+    try:
+        if source.suffix.lower() not in SUFFIXES:
+            raise UserError(f"files with rows end in {', '.join(SUFFIXES)}; this one does not")
+        stem = "".join(one if one.isalnum() or one in "-_" else "-" for one in source.stem)[:60].strip("-") or "rows"
+        folder = place.root / "data"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for number in range(1000):
+            target = folder / f"{stem}{f'-{number}' if number else ''}{source.suffix.lower()}"
+            if not target.exists():
+                source.replace(target)
+                target.chmod(0o600)
+                return place.relative(target)
+        raise UserError("there are too many files of this name in data/; give it another name")
+    finally:
+        source.unlink(missing_ok=True)
+        if source.parent != place.uploads and not any(source.parent.iterdir()):
+            source.parent.rmdir()

@@ -1,0 +1,130 @@
+"""Small pieces of pages: escaped HTML, command lines, and what an action that fails says."""
+
+from __future__ import annotations
+
+import functools
+import html
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from llm_forget.errors import UserError
+from llm_forget.report.tables import Table
+from llm_forget.studio.jobs import shown
+from llm_forget.utils.terminal import clean
+
+
+def text(value: object) -> str:
+    """Any text, safe inside HTML."""
+    return html.escape(clean(str(value)))
+
+
+def say(message: str, kind: str = "note") -> str:
+    """A sentence for the user: a note, or an alert that screen readers read at once."""
+    if not message:
+        return ""
+    role = "alert" if kind == "alert" else "status"
+    lines = "<br>".join(map(text, message.splitlines()))
+    return f'<div class="said {kind}" role="{role}">{lines}</div>'
+
+
+def empty(message: str) -> str:
+    """What stands where nothing is yet, and what to do about it."""
+    return f'<p class="empty">{text(message)}</p>'
+
+
+def listed(rows: Sequence[tuple[str, object]]) -> str:
+    """Names and values."""
+    return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in rows) + "</dl>"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A table of cells that are HTML already; it scrolls sideways on a narrow screen."""
+    top = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table><caption>{text(caption)}</caption>'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def of_table(found: Table, cell: Callable[[int, int, str], str] = lambda row, column, one: one) -> str:
+    """A table of a report. ``cell`` may wrap the HTML of the cell in a row and a column."""
+    rows = [
+        [
+            cell(row, column, f'<span class="cell {text(one.tone)}">{text(one.text)}</span>')
+            for column, one in enumerate(cells)
+        ]
+        for row, cells in enumerate(found.rows)
+    ]
+    note = f'<p class="hint">{text(found.note)}</p>' if found.note else ""
+    return table(found.head, rows, found.caption) + note
+
+
+def link(page: str, label: str) -> str:
+    """A link to a page or a file of the studio, in a new tab."""
+    return f'<a href="/page/{html.escape(page)}" target="_blank" rel="noopener">{text(label)}</a>'
+
+
+def words(value: str = "", **more: Any) -> gr.HTML:
+    """A component for the HTML of this module."""
+    return gr.HTML(value, apply_default_css=False, **more)
+
+
+def command(argv: Sequence[str]) -> str:
+    """The command line that does the same."""
+    return shown(argv)
+
+
+def command_box() -> gr.Textbox:
+    """Where the command line of a screen stands."""
+    return gr.Textbox(
+        label="The same on the command line", interactive=False, lines=2, max_lines=6, buttons=["copy"],
+        elem_classes="command",
+    )  # fmt: skip
+
+
+def act(
+    event: Any,
+    run: Callable[..., Any],
+    inputs: Any = None,
+    outputs: Sequence[Any] = (),
+    message: Any = None,
+    **more: Any,
+) -> Any:
+    """Bind an action to an event. What goes wrong is said in ``message``, in words and without text of the data.
+
+    Args:
+        event: such as ``button.click``.
+        run: returns one value for each output, or one value if there is one output.
+        inputs: its arguments.
+        outputs: what it changes.
+        message: the HTML that says what went wrong; it is cleared otherwise.
+        more: options of the event.
+    """
+    many = [*outputs, *([] if message is None else [message])]
+
+    @functools.wraps(run)
+    def guarded(*values: Any) -> Any:
+        try:
+            found = run(*values)
+        except UserError as error:
+            told = str(error)
+        except Exception as error:  # its text could quote a row
+            told = f"{type(error).__name__} inside the studio. The terminal names the place; the command line does the same."
+            place = error.__traceback__
+            while place is not None and place.tb_next is not None:
+                place = place.tb_next
+            where = "" if place is None else f" in {place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+            sys.stderr.write(f"studio: {type(error).__name__}{where}\n")
+        else:
+            values = tuple(found) if len(outputs) != 1 else (found,)
+            found = [*values, *([] if message is None else [""])]
+            return found if len(found) != 1 else found[0]
+        if message is None:
+            raise gr.Error(told, print_exception=False)
+        return [*([gr.skip()] * len(outputs)), say(told, "alert")]
+
+    return event(guarded, inputs, many, api_visibility="private", **more)
