@@ -52,7 +52,8 @@ def forget_directions(
     def whitened(basis: Tensor) -> Tensor:
         """L⁻¹ F L⁻ᵀ of a few columns; the whole matrix would cost ten times as much."""
         inner = f @ torch.linalg.solve_triangular(root.T, basis, upper=True)
-        return torch.linalg.solve_triangular(root, inner, upper=False)
+        solved: Tensor = torch.linalg.solve_triangular(root, inner, upper=False)
+        return solved
 
     start = torch.randn(size, min(2 * rank, size), dtype=k.dtype, generator=torch.Generator().manual_seed(0))
     basis = torch.linalg.qr(whitened(start))[0]
