@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from llm_forget.cli.console import Json, print_json, print_table, print_wrapped, say_notes
 from llm_forget.errors import LaunchError, UserError
@@ -115,6 +114,8 @@ def run_audit(
     to: Path | None,
 ) -> StoredAudit:
     """Find the models and rows of an audit, and run it."""
+    from rich.console import Console
+
     from llm_forget.auditing.audit import AuditSettings, audit_run, find_models, read_rows
     from llm_forget.auditing.endpoint import Endpoint, ServedSubject
     from llm_forget.auditing.results import FOLDER_NAME, read_audit
@@ -192,4 +193,6 @@ def show(found: StoredAudit) -> None:
         for line in lines:
             print_wrapped(f"  - {line}")
     if found.problem:
+        from rich.console import Console
+
         say(Console(stderr=True), f"the audit {found.problem}", label="note")

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from llm_forget.cli.console import Json, print_json
 from llm_forget.errors import UserError
@@ -39,6 +37,9 @@ def chat(
       llm-forget chat runs/npo
       llm-forget chat runs/npo -q "Where does Ada live?" -q "What is snow?"
     """
+    from rich.console import Console
+    from rich.table import Table
+
     answer = load_both(run, base, max_new_tokens)
     console = Console()
     if as_json:

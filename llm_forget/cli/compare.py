@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from llm_forget.cli.console import Json, print_json, print_table, print_wrapped, say_notes
 from llm_forget.utils.terminal import echo, say
@@ -41,6 +40,8 @@ def compare(
       llm-forget compare runs/demo --baseline target --to comparison.html
       llm-forget compare runs --json
     """
+    from rich.console import Console
+
     from llm_forget.report.comparison import load_comparison
     from llm_forget.report.page import write_comparison
 

@@ -6,16 +6,15 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from llm_forget.cli.entry import run_entry
 from llm_forget.utils.terminal import clean, echo, json_text, plain, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 _NUMBER = frozenset("0123456789+-−–<")  # first characters of cells that are aligned to the right
@@ -30,6 +29,8 @@ def print_json(value: Any) -> None:
 
 def say_notes(notes: Sequence[str]) -> None:
     """Print notes on standard error, one line each."""
+    from rich.console import Console
+
     console = Console(stderr=True)
     for note in notes:
         say(console, note, label="note")
@@ -37,6 +38,8 @@ def say_notes(notes: Sequence[str]) -> None:
 
 def print_wrapped(text: str) -> None:
     """Print a sentence: wrapped between words in a terminal, and in one line elsewhere."""
+    from rich.console import Console
+
     Console().print(plain(text), highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
@@ -53,6 +56,11 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, console: 
     Returns:
         Number of columns left out.
     """
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = console or Console()
     head, rows = (
         [clean(title, lines=False) for title in head],

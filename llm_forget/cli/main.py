@@ -1,4 +1,7 @@
-"""The `llm-forget` command: one thin function per subcommand."""
+"""The `llm-forget` command: one thin function per subcommand.
+
+Help must come at once, so nothing is imported here beyond typer: each command imports what it needs when it runs.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from llm_forget.cli import adapters as adapter_commands
-from llm_forget.cli import run
 from llm_forget.cli.audit import audit
 from llm_forget.cli.certify import certify, verify
 from llm_forget.cli.chat import chat
@@ -66,6 +67,8 @@ def unlearn(context: typer.Context) -> None:
 
     Options: --config FILE [--key.sub VALUE …]; --help lists every field.
     """
+    from llm_forget.cli import run
+
     run.unlearn(context.args)
 
 
@@ -75,6 +78,8 @@ def finetune(context: typer.Context) -> None:
 
     Options: --config FILE [--key.sub VALUE …]; --help lists every field.
     """
+    from llm_forget.cli import run
+
     run.finetune(context.args)
 
 
@@ -84,6 +89,8 @@ def evaluate(context: typer.Context) -> None:
 
     Options: --config FILE [--key.sub VALUE …]; --help lists every field.
     """
+    from llm_forget.cli import run
+
     run.evaluate(context.args)
 
 
@@ -123,6 +130,8 @@ def demo(
     Example:
       llm-forget demo
     """
+    from rich.console import Console
+
     from llm_forget.demo.story import demo_environment, make_people, run_demo
 
     demo_environment()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from llm_forget.cli.console import Json, print_json, print_table
 from llm_forget.errors import UserError
@@ -312,6 +311,8 @@ def export(
 
 
 def _workshop(found: Ledger, config: str, folder: Path) -> Workshop:
+    from rich.console import Console
+
     from llm_forget.config import UnlearnRecipe
     from llm_forget.requests.forgetting import Workshop
     from llm_forget.utils.build import load_recipe

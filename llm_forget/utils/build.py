@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from llm_forget.errors import RecipeError, UserError
 from llm_forget.utils.safe_yaml import MOST_LEVELS, MOST_VALUES, NotPlainYaml, load_yaml, read_yaml
@@ -86,6 +85,8 @@ def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> 
         values: the fields, nested as in YAML.
         where: the source of the values, for the message.
     """
+    from pydantic import TypeAdapter, ValidationError  # a fifth of a second, which --help need not wait for
+
     _check_extent(values, where)
     values = at_home(values)
     problems = _unknown_keys(recipe_class, values, "") + _unusable_texts(values)
