@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from torch import Tensor
+
+from llm_forget.data.encode import Encoded
 from llm_forget.errors import RecipeError
+from llm_forget.train.calibration import calibrated, measure_changes, style_levels
+from llm_forget.train.origin import BaseScores, unseen
+from llm_forget.train.prepare import UnlearnSets
+from llm_forget.train.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,41 @@ def targets_from_base(
     shift = math.fsum(changes) / len(changes) if changes else 0.0
     values = tuple(min(base + shift, own) for base, own in zip(base_forget, forget, strict=True))
     return RowTargets(values, "base and holdout" if changes else "base", shift, len(changes))
+
+
+def row_goals(
+    origin: BaseScores | None,
+    sets: UnlearnSets,
+    own: Sequence[float],
+    score: Callable[[Sequence[Encoded]], list[Tensor]],
+) -> tuple[RowTargets, Teacher | None]:
+    """The targets of the forget rows, and the base with the style of the other rows if held-out rows show it.
+
+    Args:
+        origin: scores of the model before it learned the forget rows; None if there is none at hand.
+        sets: the rows.
+        own: (n,) mean log-prob per answer token of each forget row under the model to unlearn, in nats.
+        score: the log-probs of rows' answer tokens under the model to unlearn, (A,) for each row, in nats.
+
+    Returns:
+        The targets; and the calibrated base (``train.calibration``), of whose log-probs they are the means, or None.
+
+    Raises:
+        RecipeError: there is neither a base nor a holdout row.
+    """
+    if origin is None:
+        return targets_from_holdout(own, [float(row.mean()) for row in score(sets.holdout)]), None
+    held = unseen(sets)
+    tokens = score(held)
+    plain = targets_from_base(
+        origin.forget.tolist(), own, origin.holdout.tolist(), [float(row.mean()) for row in tokens]
+    )
+    changes = measure_changes(origin.holdout_top, tokens, style_levels(held, sets.retain)) if sets.retain else None
+    if changes is None:
+        return plain, None
+    teacher, means = calibrated(origin.top, style_levels(sets.forget, sets.retain), changes)
+    values = tuple(min(mean, known) for mean, known in zip(means.tolist(), own, strict=True))
+    return replace(plain, values=values), teacher
 
 
 def targets_from_holdout(forget: Sequence[float], holdout: Sequence[float]) -> RowTargets:

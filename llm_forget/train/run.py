@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llm_forget.config import TrainConfig, UnlearnRecipe
 from llm_forget.data.encode import Encoded
 from llm_forget.data.schedule import schedule
-from llm_forget.model.measure import SampleMeter, answer_logps, refuse_not_finite
+from llm_forget.model.measure import SampleMeter, answer_logps, answer_token_logps, refuse_not_finite
 from llm_forget.model.weights import frozen_copy, held_in_bf16
 from llm_forget.stop import NEVER_SEEN, Measurement, StopRule, Verdict
 from llm_forget.train.arguments import unlearning_arguments
@@ -32,7 +32,7 @@ from llm_forget.train.origin import BaseScores
 from llm_forget.train.prepare import UnlearnSets
 from llm_forget.train.resume import Saving, checkpoint_folder
 from llm_forget.train.row_goal import RowGoal
-from llm_forget.train.row_targets import RowTargets, targets_from_base, targets_from_holdout
+from llm_forget.train.row_targets import RowTargets, row_goals
 from llm_forget.train.subtraction import AdapterSession
 from llm_forget.train.teacher import Teacher, novel_tokens, teacher_of
 from llm_forget.train.trainer import UnlearningTrainer
@@ -112,6 +112,7 @@ class Run:
         self.watch: Watch | None = None  # called after every check
         self.row_targets: RowTargets | None = None
         self.goal: RowGoal | None = None
+        self._calibrated: Teacher | None = None
         self.before = self._measure_before()
         refuse_not_finite((self.before.forget, self.before.retain, self.before.neighbour))
         self.target = self._forget_target()
@@ -124,18 +125,15 @@ class Run:
         self._taken = 0  # pairs of the phases so far
 
     def _measure_before(self) -> Measurement:
-        """Measure the model before the first step, and set the row targets that the recipe or the method asks for."""
+        """Measure the model before the first step, and set the row targets and the teacher that recipe and method ask for."""
         by_row = self.recipe.stop.forget_target == "rows"
-        if not by_row and not self.method.needs.row_targets:
+        if not by_row and not self.method.needs.row_targets and not self.method.needs.base_top:
             return self.meter(self.model, 0)
         known = self.meter.probabilities(self.model, self.sets.forget)
         refuse_not_finite(known.tolist())
-        own, origin = known.log(), self._origin
-        holdout = self.meter.probabilities(self.model, self.sets.holdout).log().tolist()
-        if origin is None:
-            self.row_targets = targets_from_holdout(own.tolist(), holdout)
-        else:
-            self.row_targets = targets_from_base(origin.forget.tolist(), own.tolist(), origin.holdout.tolist(), holdout)
+        own = known.log()
+        score = partial(answer_token_logps, self.model, pad_token_id=self.pad_token_id)
+        self.row_targets, self._calibrated = row_goals(self._origin, self.sets, own.tolist(), score)
         if by_row:
             self.meter.targets = self.row_targets.values[: self.recipe.stop.rows]
             if not self.method.towards:
@@ -337,11 +335,17 @@ class Run:
             others,
             frozen_copy(self.model) if every_step else None,
             top,
-            None if self._origin is None else self._origin.top,
+            self._calibrated or (None if self._origin is None else self._origin.top),
             None if self.row_targets is None else torch.tensor(self.row_targets.values),
             self._swapped,
-            novel_tokens(self.sets.forget, self.sets.retain) if self.method.needs.novel else None,
+            self._novel() if self.method.needs.novel else None,
         )
+
+    def _novel(self) -> list[Tensor]:
+        """Which answer tokens count: all, if the teacher knows the style."""
+        if self._calibrated is not None:
+            return [torch.ones(len(row), dtype=torch.bool) for row in self._calibrated.answers]
+        return novel_tokens(self.sets.forget, self.sets.retain)
 
     def report(self, now: Measurement, verdict: Verdict) -> None:
         """Log and show a measurement."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,14 @@ class Teacher:
     Attributes:
         tokens: for each row (A, K), int32.
         logps: for each row (A, K) in nats.
+        answers: for each row (A,) its own answer tokens.
+        answer_logps: for each row (A,) their log-probs in nats.
     """
 
     tokens: list[Tensor]
     logps: list[Tensor]
+    answers: list[Tensor] = field(default_factory=list)
+    answer_logps: list[Tensor] = field(default_factory=list)
 
     def of(self, index: Tensor, mask: Tensor) -> TopLogps:
         """The teacher of B rows, padded to ``mask`` (B, A). Padded positions are certain of token 0."""
@@ -57,6 +61,8 @@ def teacher_of(
     """
     tokens: list[Tensor] = [torch.empty(0)] * len(rows)
     logps: list[Tensor] = [torch.empty(0)] * len(rows)
+    answers: list[Tensor] = [torch.empty(0)] * len(rows)
+    answer_logps: list[Tensor] = [torch.empty(0)] * len(rows)
     means = torch.zeros(len(rows))
     for indices, scores in scored_batches(model, rows, pad_token_id, keep_logits=True):
         if scores.logits is None:
@@ -67,7 +73,9 @@ def teacher_of(
             length = int(scores.mask[place].sum())
             tokens[row] = best.indices[place, :length].int().cpu()
             logps[row] = best.values[place, :length].float().cpu()
-    return Teacher(tokens, logps), means
+            answers[row] = scores.tokens[place, :length].int().cpu()
+            answer_logps[row] = scores.token_logps[place, :length].float().cpu()
+    return Teacher(tokens, logps, answers, answer_logps), means
 
 
 def novel_tokens(forget: Sequence[Encoded], retain: Sequence[Encoded]) -> list[Tensor]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from llm_forget.data.encode import Encoded
-from llm_forget.model.measure import answer_logps
+from llm_forget.model.measure import answer_logps, answer_token_logps
 from llm_forget.stop import NEVER_SEEN
-from llm_forget.train.row_targets import targets_from_base, targets_from_holdout
+from llm_forget.train.row_targets import row_goals
 from llm_forget.train.shared import Shared
 from llm_forget.trials.slots import Result
 
@@ -109,11 +110,7 @@ def _wanted(
 ) -> tuple[list[float], str]:
     if oracle is not None:
         return list(oracle), "oracle"
-    holdout = answer_logps(model, shared.sets.holdout, pad)[1].log().tolist()
-    if shared.origin is not None:
-        base = shared.origin
-        found = targets_from_base(base.forget.tolist(), own, base.holdout.tolist(), holdout)
-        return list(found.values), "row targets"
-    if holdout:
-        return list(targets_from_holdout(own, holdout).values), "row targets"
+    if shared.origin is not None or shared.sets.holdout:
+        score = partial(answer_token_logps, model, pad_token_id=pad)
+        return list(row_goals(shared.origin, shared.sets, own, score)[0].values), "row targets"
     return [math.log(NEVER_SEEN)] * len(own), "usual"

@@ -1,0 +1,72 @@
+"""The calibrated base against values computed by hand, and against a model whose style and sureness are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from llm_forget.data.encode import Encoded
+from llm_forget.train.calibration import GRAM, Change, calibrated, measure_changes, style_levels
+from llm_forget.train.teacher import Teacher
+
+
+def _teacher(probabilities: list[list[float]], answers: list[int], own: list[float], top: int = 2) -> Teacher:
+    logps = torch.tensor(probabilities).log()[:, :top]
+    tokens = torch.arange(top, dtype=torch.int32).repeat(len(answers), 1)
+    return Teacher([tokens], [logps], [torch.tensor(answers, dtype=torch.int32)], [torch.tensor(own).log()])
+
+
+def test_levels_count_the_longest_match() -> None:
+    """Retain answer 5 6 7 after the prompt 1 2. Forget answer 5 6 9 7: one token known, then "5 6", nothing, one token."""
+    forget, retain = Encoded("f", (3, 5, 6, 9, 7), 1), Encoded("r", (1, 2, 5, 6, 7), 2)
+    assert [row.tolist() for row in style_levels([forget], [retain])] == [[0, 1, 0, 0]]
+    assert style_levels([retain], [retain])[0].tolist() == [2, 3, 4]  # its prompt counts
+    assert style_levels([forget], [])[0].tolist() == [0] * 4
+
+
+def test_a_share_by_hand() -> None:
+    """Own token at ¼, share ½: ¼ + ½ · ¾ = 5/8; the other listed one halves. An own token outside the list replaces the last."""
+    base = _teacher([[0.5, 0.25]] * 2, [1, 9], [0.25, 0.01])
+    teacher, means = calibrated(base, [torch.zeros(2, dtype=torch.long)], [Change(share=0.5)] * GRAM)
+    torch.testing.assert_close(teacher.logps[0].exp(), torch.tensor([[0.25, 0.625], [0.25, 0.505]]))
+    assert teacher.tokens[0].tolist() == [[0, 1], [0, 9]]
+    assert float(means[0]) == pytest.approx((math.log(0.625) + math.log(0.505)) / 2)
+
+
+def test_a_temperature_by_hand() -> None:
+    """Probabilities 3/4 and 1/4 at temperature ½ are 9/10 and 1/10."""
+    base = _teacher([[0.75, 0.25]], [1], [0.25])
+    teacher, _ = calibrated(base, [torch.zeros(1, dtype=torch.long)], [Change(temperature=0.5)] * GRAM)
+    torch.testing.assert_close(teacher.logps[0].exp(), torch.tensor([[0.9, 0.1]]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("wanted", [-0.4, -1.4, -2.2])
+def test_held_out_rows_get_their_mean(wanted: float) -> None:
+    """Likelier than under the base by a share, less likely by a temperature; each level by itself, small ones joined."""
+    torch.manual_seed(0)
+    logits = torch.randn(400, 8)
+    logps, answer = logits.log_softmax(-1), torch.randint(0, 8, (400,))
+    order = logps.argsort(-1, descending=True)[:, :6]
+    own = logps.gather(-1, answer[:, None]).squeeze(-1)
+    base = Teacher([order.int()], [logps.gather(-1, order)], [answer.int()], [own])
+    level = torch.where(torch.arange(400) < 190, 0, 2)
+    level[-10:] = 4
+    after = torch.where(level == 0, own - 0.3, torch.full((400,), wanted))
+    changes = measure_changes(base, [after], [level])
+    assert changes is not None
+    assert changes[0].temperature < 1
+    assert changes[2] == changes[4] != changes[0]
+    assert (changes[2].share > 0) == (wanted > float(own[level > 0].mean()))
+    teacher, _ = calibrated(base, [level], changes)
+    for part in (level == 0, level > 0):
+        assert float(teacher.answer_logps[0][part].mean()) == pytest.approx(float(after[part].mean()), abs=1e-3)
+    assert (teacher.logps[0].exp().sum(-1) <= 1 + 1e-5).all()
+
+
+def test_too_few_tokens_say_nothing() -> None:
+    """Then the base stays as it is."""
+    base = _teacher([[0.5, 0.25]], [1], [0.25])
+    assert measure_changes(base, [torch.tensor([-1.0])], [torch.zeros(1, dtype=torch.long)]) is None
+    assert measure_changes(Teacher([], []), [], []) is None
