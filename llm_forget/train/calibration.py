@@ -7,7 +7,8 @@ these knows the style, and is surer of itself where it is wrong. Held-out rows s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +17,11 @@ from torch import Tensor
 from llm_forget.data.encode import Encoded
 from llm_forget.train.teacher import Teacher
 
-GRAM = 5  # tokens; longer matches count as these
+LEVELS = (0.01, 0.05, 0.2, 0.5, 0.8)  # probabilities in the wording of the retain answers that divide the levels
 LEAST = 50  # held-out answer tokens from which a level is measured by itself
-_READ = 2000  # retain rows whose wordings are known; more fill the memory
+STYLE = 0.5  # share from which the tokens of a level are style
+_ORDER = 5  # tokens of the wording, the predicted one included
+_READ = 2000  # retain rows whose wordings are counted; more fill the memory
 _COLDEST = 0.2
 _ROUNDS = 40  # of bisection
 
@@ -36,26 +39,49 @@ class Change:
     temperature: float = 1.0
 
 
-def style_levels(rows: Sequence[Encoded], retain: Sequence[Encoded]) -> list[Tensor]:
-    """For each row (A,): how much of the text up to each answer token stands in a retain answer too.
+@dataclass(frozen=True)
+class Calibrated:
+    """What a model that was trained on the other rows would say about n rows.
 
-    0: at most the token itself, 1: the last two tokens, up to ``GRAM`` − 1: the last ``GRAM`` tokens.
+    Attributes:
+        teacher: the most likely tokens, with the row's own among them.
+        means: (n,) mean log-prob per answer token of each row, in nats.
+        counted: for each row (A,) False at tokens that are style, which such a model knows as well as any other.
     """
-    known: list[set[tuple[int, ...]]] = [set() for _ in range(GRAM)]
+
+    teacher: Teacher
+    means: Tensor
+    counted: list[Tensor]
+
+
+def style_levels(rows: Sequence[Encoded], retain: Sequence[Encoded]) -> list[Tensor]:
+    """For each row (A,): how well the wording of the retain answers predicts each answer token, from 0 to ``len(LEVELS)``.
+
+    The prediction is that of tokens after the last four, counted in the retain answers, with shorter contexts where longer ones
+    are unknown or vary.
+
+    Source: Witten and Bell 1991, IEEE Transactions on Information Theory 37(4), method C, interpolated.
+    """
+    counts: list[dict[tuple[int, ...], Counter[int]]] = [{} for _ in range(_ORDER)]
     for row in retain[:: max(1, len(retain) // _READ)]:
         for end in range(max(row.prompt_length, 1), len(row.input_ids)):
-            for length in range(1, min(GRAM, end + 1) + 1):
-                known[length - 1].add(row.input_ids[end + 1 - length : end + 1])
-    return [torch.tensor(_levels(row, known), dtype=torch.long) for row in rows]
+            for length in range(min(_ORDER - 1, end) + 1):
+                context = row.input_ids[end - length : end]
+                counts[length].setdefault(context, Counter())[row.input_ids[end]] += 1
+    edges = torch.tensor(LEVELS)
+    return [torch.bucketize(torch.tensor(_predicted(row, counts)), edges, right=True) for row in rows]
 
 
-def _levels(row: Encoded, known: Sequence[set[tuple[int, ...]]]) -> list[int]:
+def _predicted(row: Encoded, counts: Sequence[Mapping[tuple[int, ...], Counter[int]]]) -> list[float]:
     found = []
     for end in range(max(row.prompt_length, 1), len(row.input_ids)):
-        length = 0
-        while length < min(GRAM, end + 1) and row.input_ids[end - length : end + 1] in known[length]:
-            length += 1
-        found.append(max(length - 1, 0))
+        share = 0.0
+        for length in range(min(_ORDER - 1, end) + 1):
+            seen = counts[length].get(row.input_ids[end - length : end])
+            if not seen:
+                break
+            share = (seen[row.input_ids[end]] + len(seen) * share) / (seen.total() + len(seen))
+        found.append(share)
     return found
 
 
@@ -68,7 +94,7 @@ def measure_changes(base: Teacher, own: Sequence[Tensor], levels: Sequence[Tenso
         levels: for each row (A,), from ``style_levels``.
 
     Returns:
-        ``GRAM`` changes; a level with few tokens shares one with the next. None if all together have less than ``LEAST`` tokens.
+        A change for each level; levels with few tokens share one. None if all together have less than ``LEAST`` tokens.
     """
     level = torch.cat(list(levels)) if levels else torch.zeros(0)
     if len(level) < LEAST:
@@ -77,7 +103,7 @@ def measure_changes(base: Teacher, own: Sequence[Tensor], levels: Sequence[Tenso
         torch.cat(list(part)) for part in (base.tokens, base.logps, base.answers, base.answer_logps)
     )
     wanted = torch.cat([row.float() for row in own])
-    changes: list[Change] = [Change()] * GRAM
+    changes: list[Change] = [Change()] * (len(LEVELS) + 1)
     for group in _groups(level):
         here = torch.isin(level, torch.tensor(group))
         part = _with_answer(tokens[here], logps[here], answer[here], first[here])
@@ -87,24 +113,22 @@ def measure_changes(base: Teacher, own: Sequence[Tensor], levels: Sequence[Tenso
     return changes
 
 
-def calibrated(base: Teacher, levels: Sequence[Tensor], changes: Sequence[Change]) -> tuple[Teacher, Tensor]:
-    """The base with the changes of each level: what a model that was trained on the other rows would say.
+def calibrated(base: Teacher, levels: Sequence[Tensor], changes: Sequence[Change]) -> Calibrated:
+    """The base with the changes of each level.
 
     Args:
         base: the base's scores of n rows.
         levels: for each row (A,), from ``style_levels``.
         changes: from ``measure_changes``.
-
-    Returns:
-        The teacher, and the mean log-prob per answer token of each row (n,), in nats.
     """
     out, means = Teacher([], [], [], []), []
+    style = torch.tensor([change.share >= STYLE for change in changes])
     for tokens, logps, answer, first, level in zip(
         base.tokens, base.logps, base.answers, base.answer_logps, levels, strict=True
     ):
         tokens, logps, place = _with_answer(tokens, logps, answer, first)
         changed = logps.clone()
-        for one in range(GRAM):
+        for one in range(len(LEVELS) + 1):
             here = level == one
             changed[here] = _apply(logps[here], place[here], changes[one])
         own = changed.gather(-1, place[:, None]).squeeze(-1)
@@ -113,14 +137,14 @@ def calibrated(base: Teacher, levels: Sequence[Tensor], changes: Sequence[Change
         ):
             part.append(value)
         means.append(float(own.mean()) if len(own) else 0.0)
-    return out, torch.tensor(means)
+    return Calibrated(out, torch.tensor(means), [~style[level] for level in levels])
 
 
 def _groups(level: Tensor) -> list[list[int]]:
     """The levels, joined until each group has ``LEAST`` tokens; the last ones join those before."""
     groups: list[list[int]] = [[]]
     counts = [0]
-    for one in range(GRAM):
+    for one in range(len(LEVELS) + 1):
         if counts[-1] >= LEAST:
             groups.append([])
             counts.append(0)

@@ -19,6 +19,8 @@ NAME = "natural"
 RATE = 0.4  # the default learning rate: the share of the loss that the first step removes, if it were linear
 MOMENTUM = 0.8
 _SMALL = 1e-12
+_LIGHT, _HEAVY = 0.25, 1.0  # harm per progress below which steps double, and above which they halve
+_LONGEST = 16.0
 
 
 class Natural(Optimizer):
@@ -30,7 +32,8 @@ class Natural(Optimizer):
     unit energy in each of its rows (``model.directions``); then the input side of the curvature is the identity.
 
     The learning rate is relative: the first step is so long that the loss would fall by that share if it were linear. Later steps
-    are shorter in proportion to the momentum. So the rate needs no tuning to a model.
+    are shorter in proportion to the momentum, and longer or shorter by what measurements show (``pace``). So the rate needs no
+    tuning to a model.
 
     Args:
         parameters: the trained weights.
@@ -50,7 +53,10 @@ class Natural(Optimizer):
         lr: float = RATE,
         momentum: float = MOMENTUM,
     ) -> None:
-        super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "length": 0.0, "strength": 0.0, "taken": 0})
+        super().__init__(
+            list(parameters),
+            {"lr": lr, "momentum": momentum, "length": 0.0, "strength": 0.0, "taken": 0, "stretch": 1.0},
+        )
         self._factors = dict(factors)
         self.loss = math.nan  # of the coming step, over all processes
 
@@ -82,10 +88,25 @@ class Natural(Optimizer):
             if not group["strength"]:
                 continue
             # the length of a steepest descent falls with the gradient: without that, the last rows would move all others
-            length = group["lr"] * group["length"] * min(1.0, strength / group["strength"])
+            length = group["stretch"] * group["lr"] * group["length"] * min(1.0, strength / group["strength"])
             for weight, change in changes:
                 weight.add_((length * change).to(weight.dtype))
         return loss
+
+    def pace(self, harm: float, progress: float) -> None:
+        """Double the length of the coming steps if the rows to keep hardly felt the last ones, or halve it if they felt too much.
+
+        Args:
+            harm: the share of the allowed loss that is used up, measured on rows to keep.
+            progress: the share of the way that is behind, above 0.
+        """
+        if progress <= 0:
+            return
+        for group in self.param_groups:
+            if harm < _LIGHT * progress:
+                group["stretch"] = min(2 * group["stretch"], _LONGEST)
+            elif harm > _HEAVY * progress:
+                group["stretch"] = max(group["stretch"] / 2, 1 / _LONGEST)
 
     def _momentum(self, weight: nn.Parameter, group: Mapping[str, Any]) -> Tensor:
         """The mean of the gradients so far, the last ones most."""

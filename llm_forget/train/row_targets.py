@@ -11,10 +11,9 @@ from torch import Tensor
 
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import RecipeError
-from llm_forget.train.calibration import calibrated, measure_changes, style_levels
+from llm_forget.train.calibration import Calibrated, calibrated, measure_changes, style_levels
 from llm_forget.train.origin import BaseScores, unseen
 from llm_forget.train.prepare import UnlearnSets
-from llm_forget.train.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def row_goals(
     sets: UnlearnSets,
     own: Sequence[float],
     score: Callable[[Sequence[Encoded]], list[Tensor]],
-) -> tuple[RowTargets, Teacher | None]:
+) -> tuple[RowTargets, Calibrated | None]:
     """The targets of the forget rows, and the base with the style of the other rows if held-out rows show it.
 
     Args:
@@ -105,9 +104,9 @@ def row_goals(
     changes = measure_changes(origin.holdout_top, tokens, style_levels(held, sets.retain)) if sets.retain else None
     if changes is None:
         return plain, None
-    teacher, means = calibrated(origin.top, style_levels(sets.forget, sets.retain), changes)
-    values = tuple(min(mean, known) for mean, known in zip(means.tolist(), own, strict=True))
-    return replace(plain, values=values), teacher
+    found = calibrated(origin.top, style_levels(sets.forget, sets.retain), changes)
+    values = tuple(min(mean, known) for mean, known in zip(found.means.tolist(), own, strict=True))
+    return replace(plain, values=values), found
 
 
 def targets_from_holdout(forget: Sequence[float], holdout: Sequence[float]) -> RowTargets:

@@ -23,6 +23,7 @@ from llm_forget.stop import NEVER_SEEN, Measurement, StopRule, Verdict
 from llm_forget.train.arguments import unlearning_arguments
 from llm_forget.train.batches import Pair, PairDataset
 from llm_forget.train.build import NOWHERE, Parts
+from llm_forget.train.calibration import Calibrated
 from llm_forget.train.callbacks import AfterStep, MetricsLog, ProgressBar, StopCallback, not_known_before, note
 from llm_forget.train.checkpoint import run_identity
 from llm_forget.train.natural import NAME as NATURAL
@@ -112,7 +113,7 @@ class Run:
         self.watch: Watch | None = None  # called after every check
         self.row_targets: RowTargets | None = None
         self.goal: RowGoal | None = None
-        self._calibrated: Teacher | None = None
+        self._calibrated: Calibrated | None = None
         self.before = self._measure_before()
         refuse_not_finite((self.before.forget, self.before.retain, self.before.neighbour))
         self.target = self._forget_target()
@@ -122,6 +123,7 @@ class Run:
         self.metrics.progress.begin({"forget": self.before.forget, "retain": kept, **aims})
         self.steps = 0
         self._phase = 0
+        self._natural: Natural | None = None
         self._taken = 0  # pairs of the phases so far
 
     def _measure_before(self) -> Measurement:
@@ -241,7 +243,7 @@ class Run:
         bar = ProgressBar(self.console, f"{self.recipe.method['name']}: {label}")
         self._bar = bar
         method = objective.method
-        natural, tell = self._natural(train or self.recipe.train)
+        self._natural, tell = self._make_natural(train or self.recipe.train)
         trainer = UnlearningTrainer(
             self.model,
             unlearning_arguments(
@@ -263,7 +265,7 @@ class Run:
             reference=self._references(objective),
             wrappers=wrappers,
             callbacks=[bar, self.metrics, *tell, AfterStep(wrappers), *([self.stopping] if early_stopping else [])],
-            optimizer=natural,
+            optimizer=self._natural,
         )
         for callback in tell:
             callback.trainer = trainer
@@ -285,7 +287,7 @@ class Run:
         self.steps += trainer.state.global_step
         return trainer
 
-    def _natural(self, train: TrainConfig) -> tuple[Natural | None, list[TellLoss]]:
+    def _make_natural(self, train: TrainConfig) -> tuple[Natural | None, list[TellLoss]]:
         """The optimizer ``natural`` and the callback that tells it the loss, if the recipe asks for it."""
         if train.optimizer != NATURAL:
             return None, []
@@ -335,24 +337,42 @@ class Run:
             others,
             frozen_copy(self.model) if every_step else None,
             top,
-            self._calibrated or (None if self._origin is None else self._origin.top),
+            self._base_top(),
             None if self.row_targets is None else torch.tensor(self.row_targets.values),
             self._swapped,
             self._novel() if self.method.needs.novel else None,
         )
 
-    def _novel(self) -> list[Tensor]:
-        """Which answer tokens count: all, if the teacher knows the style."""
+    def _base_top(self) -> Teacher | None:
         if self._calibrated is not None:
-            return [torch.ones(len(row), dtype=torch.bool) for row in self._calibrated.answers]
+            return self._calibrated.teacher
+        return None if self._origin is None else self._origin.top
+
+    def _novel(self) -> list[Tensor]:
+        if self._calibrated is not None:
+            return self._calibrated.counted
         return novel_tokens(self.sets.forget, self.sets.retain)
 
     def report(self, now: Measurement, verdict: Verdict) -> None:
         """Log and show a measurement."""
         self.metrics.check(now, verdict)
         self._say(now)
+        if self._natural is not None:
+            self._pace(self._natural, now)
         if self.watch is not None:
             self.watch(self.model, now)
+
+    def _pace(self, optimizer: Natural, now: Measurement) -> None:
+        """Tell the optimizer what its steps cost so far, and how far they came."""
+        start, floor = self.before, self.floor
+        if floor is None or start.retain is None or now.retain is None or floor >= start.retain:
+            return
+        if start.match is not None and now.match is not None:
+            way, left = start.match.shift, now.match.shift
+        else:
+            way, left = start.forget - (self.target or 0.0), now.forget - (self.target or 0.0)
+        if way > 0:
+            optimizer.pace((start.retain - now.retain) / (start.retain - floor), 1 - left / way)
 
     def _say(self, now: Measurement) -> None:
         kept = "" if now.retain is None else f" · retain {now.retain:.3f} (floor {self.floor:.3f})"

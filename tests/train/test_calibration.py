@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from llm_forget.data.encode import Encoded
-from llm_forget.train.calibration import GRAM, Change, calibrated, measure_changes, style_levels
+from llm_forget.train.calibration import LEVELS, Change, calibrated, measure_changes, style_levels
 from llm_forget.train.teacher import Teacher
+
+_ALL = len(LEVELS) + 1
 
 
 def _teacher(probabilities: list[list[float]], answers: list[int], own: list[float], top: int = 2) -> Teacher:
@@ -18,18 +20,22 @@ def _teacher(probabilities: list[list[float]], answers: list[int], own: list[flo
     return Teacher([tokens], [logps], [torch.tensor(answers, dtype=torch.int32)], [torch.tensor(own).log()])
 
 
-def test_levels_count_the_longest_match() -> None:
-    """Retain answer 5 6 7 after the prompt 1 2. Forget answer 5 6 9 7: one token known, then "5 6", nothing, one token."""
-    forget, retain = Encoded("f", (3, 5, 6, 9, 7), 1), Encoded("r", (1, 2, 5, 6, 7), 2)
-    assert [row.tolist() for row in style_levels([forget], [retain])] == [[0, 1, 0, 0]]
-    assert style_levels([retain], [retain])[0].tolist() == [2, 3, 4]  # its prompt counts
+def test_levels_are_the_wording_of_the_retain_answers() -> None:
+    """Answers "5 6 7" and "5 6 8" after the prompts' "2": 6 follows 5 always, 7 and 8 half of the time, 9 never.
+
+    With Witten and Bell, 6 has 2/10 alone, (2 + 1/5) / 3 = 11/15 after 5, and (2 + 11/15) / 3 > 0.8 after "2 5".
+    """
+    retain = [Encoded("r", (1, 2, 5, 6, 7), 2), Encoded("s", (3, 2, 5, 6, 8), 2)]
+    forget = Encoded("f", (4, 2, 5, 6, 7, 9), 2)
+    assert style_levels([forget], retain)[0].tolist() == [4, 5, 3, 0]
     assert style_levels([forget], [])[0].tolist() == [0] * 4
 
 
 def test_a_share_by_hand() -> None:
     """Own token at ¼, share ½: ¼ + ½ · ¾ = 5/8; the other listed one halves. An own token outside the list replaces the last."""
     base = _teacher([[0.5, 0.25]] * 2, [1, 9], [0.25, 0.01])
-    teacher, means = calibrated(base, [torch.zeros(2, dtype=torch.long)], [Change(share=0.5)] * GRAM)
+    found = calibrated(base, [torch.zeros(2, dtype=torch.long)], [Change(share=0.5)] * _ALL)
+    teacher, means = found.teacher, found.means
     torch.testing.assert_close(teacher.logps[0].exp(), torch.tensor([[0.25, 0.625], [0.25, 0.505]]))
     assert teacher.tokens[0].tolist() == [[0, 1], [0, 9]]
     assert float(means[0]) == pytest.approx((math.log(0.625) + math.log(0.505)) / 2)
@@ -38,7 +44,7 @@ def test_a_share_by_hand() -> None:
 def test_a_temperature_by_hand() -> None:
     """Probabilities 3/4 and 1/4 at temperature ½ are 9/10 and 1/10."""
     base = _teacher([[0.75, 0.25]], [1], [0.25])
-    teacher, _ = calibrated(base, [torch.zeros(1, dtype=torch.long)], [Change(temperature=0.5)] * GRAM)
+    teacher = calibrated(base, [torch.zeros(1, dtype=torch.long)], [Change(temperature=0.5)] * _ALL).teacher
     torch.testing.assert_close(teacher.logps[0].exp(), torch.tensor([[0.9, 0.1]]), atol=1e-5, rtol=0)
 
 
@@ -59,7 +65,9 @@ def test_held_out_rows_get_their_mean(wanted: float) -> None:
     assert changes[0].temperature < 1
     assert changes[2] == changes[4] != changes[0]
     assert (changes[2].share > 0) == (wanted > float(own[level > 0].mean()))
-    teacher, _ = calibrated(base, [level], changes)
+    found = calibrated(base, [level], changes)
+    teacher = found.teacher
+    assert found.counted[0].tolist() == (level == 0).tolist() if wanted > -1 else found.counted[0].all()
     for part in (level == 0, level > 0):
         assert float(teacher.answer_logps[0][part].mean()) == pytest.approx(float(after[part].mean()), abs=1e-3)
     assert (teacher.logps[0].exp().sum(-1) <= 1 + 1e-5).all()

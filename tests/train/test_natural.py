@@ -47,6 +47,20 @@ def test_a_step_by_hand() -> None:
         torch.testing.assert_close(weight.data, torch.tensor([[place], [0.0]]))
 
 
+def test_the_pace_follows_what_is_measured() -> None:
+    """Twice as long while kept rows feel nothing, half as long when they lose more than is gained, otherwise unchanged."""
+    weight = nn.Parameter(torch.zeros(1, 1))
+    optimizer = Natural([weight], {}, lr=0.5, momentum=0.0)
+    place = 0.0
+    for harm, progress, length in ((0.0, 0.5, 1.0), (0.2, 0.5, 2.0), (0.6, 0.5, 2.0), (0.6, 0.0, 1.0), (0.0, 0.0, 1.0)):
+        weight.grad = torch.tensor([[1.0]])
+        optimizer.loss = 2.0
+        optimizer.step()
+        place -= length
+        assert float(weight.detach()) == pytest.approx(place)
+        optimizer.pace(harm, progress)
+
+
 def test_a_loss_that_is_not_finite() -> None:
     """The step has no length then."""
     weight = nn.Parameter(torch.zeros(2, 1))
