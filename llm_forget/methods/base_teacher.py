@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
 
-from llm_forget.methods import Method, Needs, needed
+from llm_forget.methods import Method, Needs, check_number, needed
 from llm_forget.scores import AnswerScores, TopLogps, mean_over_answer, top_kl
 
 
@@ -36,27 +37,40 @@ class BaseTeacher(Method):
     The base does not know the style of the fine-tuned answers either. Imitated everywhere, it would drag the style of all answers
     along, those of neighbours included.
 
+    The divergence hardly feels it if a token to which the base gives almost nothing keeps a third of the probability. An attack
+    that adds up log-probs does. So the row as a whole is drawn to its row target as well.
+
     Attributes:
-        style: leave out answer tokens that end three tokens of some retain answer: they are style, which any model that was
-            trained on the retain rows has. A row that is all style counts in full.
+        style: leave out answer tokens that are style, which any model that was trained on the retain rows has. With held-out rows
+            the base learns the style (``train.calibration``), and only what it is nearly sure of is left out. Without them, all
+            tokens that end three tokens of some retain answer are. A row that is all style counts in full.
+        row_weight: weight of the distance between a row's log-prob per token and its row target, 0 or more.
     """
 
     style: bool = True
+    row_weight: float = 1.0
 
     default_retain: ClassVar[str | None] = "kl"
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531"
 
+    def __post_init__(self) -> None:
+        check_number("base_teacher", "row_weight", self.row_weight, at_least=0)
+
     @property
     def needs(self) -> Needs:
         """Logits and the base's top tokens; with ``style`` also which tokens are novel."""
-        return Needs(logits=True, base_top=True, novel=self.style)
+        return Needs(logits=True, base_top=True, novel=self.style, row_targets=self.row_weight > 0)
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:
-        """(B,) divergence from the base on each forget answer."""
+        """(B,) divergence from the base on each forget answer, and the distance to the row target."""
         logits = needed(forget.logits, "base_teacher", "the policy's logits")
         base = needed(forget.base_top, "base_teacher", "the base's top tokens")
         counted = forget.mask
         if self.style:
             novel = needed(forget.novel, "base_teacher", "the novel tokens") & forget.mask
             counted = novel | (forget.mask & ~novel.any(-1, keepdim=True))
-        return base_teacher_loss(logits, base, counted)
+        loss = base_teacher_loss(logits, base, counted)
+        if not self.row_weight:
+            return loss
+        wanted = needed(forget.row_targets, "base_teacher", "row targets")
+        return loss + self.row_weight * smooth_l1_loss(forget.mean_logps, wanted, reduction="none")

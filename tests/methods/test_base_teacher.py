@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,6 +38,16 @@ def test_a_row_that_is_all_style_still_counts() -> None:
     logits = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(0))
     novel = torch.tensor([[False, False], [False, True]])
     scores = AnswerScores(logits[..., 0], mask, torch.zeros(2, 2).long(), logits=logits, base_top=base, novel=novel)
-    found = BaseTeacher().forget_loss(scores)
+    found = BaseTeacher(row_weight=0).forget_loss(scores)
     assert found[0] == pytest.approx(float(base_teacher_loss(logits, base, mask)[0]))
     assert found[1] == pytest.approx(float(base_teacher_loss(logits, base, novel)[1]))
+
+
+def test_the_row_is_drawn_to_its_target() -> None:
+    """π = base, so no divergence; log-probs per token 2 above and ½ below the target add 2 − ½ and ½ · ¼ (Huber)."""
+    mask, logits = torch.ones(2, 2, dtype=torch.bool), torch.tensor([0.5, 0.5]).log().expand(2, 2, 2)
+    base = TopLogps(torch.tensor([0, 1]).expand(2, 2, 2), logits)
+    scores = AnswerScores(logits[..., 0], mask, torch.zeros(2, 2).long(), logits=logits, base_top=base, novel=mask)
+    scores = replace(scores, row_targets=scores.mean_logps - torch.tensor([2.0, -0.5]))
+    assert BaseTeacher().forget_loss(scores).tolist() == pytest.approx([1.5, 0.125], abs=1e-5)
+    assert BaseTeacher(row_weight=2).forget_loss(scores).tolist() == pytest.approx([3.0, 0.25], abs=1e-5)
