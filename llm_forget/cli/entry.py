@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llm_forget.errors import Interrupted, UserError
+from llm_forget.utils.quick_imports import quick_imports
 from llm_forget.utils.rank import process_rank
 from llm_forget.utils.signals import Ended, end_with_launcher, ending_cleanly
 from llm_forget.utils.terminal import echo
@@ -96,7 +97,11 @@ def _one_line(error: Exception) -> str:
 
 
 def quiet_libraries() -> None:
-    """Turn off the libraries' progress bars and repeated advice, which would break up our own progress output."""
+    """Turn off the libraries' progress bars and repeated advice, which would break up our own progress output.
+
+    It also keeps them from work on import that no command needs.
+    """
+    quick_imports()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -114,6 +114,7 @@ class Run:
         self.row_targets: RowTargets | None = None
         self.goal: RowGoal | None = None
         self._calibrated: Calibrated | None = None
+        self._first_logps: Tensor | None = None  # of the forget rows, before the first step
         self.before = self._measure_before()
         refuse_not_finite((self.before.forget, self.before.retain, self.before.neighbour))
         self.target = self._forget_target()
@@ -129,9 +130,14 @@ class Run:
     def _measure_before(self) -> Measurement:
         """Measure the model before the first step, and set the row targets and the teacher that recipe and method ask for."""
         by_row = self.recipe.stop.forget_target == "rows"
-        if not by_row and not self.method.needs.row_targets and not self.method.needs.base_top:
+        needs = self.method.needs
+        targets = by_row or needs.row_targets or needs.base_top
+        if not targets and not needs.reference_logps:
             return self.meter(self.model, 0)
-        known = self.meter.probabilities(self.model, self.sets.forget)
+        # one pass serves the measurement, the row targets and the reference
+        self._first_logps, known = answer_logps(self.model, self.sets.forget, self.pad_token_id)
+        if not targets:
+            return self.meter.of(self.model, 0, known[: self.recipe.stop.rows])
         refuse_not_finite(known.tolist())
         own = known.log()
         score = partial(answer_token_logps, self.model, pad_token_id=self.pad_token_id)
@@ -320,12 +326,14 @@ class Run:
     def _references(self, objective: Objective) -> References:
         """Compute the scores of the reference, which is the model before the first step.
 
-        Its log-probs are computed in one pass over the forget set. A copy of the model is needed only for full fine-tuning with
-        a loss that runs the reference in every step.
+        Its log-probs are those of the pass over the forget set before the first step. A copy of the model is needed only for full
+        fine-tuning with a loss that runs the reference in every step.
         """
         rows, forget, others = objective.rows, None, None
         if rows.forget is not None and rows.forget.reference_logps:
-            forget = answer_logps(self.model, self.sets.forget, self.pad_token_id)[0]
+            forget = self._first_logps if self._phase == 0 else None
+            if forget is None:
+                forget = answer_logps(self.model, self.sets.forget, self.pad_token_id)[0]
             if rows.scored_alternatives and self.alternatives is not None:
                 others = answer_logps(self.model, self.alternatives, self.pad_token_id)[0]
         every_step = any(group.reference for group in rows.groups) and self.recipe.adapter is None

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from llm_forget.errors import UserError
 from llm_forget.utils.weight_files import weight_files
 
 _CHUNK = 1 << 22  # bytes per read
+_SETTLED = 3 * 10**9  # nanoseconds since the last change after which a file's times tell any further change
+_known: dict[tuple[object, ...], str] = {}
 
 _TYPE_NAMES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
@@ -83,7 +86,8 @@ def json_digest(value: Any) -> str:
 def weights_digest(source: str | Path | Mapping[str, Tensor]) -> str:
     """SHA-256 over the tensors in order of name: name, dtype, shape and bytes of each. 64 hex digits.
 
-    Independent of sharding, file names and safetensors metadata. Files are read a few megabytes at a time.
+    Independent of sharding, file names and safetensors metadata. Files are read a few megabytes at a time, and once in a process
+    as long as they do not change: a run needs the digest of its base for checkpoints and again for its record.
 
     Args:
         source: a folder with safetensors weights, one safetensors file, or tensors by name. A state dict lists tied weights
@@ -100,11 +104,30 @@ def weights_digest(source: str | Path | Mapping[str, Tensor]) -> str:
             for part in _tensor_bytes(tensor):
                 digest.update(part)
         return digest.hexdigest()
+    state = _unchanging(source)
+    if state in _known:
+        return _known[state]
     for name, stored in sorted(stored_tensors(source).items()):
         digest.update(_frame(name, stored.dtype, stored.shape))
         for chunk in _file_bytes(stored):
             digest.update(chunk)
+    if state is not None and state == _unchanging(source):
+        _known[state] = digest.hexdigest()
     return digest.hexdigest()
+
+
+def _unchanging(source: str | Path) -> tuple[object, ...] | None:
+    """What changes whenever a file of weights does: its place, size and times. None if one was written only just now.
+
+    Times have a granularity, so a file can be written twice within one tick. Files that are older than that cannot.
+    """
+    found: list[object] = []
+    for file in weight_files(source):
+        stat = file.stat()
+        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) < _SETTLED:
+            return None
+        found.append((str(file.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    return tuple(found)
 
 
 def stored_tensors(source: str | Path) -> dict[str, StoredTensor]:

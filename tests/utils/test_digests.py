@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llm_forget.errors import UserError
+from llm_forget.utils import digests
 from llm_forget.utils.digests import json_digest, stored_metadata, stored_tensors, text_digest, weights_digest
 
 
@@ -162,3 +165,33 @@ def test_a_name_in_two_files_is_refused(tmp_path):
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(UserError, match="complex64"):
         weights_digest({"c": torch.zeros(1, dtype=torch.complex64)})
+
+
+def test_settled_weights_are_read_once_and_changed_ones_again(tmp_path, monkeypatch):
+    """The digest of a base is needed several times in a run. A change of the same size, in place, must still be seen."""
+    file = tmp_path / "model.safetensors"
+    save_file({"w": torch.zeros(4)}, file)
+    long_ago = time.time() - 60
+    reads = []
+    real = digests._file_bytes
+    monkeypatch.setattr(digests, "_file_bytes", lambda stored: reads.append(stored) or real(stored))
+    monkeypatch.setattr(digests, "_SETTLED", 0)
+    os.utime(file, (long_ago, long_ago))
+    first = weights_digest(tmp_path)
+    assert weights_digest(tmp_path) == weights_digest(str(tmp_path)) == first
+    assert len(reads) == 1
+    time.sleep(0.02)  # a tick of the file system's clock
+    with file.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"\x3f")
+    os.utime(file, (long_ago, long_ago))  # a change that hides its time
+    assert weights_digest(tmp_path) != first
+    assert len(reads) == 2
+
+
+def test_weights_written_only_just_now_are_read_again(tmp_path):
+    """A second change within one tick of the clock would not show in the file's times."""
+    file = tmp_path / "model.safetensors"
+    save_file({"w": torch.zeros(4)}, file)
+    weights_digest(tmp_path)
+    assert not any(str(tmp_path) in str(state) for state in digests._known)
