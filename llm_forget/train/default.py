@@ -9,8 +9,11 @@ from typing import Any
 from llm_forget.config import AdapterConfig, RetainConfig, StopConfig, TrainConfig, UnlearnRecipe
 from llm_forget.train.natural import NAME as NATURAL
 
-STEPS, MICRO, LARGEST = 32, 8, 64  # most steps of a run, rows of a micro-batch, and rows of a step
-QUESTIONS = 48
+STEPS = 40  # most steps of a run; one that reaches its targets takes 8 to 20
+MICRO, LARGEST = 8, 64  # fewest rows of a step, as far as there are so many, and most
+SHARE = 5  # steps in which all rows take part once, if that makes steps of allowed size
+EVERY = 4  # steps from one check to the next
+QUESTIONS = 32
 _RATE, _WIDTH = 4e-3, 576  # Adam's learning rate, and the hidden size of the model on which it was chosen
 _RANKS = ((64, 32), (256, 64))  # a rank for up to so many rows; 128 for more
 
@@ -30,7 +33,7 @@ def settled(recipe: UnlearnRecipe, *, base: bool) -> UnlearnRecipe:
     keeps, unseen = recipe.data.retain is not None, recipe.data.holdout is not None
     changes: dict[str, Any] = {"method": {"name": "base_teacher" if base else "npo"}}
     if recipe.stop == StopConfig() and (base or unseen):
-        changes["stop"] = StopConfig(forget_target="rows", every=2)
+        changes["stop"] = StopConfig(forget_target="rows", every=EVERY)
     if recipe.adapter == AdapterConfig() and keeps:
         changes["adapter"] = AdapterConfig(inputs="forget")
     # an optimizer or a learning rate that somebody gives stays, and then the rows to keep are a part of the loss
@@ -47,8 +50,8 @@ def settled(recipe: UnlearnRecipe, *, base: bool) -> UnlearnRecipe:
 def scaled(recipe: UnlearnRecipe, given: UnlearnRecipe, *, rows: int, width: int | None) -> UnlearnRecipe:
     """A settled recipe with steps, a rank and a learning rate for its rows and model; unchanged if the recipe names a method.
 
-    A step has all rows, or ``LARGEST`` of them. Every row is in at least four steps. Adam's learning rate, which is used without
-    rows to keep, falls with the root of the hidden size.
+    A step has a fifth of the rows, but at least ``MICRO`` and at most ``LARGEST``. Every row is in at least four steps. Adam's
+    learning rate, which is used without rows to keep, falls with the root of the hidden size.
 
     Args:
         recipe: the settled recipe.
@@ -59,7 +62,7 @@ def scaled(recipe: UnlearnRecipe, given: UnlearnRecipe, *, rows: int, width: int
     if given.method or given.train != TrainConfig():
         return recipe
     micro = max(1, min(rows, MICRO))
-    gathered = math.ceil(min(rows, LARGEST) / micro)
+    gathered = math.ceil(min(rows / SHARE, LARGEST) / micro)
     epochs = max(4, round(STEPS * micro * gathered / max(rows, 1)))
     rate = None if recipe.train.optimizer == NATURAL else _RATE * math.sqrt(_WIDTH / max(width or _WIDTH, _WIDTH))
     train = replace(recipe.train, epochs=epochs, batch_size=micro, gradient_accumulation=gathered, learning_rate=rate)

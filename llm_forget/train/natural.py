@@ -19,7 +19,8 @@ NAME = "natural"
 RATE = 0.4  # the default learning rate: the share of the loss that the first step removes, if it were linear
 MOMENTUM = 0.8
 _SMALL = 1e-12
-_LIGHT, _HEAVY = 0.25, 1.0  # harm per progress below which steps double, and above which they halve
+_LIGHT, _HEAVY = 0.25, 1.0  # harm per progress below which steps may double, and above which they halve
+_STALLED = 0.1  # of the way, from one measurement to the next
 _LONGEST = 16.0
 
 
@@ -55,7 +56,15 @@ class Natural(Optimizer):
     ) -> None:
         super().__init__(
             list(parameters),
-            {"lr": lr, "momentum": momentum, "length": 0.0, "strength": 0.0, "taken": 0, "stretch": 1.0},
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "length": 0.0,
+                "strength": 0.0,
+                "taken": 0,
+                "stretch": 1.0,
+                "progress": 0.0,
+            },
         )
         self._factors = dict(factors)
         self.loss = math.nan  # of the coming step, over all processes
@@ -94,19 +103,19 @@ class Natural(Optimizer):
         return loss
 
     def pace(self, harm: float, progress: float) -> None:
-        """Double the length of the coming steps if the rows to keep hardly felt the last ones, or halve it if they felt too much.
+        """Double the length of the coming steps if the last ones led nowhere and cost little; halve it if they cost too much.
 
         Args:
             harm: the share of the allowed loss that is used up, measured on rows to keep.
-            progress: the share of the way that is behind, above 0.
+            progress: the share of the way that is behind.
         """
-        if progress <= 0:
-            return
         for group in self.param_groups:
-            if harm < _LIGHT * progress:
-                group["stretch"] = min(2 * group["stretch"], _LONGEST)
-            elif harm > _HEAVY * progress:
+            stalled = progress - group["progress"] < _STALLED
+            group["progress"] = progress
+            if harm > _HEAVY * max(progress, 0.0) and harm > _STALLED:
                 group["stretch"] = max(group["stretch"] / 2, 1 / _LONGEST)
+            elif stalled and harm < _LIGHT * max(progress, _STALLED):
+                group["stretch"] = min(2 * group["stretch"], _LONGEST)
 
     def _momentum(self, weight: nn.Parameter, group: Mapping[str, Any]) -> Tensor:
         """The mean of the gradients so far, the last ones most."""

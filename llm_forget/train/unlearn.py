@@ -133,7 +133,7 @@ def finished(
     )
 
 
-_KEPT = 64  # rows of each set to keep from which the adapter's inputs are chosen
+_KEPT = 32  # rows of each set to keep from which the adapter's inputs are chosen
 
 
 def _aim(

@@ -48,11 +48,18 @@ def test_a_step_by_hand() -> None:
 
 
 def test_the_pace_follows_what_is_measured() -> None:
-    """Twice as long while kept rows feel nothing, half as long when they lose more than is gained, otherwise unchanged."""
+    """Twice as long when they led nowhere and cost little, half as long when they cost more than they gained, else unchanged."""
     weight = nn.Parameter(torch.zeros(1, 1))
     optimizer = Natural([weight], {}, lr=0.5, momentum=0.0)
     place = 0.0
-    for harm, progress, length in ((0.0, 0.5, 1.0), (0.2, 0.5, 2.0), (0.6, 0.5, 2.0), (0.6, 0.0, 1.0), (0.0, 0.0, 1.0)):
+    for length, harm, progress in (
+        (1, 0.05, 0.4),
+        (1, 0.05, 0.45),
+        (2, 0.3, 0.5),
+        (2, 0.6, 0.7),
+        (2, 0.8, 0.75),
+        (1, 0, 0),
+    ):
         weight.grad = torch.tensor([[1.0]])
         optimizer.loss = 2.0
         optimizer.step()

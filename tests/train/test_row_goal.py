@@ -182,14 +182,19 @@ def test_without_a_method_a_run_that_falls_short_exits_with_1(with_base: Path, t
 
 
 def test_the_default_keeps_what_the_recipe_sets_and_scales_with_the_rows(tmp_path: Path) -> None:
-    """Steps have all rows, up to 64; more rows get a larger rank. Without rows to keep, Adam's rate falls with the width."""
+    """Steps have a fifth of the rows, 8 to 64; more rows get a larger rank. Without rows to keep, Adam's rate falls with width."""
     values = {"model": {"name": "m"}, "data": {"forget": {"path": "f"}, "retain": {"path": "r"}}, "output_dir": "o"}
     plain = build(UnlearnRecipe, values, "test")
     found = settled(plain, base=True)
     assert found.method == {"name": "base_teacher"}
     assert found.stop.forget_target == "rows"
     assert (found.train.optimizer, found.retain.weight) == ("natural", 0.0)
-    for rows, batch, gathered, epochs, rank in ((4, 4, 1, 32, 32), (37, 8, 5, 35, 32), (400, 8, 8, 5, 128)):
+    for rows, batch, gathered, epochs, rank in (
+        (4, 4, 1, 40, 32),
+        (37, 8, 1, 9, 32),
+        (100, 8, 3, 10, 64),
+        (400, 8, 8, 6, 128),
+    ):
         sized = scaled(found, plain, rows=rows, width=576)
         train = sized.train
         assert (train.batch_size, train.gradient_accumulation, train.epochs) == (batch, gathered, epochs)
