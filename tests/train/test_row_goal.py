@@ -182,7 +182,7 @@ def test_without_a_method_a_run_that_falls_short_exits_with_1(with_base: Path, t
 
 
 def test_the_default_keeps_what_the_recipe_sets_and_scales_with_the_rows(tmp_path: Path) -> None:
-    """Steps have a fifth of the rows, 8 to 64; more rows get a larger rank. Without rows to keep, Adam's rate falls with width."""
+    """A fifth of the rows per step, 8 to 64; more rows, larger rank. Without rows to keep, Adam's rate depends on the width."""
     values = {"model": {"name": "m"}, "data": {"forget": {"path": "f"}, "retain": {"path": "r"}}, "output_dir": "o"}
     plain = build(UnlearnRecipe, values, "test")
     found = settled(plain, base=True)
