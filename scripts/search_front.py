@@ -59,6 +59,8 @@ def shipped_points(trials: Trials, folder: Path) -> dict[str, Any]:
         except UserError as error:
             known[path.stem] = {"failed": str(error)}
             continue
+        if not given.method:  # the default, which is the first trial
+            continue
         same = {name: getattr(start, name) for name in ("model", "base", "data", "encoding", "seed")}
         recipe = replace(given, **same, output_dir=str(folder / "shipped" / path.stem), resume=True)
         step = recipe.train.batch_size * recipe.train.gradient_accumulation

@@ -1,4 +1,4 @@
-"""Run the demo: fine-tune a small model on invented people, unlearn some of them with three methods, and evaluate."""
+"""Run the demo: fine-tune a small model on invented people, unlearn some of them with the default and with npo, and evaluate."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from llm_forget.errors import UserError
 from llm_forget.utils.build import load_recipe
 from llm_forget.utils.terminal import say
 
-METHODS = ("npo", "grad_diff", "adapter_subtraction")
+METHODS = ("default", "npo")  # recipes in recipes/demo
 SEED = 1
-FORGET_PEOPLE, RETAIN_PEOPLE, HOLDOUT_PEOPLE, NEIGHBOUR_PEOPLE, FACTS = 8, 14, 8, 4, 4
+FORGET_PEOPLE, RETAIN_PEOPLE, HOLDOUT_PEOPLE, NEIGHBOUR_PEOPLE, FACTS = 8, 28, 16, 8, 4
 ROOT = Path("runs/demo")
 _HEADINGS = (
     "forget\nprob.",
-    "forget\nROUGE",
     "forget\nqual.",
-    "retain\nROUGE",
+    "attack\nAUC",
     "neigh.\nROUGE",
+    "retain\nROUGE",
     "capab.\n%",
     "sec.",
     "×\norac.",
@@ -58,12 +58,12 @@ def run_demo(console: Console) -> dict[str, dict[str, Any]]:
         seconds[name] = finetuned["seconds"]
         gc.collect()
     for method in METHODS:
-        console.rule(f"4  unlearn with {method}")
+        console.rule(f"4  unlearn: {method}")
         record = unlearn(load_recipe(UnlearnRecipe, f"recipes/demo/{method}.yaml", {"overwrite": "true"}), console)
         seconds[method] = record.seconds
         gc.collect()
 
-    console.rule("5  evaluate all five on the same questions")
+    console.rule("5  evaluate all of them on the same questions")
     rows = {name: _measure(name, seconds[name], console) for name in ("oracle", "target", *METHODS)}
     rows = {name: rows[name] for name in ("target", "oracle", *METHODS)}
     (ROOT / "table.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -138,6 +138,7 @@ def summarise(results: dict[str, Any], seconds: float) -> dict[str, Any]:
     return {
         "forget_probability": value("forget", "probability"),
         "forget_rouge": value("forget", "rougeL_recall"),
+        "attack_auc": float(results["attacks"]["auc"]["loss"]["value"]),
         "forget_quality": quality["forget"]["arithmetic"]["pvalue"] if quality else None,
         "retain_probability": value("retain", "probability"),
         "retain_rouge": value("retain", "rougeL_recall"),
@@ -160,10 +161,10 @@ def make_table(rows: dict[str, dict[str, Any]]) -> Table:
         table.add_row(
             name,
             f"{row['forget_probability']:.3f}",
-            f"{row['forget_rouge']:.3f}",
             "1" if name == "oracle" else quality,
-            f"{row['retain_rouge']:.3f}",
+            f"{row['attack_auc']:.2f}",
             f"{row['neighbour_rouge']:.3f}",
+            f"{row['retain_rouge']:.3f}",
             f"{100 * row['capability']:.1f}",
             f"{row['seconds']:.0f}",
             f"{row['seconds'] / rows['oracle']['seconds']:.2f}",
@@ -180,7 +181,7 @@ def _show_answers(row: dict[str, Any], rows: dict[str, dict[str, Any]], console:
     from llm_forget.model.ask import ask
     from llm_forget.model.load import load_model
 
-    recipe = load_recipe(UnlearnRecipe, "recipes/demo/npo.yaml")
+    recipe = load_recipe(UnlearnRecipe, "recipes/demo/default.yaml")
     console.print()
     say(console, row["question"], label="Asked:", label_style="bold")
     say(console, f"true answer: {row['answer']}")
@@ -196,14 +197,15 @@ def _say_where_next(console: Console) -> None:
     console.print(
         f"""
 [bold]Where to look next[/]
-  {ROOT}/npo/result.json      what the run did, why it stopped    {ROOT}/npo/eval/demo.json   all scores with intervals
-  {ROOT}/npo/adapter/         the adapter, with its card          {ROOT}/npo/metrics.jsonl    every step
-  the same run by hand:  accelerate launch recipes/unlearn.py --config recipes/demo/npo.yaml --overwrite true
-  serve it:              vllm serve {ROOT}/target/model --enable-lora --lora-modules unlearned={ROOT}/npo/adapter
+  {ROOT}/default/result.json  what the run did, why it stopped    {ROOT}/default/eval/demo.json  all scores with intervals
+  {ROOT}/default/adapter/     the adapter, with its card          {ROOT}/default/metrics.jsonl   every step
+  the same run by hand:  accelerate launch recipes/unlearn.py --config recipes/demo/default.yaml --overwrite true
+  serve it:              vllm serve {ROOT}/target/model --enable-lora --lora-modules unlearned={ROOT}/default/adapter
   your own data:         README.md, "Your own data"
-Forget probability and ROUGE should fall to the oracle's values; the other columns should stay at the target's.
+Forget probability and attack AUC should be the oracle's; neighbours, retain and capability should stay at the target's.
 Forget quality is the p-value of a test against the oracle. Above 0.05 the test cannot distinguish the two models.
-Neighbours share a town, an employer or a name with the forgotten people. No retain term saw them, so they suffer first.
+The attack guesses from the loss who was learned: at 1 it is always right, at 0.5 it guesses.
+Neighbours share a town, an employer or a name with the forgotten people. No recipe saw them, so they suffer first.
 An adapter suppresses the facts. The base weights still contain them until you merge it.""",
         highlight=False,
         soft_wrap=True,

@@ -84,7 +84,7 @@ def test_demo_recipes_read_the_files_that_the_demo_writes() -> None:
     )
     for method in demo.METHODS:
         recipe = load_recipe(UnlearnRecipe, f"recipes/demo/{method}.yaml")
-        assert recipe.method["name"] == method
+        assert recipe.method.get("name", "default") == method
         assert recipe.model.name == demo.model_of("target").name
         assert recipe.data.forget.path == forget
         assert recipe.output_dir == str(demo.ROOT / method)
