@@ -60,7 +60,7 @@ def prepare(
         data: the sources of the sets.
         encoding: the recipe's ``encoding`` section.
         tokenizer: encodes the rows.
-        rows: size of the samples of the validation and the holdout set.
+        rows: size of the sample of the validation set. The holdout's has twice as many, because the targets depend on it.
         seed: seed of the order of the forget rows and of these samples.
         data_dir: a folder with the files that ``data`` names; None reads each set from its path.
         in_memory: set → its examples, for sets that are already in memory; the others are read from ``data``.
@@ -104,7 +104,7 @@ def prepare(
         forget_examples=forget_examples,
         retain=encoded["retain"],
         validation=_shuffled(encoded["validation"] or encoded["retain"], seed)[:rows],
-        holdout=_shuffled(encoded["holdout"], seed)[:rows],
+        holdout=_shuffled(encoded["holdout"], seed)[: 2 * rows],
         digests={
             name: json_digest(sorted(item.id for item in examples)) for name, examples in read.items() if examples
         },
