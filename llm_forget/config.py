@@ -52,7 +52,7 @@ class AdapterConfig:
     # Other rows, neighbours included, are then hardly touched. Layers with more than 4,096 inputs are left out.
     inputs: Literal["all", "forget"] = "all"
     # Fraction of the blocks that get an adapter, counted from the top. Below 1.0, the lower blocks need no backward pass and
-    # store no activations.
+    # store no activations; their output is computed once for each row and kept in memory, up to a quarter of the weights' size.
     top_share: float = 1.0
 
     def __post_init__(self) -> None:

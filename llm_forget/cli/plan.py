@@ -64,7 +64,11 @@ def plan(
         table.add_row("CUDA context, allocator", f"{(found.needed - found.total) / GB:.2f}")
         table.add_row("total on the GPU", f"{found.needed / GB:.2f}", style="bold")
         table.add_row("best state (CPU memory)", f"{found.best_state / GB:.2f}")
+        if found.lower_states:
+            table.add_row("states of frozen blocks, at most (CPU memory)", f"{found.lower_states / GB:.2f}")
     else:
+        if found.lower_states:
+            table.add_row("states of frozen blocks, at most", f"{found.lower_states / GB:.2f}")
         table.add_row("best state", f"{found.best_state / GB:.2f}")
         table.add_row("total", f"{found.needed / GB:.2f}", style="bold")
     console = Console()

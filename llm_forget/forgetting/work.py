@@ -102,10 +102,13 @@ def chosen_recipe(found: Found) -> UnlearnRecipe:
 def _fitted(recipe: UnlearnRecipe, found: Found) -> tuple[UnlearnRecipe, Plan, str]:
     """The recipe with the largest micro-batch that fits, then with gradient checkpointing; the step stays the same."""
     room = found.machine.free * _ROOM
+    sets = found.sets
+    rows = sum(map(len, (sets.forget, sets.retain, sets.validation, sets.holdout)))
 
     def planned(train: TrainConfig) -> tuple[UnlearnRecipe, Plan]:
         one = replace(recipe, train=train)
-        return one, plan(one, on_card=found.machine.on_card, tokens=found.longest, model_config=found.config)
+        how = {"tokens": found.longest, "model_config": found.config, "data_rows": rows}
+        return one, plan(one, on_card=found.machine.on_card, **how)
 
     usual, needed = planned(recipe.train)
     if needed.needed <= room:

@@ -25,10 +25,11 @@ from llm_forget.model.head import output_head
 from llm_forget.model.kinds import check_attention, check_config
 from llm_forget.model.limits import position_limit
 from llm_forget.model.load import attention_for, frozen_dtype, read_config
+from llm_forget.model.lower import MOST_SHARE
 from llm_forget.model.structure import text_config
 from llm_forget.model.targets import config_depth
 from llm_forget.train.build import build_method, build_more, build_retain, chosen_layer, trained_blocks
-from llm_forget.train.default import settled
+from llm_forget.train.default import hidden_size, settled
 from llm_forget.train.objective import Objective
 from llm_forget.train.origin import has_base
 from llm_forget.train.step_rows import StepRows
@@ -68,6 +69,7 @@ class Plan:
         rows: rows per micro-batch, forget and retain together.
         tokens: tokens per row.
         on_card: whether the plan is for a GPU.
+        lower_states: the states of rows below the first trained block, in CPU memory.
     """
 
     weights: float
@@ -81,13 +83,14 @@ class Plan:
     rows: int
     tokens: int
     on_card: bool
+    lower_states: float = 0.0
 
     @property
     def total(self) -> float:
         """Bytes on the device."""
         parts = [self.weights, self.adapter, self.optimizer, self.gradients, self.reference]
         parts += [self.activations, self.logits]
-        return sum(parts) if self.on_card else sum(parts) + self.best_state
+        return sum(parts) if self.on_card else sum(parts) + self.best_state + self.lower_states
 
     @property
     def needed(self) -> float:
@@ -95,7 +98,14 @@ class Plan:
         return self.total * (1 + CARD_SHARE) + CARD_FIXED if self.on_card else self.total
 
 
-def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, model_config: Any = None) -> Plan:
+def plan(
+    recipe: UnlearnRecipe,
+    *,
+    on_card: bool,
+    tokens: int | None = None,
+    model_config: Any = None,
+    data_rows: int | None = None,
+) -> Plan:
     """Plan one run from the model's config, without its weights.
 
     Args:
@@ -103,6 +113,7 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
         on_card: True for a GPU with bf16 support, False for this machine's CPU.
         tokens: tokens of the longest row; by default ``encoding.max_length``, which no row exceeds.
         model_config: a transformers config; by default the config of the recipe's model.
+        data_rows: rows of all sets; by default as many as the states of frozen blocks may take memory.
 
     Raises:
         RecipeError: the recipe cannot work, or the model's config cannot be read.
@@ -115,7 +126,7 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     with explained("model", recipe.model.name):  # its config may describe anything
         check_config(config, recipe.model.name)
         check_attention(recipe.model.attention, config)
-        model, _ = _on_meta(recipe, config, on_card)
+        model, held = _on_meta(recipe, config, on_card)
         check_checkpointing(model, recipe.train.gradient_checkpointing)
         longest = min(
             tokens or recipe.encoding.max_length, position_limit(model) or sys.maxsize
@@ -125,7 +136,7 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
         chosen = trained_blocks(method, model, chosen_layer(objective))
         if chosen is not None:
             blocks = range(min(chosen), max(chosen) + 1)
-            model, _ = _on_meta(recipe, config, on_card, blocks)
+            model, held = _on_meta(recipe, config, on_card, blocks)
         sizes = _weights(model, recipe)
         trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
 
@@ -148,6 +159,12 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
     weights = sizes - adapter
     workspace = _dequantised(model) if recipe.model.quantization else 0.0
     checks = 0 if method.towards else 1
+    lower = 0.0
+    if blocks is not None and blocks.start > 0 and not recipe.train.compile:
+        width = hidden_size(config)
+        unknown = data_rows is None or width is None
+        rows_size = math.inf if unknown else float((data_rows or 0) * longest * (width or 0) * held.itemsize)
+        lower = min(MOST_SHARE * weights, rows_size)
     return Plan(
         weights=weights,
         adapter=adapter,
@@ -160,6 +177,7 @@ def plan(recipe: UnlearnRecipe, *, on_card: bool, tokens: int | None = None, mod
         rows=batch.rows,
         tokens=batch.tokens,
         on_card=on_card,
+        lower_states=lower,
     )
 
 

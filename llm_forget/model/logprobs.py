@@ -7,9 +7,10 @@ padding. Results are ``(B, A)``: one row per answer, A is the longest answer of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from llm_forget.model.head import (
     head_use,
 )
 from llm_forget.model.layout import Packed, model_inputs, pack
+from llm_forget.model.lower import LowerStates, lower_states
 from llm_forget.model.packing import packs
 from llm_forget.model.rope import rope_by_row
 from llm_forget.model.structure import line_limit
@@ -66,10 +68,41 @@ def _forward(model: nn.Module, batch: dict[str, Tensor], layer: int | None) -> t
     if line is not None:
         inputs, positions = model_inputs(line), (0, line.place[predicts_answer])
     more = {} if layer is None else {"output_hidden_states": True}
-    with rope_by_row(model, batch["attention_mask"]) as own:
+    with _known_below(model, batch, line, layer), rope_by_row(model, batch["attention_mask"]) as own:
         logits, output = _logits_at(model, positions, **{**own, **inputs}, **more)
     # hidden_states[0] is the output of the embeddings
     return logits, None if layer is None else output.hidden_states[layer + 1][positions].float()
+
+
+@contextmanager
+def _known_below(model: nn.Module, batch: dict[str, Tensor], line: Packed | None, layer: int | None) -> Iterator[None]:
+    """In this context the model's pass over the batch begins at its first trained block, if it holds states below it.
+
+    A pass that reads hidden states of a lower ``layer`` computes all blocks.
+    """
+    lower = lower_states(model)
+    if lower is None or (layer is not None and layer < lower.first):
+        yield
+        return
+    rows = lower.of(batch, partial(_lower_pass, model, lower))
+    if line is None:
+        states = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        states = nn.functional.pad(states, (0, 0, 0, batch["input_ids"].shape[1] - states.shape[1]))
+    else:
+        states = rows[0].new_zeros(1, line.tokens.shape[1], rows[0].shape[-1])
+        for place, row in zip(line.place, rows, strict=True):
+            states[0, place[: len(row)]] = row  # a shared prefix has the same states in every row
+    with lower.given(states):
+        yield
+
+
+def _lower_pass(model: nn.Module, lower: LowerStates, rows: dict[str, Tensor]) -> Tensor:
+    """The states (B, T, H) of rows below the first trained block."""
+    line = _line_of(model, rows)
+    inputs = {name: rows[name] for name in ("input_ids", "attention_mask")} if line is None else model_inputs(line)
+    with rope_by_row(model, rows["attention_mask"]) as own:
+        states = lower.reached(partial(below_wrapper(model), **{**own, **inputs}, use_cache=False))
+    return states if line is None else states[0, line.place]
 
 
 def _line_of(model: nn.Module, batch: dict[str, Tensor]) -> Packed | None:

@@ -25,6 +25,7 @@ from llm_forget.model.directions import aim_adapter, input_moments
 from llm_forget.model.experts import without_router_loss
 from llm_forget.model.limits import check_rows, padding_id
 from llm_forget.model.load import check_adapter_fits, check_model, load_model, load_tokenizer, locate_model, read_config
+from llm_forget.model.lower_trial import lower_blocks_once
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.steady import steady_base
 from llm_forget.model.weights import in_shards, trainable_state
@@ -242,6 +243,7 @@ def run_on(
         without_router_loss(model),
         steady_base(model) as noise,
         packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)),
+        lower_blocks_once(model),
     ):
         if noise:
             off = ", ".join(noise)

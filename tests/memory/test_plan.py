@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,32 @@ def test_logits_are_planned_as_on_a_gpu() -> None:
     assert logits(True, "nll") == pytest.approx(4 * one, rel=0.01)
     assert logits(False, "nll") < one
     assert logits(True, "kl") == pytest.approx(5 * one, rel=0.01)
+
+
+@pytest.mark.slow
+def test_states_below_the_trained_blocks_are_planned_up_to_a_quarter_of_the_weights() -> None:
+    small = LlamaConfig(
+        vocab_size=500, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4
+    )
+
+    def planned(share: float, rows: int | None, *, on_card: bool = False) -> Plan:
+        values: dict[str, Any] = {
+            "model": {"name": "a/b", "dtype": "float32"},
+            "data": {"forget": {"path": "f"}, "retain": {"path": "r"}},
+            "method": {"name": "npo"},
+            "adapter": {"rank": 4, "alpha": 4, "top_share": share},
+            "train": {"batch_size": 2},
+            "output_dir": "o",
+        }
+        recipe = build(UnlearnRecipe, values, "test")
+        return plan(recipe, on_card=on_card, tokens=16, model_config=small, data_rows=rows)
+
+    few, unknown, card = planned(0.5, 6), planned(0.5, None), planned(0.5, 6, on_card=True)
+    assert few.lower_states == 6 * 16 * 64 * 4, "fp32 states of every token of every row"
+    assert unknown.lower_states == unknown.weights / 4
+    assert unknown.total - few.total == pytest.approx(unknown.lower_states - few.lower_states)
+    assert card.lower_states == few.lower_states
+    assert replace(card, lower_states=0.0).total == card.total, "they are in CPU memory"
 
 
 @pytest.mark.slow
