@@ -73,22 +73,34 @@ class Endpoint:
         Raises:
             UserError: the server cannot be reached, refuses, or answers with something else than JSON.
         """
+        text = self.send(path, json.dumps({"model": self.model, **body}).encode())
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise self._no_answer(path, error) from None
+
+    def send(self, path: str, content: bytes | None = None) -> str:
+        """Send a request with JSON, or without content, and return the reply's text.
+
+        Raises:
+            UserError: the server cannot be reached, or refuses.
+        """
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.key_variable):
             headers["Authorization"] = f"Bearer {key}"
-        content = json.dumps({"model": self.model, **body}).encode()
         request = urllib.request.Request(f"{self.url}/{path}", content, headers)
         try:
             with self._opener.open(request, timeout=_PATIENCE) as reply:
-                return json.loads(reply.read(_MOST_BYTES))
+                return str(reply.read(_MOST_BYTES).decode())
         except urllib.error.HTTPError as error:  # its body may quote the request
             raise UserError(
                 f"{self.url}/{path} answered {error.code}{_advice(error.code, self.key_variable)}"
             ) from None
         except (OSError, HTTPException, ValueError) as error:
-            raise UserError(
-                f"{self.url}/{path} gave no answer ({type(error).__name__}); is the server running?"
-            ) from None
+            raise self._no_answer(path, error) from None
+
+    def _no_answer(self, path: str, error: Exception) -> UserError:
+        return UserError(f"{self.url}/{path} gave no answer ({type(error).__name__}); is the server running?")
 
     def all_of(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Send requests, several at once, and return the replies in order."""

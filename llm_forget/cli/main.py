@@ -22,6 +22,7 @@ from llm_forget.cli.certify import certify, verify
 from llm_forget.cli.chat import chat
 from llm_forget.cli.compare import compare
 from llm_forget.cli.console import Json, print_json, run_command
+from llm_forget.cli.deploy import deploy
 from llm_forget.cli.entry import quiet_libraries
 from llm_forget.cli.find import find
 from llm_forget.cli.forget import forget
@@ -100,6 +101,7 @@ app.command(context_settings=_ANY_OPTION)(search)
 app.command()(launch_file)
 app.command()(push)
 app.command()(pull)
+app.command()(deploy)
 app.command(context_settings=_ANY_OPTION)(plan)
 app.command()(find)
 app.command()(methods)

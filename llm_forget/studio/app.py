@@ -19,14 +19,18 @@ import gradio as gr
 
 from llm_forget.errors import UserError
 from llm_forget.forgetting.order import SETS
+from llm_forget.studio.comparing import compare_screen
 from llm_forget.studio.desk import Desk
 from llm_forget.studio.finding import find_screen, write
 from llm_forget.studio.guard import LOOPBACK, MOST_BYTES, Guard
 from llm_forget.studio.jobs import Jobs
+from llm_forget.studio.judging import audit_screen
 from llm_forget.studio.pages import page_of
 from llm_forget.studio.place import Place
 from llm_forget.studio.planning import order_of, plan, plan_screen
+from llm_forget.studio.proving import evidence_screen
 from llm_forget.studio.running import run_screen
+from llm_forget.studio.serving import serve_screen
 from llm_forget.studio.view import act, command, say
 
 _SHORTEST = 10  # characters of a password
@@ -59,6 +63,14 @@ def build_app(root: str | Path, models: Sequence[str] = (), *, at_once: int = 1)
                 planning = plan_screen(desk)
             with gr.Tab("Run", id="run"):
                 running = run_screen(desk)
+            with gr.Tab("Compare", id="compare") as tab:
+                compare_screen(desk, tab)
+            with gr.Tab("Audit", id="audit") as tab:
+                audited, audit_job = audit_screen(desk, tab)
+            with gr.Tab("Evidence", id="evidence") as tab:
+                evidence_screen(desk, tab)
+            with gr.Tab("Serve", id="serve") as tab:
+                serve_screen(desk, tab)
 
         def flipped(now: bool) -> Any:
             return not now, gr.update(value="Show text" if now else "Hide text")
@@ -102,6 +114,11 @@ def build_app(root: str | Path, models: Sequence[str] = (), *, at_once: int = 1)
 
         begun = act(planning.start.click, started, planning.inputs, [tabs, running.job, planning.box], planning.message)
         running.look(begun.then)
+
+        def went(id: str) -> Any:
+            return gr.Tabs(selected="run"), gr.update(choices=[(id, id)], value=id)
+
+        running.look(act(audited, went, [audit_job], [tabs, running.job]).then)
         running.look(app.load)
         # what lies in the folder may have changed since the app was built
         act(app.load, lambda: desk.choose(place.list_data()), None, [finding.data], show_progress="hidden")

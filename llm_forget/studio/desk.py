@@ -10,7 +10,6 @@ import gradio as gr
 
 from llm_forget.data.readers import SUFFIXES
 from llm_forget.errors import UserError
-from llm_forget.forgetting.order import RUN
 from llm_forget.runs import Run, load_run
 from llm_forget.studio.jobs import Jobs
 from llm_forget.studio.place import Place
@@ -36,11 +35,6 @@ class Desk:
         """A dropdown's new choices; the given one stays, else the only one is taken."""
         kept = value if value in values else values[0] if len(values) == 1 else None
         return gr.update(choices=values, value=kept)
-
-    def runs(self) -> list[str]:
-        """Run folders with a result, the newest order first."""
-        orders = [f"{one}/{RUN}" for one in self.place.list_orders()]
-        return [one for one in orders if (self.place.root / one / "result.json").is_file()]
 
     def run(self, name: object) -> Run:
         """One run of the list.

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm_forget.certificates.keys import PASSPHRASE_VARIABLE
 from llm_forget.errors import UserError
 from llm_forget.studio.job import is_locked
 from llm_forget.studio.place import Place
@@ -138,8 +139,7 @@ class Jobs:
             raise UserError(f"job {before.id} already writes {writes}; wait until it is over, or stop it")
         folder = self._new()
         write_json(
-            folder / "job.json",
-            {"argv": list(argv), "writes": writes, "queued": time.time(), "at_once": self.at_once},
+            folder / "job.json", {"argv": list(argv), "writes": writes, "queued": time.time(), "at_once": self.at_once}
         )
         environment = {**os.environ, PROGRESS_VARIABLE: str(folder / "progress.jsonl")}
         with (folder / "log").open("ab") as log:
@@ -216,9 +216,9 @@ def _state(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def run_now(
-    place: Place, argv: Sequence[str], *, asked: str | None = None, secret: str | None = None, seconds: float = 600
-) -> tuple[int, str, str]:
+def result_of(
+    place: Place, argv: Sequence[str], *, asked: str = "", secret: str | None = None, seconds: float = 600
+) -> str:
     """Run a short command of ``llm-forget`` and wait for it. What it prints is in memory only.
 
     Args:
@@ -229,31 +229,21 @@ def run_now(
         seconds: after which it is ended.
 
     Returns:
-        Exit status, standard output and standard error.
-    """
-    from llm_forget.certificates.keys import PASSPHRASE_VARIABLE
+        Its standard output.
 
+    Raises:
+        UserError: with what it said, if its exit status is not 0 or 1.
+    """
     environment = {**os.environ, **({} if secret is None else {PASSPHRASE_VARIABLE: secret})}
+    command = [sys.executable, "-P", "-m", "llm_forget.cli", *argv]
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "llm_forget.cli", *argv],
-            cwd=place.root, env=environment, input=asked or "", capture_output=True, text=True, timeout=seconds, check=False,
-            errors="replace",
+            command, cwd=place.root, env=environment, input=asked, capture_output=True, text=True, timeout=seconds,
+            errors="replace", check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise UserError(f"{argv[0]} took longer than {seconds / 60:.0f} minutes; run it on the command line") from None
-    return done.returncode, done.stdout, done.stderr
-
-
-def result_of(place: Place, argv: Sequence[str], **more: Any) -> str:
-    """Standard output of a short command that must succeed.
-
-    Raises:
-        UserError: with what it said, if it did not.
-    """
-    status, out, told = run_now(place, argv, **more)
-    if status not in (0, 1):
-        raise UserError(
-            told.strip().removeprefix("error: ").split("\nRun it again with --debug")[0] or f"{argv[0]} failed"
-        )
-    return out
+    if done.returncode not in (0, 1):
+        told = done.stderr.strip().removeprefix("error: ").split("\nRun it again with --debug")[0]
+        raise UserError(told or f"{argv[0]} failed")
+    return done.stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llm_forget.data.readers import SUFFIXES
 from llm_forget.errors import UserError
-from llm_forget.forgetting.run import ORDER_NAME
+from llm_forget.runs.run_files import RECIPE_NAME, RESULT_NAME
 from llm_forget.utils.files import is_plain_name
 
 PRIVATE = ".studio"  # jobs, and files on their way; readable by the owner only
@@ -90,6 +90,11 @@ class Place:
         """A path as the commands of the studio name it."""
         return path.relative_to(self.root).as_posix()
 
+    def named_in_run(self, path: object) -> str:
+        """A path that a run's recipe states, as the studio names it: the commands may have had it from another folder."""
+        text = str(path or "")
+        return self.relative(Path(text)) if Path(text).is_relative_to(self.root) else text
+
     def new_folder(self, name: object, parent: str) -> str:
         """The relative path of a folder to write, from a name that a person chose.
 
@@ -129,10 +134,11 @@ class Place:
             if one.is_file() and time.time() - one.stat().st_mtime > _FORGOTTEN:
                 one.unlink(missing_ok=True)
 
-    def list_orders(self) -> list[str]:
-        """Folders of ``llm-forget forget``, the newest first."""
-        found = [one for one in self._walk() if one.name == ORDER_NAME]
-        return [self.relative(one.parent) for one in sorted(found, key=lambda one: -one.stat().st_mtime)]
+    def list_runs(self) -> list[str]:
+        """Run folders of unlearning runs, the newest first."""
+        found = [one for one in self._walk() if one.name == RESULT_NAME and (one.parent / RECIPE_NAME).is_file()]
+        newest = sorted(found, key=lambda one: -one.stat().st_mtime)
+        return [self.relative(one.parent) for one in newest if (one.parent / "adapter").is_dir()]
 
     def _walk(self, folder: Path | None = None, depth: int = _DEPTH) -> Iterator[Path]:
         """The files of the root; links that lead out of it and hidden folders are left out."""
@@ -154,7 +160,7 @@ def _is_of_a_program(file: Path) -> bool:
     if file.suffix.lower() != ".json":
         return file.name == "metrics.jsonl" or file.name == "statements.jsonl"
     return (
-        any((file.parent / one).is_file() for one in ("config.json", "adapter_config.json", ORDER_NAME, "result.json"))
+        any((file.parent / one).is_file() for one in ("config.json", "adapter_config.json", "order.json", RESULT_NAME))
         or file.name in ("search.json",)
         or file.name.endswith(".openings.json")
     )

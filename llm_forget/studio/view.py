@@ -40,6 +40,12 @@ def listed(rows: Sequence[tuple[str, object]]) -> str:
     return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in rows) + "</dl>"
 
 
+def folded(title: str, lines: Sequence[str]) -> str:
+    """Lines below a title that opens them; nothing without lines."""
+    items = "".join(f"<li>{text(line)}</li>" for line in lines)
+    return f"<details><summary>{text(title)} ({len(lines)})</summary><ul>{items}</ul></details>" if lines else ""
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     """A table of cells that are HTML already; it scrolls sideways on a narrow screen."""
     top = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
@@ -70,7 +76,7 @@ def link(page: str, label: str) -> str:
 
 def words(value: str = "", **more: Any) -> gr.HTML:
     """A component for the HTML of this module."""
-    return gr.HTML(value, apply_default_css=False, **more)
+    return gr.HTML(value, apply_default_css=False, elem_classes="words", **more)
 
 
 def command(argv: Sequence[str]) -> str:
