@@ -115,7 +115,7 @@ def deploy(
     lines.append(f"loaded {adapter} as {name}")
     try:
         ok, text = compare(controls, ServedSubject(endpoint, tokenizer, encoding, _FORM))
-    except (UserError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         ok, text = False, f"the control questions got no answer: {error}"
     lines.append(text)
     if not ok:
@@ -180,8 +180,9 @@ def _check(base: str, adapter: Path) -> None:
 
 def _served(endpoint: Endpoint) -> dict[str, str]:
     """Name → folder of the adapters that are served."""
+    text = endpoint.send("models")
     try:
-        listed = json.loads(endpoint.send("models"))["data"]
+        listed = json.loads(text)["data"]
         return {str(one["id"]): str(one.get("root") or "") for one in listed if one.get("parent")}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{endpoint.url}/models did not list models; is it a vLLM server?") from None

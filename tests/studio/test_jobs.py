@@ -23,7 +23,7 @@ def jobs(tmp_path: Path) -> Jobs:
     return Jobs(Place.at(tmp_path))
 
 
-def wait_for(true: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(true: Callable[[], object], seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until
