@@ -134,7 +134,7 @@ def finished(
     )
 
 
-_KEPT = 32  # rows of each set to keep from which the adapter's inputs are chosen
+_KEPT = 64  # rows of each set to keep from which the adapter's inputs are chosen
 
 
 def _aim(
