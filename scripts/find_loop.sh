@@ -4,7 +4,7 @@
 #   bash scripts/find_loop.sh [PEOPLE]     PEOPLE: of how many people a bad answer is known, 1 to 8 (default: 8)
 #
 # It uses the installed llm-forget, or installs it into .venv of the checkout. It writes to runs/demo and runs/loop below the
-# current folder, and trains no target if runs/demo has one. The report is runs/loop/npo/report.html.
+# current folder, and trains no target if runs/demo has one. The report is runs/loop/forgotten/report.html.
 set -euo pipefail
 people=${1:-8}
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -21,7 +21,7 @@ if [ ! -d runs/demo/target/model ]; then
 fi
 rm -rf runs/loop
 mkdir -p runs/loop
-cat runs/demo/data/{forget,retain,neighbour}.jsonl >runs/loop/train.jsonl # four rows for each of 26 people
+cat runs/demo/data/{forget,retain,neighbour}.jsonl >runs/loop/train.jsonl # four rows for each of 44 people
 
 say "ask $people questions, and find the rows that taught the answers"
 ask=()
@@ -34,12 +34,12 @@ say "review: runs/loop/review.jsonl has a decision for each row; here the propos
 llm-forget find --review runs/loop/review.jsonl --holdout runs/demo/data/holdout.jsonl --output_dir runs/loop/data
 
 say "forget"
-llm-forget unlearn --config recipes/demo/npo.yaml --output_dir runs/loop/npo --search runs/loop/data/search.json \
+llm-forget unlearn --config recipes/demo/default.yaml --output_dir runs/loop/forgotten --search runs/loop/data/search.json \
   --data.forget.path runs/loop/data/forget.jsonl --data.retain.path runs/loop/data/retain.jsonl \
   --data.holdout.path runs/loop/data/holdout.jsonl
 
 say "search again: do the model's answers still lead to the rows?"
 status=0
-llm-forget find --again runs/loop/npo --data runs/loop/train.jsonl || status=$?
-llm-forget report runs/loop/npo
+llm-forget find --again runs/loop/forgotten --data runs/loop/train.jsonl || status=$?
+llm-forget report runs/loop/forgotten
 exit $status
