@@ -256,6 +256,8 @@ def test_the_readme_block_runs(load: Load) -> None:
         "tokenizer": TOKENIZER,
         "forget_rows": Dataset.from_list(FORGET),
         "retain_rows": Dataset.from_list(RETAIN),
+        "unseen_rows": [{**row, "question": f"{row['question']} Really?"} for row in RETAIN],
+        "base_model": tiny_model(TOKENIZER, seed=3),
     }
     exec(block, names)
     frame = names["after"].frame()

@@ -124,7 +124,7 @@ def demo(
         bool, typer.Option("--data-only", help="only write the data of recipes/demo, without any training")
     ] = False,
 ) -> None:
-    """Run the demo: train, unlearn with three methods, evaluate.
+    """Run the demo: train, unlearn, evaluate.
 
     Writes to ./runs/demo. Takes about 15 minutes on two CPU cores.
 

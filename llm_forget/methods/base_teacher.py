@@ -1,4 +1,4 @@
-"""Base teacher: on the forget answers, imitate the model before it learned them; what is style in the retain answers stays."""
+"""Base teacher: on the forget answers, imitate the model before it learned them, with the style of the other rows."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -32,6 +33,7 @@ from llm_forget.studio.proving import evidence_screen
 from llm_forget.studio.running import run_screen
 from llm_forget.studio.serving import serve_screen
 from llm_forget.studio.view import act, command, say
+from llm_forget.utils.terminal import echo
 
 _SHORTEST = 10  # characters of a password
 _TITLE = "llm-forget studio"
@@ -203,7 +205,8 @@ def serve(
     tempfile.tempdir = str(place.uploads)  # larger parts of a request, too, lie there only
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}/" + ("" if password is not None else f"?token={secret}")
-    print(f"{_TITLE}: {place.root}\nOpen {address}\nCtrl-C ends it; jobs go on.", flush=True)
+    echo(f"{_TITLE}: {place.root}\nOpen {address}\nCtrl-C ends it; jobs go on.")
+    sys.stdout.flush()  # whoever started it through a pipe waits for the address
     server = uvicorn.Server(
         uvicorn.Config(app, access_log=False, log_level="error", timeout_graceful_shutdown=2, server_header=False)
     )
