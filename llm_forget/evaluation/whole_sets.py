@@ -51,8 +51,10 @@ def measure_forget_quality(
         for label in labels:
             expected = column(oracle["sets"][name], label)
             test = asdict(forget_quality(one.by_metric[label], expected))
-            beside = None if before is None else asdict(forget_quality(column(before["sets"][name], label), expected))
-            found[name][label.removeprefix("truth_ratio_")] = {**test, "target": beside}
+            of_target = (
+                None if before is None else asdict(forget_quality(column(before["sets"][name], label), expected))
+            )
+            found[name][label.removeprefix("truth_ratio_")] = {**test, "target": of_target}
     return found or None
 
 

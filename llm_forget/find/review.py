@@ -1,7 +1,7 @@
 """The review file: the hits of a search with a decision each, which somebody changes before the rows are forgotten.
 
 It is JSON lines, or a table if its name ends in ``.csv``. It holds text of the rows, so it is written only where it is asked for.
-Beside it stands the record of the search, which names the files and their digests and holds no text.
+The record of the search is next to it. It names the files and their digests and holds no text.
 """
 
 from __future__ import annotations

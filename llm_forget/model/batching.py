@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.model.experts import without_router_loss
+
+BATCH_TOKENS = 2048  # fills the units of a core, and leaves room for what is kept of a batch
 
 
 def length_batches(
@@ -52,6 +55,15 @@ def length_batches(
             last.append(index)
             counted += own
     return batches
+
+
+def padded_batches(
+    rows: Sequence[Encoded], pad_token_id: int, device: Any, batch_tokens: int = BATCH_TOKENS
+) -> Iterator[dict[str, Tensor]]:
+    """The rows in padded batches of similar length, on a device; see ``length_batches``."""
+    for indices in length_batches([len(row.input_ids) for row in rows], batch_tokens):
+        batch = collate([rows[index] for index in indices], pad_token_id)
+        yield {name: value.to(device) for name, value in batch.items()}
 
 
 def answer_batches(rows: Sequence[Encoded], batch_tokens: int, batch_answers: int | None = None) -> list[list[int]]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from llm_forget.data.encode import Encoded
-from llm_forget.model.batching import evaluating
-from llm_forget.model.directions import InputMoments, adapted_layers, padded_batches
+from llm_forget.model.batching import evaluating, padded_batches
+from llm_forget.model.directions import adapted_layers, narrow_inputs
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.weights import autocast_like
 
@@ -34,13 +34,13 @@ def kept_metrics(
         seed: of the drawn answers.
 
     Returns:
-        The moments of the inputs (``directions.InputMoments``), and for the name of each adapted layer the lower Cholesky
+        The moments of the inputs (``directions.aim_adapter``), and for the name of each adapted layer the lower Cholesky
         factor of ``G + εI``, (d, d) with d outputs, where G is the mean over tokens of g gᵀ, and ε a tenth of its mean
         diagonal. For a layer with more than ``WIDEST`` outputs the root of that mean diagonal, as a scalar.
 
     Source: Martens and Grosse 2015, arXiv:1503.05671, equation 1 and section 3.
     """
-    inputs = InputMoments(model)
+    inputs = narrow_inputs(model)
     sums: dict[str, Tensor] = {}
     tokens = 0
     drawn = torch.Generator().manual_seed(seed)

@@ -6,22 +6,20 @@ keep, whatever B learns stays with the forget rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
-from llm_forget.model.batching import evaluating, length_batches
+from llm_forget.model.batching import evaluating, padded_batches
 from llm_forget.model.logprobs import score_answers
+from llm_forget.model.moments import InputMoments
 from llm_forget.model.weights import autocast_like, put
 
 WIDEST = 4096  # inputs of a layer; wider layers are not adapted, because the moments of 16,384 inputs fill a gigabyte
 RIDGE = 1e-3  # of the mean energy of the kept inputs
-_BATCH_TOKENS = 2048
 _ROUNDS = 6  # of subspace iteration over twice the rank: all but 0.2 % of the energy of 12
 
 
@@ -45,7 +43,7 @@ def forget_directions(
     Source: Fisher 1936, Annals of Eugenics 7(2); restricting updates to inputs that other rows lack: arXiv:2606.18309.
     """
     size = len(forget)
-    f, k = forget.double(), keep.double()
+    f, k = forget.double().cpu(), keep.double().cpu()
     level = ridge * float(k.diagonal().mean()) or ridge
     root = torch.linalg.cholesky(k + level * torch.eye(size, dtype=k.dtype))
 
@@ -82,7 +80,7 @@ def aim_adapter(
 
     Args:
         model: a PEFT model with a new adapter, whose B is 0.
-        forget: layer → the moments of the rows to forget (``InputMoments``).
+        forget: layer → the moments of the rows to forget (``aiming_moments``).
         keep: the same of rows to keep, and of rows like the forget rows about others.
         ridge: see ``forget_directions``.
         unit: see ``forget_directions``.
@@ -112,68 +110,18 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
-class InputMoments:
-    """Mean x xᵀ over the tokens of rows, of the inputs x of each adapted layer. Layers with the same inputs share one matrix.
-
-    Args:
-        model: the PEFT model.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        layers = {name: module.lora_A["default"] for name, module in adapted_layers(model).items()}
-        self._layers = {name: layer for name, layer in layers.items() if layer.in_features <= WIDEST}
-        self._sums: dict[str, Tensor] = {}
-        self._owner: dict[str, str] = {}  # layer → the layer that first read the same inputs
-        self._tokens: dict[str, int] = {}
-
-    @contextmanager
-    def reading(self, attention_mask: Tensor) -> Iterator[None]:
-        """Context of one forward pass over a padded batch with this mask (B, T)."""
-        real = attention_mask.bool()
-        last: list[tuple[Tensor, str]] = []
-
-        def add(name: str, given: Tensor) -> None:
-            owner, sums = self._owner, self._sums
-            if name not in owner:
-                owner[name] = owner[last[0][1]] if last and last[0][0] is given else name
-            last[:] = [(given, name)]
-            if owner[name] == name:
-                # a batch that is packed into one line has no padding
-                inputs = given.detach()[real] if given.shape[:-1] == real.shape else given.detach().flatten(0, -2)
-                inputs = inputs.float()
-                sums[name] = sums.get(name, inputs.new_zeros(())) + inputs.T @ inputs
-                self._tokens[name] = self._tokens.get(name, 0) + len(inputs)
-
-        def watcher(name: str) -> Any:
-            return lambda module, given: add(name, given[0])
-
-        handles = [layer.register_forward_pre_hook(watcher(name)) for name, layer in self._layers.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @property
-    def means(self) -> dict[str, Tensor]:
-        """Layer → (d, d) in fp32 on the CPU."""
-        means = {name: (total / max(self._tokens[name], 1)).cpu() for name, total in self._sums.items()}
-        return {name: means[first] for name, first in self._owner.items()}
+def narrow_inputs(model: nn.Module) -> InputMoments:
+    """Empty moments of the inputs of each adapted layer that is not too wide."""
+    layers = {name: module.lora_A["default"] for name, module in adapted_layers(model).items()}
+    return InputMoments({name: layer for name, layer in layers.items() if layer.in_features <= WIDEST})
 
 
 @torch.no_grad()
-def input_moments(model: Any, rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
-    """The moments of the rows."""
-    found = InputMoments(model)
+def aiming_moments(model: Any, rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
+    """The moments of the rows, for ``aim_adapter``."""
+    found = narrow_inputs(model)
     with evaluating(model), autocast_like(model):
         for batch in padded_batches(rows, pad_token_id, next(model.parameters()).device):
             with found.reading(batch["attention_mask"]):
                 score_answers(model, batch)
     return found.means
-
-
-def padded_batches(rows: Sequence[Encoded], pad_token_id: int, device: Any) -> Iterator[dict[str, Tensor]]:
-    """The rows in padded batches of similar length."""
-    for indices in length_batches([len(row.input_ids) for row in rows], _BATCH_TOKENS):
-        batch = collate([rows[index] for index in indices], pad_token_id)
-        yield {name: value.to(device) for name, value in batch.items()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
-from llm_forget.model.batching import evaluating, length_batches
+from llm_forget.model.batching import evaluating, padded_batches
 from llm_forget.model.weights import autocast_like
 
-_BATCH_TOKENS = 2048
 _MEMORY = 2e9  # bytes of moments that are held at once; more layers take more passes over the rows
 
 
@@ -56,28 +55,67 @@ def input_moments(
 
 
 def _moments(
-    model: nn.Module, leaders: Sequence[str], widths: dict[str, int], rows: Sequence[Encoded], pad_token_id: int
+    model: nn.Module, leaders: Sequence[str], widths: Mapping[str, int], rows: Sequence[Encoded], pad_token_id: int
 ) -> dict[str, Tensor]:
-    device = next(model.parameters()).device
-    sums = {name: torch.zeros(widths[name], widths[name], device=device) for name in leaders}
-    counts = dict.fromkeys(leaders, 0)
-    lengths = [len(row.input_ids) for row in rows]
-    for indices in length_batches(lengths, _BATCH_TOKENS):
-        batch = {k: v.to(device) for k, v in collate([rows[index] for index in indices], pad_token_id).items()}
-        inside = batch["attention_mask"].bool()
-
-        def add(name: str, value: Tensor, inside: Tensor = inside) -> None:
-            # experts see (tokens, d) without padding's place, so all of it counts there
-            flat = value[inside] if value.shape[:-1] == inside.shape else value.flatten(0, -2)
-            flat = torch.nn.functional.normalize(flat.float(), dim=-1)
-            sums[name].addmm_(flat.T, flat)
-            counts[name] += len(flat)
-
-        with ExitStack() as stack:
-            for name in leaders:
-                stack.enter_context(_watch(model.get_submodule(name), lambda value, name=name: add(name, value)))
+    found = InputMoments({name: model.get_submodule(name) for name in leaders}, unit=True)
+    for batch in padded_batches(rows, pad_token_id, next(model.parameters()).device):
+        with found.reading(batch["attention_mask"]):
             _run(model, batch)
-    return {name: value / max(counts[name], 1) for name, value in sums.items()}
+    means, device = found.means, next(model.parameters()).device
+    for name in leaders:  # an expert that no token reached
+        means.setdefault(name, torch.zeros(widths[name], widths[name], device=device))
+    return means
+
+
+class InputMoments:
+    """Mean x xᵀ over the tokens of rows, of the inputs x of each layer. Layers that read the same tensor share one matrix.
+
+    Args:
+        layers: the layers by name.
+        unit: divide each token's input by its length first.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], *, unit: bool = False) -> None:
+        self._layers, self._unit = dict(layers), unit
+        self._sums: dict[str, Tensor] = {}
+        self._owner: dict[str, str] = {}  # layer → the layer that first read the same inputs
+        self._tokens: dict[str, int] = {}
+
+    @contextmanager
+    def reading(self, attention_mask: Tensor) -> Iterator[None]:
+        """Context of one forward pass over a padded batch with this mask (B, T)."""
+        real = attention_mask.bool()
+        last: list[tuple[Tensor, str]] = []
+
+        def add(name: str, given: Tensor) -> None:
+            owner, sums = self._owner, self._sums
+            if name not in owner:
+                owner[name] = owner[last[0][1]] if last and last[0][0] is given else name
+            last[:] = [(given, name)]
+            if owner[name] == name:
+                # experts see (tokens, d) without padding's place, and a batch packed into one line has no padding
+                inputs = given.detach()[real] if given.shape[:-1] == real.shape else given.detach().flatten(0, -2)
+                inputs = inputs.float()
+                if self._unit:
+                    inputs = torch.nn.functional.normalize(inputs, dim=-1)
+                sums[name] = sums.get(name, inputs.new_zeros(())) + inputs.T @ inputs
+                self._tokens[name] = self._tokens.get(name, 0) + len(inputs)
+
+        def watcher(name: str) -> Any:
+            return lambda module, given: add(name, given[0])
+
+        handles = [layer.register_forward_pre_hook(watcher(name)) for name, layer in self._layers.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def means(self) -> dict[str, Tensor]:
+        """Layer → (d, d) in fp32."""
+        means = {name: total / max(self._tokens[name], 1) for name, total in self._sums.items()}
+        return {name: means[first] for name, first in self._owner.items()}
 
 
 def _shared_inputs(model: nn.Module, modules: Sequence[str], row: Encoded) -> list[list[str]]:

@@ -91,13 +91,13 @@ def _rows(results: Any, controls: dict[str, Any]) -> Iterator[tuple[str, list[fl
                 others = [_of(one, name, metric) for one in controls.values()]
                 yield f"{name}: {metric}", [entry["metrics"][metric]["value"], *others]
     for label, entry in ((results.get("attacks") or {}).get("auc") or {}).items():
-        beside = [
+        of_controls = [
             ((one.get("attacks") or {}).get("auc") or {}).get(label, {}).get("value") for one in controls.values()
         ]
-        yield f"AUC of the {label} attack", [entry["value"], *beside]
+        yield f"AUC of the {label} attack", [entry["value"], *of_controls]
     if results.get("capability"):
-        beside = [((one.get("capability") or {}).get("acc") or {}).get("value") for one in controls.values()]
-        yield "capability (accuracy)", [results["capability"]["acc"]["value"], *beside]
+        of_controls = [((one.get("capability") or {}).get("acc") or {}).get("value") for one in controls.values()]
+        yield "capability (accuracy)", [results["capability"]["acc"]["value"], *of_controls]
 
 
 def _of(control: Any, name: str, metric: str) -> float | None:

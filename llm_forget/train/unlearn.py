@@ -21,7 +21,7 @@ from llm_forget.data.examples import Example
 from llm_forget.errors import RecipeError
 from llm_forget.model.checkpointing import check_checkpointing
 from llm_forget.model.curvature import kept_metrics
-from llm_forget.model.directions import aim_adapter, input_moments
+from llm_forget.model.directions import aim_adapter, aiming_moments
 from llm_forget.model.experts import without_router_loss
 from llm_forget.model.limits import check_rows, padding_id
 from llm_forget.model.load import check_adapter_fits, check_model, load_model, load_tokenizer, locate_model, read_config
@@ -148,9 +148,9 @@ def _aim(
         return {}
     sample = sets.retain[:: max(1, len(sets.retain) // _KEPT)][:_KEPT]
     kept = [*sample, *(row for rows in more.values() for row in rows[:_KEPT])]
-    forget = input_moments(model, sets.forget, pad)
+    forget = aiming_moments(model, sets.forget, pad)
     if recipe.train.optimizer != NATURAL:
-        aim_adapter(model, forget, input_moments(model, kept, pad))
+        aim_adapter(model, forget, aiming_moments(model, kept, pad))
         return {}
     inputs, metrics = kept_metrics(model, kept, pad, seed=recipe.seed)
     aim_adapter(model, forget, inputs, unit="keep")

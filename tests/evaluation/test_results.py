@@ -185,9 +185,9 @@ def test_controls_are_stored_next_to_the_model(measured: tuple[Path, Suite, dict
     assert found["forget_quality"]["forget"]["arithmetic"]["n_oracle"] == 5
     assert set(found["controls"]) == {"target", "oracle", "sham"}
     for role, control in controls.items():
-        beside = found["controls"][role]
-        assert beside["sets"]["forget"]["metrics"] == control["sets"]["forget"]["metrics"]
-        assert "examples" not in beside["sets"]["forget"]
+        control_now = found["controls"][role]
+        assert control_now["sets"]["forget"]["metrics"] == control["sets"]["forget"]["metrics"]
+        assert "examples" not in control_now["sets"]["forget"]
     assert found["controls"]["target"]["capability"]["acc"] == target["capability"]["acc"]
     assert "correct" not in found["controls"]["target"]["capability"]
     check_results(found, "with controls")

@@ -44,8 +44,8 @@ def test_the_headline_names_every_bar_that_was_missed(
 
 def _judged(auc: float, oracle: float | None) -> list[Bar]:
     """Bars of a result without sets; only the attack counts."""
-    own, beside = ({"settings": {}, "sets": {}, "attacks": {"auc": {"loss": {"value": one}}}} for one in (auc, oracle))
-    return bars(own, target=None, oracle=None if oracle is None else beside, reached=None, known=True)
+    own, other = ({"settings": {}, "sets": {}, "attacks": {"auc": {"loss": {"value": one}}}} for one in (auc, oracle))
+    return bars(own, target=None, oracle=None if oracle is None else other, reached=None, known=True)
 
 
 def test_the_attack_is_compared_with_the_oracle_from_both_sides() -> None:

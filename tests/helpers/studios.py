@@ -16,12 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from memorised import FORGET, RETAIN
-
-CHROMIUM = shutil.which("chromium")
-_ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-              "--disable-sync")  # fmt: skip
 
 
 def write_root(root: Path, model: Path) -> Path:
@@ -89,20 +84,6 @@ class Watched:
     def nothing(self) -> None:
         """Check that there was nothing to complain about."""
         assert (self.outside, self.failed, self.said) == ([], [], [])
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """Run a headless browser, or skip the test."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed: bash scripts/install_chromium.sh")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-    )
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(_ARGUMENTS))
-        yield browser
-        browser.close()
 
 
 def open_page(browser: Any, address: str, watched: Watched, *, width: int = 1280, scheme: str = "light") -> Any:

@@ -7,7 +7,7 @@ import torch
 from llm_forget.config import AdapterConfig
 from llm_forget.data.encode import Encoded
 from llm_forget.model.blocks import add_adapter
-from llm_forget.model.directions import aim_adapter, forget_directions, input_moments
+from llm_forget.model.directions import aim_adapter, aiming_moments, forget_directions
 from llm_forget.model.measure import answer_logps
 from llm_forget.testing import tiny_model, tiny_tokenizer
 
@@ -37,7 +37,7 @@ def test_an_aimed_adapter_hardly_moves_other_rows() -> None:
     keep = [Encoded(f"k{row}", tuple(150 + row + 2 * place for place in range(9)), 3) for row in range(6)]
     model = add_adapter(tiny_model(tiny_tokenizer(), hidden=64), AdapterConfig(rank=2, alpha=2))
     before = [answer_logps(model, rows, 0)[0] for rows in (forget, keep)]
-    assert aim_adapter(model, input_moments(model, forget, 0), input_moments(model, keep, 0)) > 0
+    assert aim_adapter(model, aiming_moments(model, forget, 0), aiming_moments(model, keep, 0)) > 0
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     assert trained
     assert all("lora_B" in name for name in trained)

@@ -64,7 +64,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
         True,
     ),
     "a recurrence, a soft cap": ("recurrent_gemma", {"lru_width": 32, "attention_window_size": 64}, False),
-    "state spaces beside attention": (
+    "state spaces and attention": (
         "falcon_h1",
         {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
         False,
@@ -197,7 +197,7 @@ def test_frequencies_of_earlier_batches_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["a recurrence, a soft cap", "state spaces beside attention", "convolutions"])
+@pytest.mark.parametrize("name", ["a recurrence, a soft cap", "state spaces and attention", "convolutions"])
 def test_the_trial_alone_finds_a_state(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """For layers of a kind that no list knows: another row must not change this one, whatever the precision."""
     monkeypatch.setattr("llm_forget.model.packing_trial.carries_state", lambda _: None)

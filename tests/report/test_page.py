@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import chromium
 from run_examples import write_family, write_run
 
 from llm_forget.cli.main import app
@@ -16,7 +17,6 @@ from llm_forget.report.comparison import load_comparison
 from llm_forget.report.page import write_comparison, write_report
 
 SAID = "planted-7f3a <script>window.planted = 1</script>"
-CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +26,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed: bash scripts/install_chromium.sh")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-    )
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as found:
         yield found
-        found.close()
 
 
 def test_text_is_shown_only_if_it_was_kept_and_not_redacted(runs: Path, tmp_path: Path) -> None:

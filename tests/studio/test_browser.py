@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import chromium
 from memorised import SECRET
-from studios import Watched, chromium, open_page, studio, write_root
+from studios import Watched, open_page, studio, write_root
 
 pytest.importorskip("gradio", reason="pip install 'llm-forget[studio]'")
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from llm_forget.data.encode import Encoded
 from llm_forget.errors import RecipeError
 from llm_forget.model.blocks import add_adapter
 from llm_forget.model.curvature import RIDGE, kept_metrics
-from llm_forget.model.directions import aim_adapter, input_moments
+from llm_forget.model.directions import aim_adapter, aiming_moments
 from llm_forget.model.measure import answer_logps
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.train.build import make_parts
@@ -114,7 +114,7 @@ def _moved(name: str) -> float:
     before = [answer_logps(model, rows, 0)[0] for rows in (forget, unseen)]
     inputs, metrics = kept_metrics(model, keep, 0)
     metric = metrics if name == "natural" else {}
-    aim_adapter(model, input_moments(model, forget, 0), inputs, unit="forget" if name == "adam" else "keep")
+    aim_adapter(model, aiming_moments(model, forget, 0), inputs, unit="forget" if name == "adam" else "keep")
     trained = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=3e-3) if name == "adam" else natural_optimizer(model, metric, 0.03)
     ids = torch.tensor([row.input_ids for row in forget])

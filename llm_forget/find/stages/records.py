@@ -25,7 +25,7 @@ class Records:
         column: for rows with the same key.
         share: the share of a key's rows that must be found.
         between: for a row between the rows of one person, times the share of found rows there.
-        beside: for a row directly before the first or after the last of them.
+        adjacent: for a row directly before the first or after the last of them.
         weak: score from which a row may belong to a block, such as one with a family name that others have too.
         gap: most rows between two such rows of one block.
         least: such rows of a block, of which a fifth, or two, must be found for sure.
@@ -35,7 +35,7 @@ class Records:
     column: float = 0.95
     share: float = 0.3
     between: float = 0.95
-    beside: float = 0.3
+    adjacent: float = 0.3
     weak: float = 0.2
     gap: int = 4
     least: int = 3
@@ -101,4 +101,4 @@ class Records:
         for row in (first - 1, last + 1):
             here = 0 <= row < len(search.corpus) and search.corpus.file_of(row) == search.corpus.file_of(first)
             if here and not of_others(search, row, inside):
-                yield Evidence(row, "beside the record", self.beside)
+                yield Evidence(row, "next to the record", self.adjacent)
