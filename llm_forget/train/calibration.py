@@ -106,8 +106,8 @@ def measure_changes(base: Teacher, own: Sequence[Tensor], levels: Sequence[Tenso
     changes: list[Change] = [Change()] * (len(LEVELS) + 1)
     for group in _groups(level):
         here = torch.isin(level, torch.tensor(group))
-        part = _with_answer(tokens[here], logps[here], answer[here], first[here])
-        found = _fit(*part, float(wanted[here].mean()))
+        _, likely, place = _with_answer(tokens[here], logps[here], answer[here], first[here])
+        found = _fit(likely, place, float(wanted[here].mean()))
         for one in group:
             changes[one] = found
     return changes
@@ -180,21 +180,20 @@ def _apply(logps: Tensor, place: Tensor, change: Change) -> Tensor:
     return cold - torch.cat([cold, rest], -1).logsumexp(-1, keepdim=True)
 
 
-def _fit(tokens: Tensor, logps: Tensor, place: Tensor, wanted: float) -> Change:
+def _fit(logps: Tensor, place: Tensor, wanted: float) -> Change:
     """The change after which the mean log-prob of the own tokens is ``wanted``."""
 
     def gap(change: Change) -> float:
         return float(_apply(logps, place, change).gather(-1, place[:, None]).mean()) - wanted
 
-    now = gap(Change())
-    if now < 0:
+    if gap(Change()) < 0:
         return Change(share=_bisect(lambda share: gap(Change(share=share)), 0.0, 1 - 1e-6))
-    return Change(temperature=_bisect(lambda cold: -gap(Change(temperature=1 - cold)), 0.0, 1 - _COLDEST, flip=True))
+    return Change(temperature=_bisect(lambda warm: gap(Change(temperature=warm)), _COLDEST, 1.0))
 
 
-def _bisect(gap: Callable[[float], float], low: float, high: float, *, flip: bool = False) -> float:
-    """Where a rising function crosses 0, or the nearer end; ``flip`` gives 1 less it."""
+def _bisect(gap: Callable[[float], float], low: float, high: float) -> float:
+    """Where a rising function crosses 0, or the nearer end."""
     for _ in range(_ROUNDS):
         middle = (low + high) / 2
         low, high = (middle, high) if gap(middle) < 0 else (low, middle)
-    return 1 - low if flip else low
+    return low
