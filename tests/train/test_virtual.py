@@ -103,7 +103,7 @@ def test_a_run_with_two_terms_keeps_neighbours_and_writes_none_of_them(people: P
     changes: dict[str, Any] = {
         "method": {"name": "npo"},
         "retain": {"name": None, "more": [NEIGHBOURS]},
-        "train": {"epochs": 40, "batch_size": 4, "learning_rate": 3e-3},
+        "train": {"epochs": 80, "batch_size": 4, "learning_rate": 3e-3},
         "stop": {"forget_target": 0.1, "utility_floor": 0.0, "every": 1},
     }
     with_term = unlearn(recipe_of(people, tmp_path, **changes), Console(file=shown))
