@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ class InProcess:
     def __call__(self, given: Any, ask: Ask) -> Result | None:
         """Run it, and answer its questions."""
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=self.function, args=(given, theirs), daemon=True)
+        # As bytes: torch hands over each tensor as a file descriptor of its own, and a process may send 250 of them.
+        process = self._context.Process(target=_called, args=(self.function, pickle.dumps(given), theirs), daemon=True)
         process.start()
         theirs.close()
         try:
@@ -133,3 +135,8 @@ class InProcess:
         finally:
             ours.close()
             process.join()
+
+
+def _called(function: Callable[..., None], given: bytes, worker: Any) -> None:
+    """Call it with what this program sent to its own process."""
+    function(pickle.loads(given), worker)
