@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -84,8 +86,15 @@ def _told(status: int, message: str, *, debug: bool = True) -> int:
     if debug and _debugging():
         echo(traceback.format_exc(), file=sys.stderr)
     if process_rank() == 0 and message:
-        echo(message, file=sys.stderr)
+        echo(_wrapped(message) if sys.stderr.isatty() else message, file=sys.stderr)
     return status
+
+
+def _wrapped(message: str) -> str:
+    """The message in lines of the terminal's width, broken between words. Paths and commands stay whole."""
+    width = shutil.get_terminal_size().columns
+    lines = [textwrap.wrap(one, width, break_long_words=False, break_on_hyphens=False) for one in message.split("\n")]
+    return "\n".join("\n".join(one) for one in lines)
 
 
 def _one_line(error: Exception) -> str:
@@ -105,6 +114,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a line for each of five retries without a network
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # one bar per file
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -117,9 +117,10 @@ def _fitted(recipe: UnlearnRecipe, found: Found) -> tuple[UnlearnRecipe, Plan, s
     lightest, least = planned(lighter[-1][0])
     if least.needed > room:
         four_bits = "; --model.quantization nf4" if found.machine.on_card and recipe.model.quantization is None else ""
+        free = "free on this machine" if found.order.memory is None else "free on this machine or allowed by --memory"
         raise RecipeError(
             f"{found.order.model} needs {_gb(least.needed)} of memory even with one row at a time, and "
-            f"{_gb(found.machine.free)} are free on this machine ({found.machine.name}): close other programs, take a larger "
+            f"{_gb(found.machine.free)} are {free} ({found.machine.name}): close other programs, take a larger "
             f"machine or a smaller model, or try --adapter.top_share 0.25{four_bits}"
         )
     for train, changed in lighter[:-1]:
