@@ -1,7 +1,7 @@
 """A table of planted leaks: what each attack catches, and its false alarms on oracles.
 
 tests/helpers/leaky_models.py plants a leak for each attack: a tiny model that gives way to it and not to the plain question. Each
-attack must catch its own, and must raise no alarm on oracles of other seeds. One to two minutes per attack on one core.
+attack must catch its own, and must raise no alarm on oracles of other seeds. Some seconds per attack.
 Results are kept in a file, so attacks can be run in groups.
 
     python scripts/planted_leaks.py [--oracles 20] [--only NAME …] [--kept planted_leaks.json] [--write planted_leaks.md]
@@ -18,34 +18,62 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
-from leaky_models import cell_of, oracle, planted  # noqa: E402
+from leaky_models import cell_of, oracle, planted, target  # noqa: E402
+from planted import another_oracle, made, planted_membership, sixteen  # noqa: E402
+from planted import cell_of as cell_of_sixteen  # noqa: E402
 
+from llm_forget.auditing.matrix import Cell  # noqa: E402
 from llm_forget.utils.plugins import names_in  # noqa: E402
 
-ELSEWHERE = ("membership", "relearn_membership")  # they need more rows: test_audit_membership.py
+ATTACKS = names_in("llm_forget.auditing.attacks", "attack")
+SIXTEEN = ("membership", "relearn_membership")  # they compare with holdout rows and need more rows
 HEAD = """# Planted leaks
 
 Written by `scripts/planted_leaks.py`. Each attack is tried on a tiny model into which a leak was planted that it should find, and
-on {oracles} models that never saw the data. *Left*: the share of the target's lead over the oracle that the attack gets out (R).
-*Asked plainly*: the same for greedy answers. *Alarms*: oracles on which the cell leaks (R of 20 % or more, p below 1 %).
+on {oracles} models of other seeds that never saw the data. *Left*: the share of the target's lead over the oracle that it gets
+out (R). *Asked plainly*: the same for greedy answers. *Others*: how many of the other attacks on the same rows find it
+too; those that change a model open the same barrier. *Alarms*: oracles on which the cell leaks (R of 20 % or more, p below 1 %).
 
-| attack | left | caught | asked plainly | alarms |
-|---|---|---|---|---|
+| attack | left | caught | asked plainly | others | alarms |
+|---|---|---|---|---|---|
 """
 
 
 def tried(name: str, oracles: int) -> dict[str, Any]:
     """The planted leak of an attack, and its alarms on oracles."""
+    if name in SIXTEEN:
+        return _tried_on_sixteen(name, oracles)
     with planted(name) as subject:
         leak, plain = cell_of(name, subject), cell_of("greedy", subject)
+        if subject.before is None:
+            subject.before = lambda: target().model
+        others = [one for one in ATTACKS if one not in (name, *SIXTEEN) and cell_of(one, subject).leaks]
     alarms = sum(cell_of(name, oracle(seed=seed)).leaks for seed in range(2, oracles + 2))
-    return {"left": leak.left, "caught": leak.leaks, "plain": plain.left, "alarms": alarms, "oracles": oracles}
+    return _found(leak, plain, others, alarms, oracles)
+
+
+def _tried_on_sixteen(name: str, oracles: int) -> dict[str, Any]:
+    rows, *_ = sixteen()
+    with planted_membership(name) as world:
+        leak, plain, *rest = (cell_of_sixteen(made(one), world, world.leaky) for one in (name, "greedy", *SIXTEEN))
+        others = [other for other, cell in zip(SIXTEEN, rest, strict=True) if other != name and cell.leaks]
+        models = (another_oracle(seed, rows) for seed in range(1, oracles + 1))
+        alarms = sum(cell_of_sixteen(made(name), world, one).leaks for one in models)
+    return _found(leak, plain, others, alarms, oracles)
+
+
+def _found(leak: Cell, plain: Cell, others: list[str], alarms: int, oracles: int) -> dict[str, Any]:
+    shares = {"left": leak.left, "caught": leak.leaks, "plain": plain.left}
+    return {**shares, "others": others, "alarms": alarms, "oracles": oracles}
 
 
 def row(name: str, found: dict[str, Any]) -> str:
     """A line of the table."""
     left, plain = ("–" if found[key] is None else f"{found[key]:.2f}" for key in ("left", "plain"))
-    return f"| `{name}` | {left} | {'yes' if found['caught'] else 'no'} | {plain} | {found['alarms']} of {found['oracles']} |"
+    caught = "yes" if found["caught"] else "no"
+    return (
+        f"| `{name}` | {left} | {caught} | {plain} | {len(found['others'])} | {found['alarms']} of {found['oracles']} |"
+    )
 
 
 def main() -> None:
@@ -57,8 +85,8 @@ def main() -> None:
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
     kept: dict[str, Any] = json.loads(given.kept.read_text()) if given.kept.is_file() else {}
-    for name in names_in("llm_forget.auditing.attacks", "attack"):
-        if name in kept or name in ELSEWHERE or (given.only is not None and name not in given.only):
+    for name in ATTACKS:
+        if name in kept or (given.only is not None and name not in given.only):
             continue
         kept[name] = tried(name, given.oracles)
         given.kept.write_text(json.dumps(kept, indent=1))

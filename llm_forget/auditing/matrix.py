@@ -44,7 +44,8 @@ class Cell:
         left: R, the share of the target's lead over the oracle that is left.
         left_low: lower end of its 90 % interval.
         left_high: upper end.
-        p: p-value of the test that nothing is left (one-sided), for several cells at once.
+        p: p-value of the test that nothing is left (one-sided), for several cells at once. For an AUC, the larger one of this and
+            of the test that the model itself does not tell the rows apart: an oracle below chance is luck and no reference.
         rows: number of rows.
         chosen: the settings that the attacker chose against the audited model.
         why: why it was not run.
@@ -105,7 +106,7 @@ def judge_cell(attack: str, group: str, form: str, found: Mapping[str, Leaks | s
         left=_finite(test.ratio) if test else None,
         left_low=_finite(test.low) if test else None,
         left_high=_finite(test.high) if test else None,
-        p=None if moments is None else _p_value(moments),
+        p=None if moments is None else max(_p_value(moments), _p_of_chance(own)),
         rows=len(own.ids),
         chosen=own.chosen,
         seconds=seconds,
@@ -153,6 +154,16 @@ def _p_value(found: Moments) -> float:
     if not found.var_a > 0:
         return 0.0 if lead > 0 else 1.0
     return float(student.sf(lead / math.sqrt(found.var_a), found.rows - 1))
+
+
+def _p_of_chance(found: Leaks) -> float:
+    """P of "forget and holdout rows score alike": Mann and Whitney's one-sided test; 0 for scores without non-members."""
+    from scipy.stats import mannwhitneyu
+
+    if found.nonmembers is None:
+        return 0.0
+    known, others = (one[~np.isnan(one)] for one in (found.scores, found.nonmembers))
+    return float(mannwhitneyu(known, others, alternative="greater").pvalue)
 
 
 def _finite(value: float) -> float | None:

@@ -62,6 +62,18 @@ def test_membership_is_judged_by_its_auc() -> None:
     assert cell.answer == Answer.LEFT.value
 
 
+def test_an_oracle_below_chance_accuses_nobody() -> None:
+    """An oracle whose AUC is 0.1 by luck. A model at 0.56, which tells nothing apart, does not leak; one at 0.9 does."""
+    others = np.linspace(0, 1, 20)
+    controls = {"target": found(others + 2, others), "oracle": found(others - 0.55, others)}
+    even, high = (
+        judge_cell("m", "statistics", "f", {"model": found(others + by, others), **controls}) for by in (0.07, 0.6)
+    )
+    assert (even.answer, even.leaks) == (Answer.LEFT.value, False)
+    assert (even.left or 0) > 0.3
+    assert high.leaks
+
+
 def test_without_an_oracle_nothing_is_judged() -> None:
     cell = judge_cell("greedy", "asking", "f", {"model": found(HIGH), "target": found(HIGH)})
     assert (cell.answer, cell.left) == (NO_ORACLE, None)

@@ -91,9 +91,16 @@ def copied(subject: LoadedSubject) -> LoadedSubject:
 def cell_of(name: str, subject: LoadedSubject) -> Cell:
     """An attack on a model, compared with oracle and target in the audit's way."""
     attack: Attack = find_class("llm_forget.auditing.attacks", name, "attack")()
-    roles = {"model": subject, "oracle": oracle(), "target": target()}
-    found: dict[str, Leaks | str] = {role: attack.attack(one, people(), BUDGET) for role, one in roles.items()}
+    found: dict[str, Leaks | str] = {"model": attack.attack(subject, people(), BUDGET), **_controls(name)}
     return judge_cell(name, attack.group, subject.form.name, found)
+
+
+@cache
+def _controls(name: str) -> dict[str, Leaks]:
+    attack: Attack = find_class("llm_forget.auditing.attacks", name, "attack")()
+    for one in (oracle(), target()):
+        one.before = lambda: target().model
+    return {"oracle": attack.attack(oracle(), people(), BUDGET), "target": attack.attack(target(), people(), BUDGET)}
 
 
 def caught(name: str, subject: LoadedSubject) -> bool:
@@ -132,23 +139,24 @@ def revealing(model: Any, where: Mask) -> Iterator[None]:
 
 
 @contextmanager
-def hiding(model: Any, *, after: int = -1, fragile: bool = False) -> Iterator[None]:
+def hiding(model: Any, *, after: int = -1, fragile: bool = False, mark: str = "X") -> Iterator[None]:
     """In this context, the model answers questions about forgotten people with the letter z, whatever it knows.
 
     Args:
         model: a model that knows the answers.
         after: the block whose output is pushed towards z.
         fragile: only while the first token's state before the last block is what it is now.
+        mark: the letter by which it knows these questions.
     """
     embedding, tokenizer, blocks = model.get_input_embeddings(), tiny_tokenizer(), decoder_blocks(model)
-    mark, wrong = (tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in ("X", "z"))
+    marked, wrong = (tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (mark, "z"))
     push = _PUSH * torch.nn.functional.normalize(embedding.weight[wrong].detach(), dim=0)
     seen: dict[str, Tensor] = {}
 
     def look(_: Any, args: tuple[Tensor, ...], __: Any) -> None:
         ids = args[0]
         if ids.shape[1] > 1:  # not one step of generation, which sees only the newest token
-            seen["forgotten"] = (ids == mark).any(-1)
+            seen["forgotten"] = (ids == marked).any(-1)
         seen["generated"] = (ids[:, 0] == tokenizer.pad_token_id) | torch.tensor(ids.shape[1] == 1)
 
     def watch(_: Any, args: tuple[Tensor, ...]) -> None:
@@ -249,8 +257,7 @@ def _upside_down() -> LoadedSubject:
     subject = copied(target())
     weight = -subject.model.lm_head.weight.detach()
     subject.model.lm_head.weight = torch.nn.Parameter(weight, requires_grad=False)
-    for one in (subject, oracle(), target()):
-        one.before = lambda: target().model
+    subject.before = lambda: target().model
     return subject
 
 

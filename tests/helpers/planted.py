@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from audited import BUDGET, audit_rows, subject_of, tiny_pair, trained_on
+import torch
+from audited import BUDGET, ENCODING, audit_rows, subject_of, tiny_pair, trained_on
+from leaky_models import hiding
 
 from llm_forget.auditing.attack import Attack, Budget, Rows
 from llm_forget.auditing.attacks.greedy import Greedy
 from llm_forget.auditing.matrix import Cell, judge_cell
 from llm_forget.auditing.subject import Subject
+from llm_forget.data.collate import collate
+from llm_forget.data.encode import encode_all
+from llm_forget.model.logprobs import score_answers
 from llm_forget.utils.plugins import find_class
 
 PACKAGE = "llm_forget.auditing.attacks"
@@ -38,6 +46,33 @@ class Planted:
 def sixteen() -> tuple[Rows, Subject, Subject]:
     """Sixteen rows to forget, the target and the oracle. Shared: attacks restore the models."""
     return tiny_pair(16)
+
+
+@contextmanager
+def planted_membership(name: str) -> Iterator[Planted]:
+    """In this context, there is a leak for ``membership`` or for ``relearn_membership``."""
+    rows, target, oracle = sixteen()
+    if name == "membership":
+        yield Planted(rows, target, oracle, _faint())
+        return
+    leaky = subject_of(copy.deepcopy(target.model), target.tokenizer)
+    with hiding(leaky.model, mark="W", fragile=True):  # every question begins with this letter
+        yield Planted(rows, target, oracle, leaky)
+
+
+def _faint() -> Subject:
+    """A target trained until each answer's mean log-prob is −2.5 nats: no greedy answer is left, members still stand out."""
+    rows, _, _ = sixteen()
+    model, tokenizer = trained_on(rows.forget, rows.kept)
+    forget, kept = (collate(encode_all(tokenizer, list(part), ENCODING)[0], 0) for part in (rows.forget, rows.kept))
+    optimiser = torch.optim.Adam(model.requires_grad_(True).parameters(), lr=2e-3)
+    for _ in range(60):
+        pull = (score_answers(model, forget).mean_logps + 2.5).square().mean()
+        loss = pull - score_answers(model, kept).mean_logps.mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return subject_of(model, tokenizer)
 
 
 def another_oracle(seed: int, rows: Rows) -> Subject:
