@@ -55,9 +55,14 @@ class StoredAudit:
         return found
 
 
-def read_audit(folder: Path) -> StoredAudit | None:
-    """The audit in a run folder; None if there is none that can be used."""
-    file = folder / FOLDER_NAME / AUDIT_NAME
+def read_audit(folder: Path, at: Path | None = None) -> StoredAudit | None:
+    """The audit of a run folder; None if there is none that can be used.
+
+    Args:
+        folder: the run folder.
+        at: the folder of the result; by default ``audit`` in the run folder.
+    """
+    file = (at or folder / FOLDER_NAME) / AUDIT_NAME
     if not file.is_file():
         return None
     try:

@@ -150,8 +150,7 @@ def run_audit(
         served_name="" if url is None else f"{name} at {url}",
         notes=notes,
     )
-    stored = read_audit(output.parent) if output.name == FOLDER_NAME else None
-    stored = stored or read_audit(output)
+    stored = read_audit(run, output)
     if stored is None:
         raise UserError(f"{output}: the result cannot be read; run the audit again")
     return stored
