@@ -85,7 +85,7 @@ class Run:
         """
         measured = [row for row in self._log() if row["phase"] == "check"]
         ends = [self.result[key] for key in ("before", "after") if isinstance(self.result.get(key), Mapping)]
-        kept = [(row["step"], row.get("forget"), row.get("retain")) for row in measured]
+        kept = [(row["step"], row.get("forget"), row.get("retain")) for row in (*ends[:1], *measured)]
         last = [row for row in ends[1:] if (row.get("step"), row.get("forget"), row.get("retain")) not in kept]
         rows = [*ends[:1], *measured, *last]
         return make_frame([{"order": order, **row} for order, row in enumerate(rows)])

@@ -184,8 +184,11 @@ class Run:
             non_finite_at = self.train(self.objective(), self.pairs(), "unlearning", early_stopping=True).non_finite_at
         reason = self.stopping.settle(self.model, non_finite_at)
         kept = self.stopping.rule.best
-        after = self.meter(self.model, self.steps if kept is None else kept.step)
-        self._say(after)
+        if kept is not None and finish is None and self.stopping.ended_by is Verdict.REACHED:  # the state last measured
+            after = kept
+        else:
+            after = self.meter(self.model, self.steps if kept is None else kept.step)
+            self._say(after)
         reached = None if kept is None or rule.known_before is None else rule.reached(kept)
         if reached is False and self.meter.targets is not None:
             reason = (

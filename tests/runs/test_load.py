@@ -12,6 +12,7 @@ from run_examples import write_family, write_run
 from llm_forget.errors import UserError
 from llm_forget.report.tables import metric_table
 from llm_forget.runs import compare, load_run, load_runs, metrics_of, pareto
+from llm_forget.runs.load import Run
 
 UTILITY = "retain.probability"
 
@@ -119,3 +120,12 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
         load_run(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         load_runs(tmp_path / "nowhere")
+
+
+def test_the_kept_state_is_a_check_of_its_own_only_if_it_was_not_measured_before() -> None:
+    """Otherwise a plot of the checks would draw a line back to it."""
+    start, later = ({"step": step, "forget": 0.9 - step / 10, "retain": 0.8} for step in (0, 4))
+    healed = {**later, "forget": 0.4}
+    for after, steps in ((start, [0, 4]), (later, [0, 4]), (healed, [0, 4, 4])):
+        run = Run(Path(), "", "unlearn", {}, {"before": start, "after": after}, {}, {}, [{"phase": "check", **later}])
+        assert run.checks()["step"].tolist() == steps
