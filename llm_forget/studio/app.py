@@ -19,24 +19,24 @@ import fastapi
 import gradio as gr
 
 from llm_forget.errors import UserError
-from llm_forget.forgetting.order import SETS
 from llm_forget.studio.comparing import compare_screen
 from llm_forget.studio.desk import Desk
-from llm_forget.studio.finding import find_screen, write
+from llm_forget.studio.finding import find_screen
 from llm_forget.studio.guard import LOOPBACK, MOST_BYTES, Guard
 from llm_forget.studio.jobs import Jobs
 from llm_forget.studio.judging import audit_screen
 from llm_forget.studio.pages import page_of
 from llm_forget.studio.place import Place
-from llm_forget.studio.planning import order_of, plan, plan_screen
+from llm_forget.studio.planning import plan_screen
 from llm_forget.studio.proving import evidence_screen
 from llm_forget.studio.running import run_screen
 from llm_forget.studio.serving import serve_screen
-from llm_forget.studio.view import act, command, say
+from llm_forget.studio.view import act
 from llm_forget.utils.terminal import echo
 
 _SHORTEST = 10  # characters of a password
 _TITLE = "llm-forget studio"
+_ABOUT_RUNS = {"Compare": compare_screen, "Audit": audit_screen, "Evidence": evidence_screen, "Serve": serve_screen}
 
 
 def build_app(root: str | Path, models: Sequence[str] = (), *, at_once: int = 1) -> Any:
@@ -56,90 +56,30 @@ def build_app(root: str | Path, models: Sequence[str] = (), *, at_once: int = 1)
         with gr.Row(elem_classes="top"):
             gr.Markdown("# llm-forget studio")
             show = gr.Button("Show text", size="sm", elem_id="unlock", scale=0, min_width=160)
-        unlocked = gr.State(False)
+        unlocked, started = gr.State(False), gr.State(None)
         with gr.Tabs() as tabs:
-            desk = Desk(place, Jobs(place, at_once), unlocked, tabs)
+            desk = Desk(place, Jobs(place, at_once), unlocked, started, tabs, app.load)
             with gr.Tab("Find", id="find"):
                 finding = find_screen(desk)
             with gr.Tab("Plan", id="plan"):
-                planning = plan_screen(desk)
+                plan_screen(desk, finding)
             with gr.Tab("Run", id="run"):
-                running = run_screen(desk)
-            with gr.Tab("Compare", id="compare") as tab:
-                compare_screen(desk, tab)
-            with gr.Tab("Audit", id="audit") as tab:
-                audited, audit_job = audit_screen(desk, tab)
-            with gr.Tab("Evidence", id="evidence") as tab:
-                evidence_screen(desk, tab)
-            with gr.Tab("Serve", id="serve") as tab:
-                serve_screen(desk, tab)
+                run_screen(desk)
+            for name, screen in _ABOUT_RUNS.items():
+                with gr.Tab(name, id=name.lower()) as tab:
+                    screen(desk, tab)
 
         def flipped(now: bool) -> Any:
             return not now, gr.update(value="Show text" if now else "Hide text")
 
-        act(show.click, flipped, [unlocked], [unlocked, show], show_progress="hidden")
-
-        def used(made: Any, name: str, model: str | None) -> Any:
-            files, _, notes = write(desk, made, name)
-            data = place.list_data()
-            # made-up holdout rows are left to a person's choice: answers of a kind that the model knows set the goal too high
-            chosen = {name: file for name, file in files.items() if name != "holdout"}
-            sets = [gr.update(choices=data, value=chosen.get(one)) for one in SETS]
-            return (
-                gr.Tabs(selected="plan"),
-                desk.choose(place.list_models(), model),
-                *sets,
-                name,
-                say("\n".join(notes)),
-            )
-
-        fields = planning.fields
-        filled = [fields[one] for one in ("model", *SETS, "name")]
-        done = act(
-            finding.make.click, used, [finding.search, finding.name, fields["model"]], [tabs, *filled, planning.message],
-            finding.message,
-        )  # fmt: skip
-
-        def planned(*values: Any) -> Any:
-            return plan(desk, planning, values) if values[0] and values[1] else (gr.skip(), gr.skip())
-
-        act(done.then, planned, planning.inputs, [planning.shown, planning.box], planning.message)
-
-        def started(*values: Any) -> Any:
-            argv, folder = order_of(desk, planning, values)
-            job = desk.jobs.start([*argv, "--yes"], folder)
-            return (
-                gr.Tabs(selected="run"),
-                gr.update(choices=[(job.id, job.id)], value=job.id),
-                command([*argv, "--yes"]),
-            )
-
-        begun = act(planning.start.click, started, planning.inputs, [tabs, running.job, planning.box], planning.message)
-        running.look(begun.then)
-
-        def went(id: str) -> Any:
-            return gr.Tabs(selected="run"), gr.update(choices=[(id, id)], value=id)
-
-        running.look(act(audited, went, [audit_job], [tabs, running.job]).then)
-        running.look(app.load)
-        # what lies in the folder may have changed since the app was built
-        act(app.load, lambda: desk.choose(place.list_data()), None, [finding.data], show_progress="hidden")
-        act(app.load, lambda: planning.choices(desk), None, planning.choosers, show_progress="hidden")
+        act(show.click, flipped, [unlocked], [unlocked, show])
     return app
 
 
 def application(
-    root: str | Path,
-    models: Sequence[str] = (),
-    *,
-    secret: str,
-    port: int,
-    password: bool = False,
-    names: Sequence[str] = (),
-    anywhere: bool = False,
-    at_once: int = 1,
+    root: str | Path, models: Sequence[str] = (), *, secret: str, port: int, at_once: int = 1, **visitors: Any
 ) -> Guard:
-    """The app behind its checks, for an ASGI server; see ``serve``."""
+    """The app behind its checks, for an ASGI server; see ``serve``, and ``Guard`` for the visitors that it lets in."""
     app = build_app(root, models, at_once=at_once)
     place = Place(Path(root).expanduser().resolve(), tuple(models))
     mounted = gr.mount_gradio_app(
@@ -147,13 +87,15 @@ def application(
         run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, show_error=False,
         max_file_size=MOST_BYTES, theme=_theme(), css=(Path(__file__).parent / "studio.css").read_text(encoding="utf-8"),
     )  # fmt: skip
-    return Guard(mounted, secret, partial(page_of, place), port, names, password, anywhere)
+    return Guard(mounted, secret, partial(page_of, place), port, **visitors)
 
 
 def _theme() -> Any:
     """Gradio's plain theme with the fonts of the system, so that none is fetched."""
     sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    return gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=sans, font_mono=mono)
+    theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=sans, font_mono=mono)
+    darker = {"button_primary_background_fill": "*primary_600", "button_primary_background_fill_hover": "*primary_700"}
+    return theme.set(**darker, color_accent="*primary_600")
 
 
 def serve(
@@ -191,25 +133,16 @@ def serve(
     port = sock.getsockname()[1]
     secret = password or secrets.token_urlsafe(32)
     own = [*names, *([socket.gethostname(), socket.getfqdn()] if anywhere else [])]
-    app = application(
-        root,
-        models,
-        secret=secret,
-        port=port,
-        password=password is not None,
-        names=own,
-        anywhere=anywhere,
-        at_once=at_once,
-    )
+    visitors = {"names": own, "password": password is not None, "anywhere": anywhere}
+    app = application(root, models, secret=secret, port=port, at_once=at_once, **visitors)
     place = Place(Path(root).expanduser().resolve())
     tempfile.tempdir = str(place.uploads)  # larger parts of a request, too, lie there only
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}/" + ("" if password is not None else f"?token={secret}")
     echo(f"{_TITLE}: {place.root}\nOpen {address}\nCtrl-C ends it; jobs go on.")
     sys.stdout.flush()  # whoever started it through a pipe waits for the address
-    server = uvicorn.Server(
-        uvicorn.Config(app, access_log=False, log_level="error", timeout_graceful_shutdown=2, server_header=False)
-    )
+    options: dict[str, Any] = {"access_log": False, "log_level": "error", "server_header": False}
+    server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=2, **options))
     try:
         server.run(sockets=[sock])
     finally:
@@ -218,10 +151,7 @@ def serve(
 
 def _listening(host: str, port: int) -> socket.socket:
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
+        sock = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise UserError(f"--host {host} --port {port}: {error.strerror or error}; give another port") from None
     return sock

@@ -23,18 +23,28 @@ class Desk:
         place: the root folder.
         jobs: its jobs.
         unlocked: gr.State, whether text of the data is shown in this browser; False in every new page.
+        started: gr.State, the number of the job that was started last in this page; the screen Run shows it.
         tabs: the screens.
+        load: the event of a page that was opened.
     """
 
     place: Place
     jobs: Jobs
     unlocked: Any
+    started: Any
     tabs: Any
+    load: Any
 
     def choose(self, values: list[str], value: str | None = None) -> Any:
         """A dropdown's new choices; the given one stays, else the only one is taken."""
         kept = value if value in values else values[0] if len(values) == 1 else None
         return gr.update(choices=values, value=kept)
+
+    def runs(self, chosen: str | None) -> tuple[Any, str | None]:
+        """The runs as a dropdown's choices, and which of them is chosen: the given one, else the newest."""
+        names = self.place.list_runs()
+        kept = chosen if chosen in names else next(iter(names), None)
+        return gr.update(choices=names, value=kept), kept
 
     def run(self, name: object) -> Run:
         """One run of the list.
@@ -47,6 +57,18 @@ class Desk:
         return load_run(self.place.inside(name, what="the run"), str(name))
 
 
+def uploaded_file(place: Place, uploaded: object) -> Path:
+    """The file of an upload.
+
+    Raises:
+        UserError: it is no upload of ours, or gone.
+    """
+    source = Path(str(uploaded)).resolve()
+    if not source.is_relative_to(place.uploads.resolve()) or not source.is_file():
+        raise UserError("the upload is gone; upload the file again")
+    return source
+
+
 def take_upload(place: Place, uploaded: object) -> str:
     """Move an upload out of the folder for uploads into a file that only the owner may read.
 
@@ -57,9 +79,7 @@ def take_upload(place: Place, uploaded: object) -> str:
         UserError: it is no upload of ours, or no file with rows.
     """
     place.tidy_uploads()
-    source = Path(str(uploaded)).resolve()
-    if not source.is_relative_to(place.uploads.resolve()) or not source.is_file():
-        raise UserError("the upload is gone; upload the file again")
+    source = uploaded_file(place, uploaded)
     try:
         if source.suffix.lower() not in SUFFIXES:
             raise UserError(f"files with rows end in {', '.join(SUFFIXES)}; this one does not")

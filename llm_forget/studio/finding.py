@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,7 +17,8 @@ from llm_forget.find.review import DECISIONS
 from llm_forget.find.sets import SETS, write_sets
 from llm_forget.find.sources import Place as RowPlace
 from llm_forget.studio.desk import Desk, take_upload
-from llm_forget.studio.view import act, command, command_box, empty, say, table, text, words
+from llm_forget.studio.jobs import command_line
+from llm_forget.studio.view import act, command_box, empty, say, table, text, words
 
 _SHOWN, _MOST_TEXT = 200, 400
 _START = "Choose the file that the model was trained on, or upload it. Then say who or what is to be forgotten."
@@ -39,12 +41,10 @@ class Search:
 class Finding:
     """The components that other screens or the app need."""
 
-    data: Any
     make: Any
     name: Any
     search: Any
     message: Any
-    hits: Any
 
 
 def find_screen(desk: Desk) -> Finding:
@@ -89,13 +89,8 @@ def find_screen(desk: Desk) -> Finding:
         argv = ("find", "--data", str(file), *(part for pair in options for part in pair))
         decisions = {RowPlace(hit.file, hit.line): hit.decision for hit in found.hits}
         made = Search(corpus, found, decisions, argv)
-        return (
-            made,
-            show(made, unlocked),
-            gr.update(visible=bool(found.hits)),
-            _free_name(desk),
-            _commands(made, "data/NAME"),
-        )
+        again = gr.update(visible=bool(found.hits))
+        return made, show(made, unlocked), again, _free_name(desk), _commands(made, "data/NAME")
 
     def show(made: Search | None, unlocked: bool) -> str:
         return empty(_START) if made is None else _table(desk, made, unlocked)
@@ -109,18 +104,13 @@ def find_screen(desk: Desk) -> Finding:
 
     act(upload.upload, uploaded, [upload], [data], message)
     outputs = [search, hits, next_row, name, box]
+    asking = [data, desk.unlocked, person, answer, *more.values()]
     for event in (go.click, person.submit, answer.submit):
-        act(
-            event,
-            find,
-            [data, desk.unlocked, person, answer, *more.values()],
-            outputs,
-            message,
-            show_progress="minimal",
-        )
-    act(hits.input, decided, [search], [search], message, show_progress="hidden")
-    act(desk.unlocked.change, show, [search, desk.unlocked], [hits], message, show_progress="hidden")
-    return Finding(data, make, name, search, message, hits)
+        act(event, find, asking, outputs, message, slow=True)
+    act(hits.input, decided, [search], [search], message)
+    act(desk.unlocked.change, show, [search, desk.unlocked], [hits], message)
+    act(desk.load, lambda: desk.choose(place.list_data()), None, [data])
+    return Finding(make, name, search, message)
 
 
 def _free_name(desk: Desk) -> str:
@@ -130,34 +120,32 @@ def _free_name(desk: Desk) -> str:
     return f"request-{number}"
 
 
-def write(desk: Desk, made: Search | None, name: str) -> tuple[dict[str, str], str, list[str]]:
+def write(desk: Desk, made: Search | None, name: str) -> tuple[dict[str, str], list[str]]:
     """Write the files of a search.
 
     Returns:
-        Set → file in the root, the command lines that do the same, and notes.
+        Set → file in the root, and notes.
     """
     if made is None:
         raise UserError("search for rows first")
     folder = desk.place.new_folder(name, "data")
     target = desk.place.root / folder
-    made_now = not target.exists()
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         written = write_sets(target, made.corpus, made.decisions, made.found.searched.as_dict())
-    except UserError:
-        if made_now and not any(target.iterdir()):
+    finally:
+        with suppress(OSError):  # it holds something
             target.rmdir()
-        raise
     files = {one: f"{folder}/{one}.jsonl" for one in SETS if (target / f"{one}.jsonl").is_file()}
     for file in files.values():
         (desk.place.root / file).chmod(0o600)
     counts = ", ".join(f"{count:,} {one}" for one, count in written.counts.items())
-    return files, _commands(made, folder), [f"{folder}: {counts}", *written.notes]
+    return files, [f"{folder}: {counts}", *written.notes]
 
 
 def _commands(made: Search, folder: str) -> str:
     review = ["--review", f"{folder}-review.jsonl"]
-    return f"{command([*made.argv, *review])}\n{command(['find', *review, '--output_dir', folder])}"
+    return f"{command_line([*made.argv, *review])}\n{command_line(['find', *review, '--output_dir', folder])}"
 
 
 def _table(desk: Desk, made: Search, unlocked: bool) -> str:
@@ -169,25 +157,16 @@ def _table(desk: Desk, made: Search, unlocked: bool) -> str:
     for number, hit in enumerate(hits[:_SHOWN]):
         now = made.decisions[RowPlace(hit.file, hit.line)]
         options = "".join(
-            f'<option value="{one}"{" selected" if one == now else ""}>{_WORDS[one]}</option>' for one in DECISIONS
+            f"<option value={one}{' selected' * (one == now)}>{_WORDS[one]}</option>" for one in DECISIONS
         )
-        label = f"Row {hit.line}: decision"
         whole = " ".join(made.corpus.text(hit.row).split()) if unlocked else ""
         said = text(whole if len(whole) <= _MOST_TEXT else whole[:_MOST_TEXT] + " …") if unlocked else "<i>hidden</i>"
-        rows.append(
-            [
-                f'<select data-row="{number}" aria-label="{label}">{options}</select>',
-                str(hit.line),
-                f"{hit.score:.2f}",
-                text(", ".join(hit.reasons)),
-                *([text(hit.group or "")] if grouped else []),
-                f'<span class="row-text">{said}</span>',
-            ]
-        )
+        choice = f'<select data-row="{number}" aria-label="Row {hit.line}: decision">{options}</select>'
+        why = [text(", ".join(hit.reasons)), *([text(hit.group or "")] if grouped else [])]
+        rows.append([choice, str(hit.line), f"{hit.score:.2f}", *why, f'<span class="row-text">{said}</span>'])
     head = ["what to do", "line", "score", "why", *(["person"] if grouped else []), "text"]
-    caption = (
-        f"{len(hits):,} of {made.found.searched.rows:,} rows: {counts['keep']:,} to forget, {counts['unsure']:,} unsure"
-    )
+    found = f"{len(hits):,} of {made.found.searched.rows:,} rows"
+    caption = f"{found}: {counts['keep']:,} to forget, {counts['unsure']:,} unsure"
     more = f" The first {_SHOWN} are shown; the others stay as proposed." if len(hits) > _SHOWN else ""
     hidden = "" if unlocked else " Text is hidden: “Show text” above shows it in this browser."
     notes = "".join(say(note) for note in made.found.notes)

@@ -13,20 +13,21 @@ import ipaddress
 import re
 import secrets
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_forget.errors import UserError
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Page = Callable[[str], tuple[str, bytes]]
 
 MOST_BYTES = 256 << 20  # of an upload
 _MOST_BODY = 4 << 20  # of any other request
+_MOST_FORM = 4 << 10  # of the page that asks for the password
 _MOST_SESSIONS = 200
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # The routes of Gradio that the page uses. Its file, proxy, stream, history and code routes do not exist here.
@@ -69,7 +70,7 @@ class Guard:
         anywhere: whether other machines may connect.
     """
 
-    app: App
+    app: ASGIApp
     secret: str = field(repr=False)
     page: Page
     port: int
@@ -85,40 +86,39 @@ class Guard:
         """Answer one request."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-            return
-        if scope["type"] != "http":
+        elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
-            return
-        answer = await self._refusal(scope, receive)
-        if answer is None:
-            await self.app(scope, _bounded(receive, _limit(scope["path"])), self._with_headers(scope, send))
-            return
-        await answer.send(send)
+        else:
+            receive = _bounded(receive, _limit(scope["path"]))
+            answer = await self._refusal(Request(scope, receive))
+            if answer is None:
+                await self.app(scope, receive, self._with_headers(scope, send))
+            else:
+                await answer(scope, receive, send)
 
-    async def _refusal(self, scope: Scope, receive: Receive) -> _Answer | None:
+    async def _refusal(self, request: Request) -> Response | None:
         """What is answered here; None if the app answers."""
-        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        method, path = scope["method"], scope["path"]
+        headers, method, path = request.headers, request.method, request.scope["path"]
+        at_door = method == "GET" and path == "/"
         if not self._is_own_host(headers.get("host", "")):
             return _told(421, "This name does not belong to the studio. Open the address that the terminal shows.")
-        opened = method == "GET" and path == "/" and headers.get("sec-fetch-mode") == "navigate"
-        if not opened and not _is_own_origin(headers):
+        if not (at_door and headers.get("sec-fetch-mode") == "navigate") and not _is_own_origin(headers):
             return _told(403, "The request comes from another site and is refused.")
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > _limit(path):
             return _told(413, "The request is too large.")
-        if path == "/login":
-            return await self._login(scope, receive)
-        if not self._is_known(headers.get("cookie", "")):
-            token = None if self.password else _query(scope).get("token")
-            if path == "/" and method == "GET" and token is not None:
+        if path == "/login" and method == "POST" and self.password:
+            return await self._login(request)
+        token = request.query_params.get("token")
+        if not self._is_known(request.cookies.get(self._cookie, "")):
+            if at_door and token is not None and not self.password:
                 return await self._enter(token)
             return _told(401, _HOW[self.password], form=self.password)
-        if path == "/" and method == "GET" and "token" in _query(scope):
-            return _Answer(303, {"location": "/"})
+        if at_door and token is not None:
+            return Response(status_code=303, headers={**_ALWAYS, "location": "/"})
         if path.startswith("/page/") and method == "GET":
             return await self._page(path.removeprefix("/page/"))
-        raw = scope.get("raw_path") or b""
+        raw = request.scope.get("raw_path") or b""
         if b"%" in raw or b"\\" in raw or ".." in path or not _ROUTES.fullmatch(f"{method} {path}"):
             return _told(404, "There is nothing here.")
         return None
@@ -135,15 +135,14 @@ class Guard:
             return False
         return self.anywhere
 
-    def _is_known(self, cookies: str) -> bool:
-        given = dict(one.strip().partition("=")[::2] for one in cookies.split(";")).get(self._cookie, "")
+    def _is_known(self, given: str) -> bool:
         return any(secrets.compare_digest(given.encode(), one.encode()) for one in self._sessions)
 
     @property
     def _cookie(self) -> str:
         return f"llm-forget-studio-{self.port}"
 
-    async def _enter(self, given: str) -> _Answer:
+    async def _enter(self, given: str) -> Response:
         """A session for whoever knows the secret; one try at a time, and a pause after a wrong one."""
         async with self._trying:
             if not secrets.compare_digest(given.encode(), self.secret.encode()):
@@ -153,39 +152,34 @@ class Guard:
         self._sessions[session] = None
         while len(self._sessions) > _MOST_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
-        cookie = f"{self._cookie}={session}; Path=/; HttpOnly; SameSite=Strict"
         # no redirect: a browser that came from another site would not send the cookie along with it
-        found = _told(
-            200, "You are in.", more='<p><a href="/">Continue</a></p><meta http-equiv="refresh" content="0;url=/">'
-        )
-        return replace(found, headers={**found.headers, "set-cookie": cookie})
+        found = _told(200, "You are in.", more=_ONWARD)
+        found.headers["set-cookie"] = f"{self._cookie}={session}; Path=/; HttpOnly; SameSite=Strict"
+        return found
 
-    async def _login(self, scope: Scope, receive: Receive) -> _Answer:
-        if not self.password or scope["method"] != "POST":
-            return _told(404, "There is nothing here.")
-        body = b""
-        async for part in _parts(_bounded(receive, 1 << 12)):
-            body += part
+    async def _login(self, request: Request) -> Response:
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return _told(413, "The request is too large.")
         return await self._enter(dict(urllib.parse.parse_qsl(body.decode(errors="replace"))).get("password", ""))
 
-    async def _page(self, name: str) -> _Answer:
+    async def _page(self, name: str) -> Response:
         try:
             kind, content = await asyncio.to_thread(self.page, name)
         except UserError as error:
             return _told(404, str(error))
-        more = (
-            {"content-security-policy": _PAGE_POLICY} if kind == "text/html" else {"content-disposition": "attachment"}
-        )
-        return _Answer(200, {"content-type": f"{kind}; charset=utf-8", **more}, content)
+        html_page = kind == "text/html"
+        own = {"content-security-policy": _PAGE_POLICY} if html_page else {"content-disposition": "attachment"}
+        return Response(content, headers={"cache-control": "no-store", **_ALWAYS, **own}, media_type=kind)
 
     def _with_headers(self, scope: Scope, send: Send) -> Send:
         static = scope["path"].startswith(("/assets/", "/static/"))
         more = {**_ALWAYS, "content-security-policy": _APP_POLICY} | ({} if static else {"cache-control": "no-store"})
 
-        async def sending(message: MutableMapping[str, Any]) -> None:
+        async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                kept = [(key, value) for key, value in message["headers"] if key.decode("latin-1").lower() not in more]
-                message["headers"] = [*kept, *_encoded(more)]
+                MutableHeaders(scope=message).update(more)
             await send(message)
 
         return sending
@@ -199,6 +193,7 @@ _FORM = (
     '<form method="post" action="/login"><label>Password <input type="password" name="password" autofocus '
     'autocomplete="current-password"></label> <button>Enter</button></form>'
 )
+_ONWARD = '<p><a href="/">Continue</a></p><meta http-equiv="refresh" content="0;url=/">'
 _SHELL = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     "<title>llm-forget studio</title><style>:root{{color-scheme:light dark}}body{{font:16px/1.5 system-ui,sans-serif;"
@@ -206,28 +201,11 @@ _SHELL = (
 )
 
 
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = b""
-
-    async def send(self, send: Send) -> None:
-        headers = _encoded(
-            {"cache-control": "no-store", **_ALWAYS, **self.headers, "content-length": str(len(self.body))}
-        )
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self.body})
-
-
-def _told(status: int, text: str, *, form: bool = False, more: str = "") -> _Answer:
-    body = _SHELL.format(html.escape(text), more or (_FORM if form else "")).encode()
+def _told(status: int, text: str, *, form: bool = False, more: str = "") -> Response:
     policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
-    return _Answer(status, {"content-type": "text/html; charset=utf-8", "content-security-policy": policy}, body)
-
-
-def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(key.encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
+    headers = {"cache-control": "no-store", **_ALWAYS, "content-security-policy": policy}
+    page = _SHELL.format(html.escape(text), more or (_FORM if form else ""))
+    return Response(page, status, headers, "text/html")
 
 
 def _is_own_origin(headers: Mapping[str, str]) -> bool:
@@ -238,30 +216,20 @@ def _is_own_origin(headers: Mapping[str, str]) -> bool:
     return origin is None or urllib.parse.urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
 
 
-def _query(scope: Scope) -> dict[str, str]:
-    return dict(urllib.parse.parse_qsl(scope.get("query_string", b"").decode("latin-1")))
-
-
 def _limit(path: str) -> int:
-    return MOST_BYTES if path.startswith("/gradio_api/upload") else _MOST_BODY
+    if path.startswith("/gradio_api/upload"):
+        return MOST_BYTES
+    return _MOST_FORM if path == "/login" else _MOST_BODY
 
 
 def _bounded(receive: Receive, most: int) -> Receive:
     """Receive at most so many bytes; after more, the client counts as gone."""
     seen = 0
 
-    async def receiving() -> MutableMapping[str, Any]:
+    async def receiving() -> Message:
         nonlocal seen
         message = await receive()
         seen += len(message.get("body", b""))
         return message if seen <= most else {"type": "http.disconnect"}
 
     return receiving
-
-
-async def _parts(receive: Receive) -> Any:
-    while True:
-        message = await receive()
-        yield message.get("body", b"")
-        if not message.get("more_body"):
-            return

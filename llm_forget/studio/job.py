@@ -14,6 +14,7 @@ from typing import Any
 
 from llm_forget.utils.files import write_json
 
+STARTING = 30.0  # seconds in which the process of a new job may be starting
 _EVERY = 0.3  # seconds between looks at the queue
 
 
@@ -76,11 +77,19 @@ def _wait(folder: Path, at_once: int, told: list[int]) -> int | None:
     return None
 
 
-def _waits(folder: Path) -> bool:
+def read_state(folder: Path) -> dict[str, Any]:
+    """What became of the job in a folder; nothing if it has not begun to wait."""
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _waits(folder: Path) -> bool:
+    state = read_state(folder)
+    if not state:
+        return time.time() - folder.stat().st_mtime < STARTING
     return "began" not in state and "status" not in state and is_locked(folder / "lock")
 
 

@@ -16,13 +16,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llm_forget.certificates.keys import PASSPHRASE_VARIABLE
 from llm_forget.errors import UserError
-from llm_forget.studio.job import is_locked
+from llm_forget.studio.job import STARTING, is_locked, read_state
 from llm_forget.studio.place import Place
 from llm_forget.utils.files import write_json
 from llm_forget.utils.progress import PROGRESS_VARIABLE
@@ -30,7 +31,8 @@ from llm_forget.utils.safe_json import NotPlainJson, read_json
 
 _FOLDER = re.compile(r"\d{4,}")
 _LOG_TAIL = 8 << 10  # bytes of a log that a page reads
-WAITING, RUNNING, DONE, MISSED, STOPPED, FAILED = "waiting", "running", "done", "done, not reached", "stopped", "failed"
+WAITING, RUNNING, DONE = "waiting", "running", "done"
+MISSED, STOPPED, FAILED = "done, goal not reached", "stopped", "failed"
 OVER = (DONE, MISSED, STOPPED, FAILED)
 _INTERRUPTED = (130, 143, 129)
 
@@ -45,8 +47,6 @@ class Job:
         argv: arguments of ``llm-forget``.
         writes: the folder in the root that it writes, or "".
         state: waiting, running, done, stopped or failed.
-        status: exit status of the command; None as long as there is none.
-        queued: when it was put into the queue, in seconds since 1970.
         seconds: how long it has run.
     """
 
@@ -55,14 +55,7 @@ class Job:
     argv: tuple[str, ...]
     writes: str
     state: str
-    status: int | None
-    queued: float
     seconds: float | None
-
-    @property
-    def command(self) -> str:
-        """The command line that does the same."""
-        return shown(self.argv)
 
     def said(self, lines: int = 12) -> list[str]:
         """The last lines of its log."""
@@ -81,16 +74,14 @@ class Job:
             return []
         rows = []
         for line in text.splitlines():
-            try:
+            with suppress(ValueError):  # being written
                 row = json.loads(line)
-            except ValueError:
-                continue  # being written
-            if isinstance(row, dict) and "phase" in row and isinstance(row.get("step"), int):
-                rows.append(row)
+                if isinstance(row, dict) and "phase" in row and isinstance(row.get("step"), int):
+                    rows.append(row)
         return rows
 
 
-def shown(argv: Sequence[str]) -> str:
+def command_line(argv: Sequence[str]) -> str:
     """A command line to read and to copy."""
     return shlex.join(["llm-forget", *argv])
 
@@ -138,9 +129,8 @@ class Jobs:
         if before is not None and before.state not in OVER:
             raise UserError(f"job {before.id} already writes {writes}; wait until it is over, or stop it")
         folder = self._new()
-        write_json(
-            folder / "job.json", {"argv": list(argv), "writes": writes, "queued": time.time(), "at_once": self.at_once}
-        )
+        made = {"argv": list(argv), "writes": writes, "queued": time.time(), "at_once": self.at_once}
+        write_json(folder / "job.json", made)
         environment = {**os.environ, PROGRESS_VARIABLE: str(folder / "progress.jsonl")}
         with (folder / "log").open("ab") as log:
             subprocess.Popen(
@@ -152,17 +142,15 @@ class Jobs:
 
     def stop(self, id: object) -> Job:
         """Ask a job to stop; training saves a checkpoint first."""
-        job = self.get(id)
-        state = _state(job.folder)
-        for _ in range(50):  # its process may be starting
-            if state or job.state in OVER:
+        for _ in range(200):  # its process may be starting
+            job, pid = self.get(id), read_state(self.folder / str(id)).get("pid")
+            if pid is not None or job.state in OVER:
                 break
             time.sleep(0.1)
-            state = _state(job.folder)
-        if job.state in OVER or not isinstance(state.get("pid"), int):
+        if job.state in OVER or not isinstance(pid, int):
             raise UserError(f"job {job.id} is {job.state}; there is nothing to stop")
         try:
-            os.killpg(state["pid"], signal.SIGINT)
+            os.killpg(pid, signal.SIGINT)
         except ProcessLookupError:
             raise UserError(f"job {job.id} has just ended") from None
         return self.get(id)
@@ -175,11 +163,9 @@ class Jobs:
     def _new(self) -> Path:
         for number in range(1 + max((int(one.name) for one in self.folder.glob("[0-9]*")), default=0), 10**6):
             folder = self.folder / f"{number:04d}"
-            try:
+            with suppress(FileExistsError):
                 folder.mkdir(mode=0o700)
-            except FileExistsError:
-                continue
-            return folder
+                return folder
         raise UserError(f"{self.folder} is full; remove old jobs")
 
     def _read(self, folder: Path) -> Job | None:
@@ -188,32 +174,18 @@ class Jobs:
             argv, writes, queued = tuple(map(str, made["argv"])), str(made["writes"]), float(made["queued"])
         except (NotPlainJson, OSError, KeyError, TypeError, ValueError):
             return None
-        state = _state(folder)
+        state = read_state(folder)
         status = state.get("status")
         began, ended = state.get("began"), state.get("ended")
-        lives = is_locked(folder / "lock") or (not state and time.time() - queued < 30)
-        if status is not None:
-            word = _outcome(status)
-        elif not lives:
+        lives = is_locked(folder / "lock") or (not state and time.time() - queued < STARTING)
+        if status is None and lives:
+            word = WAITING if began is None else RUNNING
+        elif status is None or status in _INTERRUPTED or status < 0:
             word = STOPPED
         else:
-            word = WAITING if began is None else RUNNING
+            word = {0: DONE, 1: MISSED}.get(status, FAILED)
         seconds = None if began is None else (ended or time.time()) - began
-        return Job(folder.name, folder, argv, writes, word, status, queued, seconds if lives or ended else None)
-
-
-def _outcome(status: int) -> str:
-    if status in _INTERRUPTED or status < 0:
-        return STOPPED
-    return {0: DONE, 1: MISSED}.get(status, FAILED)
-
-
-def _state(folder: Path) -> dict[str, Any]:
-    try:
-        found: Any = read_json(folder / "state.json")
-    except (NotPlainJson, OSError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return Job(folder.name, folder, argv, writes, word, seconds if lives or ended else None)
 
 
 def result_of(

@@ -12,7 +12,8 @@ from llm_forget.auditing.results import StoredAudit, read_audit
 from llm_forget.errors import UserError
 from llm_forget.report.audit import audit_table, forecast_lines
 from llm_forget.studio.desk import Desk
-from llm_forget.studio.view import act, command, command_box, empty, folded, listed, of_table, say, text, words
+from llm_forget.studio.jobs import command_line
+from llm_forget.studio.view import act, command_box, empty, folded, listed, of_table, say, text, words
 
 _NOTHING = "There is no finished run. The screens Find and Plan start one."
 _NOT_YET = (
@@ -24,8 +25,8 @@ _PRESS = """element.addEventListener('click', event => {
 });"""
 
 
-def audit_screen(desk: Desk, tab: Any) -> tuple[Any, Any]:
-    """Build the screen. Returns the event after which a job was started, and the component with its number."""
+def audit_screen(desk: Desk, tab: Any) -> None:
+    """Build the screen."""
     gr.Markdown("## Audit: does it stay forgotten?")
     run = gr.Dropdown([], label="Run")
     with gr.Row():
@@ -35,18 +36,16 @@ def audit_screen(desk: Desk, tab: Any) -> tuple[Any, Any]:
     shown = words(empty(_NOTHING), js_on_load=_PRESS)
     cell = words()
     box = command_box()
-    started = gr.State(None)
 
     def look(name: str | None) -> Any:
-        names = desk.place.list_runs()
-        kept = name if name in names else names[0] if names else None
-        return gr.update(choices=names, value=kept), *show(kept)
+        runs, kept = desk.runs(name)
+        return runs, *show(kept)
 
     def show(name: str | None) -> tuple[str, str, str]:
         if not name:
             return empty(_NOTHING), "", ""
         found = read_audit(desk.run(name).path)
-        return (empty(_NOT_YET) if found is None else _matrix(found)), "", command(["audit", name])
+        return (empty(_NOT_YET) if found is None else _matrix(found)), "", command_line(["audit", name])
 
     def pressed(name: str, event: gr.EventData) -> str:
         found = read_audit(desk.run(name).path)
@@ -59,14 +58,13 @@ def audit_screen(desk: Desk, tab: Any) -> tuple[Any, Any]:
     def begin(name: str, *options: str) -> Any:
         desk.run(name)
         argv = ["audit", name, *options]
-        return desk.jobs.start(argv, name).id, command(argv)
+        return desk.jobs.start(argv, name).id, command_line(argv)
 
-    act(tab.select, look, [run], [run, shown, cell, box], message, show_progress="hidden")
+    act(tab.select, look, [run], [run, shown, cell, box], message)
     act(run.input, show, [run], [shown, cell, box], message)
-    act(shown.input, pressed, [run], [cell], message, show_progress="hidden")
-    act(quick.click, lambda name: begin(name, "--quick"), [run], [started, box], message)
-    act(whole.click, begin, [run], [started, box], message)
-    return started.change, started
+    act(shown.input, pressed, [run], [cell], message)
+    act(quick.click, lambda name: begin(name, "--quick"), [run], [desk.started, box], message)
+    act(whole.click, begin, [run], [desk.started, box], message)
 
 
 def _matrix(found: StoredAudit) -> str:
@@ -79,7 +77,7 @@ def _matrix(found: StoredAudit) -> str:
         label = text(f"{made.rows[row][0].text} on {made.head[column]}: {made.rows[row][column].text or 'not run'}")
         return f'<button type="button" data-cell="{name}" aria-label="{label}">{one}</button>'
 
-    level = f"Grade {grade.level}: {grade.words}" if grade.level else f"No grade: {grade.words}"
+    level = f"Grade {grade.level}: {grade.words}" if grade.level else grade.words.capitalize()
     parts = [f"<h3>{text(level)}</h3>", say(f"The audit {found.problem}.", "alert") if found.problem else ""]
     parts.append(of_table(made, pressable))
     parts += [

@@ -33,10 +33,9 @@ def page_of(place: Place, name: str) -> tuple[str, bytes]:
         return "text/html", _report(place, run, changed)
     if kind == "certificate":
         file = place.inside(rest, what="the certificate")
-        if file.parent.name == FOLDER_NAME and file.suffix == ".html":
-            return "text/html", _content(file)
-        if file.parent.name == FOLDER_NAME and file.name == STATEMENT_NAME:
-            return "application/json", _content(file)
+        found = {".html": "text/html", ".json": "application/json"}.get(file.suffix)
+        if file.parent.name == FOLDER_NAME and (found == "text/html" or file.name == STATEMENT_NAME):
+            return str(found), _content(file)
     if kind == "key" and rest.endswith(".pub"):
         return "text/plain", _content(place.inside(rest, what="the key"))
     raise UserError("there is no such page")

@@ -70,16 +70,9 @@ class Place:
             UserError: it is empty, absolute, private, or leads out of the root.
         """
         text = str(name or "")
-        if (
-            not 0 < len(text) <= _LONGEST
-            or "\0" in text
-            or Path(text).is_absolute()
-            or "\\" in text
-            or text.startswith("~")
-        ):
-            raise UserError(f"{what} is not inside the studio's folder; choose one from the list")
+        strange = "\0" in text or "\\" in text or text.startswith("~") or Path(text).is_absolute()
         try:
-            found = (self.root / text).resolve()
+            found = self.root if strange or len(text) > _LONGEST else (self.root / text).resolve()
         except (OSError, RuntimeError, ValueError):
             found = self.root
         if found == self.root or not found.is_relative_to(self.root) or found.is_relative_to(self.private):
@@ -118,9 +111,8 @@ class Place:
 
     def list_models(self) -> list[str]:
         """Folders with a config and weights, and the models that were allowed."""
-        found = [
-            one.parent for one in self._walk() if one.name == "config.json" and any(one.parent.glob("*.safetensors"))
-        ]
+        configs = (one for one in self._walk() if one.name == "config.json")
+        found = [one.parent for one in configs if any(one.parent.glob("*.safetensors"))]
         return [*dict.fromkeys([*map(self.relative, found), *self.models])]
 
     def list_data(self) -> list[str]:
@@ -158,9 +150,7 @@ class Place:
 def _is_of_a_program(file: Path) -> bool:
     """Whether a JSON or table file belongs to a model, a run or a search and holds no rows."""
     if file.suffix.lower() != ".json":
-        return file.name == "metrics.jsonl" or file.name == "statements.jsonl"
-    return (
-        any((file.parent / one).is_file() for one in ("config.json", "adapter_config.json", "order.json", RESULT_NAME))
-        or file.name in ("search.json",)
-        or file.name.endswith(".openings.json")
-    )
+        return file.name in ("metrics.jsonl", "statements.jsonl")
+    beside = ("config.json", "adapter_config.json", "order.json", RESULT_NAME)
+    own = file.name == "search.json" or file.name.endswith(".openings.json")
+    return own or any((file.parent / one).is_file() for one in beside)

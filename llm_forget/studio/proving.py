@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-import stat
 import zipfile
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,19 @@ import gradio as gr
 from llm_forget.certificates.keys import load_public, make_key
 from llm_forget.certificates.manifest import AUDITOR_NAME, FOLDER_NAME, PERSON_NAME, STATEMENT_NAME
 from llm_forget.certificates.verify import Report, verify
-from llm_forget.data.examples import DataSource
 from llm_forget.errors import UserError
 from llm_forget.requests.ledger import Ledger
-from llm_forget.studio.desk import Desk
-from llm_forget.studio.jobs import result_of
+from llm_forget.studio.desk import Desk, uploaded_file
+from llm_forget.studio.jobs import command_line, result_of
 from llm_forget.studio.place import Place
-from llm_forget.studio.view import act, command, command_box, empty, link, say, table, text, words
+from llm_forget.studio.view import act, command_box, empty, link, say, table, text, words
 
 _LEDGER = "requests.sqlite"
 _NO_REQUEST = "The ledger is empty. Enter a request below as soon as it comes in; the law counts the days from then."
 _MOST_FILES, _MOST_BYTES = 10_000, 1 << 30  # of a run folder that somebody sends
+_PAGES = ("Page for the person", "Page for the auditor", "The statement")
+_KEEP = "The openings of the commitment stay next to the run: keep them private."
+_ONLY = "Only the statement was sent, so the run's files are missing: a zip of the run folder checks them too."
 _MARKS = {True: "✓ ok", False: "✗ failed", None: "– not checked"}
 
 
@@ -62,41 +64,16 @@ def evidence_screen(desk: Desk, tab: Any) -> None:
     box = command_box()
 
     def look(chosen: str | None, used: str | None, trusted: str | None) -> Any:
-        runs, data, own, others = (
-            desk.place.list_runs(),
-            place.list_data(),
-            _keys(place, ".key"),
-            _keys(place, ".key.pub", ".pub"),
-        )
-        newest = chosen if chosen in runs else runs[0] if runs else None
-        return (
-            _ledger(place),
-            gr.update(choices=data),
-            gr.update(choices=runs, value=newest),
-            desk.choose(own, used),
-            desk.choose(others, trusted),
-        )
+        runs, _ = desk.runs(chosen)
+        keys = desk.choose(_keys(place, ".key"), used), desk.choose(_keys(place, ".pub"), trusted)
+        return _ledger(place), gr.update(choices=place.list_data()), runs, *keys
 
     def entered(id: str, file: str, since: str) -> tuple[str, str, str]:
-        path = place.inside(file, what="the file with the rows")
-        opened = Ledger(place.root / _LEDGER)
-        try:
-            opened.add(id.strip(), DataSource(str(path)), _day(since) or date.today())
-        finally:
-            opened.close()
-        argv = [
-            "requests",
-            "add",
-            "--id",
-            id.strip(),
-            "--rows",
-            str(file),
-            "--received",
-            since.strip(),
-            "--ledger",
-            _LEDGER,
-        ]
-        return _ledger(place), command(argv), id.strip()
+        path = place.relative(place.inside(file, what="the file with the rows"))
+        day = (_day(since) or date.today()).isoformat()
+        argv = ["requests", "add", "--id", id.strip(), "--rows", path, "--received", day, "--ledger", _LEDGER]
+        result_of(place, argv)
+        return _ledger(place), command_line(argv), id.strip()
 
     def made(secret: str) -> Any:
         if len(secret or "") < 8:
@@ -104,7 +81,7 @@ def evidence_screen(desk: Desk, tab: Any) -> None:
         names = _keys(place, ".key")
         name = next(one for number in range(1000) if (one := f"office{number or ''}.key") not in names)
         make_key(place.root / name, secret)
-        argv = command(["keys", "new", "--to", name])
+        argv = command_line(["keys", "new", "--to", name])
         return gr.update(choices=[*names, name], value=name), desk.choose(_keys(place, ".pub"), f"{name}.pub"), argv
 
     def certified(name: str, id: str, since: str, used: str, secret: str) -> tuple[str, str]:
@@ -117,43 +94,35 @@ def evidence_screen(desk: Desk, tab: Any) -> None:
         argv = ["certify", name, "--key", file, "--request", id.strip()]
         argv += ["--received", (_day(since) or date.today()).isoformat()] if (since or "").strip() else []
         found = json.loads(result_of(place, [*argv, "--json"], secret=secret or None))
-        links = [
-            link(f"certificate/{name}/{FOLDER_NAME}/{PERSON_NAME}", "Page for the person"),
-            link(f"certificate/{name}/{FOLDER_NAME}/{AUDITOR_NAME}", "Page for the auditor"),
-            link(f"certificate/{name}/{FOLDER_NAME}/{STATEMENT_NAME}", "The statement"),
-            link(f"key/{file}.pub", "The public key"),
-        ]
-        told = (
-            f"Signed: {found['sha256'][:12]}. The openings of the commitment stay next to the run: keep them private."
-        )
-        return say(told) + f"<p>{' · '.join(links)}</p>", command(argv)
+        pages = zip((PERSON_NAME, AUDITOR_NAME, STATEMENT_NAME), _PAGES, strict=True)
+        links = [link(f"certificate/{name}/{FOLDER_NAME}/{page}", label) for page, label in pages]
+        links.append(link(f"key/{file}.pub", "The public key"))
+        told = f"Signed: {found['sha256'][:12]}. {_KEEP}"
+        return say(told) + f"<p>{' · '.join(links)}</p>", command_line(argv)
 
     def verified(name: str, trusted: str) -> tuple[str, str]:
         desk.run(name)
         file = place.inside(trusted, what="the public key")
-        return _report(verify(place.root / name, [load_public(file)])), command(["verify", name, "--key", str(trusted)])
+        line = command_line(["verify", name, "--key", str(trusted)])
+        return _report(verify(place.root / name, [load_public(file)])), line
 
     def uploaded(file: str, trusted: str) -> Any:
-        source = Path(str(file)).resolve()
-        if not source.is_relative_to(place.uploads.resolve()) or not source.is_file():
-            raise UserError("the upload is gone; upload the file again")
+        source = uploaded_file(place, file)
         if source.suffix == ".pub":
             load_public(source)
             target = place.root / f"trusted-{secrets.token_hex(3)}.pub"
             source.replace(target)
             return desk.choose(_keys(place, ".pub"), target.name), say(f"{target.name} was added."), gr.skip()
         key_file = place.inside(trusted, what="the public key")
-        line = command(["verify", "FOLDER", "--key", str(trusted)])
+        line = command_line(["verify", "FOLDER", "--key", str(trusted)])
         return gr.skip(), _check_upload(place, source, key_file), line
 
-    act(
-        tab.select, look, [run, key, public], [ledger, rows, run, key, public], message, show_progress="hidden"
-    )  # fmt: skip
+    act(tab.select, look, [run, key, public], [ledger, rows, run, key, public], message)
     act(enter.click, entered, [new_id, rows, received], [ledger, box, request], message)
     act(make.click, made, [passphrase], [key, public, box], message)
-    act(sign.click, certified, [run, request, day, key, passphrase], [signed, box], message, show_progress="minimal")
-    act(check.click, verified, [run, public], [outcome, box], problem, show_progress="minimal")
-    act(sent.upload, uploaded, [sent, public], [public, outcome, box], problem, show_progress="minimal")
+    act(sign.click, certified, [run, request, day, key, passphrase], [signed, box], message, slow=True)
+    act(check.click, verified, [run, public], [outcome, box], problem, slow=True)
+    act(sent.upload, uploaded, [sent, public], [public, outcome, box], problem, slow=True)
 
 
 def _keys(place: Place, *ends: str) -> list[str]:
@@ -171,16 +140,13 @@ def _day(given: str | None) -> date | None:
 def _ledger(place: Place) -> str:
     if not (place.root / _LEDGER).is_file():
         return empty(_NO_REQUEST)
-    opened = Ledger(place.root / _LEDGER)
-    try:
+    with closing(Ledger(place.root / _LEDGER)) as opened:
         found = opened.requests()
-    finally:
-        opened.close()
     today = date.today().isoformat()
+    late = {one.id for one in found if one.due < today and one.state not in ("answered", "withdrawn")}
     rows = [
-        [text(one.id), text(one.state), text(one.received),
-         text(one.due) + (" (late)" if one.due < today and one.state not in ("answered", "withdrawn") else ""),
-         text(one.row_count), f"<code>{text(one.root[:12])}</code>"]
+        [*map(text, (one.id, one.state, one.received, one.due + (" (late)" if one.id in late else ""), one.row_count)),
+         f"<code>{text(one.root[:12])}</code>"]
         for one in found
     ]  # fmt: skip
     head = ["request", "state", "received", "due", "rows", "commitment"]
@@ -189,10 +155,8 @@ def _ledger(place: Place) -> str:
 
 def _report(found: Report) -> str:
     rows = [[text(_MARKS[one.ok]), text(one.name), text(one.text)] for one in found.checks]
-    word = "Accepted" if found.accepted else "NOT accepted"
-    return say(word, "note" if found.accepted else "alert") + table(
-        ["result", "check", "what was found"], rows, "Checks"
-    )
+    word, kind = ("Accepted", "note") if found.accepted else ("NOT accepted", "alert")
+    return say(word, kind) + table(["result", "check", "what was found"], rows, "Checks")
 
 
 def _check_upload(place: Place, file: Path, key: Path) -> str:
@@ -203,10 +167,7 @@ def _check_upload(place: Place, file: Path, key: Path) -> str:
         if file.suffix.lower() != ".zip":
             (folder / FOLDER_NAME).mkdir()
             file.replace(folder / FOLDER_NAME / STATEMENT_NAME)
-            note = say(
-                "Only the statement was sent, so the run's files are missing: a zip of the run folder checks them too."
-            )
-            return note + _report(verify(folder, [load_public(key)]))
+            return say(_ONLY) + _report(verify(folder, [load_public(key)]))
         _unpack(file, folder)
         found = sorted(folder.rglob(f"{FOLDER_NAME}/{STATEMENT_NAME}"), key=lambda one: len(one.parts))
         if not found:
@@ -218,24 +179,16 @@ def _check_upload(place: Place, file: Path, key: Path) -> str:
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    """Unpack plain files below a folder.
+    """Unpack plain files below a folder; entries that lead out of it are put into it, and links become files.
 
     Raises:
-        UserError: it is no zip file, is too large, or has an entry that is a link or leads out.
+        UserError: it is no zip file, or is too large.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             if len(entries) > _MOST_FILES or sum(one.file_size for one in entries) > _MOST_BYTES:
                 raise UserError("the zip file holds too much for a run folder")
-            for one in entries:
-                target = (folder / one.filename).resolve()
-                if not target.is_relative_to(folder.resolve()) or stat.S_ISLNK(one.external_attr >> 16):
-                    raise UserError("the zip file has an entry that leads out of it, and is refused")
-                if one.is_dir():
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(one) as source, target.open("wb") as to:
-                    shutil.copyfileobj(source, to)
+            archive.extractall(folder)
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
         raise UserError("the file is no zip file that can be read") from None

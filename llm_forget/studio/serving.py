@@ -12,8 +12,8 @@ from llm_forget.adapters.card import vllm_rank
 from llm_forget.errors import UserError
 from llm_forget.studio.desk import Desk
 from llm_forget.studio.guard import LOOPBACK
-from llm_forget.studio.jobs import result_of
-from llm_forget.studio.view import act, command, command_box, empty, say, text, words
+from llm_forget.studio.jobs import command_line, result_of
+from llm_forget.studio.view import act, command_box, empty, say, text, words
 from llm_forget.utils.files import is_plain_name
 
 _NOTHING = "There is no finished run. The screens Find and Plan start one."
@@ -36,15 +36,14 @@ def serve_screen(desk: Desk, tab: Any) -> None:
     box = command_box()
 
     def look(chosen: str | None) -> Any:
-        names = desk.place.list_runs()
-        kept = chosen if chosen in names else names[0] if names else None
-        return gr.update(choices=names, value=kept), _how(desk, kept)
+        runs, kept = desk.runs(chosen)
+        return runs, _how(desk, kept)
 
     def examined(chosen: str) -> tuple[str, str]:
         base, adapter = _parts(desk, chosen)
         argv = ["doctor", "--base", base, "--adapter", adapter, "--max-rank", "512"]
         lines = result_of(desk.place, argv).splitlines()
-        return "<ul>" + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>", command(argv)
+        return "<ul>" + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>", command_line(argv)
 
     def deployed(chosen: str, url: str, served: str) -> tuple[str, str]:
         _parts(desk, chosen)
@@ -56,12 +55,12 @@ def serve_screen(desk: Desk, tab: Any) -> None:
             raise UserError("the name may have letters, digits, dots and dashes")
         argv = ["deploy", chosen, "--server", f"{parts.scheme}://{parts.netloc}{parts.path}", "--name", served]
         done = json.loads(result_of(desk.place, [*argv, "--json"]))
-        return say("\n".join(done["lines"]), "note" if done["ok"] else "alert"), command(argv)
+        return say("\n".join(done["lines"]), "note" if done["ok"] else "alert"), command_line(argv)
 
-    act(tab.select, look, [run], [run, how], message, show_progress="hidden")
+    act(tab.select, look, [run], [run, how], message)
     act(run.input, lambda chosen: _how(desk, chosen), [run], [how], message)
-    act(doctor.click, examined, [run], [found, box], message, show_progress="minimal")
-    act(load.click, deployed, [run, server, name], [loaded, box], message, show_progress="minimal")
+    act(doctor.click, examined, [run], [found, box], message, slow=True)
+    act(load.click, deployed, [run, server, name], [loaded, box], message, slow=True)
 
 
 def _parts(desk: Desk, name: str | None) -> tuple[str, str]:
@@ -80,7 +79,7 @@ def _how(desk: Desk, name: str | None) -> str:
     rank = int((desk.run(name).recipe.get("adapter") or {}).get("rank") or 16)
     lines = [
         f"vllm serve {base} --enable-lora --max-lora-rank {vllm_rank(rank) or rank} --lora-modules forgotten={adapter}",
-        command(["merge", "--base", base, "--adapter", adapter, "--to", f"{name.rpartition('/')[0]}/merged"]),
+        command_line(["merge", "--base", base, "--adapter", adapter, "--to", f"{name.rpartition('/')[0]}/merged"]),
     ]
     told = "The adapter encodes what was forgotten: give it to nobody who may not see that. Removing it brings the facts back."
     return f"<pre>{text(chr(10).join(lines))}</pre>" + say(told)

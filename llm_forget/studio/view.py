@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,6 @@ import gradio as gr
 
 from llm_forget.errors import UserError
 from llm_forget.report.tables import Table
-from llm_forget.studio.jobs import shown
 from llm_forget.utils.terminal import clean
 
 
@@ -58,13 +58,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> s
 
 def of_table(found: Table, cell: Callable[[int, int, str], str] = lambda row, column, one: one) -> str:
     """A table of a report. ``cell`` may wrap the HTML of the cell in a row and a column."""
-    rows = [
-        [
-            cell(row, column, f'<span class="cell {text(one.tone)}">{text(one.text)}</span>')
-            for column, one in enumerate(cells)
-        ]
-        for row, cells in enumerate(found.rows)
-    ]
+
+    def shown(row: int, column: int) -> str:
+        one = found.rows[row][column]
+        return cell(row, column, f'<span class="cell {text(one.tone)}">{text(one.text)}</span>')
+
+    rows = [[shown(row, column) for column in range(len(cells))] for row, cells in enumerate(found.rows)]
     note = f'<p class="hint">{text(found.note)}</p>' if found.note else ""
     return table(found.head, rows, found.caption) + note
 
@@ -79,26 +78,17 @@ def words(value: str = "", **more: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, elem_classes="words", **more)
 
 
-def command(argv: Sequence[str]) -> str:
-    """The command line that does the same."""
-    return shown(argv)
-
-
 def command_box() -> gr.Textbox:
     """Where the command line of a screen stands."""
+    label = "The same on the command line"
+    later = "It stands here after the first step on this screen."
     return gr.Textbox(
-        label="The same on the command line", interactive=False, lines=2, max_lines=6, buttons=["copy"],
-        elem_classes="command",
-    )  # fmt: skip
+        label=label, placeholder=later, interactive=False, lines=2, buttons=["copy"], elem_classes="command"
+    )
 
 
 def act(
-    event: Any,
-    run: Callable[..., Any],
-    inputs: Any = None,
-    outputs: Sequence[Any] = (),
-    message: Any = None,
-    **more: Any,
+    event: Any, run: Callable[..., Any], inputs: Any = None, outputs: Any = (), message: Any = None, slow: bool = False
 ) -> Any:
     """Bind an action to an event. What goes wrong is said in ``message``, in words and without text of the data.
 
@@ -108,7 +98,7 @@ def act(
         inputs: its arguments.
         outputs: what it changes.
         message: the HTML that says what went wrong; it is cleared otherwise.
-        more: options of the event.
+        slow: show that it works on it.
     """
     many = [*outputs, *([] if message is None else [message])]
 
@@ -120,11 +110,8 @@ def act(
             told = str(error)
         except Exception as error:  # its text could quote a row
             told = f"{type(error).__name__} inside the studio. The terminal names the place; the command line does the same."
-            place = error.__traceback__
-            while place is not None and place.tb_next is not None:
-                place = place.tb_next
-            where = "" if place is None else f" in {place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
-            sys.stderr.write(f"studio: {type(error).__name__}{where}\n")
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            sys.stderr.write(f"studio: {type(error).__name__} in {place.filename}:{place.lineno}\n")
         else:
             values = tuple(found) if len(outputs) != 1 else (found,)
             found = [*values, *([] if message is None else [""])]
@@ -133,4 +120,5 @@ def act(
             raise gr.Error(told, print_exception=False)
         return [*([gr.skip()] * len(outputs)), say(told, "alert")]
 
-    return event(guarded, inputs, many, api_visibility="private", **more)
+    progress = "minimal" if slow else "hidden"
+    return event(guarded, inputs, many, api_visibility="private", show_progress=progress)

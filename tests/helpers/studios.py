@@ -16,28 +16,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memorised import FORGET, RETAIN
+from memorised import FORGET
 
 
 def write_root(root: Path, model: Path) -> Path:
-    """Write a root with a model and ``people.csv``, a table of everything that it knows."""
+    """Write a root with a model and ``people.csv``, a table of what it knows about a family."""
     shutil.copytree(model, root / "model")
     with (root / "people.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("question", "answer"), *FORGET, *RETAIN])
+        csv.writer(file).writerows([("question", "answer"), *FORGET])
     return root
 
 
 @contextmanager
-def studio(root: Path, *options: str) -> Iterator[str]:
-    """Run ``llm-forget studio``. Returns the address that it prints."""
+def studio(root: Path, *options: str, end: int = signal.SIGINT) -> Iterator[str]:
+    """Run ``llm-forget studio`` until a signal. Returns the address that it prints."""
     command = [sys.executable, "-m", "llm_forget.cli", "studio", "--root", str(root), "--port", "0", *options]
     with (root.parent / "studio.log").open("a+") as log:
-        start = log.tell()
+        start = log.seek(0, os.SEEK_END)
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
         try:
             yield _address(process, root.parent / "studio.log", start)
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(end)
             process.wait(20)
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from llm_forget.errors import UserError
+
+pytest.importorskip("starlette", reason="pip install 'llm-forget[studio]'")
+
 from llm_forget.studio.guard import MOST_BYTES, Guard
 
 TOKEN = "t0ken-of-this-test"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llm_forget.errors import UserError
-from llm_forget.studio.jobs import DONE, FAILED, OVER, STOPPED, Jobs
+from llm_forget.studio.jobs import DONE, FAILED, OVER, STOPPED, Jobs, command_line
 from llm_forget.studio.place import Place
 
 QUICK = ("recipes", "list")
@@ -39,7 +39,7 @@ def test_jobs_run_one_after_the_other_and_another_reader_sees_the_same(jobs: Job
     assert second["began"] >= first["ended"] - 0.01
     assert "recipes/demo/npo.yaml" in "\n".join(jobs.get(made[0].id).said(200))
     assert "does not exist" in "\n".join(jobs.get(made[1].id).said())
-    assert made[1].command == "llm-forget recipes copy no/such/recipe.yaml"
+    assert command_line(made[1].argv) == "llm-forget recipes copy no/such/recipe.yaml"
     assert oct((jobs.folder / made[0].id).stat().st_mode)[-3:] == "700"
 
 
