@@ -1,0 +1,89 @@
+"""A table of audited runs: grades, what breaks each, and whether the forecast from files ranks what rounding brings back.
+
+Reads runs that `llm-forget audit` has attacked, on merged weights and on nf4, with `membership` among the attacks.
+
+    python scripts/audit_table.py RUN … [--write audit_table.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+from llm_forget.auditing.results import StoredAudit, read_audit  # noqa: E402
+
+WHOLE, ROUNDED, ATTACK = "merged_bf16", "nf4", "membership"
+HEAD = """# Audits of the demo's runs
+
+Written by `scripts/audit_table.py`. Seed 1 of the demo, recipes of `recipes/demo`, one training run each.
+
+## Grades
+
+*Quick*: the screening. *Cells*: how many were run, and how many leak after Holm's correction. *Worst*: the cells that leak most.
+
+| run | audit | grade | cells | leak | worst | next |
+|---|---|---|---|---|---|---|
+"""
+MIDDLE = """
+## Forecast of nf4 from files
+
+*Kept*: cosine between the update and what rounding to nf4 leaves of it, computed from the files of target and adapter. *AUC*: the
+attack `membership` on merged weights and on nf4. *Comes back*: R on nf4 minus R on merged weights.
+
+| run | update / bin | kept | AUC merged | AUC nf4 | comes back |
+|---|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    """Print and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--write", type=Path)
+    given = parser.parse_args()
+    audits = {run.name: audit for run in given.runs if (audit := read_audit(run)) is not None}
+    if lacking := [run.name for run in given.runs if run.name not in audits]:
+        print(f"no audit in {', '.join(lacking)}; run `llm-forget audit RUN` first", file=sys.stderr)
+    text = HEAD + "".join(_graded(name, one) + "\n" for name, one in audits.items()) + MIDDLE
+    found = {name: one for name, audit in audits.items() if (one := _rounded(audit)) is not None}
+    text += "".join(
+        f"| {name} | " + " | ".join(f"{value:.2f}" for value in one) + " |\n" for name, one in found.items()
+    )
+    if len(found) > 2:
+        from scipy.stats import spearmanr
+
+        rank = spearmanr([one[1] for one in found.values()], [-one[4] for one in found.values()]).statistic
+        text += f"\nSpearman's rank correlation of *kept* with what does not come back, over {len(found)} runs: {rank:.2f}.\n"
+    print(text)
+    if given.write:
+        given.write.write_text(text, encoding="utf-8")
+
+
+def _graded(name: str, audit: StoredAudit) -> str:
+    run = [one for one in audit.cells if one.value is not None]
+    grade, kind = audit.grade, "quick" if audit.raw["settings"]["quick"] else "full"
+    kind += "" if audit.raw.get("complete") else ", unfinished"
+    worst = "; ".join(grade.broken_by[:3]) or "–"
+    size = f"{len({one.attack for one in run})} attacks × {len({one.form for one in run})} forms, {len(run)}"
+    return (
+        f"| {name} | {kind} | {grade.level or 'none'} | {size} | {len(grade.broken_by)} | {worst} | {grade.next_step} |"
+    )
+
+
+def _rounded(audit: StoredAudit) -> tuple[float, float, float, float, float] | None:
+    """Update over bin, kept, AUC on merged weights and on nf4, and what comes back; None if the audit lacks one of them."""
+    whole, rounded = (audit.cell(ATTACK, form) for form in (WHOLE, ROUNDED))
+    forecast = audit.raw.get("forecast", {}).get(ROUNDED)
+    if whole is None or rounded is None or forecast is None:
+        return None
+    if whole.value is None or rounded.value is None or whole.left is None or rounded.left is None:
+        return None
+    return forecast["ratio"], forecast["kept"], whole.value, rounded.value, rounded.left - whole.left
+
+
+if __name__ == "__main__":
+    main()
