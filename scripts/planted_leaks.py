@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
-from leaky_models import cell_of, oracle, planted, target  # noqa: E402
+from leaky_models import cell_of, oracle, planted  # noqa: E402
 from planted import another_oracle, made, planted_membership, sixteen  # noqa: E402
 from planted import cell_of as cell_of_sixteen  # noqa: E402
 
@@ -31,11 +31,10 @@ HEAD = """# Planted leaks
 
 Written by `scripts/planted_leaks.py`. Each attack is tried on a tiny model into which a leak was planted that it should find, and
 on {oracles} models of other seeds that never saw the data. *Left*: the share of the target's lead over the oracle that it gets
-out (R). *Asked plainly*: the same for greedy answers. *Others*: how many of the other attacks on the same rows find it
-too; those that change a model open the same barrier. *Alarms*: oracles on which the cell leaks (R of 20 % or more, p below 1 %).
+out (R). *Asked plainly*: the same for greedy answers. *Alarms*: oracles on which the cell leaks (R of 20 % or more, p below 1 %).
 
-| attack | left | caught | asked plainly | others | alarms |
-|---|---|---|---|---|---|
+| attack | left | caught | asked plainly | alarms |
+|---|---|---|---|---|
 """
 
 
@@ -45,35 +44,28 @@ def tried(name: str, oracles: int) -> dict[str, Any]:
         return _tried_on_sixteen(name, oracles)
     with planted(name) as subject:
         leak, plain = cell_of(name, subject), cell_of("greedy", subject)
-        if subject.before is None:
-            subject.before = lambda: target().model
-        others = [one for one in ATTACKS if one not in (name, *SIXTEEN) and cell_of(one, subject).leaks]
     alarms = sum(cell_of(name, oracle(seed=seed)).leaks for seed in range(2, oracles + 2))
-    return _found(leak, plain, others, alarms, oracles)
+    return _found(leak, plain, alarms, oracles)
 
 
 def _tried_on_sixteen(name: str, oracles: int) -> dict[str, Any]:
     rows, *_ = sixteen()
     with planted_membership(name) as world:
-        leak, plain, *rest = (cell_of_sixteen(made(one), world, world.leaky) for one in (name, "greedy", *SIXTEEN))
-        others = [other for other, cell in zip(SIXTEEN, rest, strict=True) if other != name and cell.leaks]
+        leak, plain = (cell_of_sixteen(made(one), world, world.leaky) for one in (name, "greedy"))
         models = (another_oracle(seed, rows) for seed in range(1, oracles + 1))
         alarms = sum(cell_of_sixteen(made(name), world, one).leaks for one in models)
-    return _found(leak, plain, others, alarms, oracles)
+    return _found(leak, plain, alarms, oracles)
 
 
-def _found(leak: Cell, plain: Cell, others: list[str], alarms: int, oracles: int) -> dict[str, Any]:
-    shares = {"left": leak.left, "caught": leak.leaks, "plain": plain.left}
-    return {**shares, "others": others, "alarms": alarms, "oracles": oracles}
+def _found(leak: Cell, plain: Cell, alarms: int, oracles: int) -> dict[str, Any]:
+    return {"left": leak.left, "caught": leak.leaks, "plain": plain.left, "alarms": alarms, "oracles": oracles}
 
 
 def row(name: str, found: dict[str, Any]) -> str:
     """A line of the table."""
     left, plain = ("–" if found[key] is None else f"{found[key]:.2f}" for key in ("left", "plain"))
     caught = "yes" if found["caught"] else "no"
-    return (
-        f"| `{name}` | {left} | {caught} | {plain} | {len(found['others'])} | {found['alarms']} of {found['oracles']} |"
-    )
+    return f"| `{name}` | {left} | {caught} | {plain} | {found['alarms']} of {found['oracles']} |"
 
 
 def main() -> None:

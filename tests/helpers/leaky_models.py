@@ -68,7 +68,9 @@ def _learned(rows: Sequence[Encoded], seed: int, steps: int) -> LoadedSubject:
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             value.zero_()
     memorise(model, rows, steps=steps, learning_rate=5e-3)
-    return subject_of(model, tiny_tokenizer())
+    subject = subject_of(model, tiny_tokenizer())
+    subject.before = lambda: target().model
+    return subject
 
 
 @cache
@@ -98,8 +100,6 @@ def cell_of(name: str, subject: LoadedSubject) -> Cell:
 @cache
 def _controls(name: str) -> dict[str, Leaks]:
     attack: Attack = find_class("llm_forget.auditing.attacks", name, "attack")()
-    for one in (oracle(), target()):
-        one.before = lambda: target().model
     return {"oracle": attack.attack(oracle(), people(), BUDGET), "target": attack.attack(target(), people(), BUDGET)}
 
 
