@@ -118,6 +118,5 @@ def _text_first(found: Table) -> Table:
         return found
     start = list(found.head).index("question")
     order = [0, 1, *range(start, len(found.head)), *range(2, start)]
-    return replace(
-        found, head=[found.head[one] for one in order], rows=[[row[one] for one in order] for row in found.rows]
-    )
+    rows = [[row[one] if one < start else replace(row[one], tone="row-text") for one in order] for row in found.rows]
+    return replace(found, head=[found.head[one] for one in order], rows=rows)

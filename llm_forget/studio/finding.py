@@ -163,8 +163,8 @@ def _table(desk: Desk, made: Search, unlocked: bool) -> str:
         said = text(whole if len(whole) <= _MOST_TEXT else whole[:_MOST_TEXT] + " …") if unlocked else "<i>hidden</i>"
         choice = f'<select data-row="{number}" aria-label="Row {hit.line}: decision">{options}</select>'
         why = [text(", ".join(hit.reasons)), *([text(hit.group or "")] if grouped else [])]
-        rows.append([choice, str(hit.line), f"{hit.score:.2f}", *why, f'<span class="row-text">{said}</span>'])
-    head = ["what to do", "line", "score", "why", *(["person"] if grouped else []), "text"]
+        rows.append([choice, f'<span class="row-text">{said}</span>', *why, str(hit.line), f"{hit.score:.2f}"])
+    head = ["what to do", "text", "why", *(["person"] if grouped else []), "line", "score"]
     found = f"{len(hits):,} of {made.found.searched.rows:,} rows"
     caption = f"{found}: {counts['keep']:,} to forget, {counts['unsure']:,} unsure"
     more = f" The first {_SHOWN} are shown; the others stay as proposed." if len(hits) > _SHOWN else ""

@@ -32,7 +32,7 @@ def serve_screen(desk: Desk, tab: Any) -> None:
         server = gr.Textbox(label="Server on this machine", value="http://127.0.0.1:8000")
         name = gr.Textbox(label="Name to serve it under", value="forgotten")
         load = gr.Button("Deploy", variant="primary")
-    loaded = words()
+    problem, loaded = words(), words()
     box = command_box()
 
     def look(chosen: str | None) -> Any:
@@ -60,7 +60,7 @@ def serve_screen(desk: Desk, tab: Any) -> None:
     act(tab.select, look, [run], [run, how], message)
     act(run.input, lambda chosen: _how(desk, chosen), [run], [how], message)
     act(doctor.click, examined, [run], [found, box], message, slow=True)
-    act(load.click, deployed, [run, server, name], [loaded, box], message, slow=True)
+    act(load.click, deployed, [run, server, name], [loaded, box], problem, slow=True)
 
 
 def _parts(desk: Desk, name: str | None) -> tuple[str, str]:

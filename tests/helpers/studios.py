@@ -68,7 +68,8 @@ class Watched:
         page.on("pageerror", lambda error: self.said.append(str(error)))
 
     def _failed(self, request: Any) -> None:
-        closed = "/gradio_api/queue/data" in request.url and request.failure == "net::ERR_ABORTED"
+        stream = "/gradio_api/queue/data" in request.url or "/gradio_api/heartbeat/" in request.url
+        closed = stream and request.failure == "net::ERR_ABORTED"
         if not closed:
             self.failed.append(f"{request.failure} {request.url}")
 
