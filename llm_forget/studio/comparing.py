@@ -38,14 +38,14 @@ def compare_screen(desk: Desk, tab: Any) -> None:
     ear = words("", js_on_load=_PRESSED)
     message = words()
     run = gr.Radio([], label="Run", visible=False)
-    shown = words(empty(_NOTHING))
+    shown = words(empty("Reading the runs …"))
     with gr.Row(visible=False) as asking:
         question = gr.Textbox(label="Ask the model before and after", scale=3)
         ask = gr.Button("Ask", scale=1)
     answers = words()
     box = command_box()
 
-    def look() -> Any:
+    def look(chosen: str | None) -> Any:
         names = desk.place.list_runs()
         if not names:
             hidden = gr.update(visible=False)
@@ -57,7 +57,8 @@ def compare_screen(desk: Desk, tab: Any) -> None:
         figure = None if axes is None else plots.forget_vs_utility(frame, forget=axes[0], utility=axes[1])
         plotted = gr.update(value=figure, visible=figure is not None)
         line = command_line(["compare", "runs"])
-        return plotted, gr.update(choices=names, visible=True), gr.skip(), gr.update(visible=True), line
+        told = gr.skip() if chosen else empty(_CHOOSE)
+        return plotted, gr.update(choices=names, visible=True), told, gr.update(visible=True), line
 
     def choose(name: str | None, unlocked: bool) -> str:
         return _one(desk, name, unlocked) if name else empty(_CHOOSE if desk.place.list_runs() else _NOTHING)
@@ -81,7 +82,7 @@ def compare_screen(desk: Desk, tab: Any) -> None:
         told = table(["question", "before", "after"], rows, "Greedy answers")
         return told, command_line(["chat", name, "-q", "QUESTION"])
 
-    act(tab.select, look, None, [plot, run, shown, asking, box], message)
+    act(tab.select, look, [run], [plot, run, shown, asking, box], message)
     act(run.change, choose, [run, desk.unlocked], [shown], message, slow=True)
     act(ear.input, pressed, None, [run], message)
     act(desk.unlocked.change, choose, [run, desk.unlocked], [shown], message)

@@ -23,7 +23,7 @@ def serve_screen(desk: Desk, tab: Any) -> None:
     """Build the screen."""
     gr.Markdown("## Serve")
     run = gr.Dropdown([], label="Run")
-    how = words(empty(_NOTHING))
+    how = words(empty("Reading the runs …"))
     doctor = gr.Button("Will servers load it?")
     message = words()
     found = words()
@@ -75,7 +75,10 @@ def _parts(desk: Desk, name: str | None) -> tuple[str, str]:
 def _how(desk: Desk, name: str | None) -> str:
     if not name:
         return empty(_NOTHING)
-    base, adapter = _parts(desk, name)
+    try:
+        base, adapter = _parts(desk, name)
+    except UserError as error:
+        return say(str(error), "alert")
     rank = int((desk.run(name).recipe.get("adapter") or {}).get("rank") or 16)
     lines = [
         f"vllm serve {base} --enable-lora --max-lora-rank {vllm_rank(rank) or rank} --lora-modules forgotten={adapter}",
