@@ -122,7 +122,7 @@ def run_audit(
     from llm_forget.data.examples import DataSource
 
     console = Console(stderr=True)
-    found = {**_beside(run, controls), **{role: path for role, path in controls.items() if path is not None}}
+    found = {**_nearby(run, controls), **{role: path for role, path in controls.items() if path is not None}}
     models = find_models(run, **found, base=None if base is None else str(base))
     notes: list[str] = []
     chosen = AuditSettings(**settings)
@@ -156,7 +156,7 @@ def run_audit(
     return stored
 
 
-def _beside(run: Path, controls: dict[str, Path | None]) -> dict[str, Path]:
+def _nearby(run: Path, controls: dict[str, Path | None]) -> dict[str, Path]:
     """Target and oracle among the folders next to a run, as reports find them."""
     if all(controls[role] is not None for role in ("target", "oracle")) or (run / "config.json").is_file():
         return {}

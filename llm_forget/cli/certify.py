@@ -82,7 +82,7 @@ def certify(
             base=base,
             merged=merged,
             forget=[DataSource(str(path)) for path in forget or ()],
-            controls=_beside(run, controls),
+            controls=_nearby(run, controls),
             chain=chain,
         ),
     )
@@ -117,7 +117,7 @@ def requests_of(ids: list[str], dates: list[str]) -> list[Any]:
     return [Request(one, dates[place] if dates else None) for place, one in enumerate(ids)]
 
 
-def _beside(run: Path, given: dict[str, Path]) -> dict[str, Path]:
+def _nearby(run: Path, given: dict[str, Path]) -> dict[str, Path]:
     """Target and oracle among the folders next to a run, as reports find them, if they were measured on its suites."""
     from llm_forget.report.comparison import load_around
 

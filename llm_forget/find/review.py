@@ -41,7 +41,7 @@ class Review:
     record: Mapping[str, Any]
 
 
-def record_beside(path: Path) -> Path:
+def record_file(path: Path) -> Path:
     """The record that belongs to a review file: ``review.record.json`` for ``review.jsonl``."""
     return path.with_suffix(".record.json")
 
@@ -57,7 +57,7 @@ def write_review(path: Path, found: Found, corpus: Corpus) -> None:
     Raises:
         UserError: the file exists, since it may hold somebody's decisions, or it cannot be written.
     """
-    for one in (path, record_beside(path)):
+    for one in (path, record_file(path)):
         if one.exists():
             raise UserError(f"--review: {one} already exists and may hold decisions; give another name, or remove it")
     rows: list[dict[str, Any]] = []
@@ -85,7 +85,7 @@ def write_review(path: Path, found: Found, corpus: Corpus) -> None:
         write_text(path, content.getvalue())
     else:
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_record(record_beside(path), found.searched.as_dict())
+    write_record(record_file(path), found.searched.as_dict())
 
 
 def read_review(path: Path) -> Review:
@@ -119,8 +119,8 @@ def read_review(path: Path) -> Review:
     if problems:
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise DataError(f"{path}: {len(problems)} entries cannot be used\n  " + "\n  ".join(problems[:10]) + more)
-    beside = record_beside(path)
-    return Review(decisions, read_record(beside) if beside.is_file() else {})
+    record = record_file(path)
+    return Review(decisions, read_record(record) if record.is_file() else {})
 
 
 def check_unchanged(corpus: Corpus, record: Mapping[str, Any]) -> None:

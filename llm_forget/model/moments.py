@@ -58,10 +58,11 @@ def _moments(
     model: nn.Module, leaders: Sequence[str], widths: Mapping[str, int], rows: Sequence[Encoded], pad_token_id: int
 ) -> dict[str, Tensor]:
     found = InputMoments({name: model.get_submodule(name) for name in leaders}, unit=True)
-    for batch in padded_batches(rows, pad_token_id, next(model.parameters()).device):
+    device = next(model.parameters()).device
+    for batch in padded_batches(rows, pad_token_id, device):
         with found.reading(batch["attention_mask"]):
             _run(model, batch)
-    means, device = found.means, next(model.parameters()).device
+    means = found.means
     for name in leaders:  # an expert that no token reached
         means.setdefault(name, torch.zeros(widths[name], widths[name], device=device))
     return means

@@ -100,7 +100,7 @@ def load_around(folder: Path, target: str | Path | None = None, oracle: str | Pa
     if not runs or runs[0].path != folder:
         problem = skipped.get(str(folder), "holds no run; use llm-forget compare for a folder of runs")
         raise UserError(f"{folder}: {problem}")
-    siblings, _ = find_runs(_folders_beside(folder))
+    siblings, _ = find_runs(_folders_around(folder))
     paths, names = {run.path.resolve() for run in runs}, {run.name for run in runs}
     runs += [run for run in siblings if run.path.resolve() not in paths and run.name not in names]
     suite = runs[0].suite()
@@ -110,7 +110,7 @@ def load_around(folder: Path, target: str | Path | None = None, oracle: str | Pa
     return Comparison([run for run in runs if run.name in shown], _rows_of(frame, runs, shown), *found)
 
 
-def _folders_beside(folder: Path) -> list[Path]:
+def _folders_around(folder: Path) -> list[Path]:
     try:
         return [path for path in sorted(folder.resolve().parent.iterdir()) if path.is_dir()]
     except OSError:  # a parent that cannot be listed has no runs to offer

@@ -86,8 +86,6 @@ def training_curves(run: Run, *, band: tuple[float, float] | None = None) -> Any
     from plotly.subplots import make_subplots
 
     curves, checks = run.curves(), run.checks()
-    if not checks.empty:  # what is kept from an earlier step is measured again at the end, and no step of the curve
-        checks = checks[checks["step"] >= checks["step"].cummax()]
     if curves.empty and checks.empty:
         raise UserError(f"{run.name} has no metrics.jsonl with steps; only unlearning runs write one")
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.6, 0.4], vertical_spacing=0.09)

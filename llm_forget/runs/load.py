@@ -85,9 +85,9 @@ class Run:
         """
         measured = [row for row in self._log() if row["phase"] == "check"]
         ends = [self.result[key] for key in ("before", "after") if isinstance(self.result.get(key), Mapping)]
-        kept = [(row["step"], row.get("forget"), row.get("retain")) for row in (*ends[:1], *measured)]
-        last = [row for row in ends[1:] if (row.get("step"), row.get("forget"), row.get("retain")) not in kept]
-        rows = [*ends[:1], *measured, *last]
+        rows = [*ends[:1], *measured]
+        known = [_measures(row) for row in rows]
+        rows += [row for row in ends[1:] if _measures(row) not in known]
         return make_frame([{"order": order, **row} for order, row in enumerate(rows)])
 
     def _log(self) -> list[dict[str, Any]]:
@@ -164,6 +164,10 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Run], dict
             except (UserError, OSError) as error:
                 skipped[str(folder)] = str(error).removeprefix(f"{folder}: ")
     return _named_apart(list(runs.values())), skipped
+
+
+def _measures(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row.get("step"), row.get("forget"), row.get("retain")
 
 
 def _named_apart(runs: list[Run]) -> list[Run]:

@@ -151,6 +151,6 @@ def _is_of_a_program(file: Path) -> bool:
     """Whether a JSON or table file belongs to a model, a run or a search and holds no rows."""
     if file.suffix.lower() != ".json":
         return file.name in ("metrics.jsonl", "statements.jsonl")
-    beside = ("config.json", "adapter_config.json", "order.json", RESULT_NAME)
+    marks = ("config.json", "adapter_config.json", "order.json", RESULT_NAME)
     own = file.name == "search.json" or file.name.endswith(".openings.json")
-    return own or any((file.parent / one).is_file() for one in beside)
+    return own or any((file.parent / one).is_file() for one in marks)

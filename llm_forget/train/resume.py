@@ -30,7 +30,7 @@ from llm_forget.train.checkpoint import (
     set_rng_state,
     write_checkpoint,
 )
-from llm_forget.utils.files import beside, real_folder
+from llm_forget.utils.files import next_to, real_folder
 from llm_forget.utils.signals import Told, told_to_end
 from llm_forget.utils.written import remove_written
 
@@ -192,7 +192,7 @@ class SaveSteps(TrainerCallback):
 
 def checkpoint_folder(output_dir: str) -> Path:
     """The folder of a run's checkpoints, next to the run folder. It is removed when the run is complete."""
-    return beside(output_dir, "checkpoints")
+    return next_to(output_dir, "checkpoints")
 
 
 def check_checkpoints(output_dir: str, *, resume: bool, overwrite: bool) -> None:

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from llm_forget.config import FinetuneRecipe, UnlearnRecipe
 from llm_forget.errors import RecipeError, UserError
 from llm_forget.utils.extras import require_extra
-from llm_forget.utils.files import beside
+from llm_forget.utils.files import next_to
 from llm_forget.utils.written import TRACKED, remove_written
 
 LOGS = "logs"  # subfolder of a run folder for the trackers' files
@@ -46,7 +46,7 @@ def check_trackers(names: list[str], output_dir: str) -> None:
 
 def log_folder(output_dir: str) -> Path:
     """The folder that trackers write to until the run is complete, next to the run folder."""
-    return beside(output_dir, LOGS)
+    return next_to(output_dir, LOGS)
 
 
 class Trackers:

@@ -53,7 +53,7 @@ def real_folder(folder: str | Path, what: str = "output_dir") -> Path:
     return path
 
 
-def beside(folder: str | Path, suffix: str) -> Path:
+def next_to(folder: str | Path, suffix: str) -> Path:
     """The path next to a folder with its name and a suffix; a link is not followed."""
     path = Path(folder)
     path = path.resolve() if path.name in ("", "..") else path
@@ -92,7 +92,7 @@ def new_folder(target: Path, *, same_if_present: bool = False) -> Iterator[Path]
         else:
             raise UserError(
                 f"{target} was written by another process meanwhile and is not replaced; this result is in "
-                f"{_moved_beside(new, target)}"
+                f"{_moved_next_to(new, target)}"
             )
     except BaseException:
         if old.exists() and not target.exists():
@@ -138,7 +138,7 @@ def _put(new: Path, target: Path, old: Path) -> bool:
     return True
 
 
-def _moved_beside(new: Path, target: Path) -> Path:
+def _moved_next_to(new: Path, target: Path) -> Path:
     """Move a finished folder to the first free name next to the one it was meant for."""
     for number in itertools.count(2):
         place = target.with_name(f"{target.name}-{number}")
@@ -220,16 +220,16 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def new_file(path: Path, *, beside: Path | None = None, sync: bool = True) -> Iterator[Path]:
+def new_file(path: Path, *, within: Path | None = None, sync: bool = True) -> Iterator[Path]:
     """A temporary name for a file that becomes ``path`` at the end, or is removed if anything fails.
 
     Args:
         path: the final file; its parents are created.
-        beside: the folder of the temporary file; the one of ``path`` by default. It must be on the same disk.
+        within: the folder of the temporary file; the one of ``path`` by default. It must be on the same disk.
         sync: whether to sync the content to disk first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = (beside or path.parent) / f".{path.name}.{HOST}-{os.getpid()}-{secrets.token_hex(4)}.new"
+    partial = (within or path.parent) / f".{path.name}.{HOST}-{os.getpid()}-{secrets.token_hex(4)}.new"
     try:
         yield partial
         if sync:

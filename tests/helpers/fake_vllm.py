@@ -11,11 +11,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import torch
+from local_servers import JsonHandler, serving_http
 from transformers import AutoModelForCausalLM
 
 from llm_forget.adapters.lora import load_adapter
@@ -74,28 +74,9 @@ class FakeVllm:
 def serving_fake(fake: FakeVllm) -> Iterator[str]:
     """Serve on a free loopback port. Returns the address."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._reply({})
+    class Handler(JsonHandler):
+        def answer(self, body: Any) -> tuple[int, Any]:
+            return fake.answer(self.path, body)
 
-        def do_POST(self) -> None:
-            self._reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-        def _reply(self, body: dict[str, Any]) -> None:
-            status, found = fake.answer(self.path, body)
-            content = json.dumps(found).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *given: Any) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving_http(Handler) as url:
+        yield url

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from audited import qa
+from local_servers import JsonHandler, serving_http
 
 from llm_forget.auditing.subject import LoadedSubject
 from llm_forget.data.examples import Message
@@ -17,7 +16,7 @@ from llm_forget.data.examples import Message
 KEY = "sk-not-to-be-written"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     """The completions and chat interfaces of an OpenAI-compatible server over a loaded model."""
 
     subject: LoadedSubject
@@ -25,14 +24,13 @@ class Handler(BaseHTTPRequestHandler):
     needs_key = False
     seen: list[dict[str, Any]]
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def answer(self, body: dict[str, Any]) -> tuple[int, Any]:
         self.seen.append(body)
         if self.needs_key and self.headers.get("Authorization") != f"Bearer {KEY}":
-            return self.reply(401, {"error": "no key"})
+            return 401, {"error": "no key"}
         if self.path not in self.paths or body["model"] != "served":
-            return self.reply(404, {"error": "not here"})
-        return self.reply(200, (self.chat if "chat" in self.path else self.completions)(body))
+            return 404, {"error": "not here"}
+        return 200, (self.chat if "chat" in self.path else self.completions)(body)
 
     def completions(self, body: dict[str, Any]) -> dict[str, Any]:
         ids = tuple(body["prompt"])
@@ -50,16 +48,6 @@ class Handler(BaseHTTPRequestHandler):
             text = self.subject.ask([row], max_new_tokens=body["max_tokens"])[0]
         return {"choices": [{"message": {"role": "assistant", "content": text}}]}
 
-    def reply(self, status: int, content: Any) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *given: Any) -> None:
-        pass
-
 
 LOCK = threading.Lock()
 ALL = ("/v1/completions", "/v1/chat/completions")
@@ -71,10 +59,5 @@ def serving(
 ) -> Iterator[tuple[str, list[Any]]]:
     seen: list[Any] = []
     handler = type("Own", (Handler,), {"subject": subject, "paths": paths, "needs_key": needs_key, "seen": seen})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", seen
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving_http(handler) as url:
+        yield url, seen

@@ -78,7 +78,7 @@ class Cache:
         """Write arrays atomically. If that fails, ``problem`` and a note say so, and the evaluation goes on."""
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         try:
-            with new_file(path, beside=self.folder, sync=False) as partial:
+            with new_file(path, within=self.folder, sync=False) as partial:
                 save_file(arrays, partial, metadata=_metadata(path, arrays))
         except (OSError, SafetensorError) as error:
             if self.problem is None:
