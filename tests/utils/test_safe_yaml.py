@@ -88,9 +88,13 @@ def test_a_file_that_is_no_text_or_too_large_is_not_read(tmp_path: Path) -> None
             read_yaml(tmp_path / name)
 
 
+# With allow_unicode PyYAML writes U+0085 as a line break between quotes, and itself reads a space.
+letters = st.characters(exclude_categories=["Cs"], exclude_characters="\x85")
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8) | st.dates(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | st.integers(), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(letters, max_size=8) | st.dates(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(letters, max_size=4) | st.integers(), inner, max_size=3)
+    ),
     max_leaves=15,
 )
 
