@@ -18,6 +18,7 @@ from studios import Watched, open_page, studio, write_root
 pytest.importorskip("gradio", reason="pip install 'llm-forget[studio]'")
 pytestmark = pytest.mark.slow
 MOST_CLICKS = 10
+HAS_VALUE = "value => [...document.querySelectorAll('input')].some(one => one.value === value)"
 
 
 @dataclass
@@ -71,10 +72,11 @@ def walked(browser: Any, memorised_folder: Path, tmp_path_factory: pytest.TempPa
         page.get_by_role("link", name="Open the report").wait_for(timeout=240_000)
         read("Open the report", "Unlearning report")
         click("Evidence", "tab")
+        page.wait_for_function(HAS_VALUE, arg="runs/request-1/forgotten")  # the screen reads the folder when it opens
         page.get_by_label("Id of the request").fill("R-17")
         page.get_by_label("Passphrase of the key").fill("correct horse battery")
         click("Make a key")
-        page.wait_for_function("[...document.querySelectorAll('input')].some(one => one.value === 'office.key')")
+        page.wait_for_function(HAS_VALUE, arg="office.key")
         click("Sign")
         page.get_by_role("link", name="Page for the person").wait_for(timeout=120_000)
         read("Page for the person", "")
@@ -117,6 +119,7 @@ def test_text_is_hidden_until_one_browser_unlocks_it(browser: Any, walked: Walke
         page.locator("button[data-cell]").first.click()
         page.get_by_text("no oracle to compare with", exact=True).wait_for()
         page.get_by_role("tab", name="Evidence").click()
+        page.wait_for_function(HAS_VALUE, arg="office.key.pub")
         page.get_by_role("button", name="Check the run above").click()
         page.get_by_text("Accepted", exact=True).wait_for(timeout=60_000)
         watched.nothing()
