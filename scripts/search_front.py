@@ -64,7 +64,7 @@ def shipped_points(trials: Trials, folder: Path) -> dict[str, Any]:
         same = {name: getattr(start, name) for name in ("model", "base", "data", "encoding", "seed")}
         recipe = replace(given, **same, output_dir=str(folder / "shipped" / path.stem), resume=True)
         step = recipe.train.batch_size * recipe.train.gradient_accumulation
-        steps = recipe.train.epochs * math.ceil(len(shared.sets.forget) / step)
+        steps = math.ceil(recipe.train.epochs * len(shared.sets.forget) / step)
         (folder / "shipped").mkdir(parents=True, exist_ok=True)
         task = Task(recipe, shared, yardstick, steps, pad, 0, folder / "shipped" / f"{path.stem}.log")
         began = time.monotonic()

@@ -71,7 +71,7 @@ def search(
     from llm_forget.utils.extras import require_extra
 
     require_extra("optuna", "the search", "search")
-    from llm_forget.trials.search import Search, read_search
+    from llm_forget.trials.search import AIM, Search, read_search
 
     if workers < 1:
         raise UserError(f"--workers is {workers}; give 1 or more")
@@ -101,6 +101,8 @@ def search(
     finally:
         if not as_json and wanted.slots(url).finished():
             echo(f"go on, or take part: llm-forget search --to {wanted.folder}")
+    if wanted.slots(url).complete:
+        (wanted.folder / AIM).unlink(missing_ok=True)
     _end(wanted, wanted.slots(url), menu=not (yes or as_json), as_json=as_json)
 
 

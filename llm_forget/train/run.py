@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llm_forget.config import TrainConfig, UnlearnRecipe
 from llm_forget.data.encode import Encoded
 from llm_forget.data.schedule import schedule
-from llm_forget.model.measure import SampleMeter, answer_logps, answer_token_logps, refuse_not_finite
+from llm_forget.model.measure import SampleMeter, answer_logps, refuse_not_finite
 from llm_forget.model.weights import frozen_copy, held_in_bf16
 from llm_forget.stop import NEVER_SEEN, Measurement, StopRule, Verdict
 from llm_forget.train.arguments import unlearning_arguments
@@ -33,13 +33,14 @@ from llm_forget.train.origin import BaseScores
 from llm_forget.train.prepare import UnlearnSets
 from llm_forget.train.resume import Saving, checkpoint_folder
 from llm_forget.train.row_goal import RowGoal
-from llm_forget.train.row_targets import RowTargets, row_goals
+from llm_forget.train.row_targets import RowTargets
+from llm_forget.train.start import Start, measure_start
 from llm_forget.train.subtraction import AdapterSession
 from llm_forget.train.teacher import Teacher, novel_tokens, teacher_of
 from llm_forget.train.trainer import UnlearningTrainer
 from llm_forget.utils.terminal import say
 
-Watch = Callable[[nn.Module, Measurement], None]
+Watch = Callable[[nn.Module, Measurement, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Run:
         origin: scores of the model before it learned the forget rows; None if there is none at hand.
         swapped: the reference on the forget rows with other names, if the method needs it.
         curvature: that of rows to keep in each layer's outputs, for the optimizer ``natural``.
+        start: the forget rows before the first step; None to measure them.
     """
 
     def __init__(
@@ -101,9 +103,11 @@ class Run:
         origin: BaseScores | None = None,
         swapped: Teacher | None = None,
         curvature: Mapping[str, Tensor] = MappingProxyType({}),
+        start: Start | None = None,
     ) -> None:
         self.method, self.retain, self.wrappers, self.more = parts.method, parts.retain, parts.wrappers, parts.more
         self._more_rows, self._origin, self._swapped, self._curvature = more_rows, origin, swapped, curvature
+        self._start = start
         self.recipe, self.sets, self.alternatives, self._base = recipe, sets, alternatives, base
         self.model, self.pad_token_id, self.console = model, pad_token_id, console
         self.meter = SampleMeter(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)
@@ -135,19 +139,17 @@ class Run:
         if not targets and not needs.reference_logps:
             return self.meter(self.model, 0)
         # one pass serves the measurement, the row targets and the reference
-        self._first_logps, known = answer_logps(self.model, self.sets.forget, self.pad_token_id)
         if not targets:
+            self._first_logps, known = answer_logps(self.model, self.sets.forget, self.pad_token_id)
             return self.meter.of(self.model, 0, known[: self.recipe.stop.rows])
-        refuse_not_finite(known.tolist())
-        own = known.log()
-        score = partial(answer_token_logps, self.model, pad_token_id=self.pad_token_id)
-        self.row_targets, self._calibrated = row_goals(self._origin, self.sets, own.tolist(), score)
+        start = self._start or measure_start(self.model, self.sets, self._origin, self.pad_token_id)
+        self._first_logps, self.row_targets, self._calibrated = start.logps, start.targets, start.calibrated
         if by_row:
             self.meter.targets = self.row_targets.values[: self.recipe.stop.rows]
             if not self.method.towards:
-                self.goal = RowGoal(torch.tensor(self.row_targets.values), own)
+                self.goal = RowGoal(torch.tensor(self.row_targets.values), start.probabilities.log())
                 self.meter.seen = self.goal.seen
-        return self.meter.of(self.model, 0, known[: self.recipe.stop.rows])
+        return self.meter.of(self.model, 0, start.probabilities[: self.recipe.stop.rows])
 
     def _forget_target(self) -> float | None:
         wanted = self.recipe.stop.forget_target
@@ -371,7 +373,7 @@ class Run:
         if self._natural is not None:
             self._pace(self._natural, now)
         if self.watch is not None:
-            self.watch(self.model, now)
+            self.watch(self.model, now, self.meter.latest)
 
     def _pace(self, optimizer: Natural, now: Measurement) -> None:
         """Tell the optimizer what its steps cost so far, and how far they came."""

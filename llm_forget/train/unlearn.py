@@ -16,12 +16,9 @@ from torch import Tensor
 from transformers import set_seed
 
 from llm_forget.config import UnlearnRecipe
-from llm_forget.data.encode import Encoded
 from llm_forget.data.examples import Example
 from llm_forget.errors import RecipeError
 from llm_forget.model.checkpointing import check_checkpointing
-from llm_forget.model.curvature import kept_metrics
-from llm_forget.model.directions import aim_adapter, aiming_moments
 from llm_forget.model.experts import without_router_loss
 from llm_forget.model.limits import check_rows, padding_id
 from llm_forget.model.load import check_adapter_fits, check_model, load_model, load_tokenizer, locate_model, read_config
@@ -29,12 +26,12 @@ from llm_forget.model.lower_trial import lower_blocks_once
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.steady import steady_base
 from llm_forget.model.weights import in_shards, trainable_state
+from llm_forget.train.aiming import aim
 from llm_forget.train.alternatives import alternative_source, encoded_alternatives
 from llm_forget.train.build import NOWHERE, Parts, check_head, check_layer, make_parts, make_trainable, trained_blocks
 from llm_forget.train.callbacks import note
 from llm_forget.train.default import hidden_size, scaled, settled
 from llm_forget.train.more_rows import Making, swapped_top
-from llm_forget.train.natural import NAME as NATURAL
 from llm_forget.train.origin import OpenBase, base_of, has_base, score_base
 from llm_forget.train.prepare import UnlearnSets, prepare
 from llm_forget.train.resume import drop_checkpoints
@@ -90,7 +87,8 @@ def finished(
         in_memory: set → its examples, instead of those that the recipe names.
         lenient: as for ``unlearn``.
         shared: what several runs have in common; None to compute it.
-        watch: called after every check with the model and the measurement; what it raises ends the run.
+        watch: called after every check with the model, the measurement and the mean log-probs of the measured forget rows;
+            what it raises ends the run.
     """
     given, recipe = recipe, settled(recipe, base=has_base(recipe))
     parts = make_parts(recipe)
@@ -134,29 +132,6 @@ def finished(
     )
 
 
-_KEPT = 64  # rows of each set to keep from which the adapter's inputs are chosen
-
-
-def _aim(
-    recipe: UnlearnRecipe, model: Any, sets: UnlearnSets, more: Mapping[str, list[Encoded]], pad: int
-) -> dict[str, Tensor]:
-    """Choose the adapter's inputs from the forget rows and from a sample of the rows to keep, if the recipe asks for it.
-
-    Returns the curvature of the rows to keep, if the optimizer is ``natural``.
-    """
-    if recipe.adapter is None or recipe.adapter.inputs != "forget":
-        return {}
-    sample = sets.retain[:: max(1, len(sets.retain) // _KEPT)][:_KEPT]
-    kept = [*sample, *(row for rows in more.values() for row in rows[:_KEPT])]
-    forget = aiming_moments(model, sets.forget, pad)
-    if recipe.train.optimizer != NATURAL:
-        aim_adapter(model, forget, aiming_moments(model, kept, pad))
-        return {}
-    inputs, metrics = kept_metrics(model, kept, pad, seed=recipe.seed)
-    aim_adapter(model, forget, inputs, unit="keep")
-    return metrics
-
-
 @dataclass(frozen=True)
 class Finished:
     """A finished run.
@@ -165,11 +140,13 @@ class Finished:
         record: the content of ``result.json``.
         model: the model with its adapter, or the fully trained model.
         metrics: one row per step and per check.
+        forget_logps: mean log-probs of the measured forget rows under the model, in nats.
     """
 
     record: RunRecord
     model: Any
     metrics: list[dict[str, Any]]
+    forget_logps: Tensor
 
 
 def run_on(
@@ -201,7 +178,7 @@ def run_on(
         open_base: opens the model before it learned the forget rows; None if there is none at hand.
         lenient: leave out further retain terms whose rows cannot be made, with a note; for a recipe that names no method.
         shared: what several runs have in common; None to compute it.
-        watch: called after every check with the model and the measurement.
+        watch: as for ``finished``.
 
     Raises:
         UserError: alternative answers that the method needs are missing, or the disk is full.
@@ -249,8 +226,9 @@ def run_on(
             off = ", ".join(noise)
             note(console, f"the model's own dropout and noise are off, because the reference has none: {off}")
         pad = padding_id(tokenizer, model)
-        curvature = _aim(recipe, model, sets, more, pad)
-        known: dict[str, Any] = {"more_rows": more, "origin": origin, "swapped": swapped, "curvature": curvature}
+        stored, start = (None, None) if shared is None else (shared.aim, shared.start)
+        known: dict[str, Any] = {"more_rows": more, "origin": origin, "swapped": swapped, "start": start}
+        known["curvature"] = aim(recipe, model, sets, more, pad, stored)
         run = Run(recipe, parts, sets, model, pad, console, alternatives, base=base, **known)
         run.watch = watch
         settings = sent_settings(recipe)
@@ -284,4 +262,4 @@ def run_on(
             drop_checkpoints(recipe.output_dir)
             say(console, f"{record.method}: {record.reason} ({recipe.output_dir})")
         PartialState().wait_for_everyone()
-    return Finished(record, model, outcome.metrics)
+    return Finished(record, model, outcome.metrics, run.meter.latest)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import Interrupted, UserError
@@ -103,7 +104,8 @@ def _run(task: Task, worker: Connection, console: Console) -> Result:
     began = time.monotonic()
     with _free_folder(recipe.output_dir):
         done = finished(recipe, console, lenient=True, shared=task.shared, watch=rungs)
-    result = task.yardstick.measure(done.model, task.shared.sets.forget, task.pad)
+    known, after = done.forget_logps.tolist(), done.record.after
+    result = task.yardstick.measure(done.model, task.shared.sets.forget, task.pad, known=known, retain=after.retain)
     result.details |= {"seconds": time.monotonic() - began, "steps": done.record.steps, "reached": done.record.reached}
     return result
 
@@ -135,14 +137,16 @@ class Rungs:
     def __init__(self, task: Task, worker: Connection) -> None:
         self._task, self._worker, self._left = task, worker, list(enumerate(RUNGS))
 
-    def __call__(self, model: Any, now: Measurement) -> None:
+    def __call__(self, model: Any, now: Measurement, forget_logps: Tensor) -> None:
         """Called after every check of the stop rule."""
-        if not self._left or now.step < self._left[0][1] * self._task.steps:
+        steps = self._task.steps
+        if not self._left or not self._left[0][1] * steps <= now.step < steps:
             return
-        rung, _ = self._left.pop(0)
-        result = self._task.yardstick.measure(model, self._task.shared.sets.forget, self._task.pad)
+        rung, share = self._left.pop(0)
+        stick, rows = self._task.yardstick, self._task.shared.sets.forget
+        result = stick.measure(model, rows, self._task.pad, known=forget_logps.tolist(), retain=now.retain)
         self._worker.send(("rung", (rung, result.distance, result.harm)))
-        if not self._worker.recv():
+        if not self._worker.recv() or stick.hopeless(result.distance, result.harm, share):
             result.details |= {"pruned_at": now.step, "steps": now.step}
             raise Pruned(result)
 

@@ -31,6 +31,7 @@ from llm_forget.utils.files import write_json
 from llm_forget.utils.safe_json import NotPlainJson, read_json
 
 SETTINGS = "search.json"
+AIM = "aim.safetensors"  # what aims an adapter is the same for all trials; the file goes with the last one
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ class Trials:
                 make_yardstick(model, shared, pads[0], oracle=oracle, neighbours=self.found.neighbours, floors=floors)
             )
 
-        shared = share(space.start, swapped="name_swap" in space.methods, also=measure, say=self.say)
+        aim = self.search.folder / AIM if self.search.folder.is_dir() else None
+        shared = share(space.start, swapped="name_swap" in space.methods, aim=aim, also=measure, say=self.say)
         return shared, yardsticks[0], pads[0]
 
     def _oracle(self) -> Sequence[float] | None:
@@ -185,7 +187,7 @@ class Trials:
         except UserError as error:
             return Result(failed=str(error))
         step = recipe.train.batch_size * recipe.train.gradient_accumulation
-        steps = recipe.train.epochs * math.ceil(len(shared.sets.forget) / step)
+        steps = math.ceil(recipe.train.epochs * len(shared.sets.forget) / step)
         place.parent.mkdir(parents=True, exist_ok=True)
         log = place.with_name(f"{place.name}.log")
         return self._process(Task(recipe, shared, yardstick, steps, pad, self.threads, log), ask)

@@ -98,6 +98,7 @@ class Space:
             epochs=max(1, round(start.train.epochs * float(drawn["steps"]))),
             learning_rate=rate if times == 1 else (usual if rate is None else rate) * times,
         )
+        stop = replace(start.stop, every=round(start.stop.every * max(1.0, float(drawn["steps"]))))  # as many checks
         share = 1.0 if method.trained_layers is not None else float(drawn["blocks"])
         adapter = replace(
             start.adapter or AdapterConfig(), rank=rank, alpha=rank, inputs=aimed, top_share=share  # type: ignore[arg-type]
@@ -109,6 +110,7 @@ class Space:
             retain=start.retain if shaped else _retain(start.retain, drawn),
             adapter=adapter,
             train=train,
+            stop=stop,
             output_dir=output_dir,
             resume=True,
         )

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from llm_forget.trials.front import dominators
 from llm_forget.trials.slots import Claim, Result, Slots
 
-_FEWEST = 6  # other trials at a rung before one is ended there
+_FEWEST = 4  # other trials at a rung before one is ended there
 _SHARE = 1 / 3  # of them that are better in both objectives
 _ATTEMPTS = 3  # of a slot whose process dies
 _POLL = 1.0

@@ -16,6 +16,9 @@ from llm_forget.train.shared import Shared
 from llm_forget.trials.slots import Result
 
 _MOST = 64  # rows of each set to keep
+_LOST = 0.75  # harm after which a set does not recover
+_LEAST_HARM = 0.05
+_IDLE_EARLY, _IDLE_LATE = 0.01, 0.05  # of the way
 _WORST = 50.0  # nats; a row of an infinite distance counts so much
 
 
@@ -47,15 +50,46 @@ class Yardstick:
         sized = [max(gap, 0.0) if self.one_sided else abs(gap) for gap in gaps]
         return math.fsum(min(gap, _WORST) if math.isfinite(gap) else _WORST for gap in sized) / len(sized)
 
+    def hopeless(self, distance: float, harm: float, share: float) -> bool:
+        """Whether a run can end early, whatever the others did.
+
+        It can if it is further away than before unlearning and has done harm as well; if most of a set is lost; or if it has
+        hardly moved: by less than 1 % of the way after a third of its steps, or 5 % after two thirds.
+
+        Args:
+            distance: now.
+            harm: now.
+            share: of its steps that it has taken.
+        """
+        least = _IDLE_EARLY if share < 1 / 2 else _IDLE_LATE
+        return harm >= _LOST or (distance >= self.start and harm > _LEAST_HARM) or distance > (1 - least) * self.start
+
     def harm(self, now: Mapping[str, float]) -> float:
         """The largest share of probability that a set has lost, in [0, 1]."""
         lost = [1 - now[name] / before for name, before in self.before.items() if before > 0]
         return min(max([0.0, *(one if math.isfinite(one) else 1.0 for one in lost)]), 1.0)
 
-    def measure(self, model: Any, forget: Sequence[Encoded], pad: int) -> Result:
-        """Measure a model."""
-        logps = answer_logps(model, forget, pad)[1].log().tolist()
-        now = {name: _mean(model, rows, pad) for name, rows in self.kept.items()}
+    def measure(
+        self,
+        model: Any,
+        forget: Sequence[Encoded],
+        pad: int,
+        *,
+        known: Sequence[float] = (),
+        retain: float | None = None,
+    ) -> Result:
+        """Measure a model.
+
+        Args:
+            model: the model.
+            forget: the forget rows.
+            pad: the padding token.
+            known: the mean log-probs of the first forget rows, in nats, if they were just measured.
+            retain: the mean answer probability of the rows to keep that are measured, likewise.
+        """
+        logps = [*known, *answer_logps(model, forget[len(known) :], pad)[1].log().tolist()]
+        now = {} if retain is None or "retain" not in self.kept else {"retain": retain}
+        now |= {name: _mean(model, rows, pad) for name, rows in self.kept.items() if name not in now}
         broken = {
             name: _or_one(share * self.before[name] - now[name]) for name, share in self.floors.items() if name in now
         }

@@ -8,17 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from places import ROOT
 
 pytest.importorskip("optuna", reason="pip install 'llm-forget[search]'")
+from safetensors.torch import load_file
+
+from llm_forget.config import AdapterConfig
 from llm_forget.errors import UserError
 from llm_forget.forgetting.found import look
 from llm_forget.forgetting.order import Order
 from llm_forget.forgetting.work import work_for
+from llm_forget.train.shared import share
+from llm_forget.train.unlearn import finished
 from llm_forget.trials.search import Search, read_search
 from llm_forget.trials.slots import Result, Slots
 from llm_forget.trials.space import Space, usable_methods
@@ -117,12 +124,12 @@ class _Rungs:
 
 
 def test_a_trial_that_a_third_of_the_others_beat_at_a_rung_is_ended(tmp_path: Path) -> None:
-    """After six trials: 0.9 is beaten by all six 0.35 by two of seven, 0.65 by six of eight."""
+    """After four trials: 0.7 is beaten by all four, 0.9 by all six, 0.35 by two of seven, 0.65 by six of eight."""
     slots, runner = Slots(tmp_path, budget=9, worker=0), _Rungs()
     slots.enqueue([{"x": x} for x in (0.3, 0.4, 0.5, 0.6, 0.7, 0.2, 0.9, 0.35, 0.65)])
     assert work(slots, runner)
-    assert runner.went_on == [True] * 6 + [False, True, False]
-    assert [one.user_attrs.get("pruned_at") for one in slots.finished().values()] == [None] * 6 + [3, None, 3]
+    assert runner.went_on == [True] * 4 + [False, True, False, True, False]
+    assert [one.user_attrs.get("pruned_at") for one in slots.finished().values()] == [None] * 4 + [3, None, 3, None, 3]
 
 
 def test_the_yardstick_by_hand() -> None:
@@ -133,3 +140,36 @@ def test_the_yardstick_by_hand() -> None:
     assert stick.distance([float("-inf"), -1.0]) == 25.0
     assert stick.harm({"retain": 0.6, "neighbours": 0.6}) == pytest.approx(0.25)
     assert stick.harm({"retain": float("nan"), "neighbours": 0.5}) == 1.0
+
+
+def test_a_hopeless_trial_by_hand() -> None:
+    """3.3 nats before unlearning. Worse with harm, or most of a set lost, or nearly no way gone: hopeless."""
+    stick = Yardstick((-3.0,), "oracle", False, {}, start=3.3)
+    early, late = 1 / 3, 2 / 3
+    assert stick.hopeless(3.4, 0.06, early)
+    assert stick.hopeless(1.0, 0.8, early)
+    assert stick.hopeless(3.29, 0.0, early)
+    assert stick.hopeless(3.2, 0.0, late)
+    assert not stick.hopeless(3.2, 0.04, early)
+    assert not stick.hopeless(1.0, 0.7, late)
+
+
+@pytest.mark.slow
+def test_what_trials_share_changes_no_run(order: Order, tmp_path: Path) -> None:
+    """A run that takes the moments and the measurement before its first step from others ends in the same adapter."""
+    start = work_for(look(order)).recipe
+    adapter = AdapterConfig(rank=4, inputs="forget")
+    train = replace(start.train, optimizer="natural", epochs=2, learning_rate=0.1)
+    recipe = replace(start, adapter=adapter, train=train, output_dir=str(tmp_path / "alone"))
+    file = tmp_path / "aim.safetensors"
+    shared = share(recipe, aim=file)
+    assert shared.aim == file
+    written = file.stat().st_mtime_ns
+    assert share(recipe, aim=file).aim == file
+    assert file.stat().st_mtime_ns == written, "the same rows and weights are measured once"
+    finished(recipe, shared=replace(shared, aim=None, start=None))
+    finished(replace(recipe, output_dir=str(tmp_path / "shared")), shared=shared)
+    alone, together = (load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("alone", "shared"))
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5)
