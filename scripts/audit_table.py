@@ -8,6 +8,7 @@ Reads runs that `llm-forget audit` has attacked, on merged weights and on nf4, w
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -32,10 +33,11 @@ MIDDLE = """
 ## Forecast of nf4 from files
 
 *Kept*: cosine between the update and what rounding to nf4 leaves of it, computed from the files of target and adapter. *AUC*: the
-attack `membership` on merged weights and on nf4. *Comes back*: R on nf4 minus R on merged weights.
+attack `membership` on merged weights and on nf4. *Returns*: R on nf4 minus R on merged weights. *Of the forgotten*: the same as a
+share of 1 − R on merged weights, which is what there was to return.
 
-| run | update / bin | kept | AUC merged | AUC nf4 | comes back |
-|---|---|---|---|---|---|
+| run | update / bin | kept | AUC merged | AUC nf4 | returns | of the forgotten |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -56,8 +58,12 @@ def main() -> None:
     if len(found) > 2:
         from scipy.stats import spearmanr
 
-        rank = spearmanr([one[1] for one in found.values()], [-one[4] for one in found.values()]).statistic
-        text += f"\nSpearman's rank correlation of *kept* with what does not come back, over {len(found)} runs: {rank:.2f}.\n"
+        lost = [1 - one[1] for one in found.values()]
+        ranks = [spearmanr(lost, [one[place] for one in found.values()]).statistic for place in (5, 4)]
+        text += (
+            f"\nSpearman's rank correlation of 1 − *kept* over {len(found)} runs: {ranks[0]:.2f} with *of the forgotten*, "
+            f"{ranks[1]:.2f} with *returns*.\n"
+        )
     print(text)
     if given.write:
         given.write.write_text(text, encoding="utf-8")
@@ -74,15 +80,18 @@ def _graded(name: str, audit: StoredAudit) -> str:
     )
 
 
-def _rounded(audit: StoredAudit) -> tuple[float, float, float, float, float] | None:
-    """Update over bin, kept, AUC on merged weights and on nf4, and what comes back; None if the audit lacks one of them."""
+def _rounded(audit: StoredAudit) -> tuple[float, ...] | None:
+    """Update over bin, kept, AUC on merged weights and on nf4, what returns, and that of the forgotten; None without one."""
     whole, rounded = (audit.cell(ATTACK, form) for form in (WHOLE, ROUNDED))
     forecast = audit.raw.get("forecast", {}).get(ROUNDED)
     if whole is None or rounded is None or forecast is None:
         return None
     if whole.value is None or rounded.value is None or whole.left is None or rounded.left is None:
         return None
-    return forecast["ratio"], forecast["kept"], whole.value, rounded.value, rounded.left - whole.left
+    returns = rounded.left - whole.left
+    forgotten = 1 - whole.left
+    share = returns / forgotten if forgotten > 0 else math.nan
+    return forecast["ratio"], forecast["kept"], whole.value, rounded.value, returns, share
 
 
 if __name__ == "__main__":

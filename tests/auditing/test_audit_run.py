@@ -10,16 +10,11 @@ from signal import SIGKILL
 from typing import Any
 
 import pytest
-import yaml
-from adapter_examples import trained_adapter
-from audited import audit_rows, subject_of, trained_on
+from audited import audit_rows, faint_adapter, subject_of, write_audited
 from commands import command
-from memorised import write_rows
 from openai_server import serving
 from planted import made as attack_named
 
-from llm_forget.adapters.arithmetic import scale
-from llm_forget.adapters.lora import load_adapter, save_adapter
 from llm_forget.auditing.artefact import artefact_of
 from llm_forget.auditing.attack import Access
 from llm_forget.auditing.attacks.greedy import Greedy
@@ -40,38 +35,7 @@ CELLS, OTHERS = 6, 4  # of the run; of target and oracle, which have no adapter 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of a target, an oracle, and a run whose adapter forgot nothing."""
-    folder = tmp_path_factory.mktemp("audit")
-    rows = audit_rows(16)
-    sets = {"forget": rows.forget, "holdout": rows.holdout, "retain": rows.kept}
-    for name, one in sets.items():
-        write_rows(folder / f"{name}.jsonl", [(row.prompt[-1].content, row.answer) for row in one])  # type: ignore[union-attr]
-    encoding = {"system_prompt": ""}
-    for role, parts in (("target", (rows.forget, rows.kept)), ("oracle", (rows.kept,))):
-        model, tokenizer = trained_on(*parts, steps=140)
-        model.save_pretrained(folder / role / "model")
-        tokenizer.save_pretrained(folder / role / "model")
-        write_record(folder / role, {"steps": 60}, {"encoding": encoding})
-    recipe = {
-        "model": {"name": str(folder / "target" / "model"), "dtype": "float32"},
-        "data": {name: {"path": str(folder / f"{name}.jsonl")} for name in sets},
-        "encoding": encoding,
-    }
-    faint_adapter(folder, "run")
-    write_record(folder / "run", {"method": "npo"}, recipe)
-    return folder
-
-
-def faint_adapter(folder: Path, run: str, **config: Any) -> None:
-    """An adapter that changes next to nothing."""
-    made = load_adapter(trained_adapter(folder / "target" / "model", folder / "loud", **config))
-    shutil.rmtree(folder / "loud")
-    shutil.rmtree(folder / run / "adapter", ignore_errors=True)
-    save_adapter(scale(made, 0.01), folder / run / "adapter")
-
-
-def write_record(folder: Path, result: dict[str, Any], recipe: dict[str, Any]) -> None:
-    (folder / "result.json").write_text(json.dumps({"schema": 1, "seconds": 1.0, **result}))
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return write_audited(tmp_path_factory.mktemp("audit"))
 
 
 @pytest.fixture

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import yaml
+from adapter_examples import trained_adapter
+from memorised import write_rows
+
+from llm_forget.adapters.arithmetic import scale
+from llm_forget.adapters.lora import load_adapter, save_adapter
 from llm_forget.auditing.attack import Budget, Rows
 from llm_forget.auditing.forms import FORMS
 from llm_forget.auditing.subject import LoadedSubject
@@ -39,12 +48,14 @@ def audit_rows(people: int = 8) -> Rows:
     return Rows(forget[:people], forget[-people:], kept)
 
 
-def trained_on(*sets: Sequence[Example], seed: int = 0, steps: int = 60) -> tuple[Any, Any]:
+def trained_on(
+    *sets: Sequence[Example], seed: int = 0, steps: int = 60, hidden: int = 64, rate: float = 5e-3
+) -> tuple[Any, Any]:
     """A tiny model that learned these rows, and its tokenizer."""
     tokenizer = tiny_tokenizer()
-    model = tiny_model(tokenizer, seed=seed)
+    model = tiny_model(tokenizer, seed=seed, hidden=hidden)
     encoded = [row for one in sets for row in encode_all(tokenizer, list(one), ENCODING)[0]]
-    memorise(model, encoded, steps=steps, learning_rate=5e-3)
+    memorise(model, encoded, steps=steps, learning_rate=rate)
     return model, tokenizer
 
 
@@ -59,3 +70,39 @@ def tiny_pair(people: int = 8) -> tuple[Rows, LoadedSubject, LoadedSubject]:
     rows = audit_rows(people)
     target = trained_on(rows.forget, rows.kept, steps=60 if people <= 8 else 140)
     return rows, subject_of(*target), subject_of(*trained_on(rows.kept))
+
+
+def write_audited(folder: Path, **settings: Any) -> Path:
+    """Write the folders of a target, an oracle, and a run whose adapter forgot nothing."""
+    rows = audit_rows(16)
+    sets = {"forget": rows.forget, "holdout": rows.holdout, "retain": rows.kept}
+    for name, one in sets.items():
+        write_rows(folder / f"{name}.jsonl", [(row.prompt[-1].content, row.answer) for row in one])  # type: ignore[union-attr]
+    encoding = {"system_prompt": ""}
+    for role, parts in (("target", (rows.forget, rows.kept)), ("oracle", (rows.kept,))):
+        model, tokenizer = trained_on(*parts, steps=140, **settings)
+        model.save_pretrained(folder / role / "model")
+        tokenizer.save_pretrained(folder / role / "model")
+        write_record(folder / role, {"steps": 60}, {"encoding": encoding})
+    recipe = {
+        "model": {"name": str(folder / "target" / "model"), "dtype": "float32"},
+        "data": {name: {"path": str(folder / f"{name}.jsonl")} for name in sets},
+        "encoding": encoding,
+    }
+    faint_adapter(folder, "run")
+    write_record(folder / "run", {"method": "npo"}, recipe)
+    return folder
+
+
+def faint_adapter(folder: Path, run: str, **config: Any) -> None:
+    """An adapter that changes next to nothing."""
+    made = load_adapter(trained_adapter(folder / "target" / "model", folder / "loud", **config))
+    shutil.rmtree(folder / "loud")
+    shutil.rmtree(folder / run / "adapter", ignore_errors=True)
+    save_adapter(scale(made, 0.01), folder / run / "adapter")
+
+
+def write_record(folder: Path, result: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Write what a run folder needs to be read."""
+    (folder / "result.json").write_text(json.dumps({"schema": 1, "seconds": 1.0, **result}))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
