@@ -9,6 +9,7 @@ the server.
 from __future__ import annotations
 
 import json
+import math
 import os
 import urllib.error
 import urllib.parse
@@ -32,6 +33,7 @@ _PATIENCE = 300.0  # seconds until a request counts as failed
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _WORKERS = 8  # requests at once
 _MOST_BYTES = 64 << 20  # of one reply
+_LISTED = 20  # likeliest tokens at each place of a prompt; vLLM's own limit
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -120,13 +122,15 @@ class ServedSubject(Subject):
     def __init__(self, endpoint: Endpoint, tokenizer: Any, encoding: EncodingConfig, form: Form) -> None:
         super().__init__(tokenizer, encoding, form)
         self.endpoint = endpoint
-        self.access = Access.CHAT
+        self.access, self._listed = Access.CHAT, _LISTED
         probe = tuple(tokenizer("A few words.")["input_ids"])
         self._tokens = self._allows(lambda: self._choices(probe, max_tokens=1)[0]["text"])
         if self._tokens:
             self.access |= Access.TOKENS
-            if self._allows(lambda: self._logps(probe)):
-                self.access |= Access.LOGPS
+            for self._listed in (_LISTED, 0):
+                if self._allows(lambda: self._logps(probe)):
+                    self.access |= Access.LOGPS
+                    break
         else:
             body = {"messages": [{"role": "user", "content": "A few words."}], "max_tokens": 1}
             endpoint.post("chat/completions", body)  # a server with neither is an error that says why
@@ -192,23 +196,55 @@ class ServedSubject(Subject):
         with ThreadPoolExecutor(_WORKERS) as pool:
             rows = list(pool.map(lambda one: self._logps(one[0]), given))
         found = []
-        for (tokens, start), logps in zip(given, rows, strict=True):
-            own = np.array(logps[max(start, 1) - 1 : len(tokens) - 1], dtype=np.float64)
-            unknown = np.full(len(own), np.nan)  # servers give no other log-probs of the vocabulary
-            found.append(TokenScores(own, unknown > 0, unknown, unknown, np.array([0, len(own)], dtype=np.int64)))
+        for (tokens, start), scored in zip(given, rows, strict=True):
+            own = scored[max(start, 1) - 1 : len(tokens) - 1]
+            logps = np.array([one for one, _ in own], dtype=np.float64)
+            spread = [self._moments(listed) for _, listed in own]
+            mean, std = (np.array([one[place] for one in spread], dtype=np.float64) for place in (0, 1))
+            hits = np.array([bool(listed) and one >= max(listed) for one, listed in own], dtype=np.bool_)
+            found.append(TokenScores(logps, hits, mean, std, np.array([0, len(own)], dtype=np.int64)))
         return found
 
-    def _logps(self, tokens: Tokens) -> list[float]:
-        """Log-prob of each token after the first: vLLM's ``prompt_logprobs``, or ``echo`` of the completions interface."""
-        choice = self._choices(tokens, max_tokens=1, prompt_logprobs=0)[0]
+    def _moments(self, listed: Sequence[float]) -> tuple[float, float]:
+        return listed_moments(listed, len(self.tokenizer)) if len(listed) > 1 else (math.nan, math.nan)
+
+    def _logps(self, tokens: Tokens) -> list[tuple[float, list[float]]]:
+        """Log-prob of each token after the first, and those of the likeliest tokens at its place if the server lists them.
+
+        They are from vLLM's ``prompt_logprobs``, or from ``echo`` of the completions interface, which lists none.
+        """
+        choice = self._choices(tokens, max_tokens=1, prompt_logprobs=self._listed)[0]
         rows = choice.get("prompt_logprobs")
         if rows:
-            return [float(row[str(token)]["logprob"]) for row, token in zip(rows[1:], tokens[1:], strict=True)]
+            pairs = zip(rows[1:], tokens[1:], strict=True)
+            return [
+                (float(row[str(token)]["logprob"]), [float(one["logprob"]) for one in row.values()])
+                for row, token in pairs
+            ]
         choice = self._choices(tokens, max_tokens=1, echo=True, logprobs=1)[0]
         echoed = choice["logprobs"]["token_logprobs"][1 : len(tokens)]
         if len(echoed) != len(tokens) - 1:
             raise KeyError("token_logprobs")
-        return [float(value) for value in echoed]
+        return [(float(value), []) for value in echoed]
+
+
+def listed_moments(listed: Sequence[float], vocabulary: int) -> tuple[float, float]:
+    """Mean and standard deviation of log p(v) for v drawn from p, from the likeliest tokens; the others share the rest evenly.
+
+    Args:
+        listed: log-probs of some tokens, in nats.
+        vocabulary: number of all tokens.
+
+    Returns:
+        In nats. p = ½, ¼ and four others with 1/16 each give −2 ln 2 and √1.5 ln 2.
+    """
+    values = np.asarray(listed, dtype=np.float64)
+    shares = np.exp(values)
+    rest, others = 1 - float(shares.sum()), vocabulary - len(values)
+    if rest > 0 and others > 0:
+        values, shares = np.append(values, math.log(rest / others)), np.append(shares, rest)
+    mean = float((shares * values).sum())
+    return mean, math.sqrt(float((shares * (values - mean) ** 2).sum()))
 
 
 def _message(reply: Any) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 from audited import BUDGET, ENCODING, tiny_pair
-from openai_server import ALL, KEY, serving
+from openai_server import ALL, KEY, Handler, serving
 
 from llm_forget.auditing.attack import Access
 from llm_forget.auditing.attacks.greedy import Greedy
 from llm_forget.auditing.attacks.membership import Membership
-from llm_forget.auditing.endpoint import Endpoint, ServedSubject
+from llm_forget.auditing.endpoint import Endpoint, ServedSubject, listed_moments
 from llm_forget.auditing.forms import FORMS
 from llm_forget.auditing.subject import LoadedSubject
 from llm_forget.errors import UserError
+
+LN2 = math.log(2)
 
 
 def served(url: str, target: LoadedSubject) -> ServedSubject:
@@ -28,6 +33,40 @@ def test_scores_equal_those_in_process() -> None:
         for attack in (Greedy(), Membership()):
             here, there = attack.attack(target, rows, BUDGET), attack.attack(subject, rows, BUDGET)
             np.testing.assert_allclose(there.scores, here.scores, atol=1e-4)
+
+
+def test_moments_of_the_vocabulary_from_the_likeliest_tokens_by_hand() -> None:
+    assert listed_moments([math.log(0.5), math.log(0.25)], 6) == pytest.approx((-2 * LN2, math.sqrt(1.5) * LN2))
+    assert listed_moments([0.0, -1e9], 6) == pytest.approx((0.0, 0.0))
+
+
+def test_the_moments_of_a_server_come_close_to_the_real_ones() -> None:
+    """Twenty of 126 tokens are listed."""
+    rows, target, _ = tiny_pair()
+    with serving(target) as (url, _):
+        there = served(url, target).score(rows.holdout)
+    here = target.score(rows.holdout)
+    np.testing.assert_allclose(there.vocab_mean, here.vocab_mean, atol=0.1)
+    np.testing.assert_allclose(there.vocab_std, here.vocab_std, atol=0.1)
+    np.testing.assert_array_equal(there.hits, here.hits)
+
+
+def test_a_server_that_lists_no_other_tokens_still_gives_log_probs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, target, _ = tiny_pair()
+
+    def refuses(self: Handler, body: dict[str, Any]) -> dict[str, Any]:
+        if body.get("prompt_logprobs"):
+            raise KeyError("too many log-probs")
+        return completions(self, body)
+
+    completions = Handler.completions
+    monkeypatch.setattr(Handler, "completions", refuses)
+    with serving(target) as (url, _):
+        subject = served(url, target)
+        assert Access.LOGPS in subject.access
+        found = subject.score(rows.forget)
+    np.testing.assert_allclose(found.token_logps, target.score(rows.forget).token_logps, atol=1e-4)
+    assert np.isnan(found.vocab_std).all()
 
 
 def test_a_server_with_chat_only_gets_turns_and_gives_less_access() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from audited import qa
 from local_servers import JsonHandler, serving_http
 
@@ -36,10 +37,19 @@ class Handler(JsonHandler):
         ids = tuple(body["prompt"])
         with LOCK:
             text = self.subject.complete([ids], max_new_tokens=body["max_tokens"])[0]
-            scores = self.subject._score([(ids, 1)])[0].token_logps
-        rows = [None, *({str(token): {"logprob": float(one)}} for token, one in zip(ids[1:], scores, strict=True))]
+            rows = [None, *self.scored(ids, body.get("prompt_logprobs", 0))]
         choice = {"text": text, **({"prompt_logprobs": rows} if "prompt_logprobs" in body else {})}
         return {"choices": [choice] * body.get("n", 1)}
+
+    def scored(self, ids: tuple[int, ...], listed: int) -> list[dict[str, dict[str, float]]]:
+        """For each token after the first its log-prob and those of the likeliest ones."""
+        with torch.no_grad():
+            logps = self.subject.model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
+        rows = []
+        for own, token in zip(logps, ids[1:], strict=True):
+            places = [token, *(own.topk(listed).indices.tolist() if listed else [])]
+            rows.append({str(place): {"logprob": float(own[place])} for place in places})
+        return rows
 
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         turns = tuple(Message(one["role"], one["content"]) for one in body["messages"])
