@@ -41,7 +41,7 @@ def test_moments_of_the_vocabulary_from_the_likeliest_tokens_by_hand() -> None:
 
 
 def test_the_moments_of_a_server_come_close_to_the_real_ones() -> None:
-    """Twenty of 126 tokens are listed."""
+    """Twenty of 290 tokens are listed."""
     rows, target, _ = tiny_pair()
     with serving(target) as (url, _):
         there = served(url, target).score(rows.holdout)
