@@ -105,7 +105,7 @@ def forecast(
     layers, found = base_layers(base), []
     dots = torch.zeros(3, dtype=torch.float64)  # <c, Δ>, <c, c>, <Δ, Δ>
     widths = moved = count = 0.0
-    for name, weight, change in _updates(layers, Path(after)):
+    for name, weight, change in updates(layers, Path(after)):
         if rows is not None and len(weight) > rows:
             chosen = torch.linspace(0, len(weight) - 1, rows).round().long()
             weight, change = weight[chosen], change[chosen]
@@ -129,7 +129,7 @@ def forecast(
     return Forecast(quantiser, tuple(found), ratio, _cosine(dots), moved / count)
 
 
-def _updates(layers: BaseLayers, after: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
+def updates(layers: BaseLayers, after: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, weight (out, in) and update of each layer that can be read."""
     if (after / "adapter_config.json").is_file():
         adapter = load_adapter(after)
