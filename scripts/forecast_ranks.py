@@ -45,8 +45,8 @@ NAMES = {
 HEAD = """# Forecasts of nf4 from files, ranked
 
 Written by `scripts/forecast_ranks.py`. *Left*: R = (log p − oracle) / (target − oracle), with the mean log-prob per answer
-token of the forget rows, each model in the same form. *Comes back*: (R on nf4 − R merged) / (1 − R merged). A good forecast falls where
-it rises.
+token of the forget rows, each model in the same form. *Comes back*: (R on nf4 − R merged) / (1 − R merged). A good forecast
+falls where it rises.
 
 | run | left, merged | left, nf4 | comes back | """
 
