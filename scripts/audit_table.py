@@ -17,10 +17,13 @@ sys.path[:0] = [str(ROOT)]
 
 from llm_forget.auditing.results import StoredAudit, read_audit  # noqa: E402
 
+LEAST = 0.05  # share of the target's lead that a run must have lost, so that some of it can return
 WHOLE, ROUNDED, ATTACK = "merged_bf16", "nf4", "membership"
 HEAD = """# Audits of the demo's runs
 
-Written by `scripts/audit_table.py`. Seed 1 of the demo, recipes of `recipes/demo`, one training run each.
+Written by `scripts/audit_table.py`. Seed 1 of the demo, recipes of `recipes/demo`, one training run each. `recipes/demo` has no
+`masc`, `name_swap`, `shred` and `unilogit`: they ran with the settings of `npo.yaml`. A run whose floor broke before anything
+was forgotten keeps the model as it was, and has no forecast.
 
 ## Grades
 
@@ -55,14 +58,16 @@ def main() -> None:
     text += "".join(
         f"| {name} | " + " | ".join(f"{value:.2f}" for value in one) + " |\n" for name, one in found.items()
     )
-    if len(found) > 2:
+    ranked = [one for one in found.values() if not math.isnan(one[5])]
+    if len(ranked) > 2:
         from scipy.stats import spearmanr
 
-        lost = [1 - one[1] for one in found.values()]
-        ranks = [spearmanr(lost, [one[place] for one in found.values()]).statistic for place in (5, 4)]
+        lost = [1 - one[1] for one in ranked]
+        ranks = [spearmanr(lost, [one[place] for one in ranked]).statistic for place in (5, 4)]
         text += (
-            f"\nSpearman's rank correlation of 1 − *kept* over {len(found)} runs: {ranks[0]:.2f} with *of the forgotten*, "
-            f"{ranks[1]:.2f} with *returns*.\n"
+            f"\nSpearman's rank correlation of 1 − *kept*, over the {len(ranked)} runs that had anything to return: "
+            f"{ranks[0]:.2f} with *of the forgotten*, {ranks[1]:.2f} with *returns*. `forecast_ranks.md` has other forecasts "
+            "and a finer measure.\n"
         )
     print(text)
     if given.write:
@@ -90,7 +95,7 @@ def _rounded(audit: StoredAudit) -> tuple[float, ...] | None:
         return None
     returns = rounded.left - whole.left
     forgotten = 1 - whole.left
-    share = returns / forgotten if forgotten > 0 else math.nan
+    share = returns / forgotten if forgotten >= LEAST else math.nan
     return forecast["ratio"], forecast["kept"], whole.value, rounded.value, returns, share
 
 
