@@ -199,14 +199,11 @@ class ServedSubject(Subject):
         for (tokens, start), scored in zip(given, rows, strict=True):
             own = scored[max(start, 1) - 1 : len(tokens) - 1]
             logps = np.array([one for one, _ in own], dtype=np.float64)
-            spread = [self._moments(listed) for _, listed in own]
+            spread = [listed_moments(listed, len(self.tokenizer)) for _, listed in own]
             mean, std = (np.array([one[place] for one in spread], dtype=np.float64) for place in (0, 1))
-            hits = np.array([bool(listed) and one >= max(listed) for one, listed in own], dtype=np.bool_)
+            hits = np.array([len(listed) > 1 and one >= max(listed) for one, listed in own], dtype=np.bool_)
             found.append(TokenScores(logps, hits, mean, std, np.array([0, len(own)], dtype=np.int64)))
         return found
-
-    def _moments(self, listed: Sequence[float]) -> tuple[float, float]:
-        return listed_moments(listed, len(self.tokenizer)) if len(listed) > 1 else (math.nan, math.nan)
 
     def _logps(self, tokens: Tokens) -> list[tuple[float, list[float]]]:
         """Log-prob of each token after the first, and those of the likeliest tokens at its place if the server lists them.
@@ -236,8 +233,10 @@ def listed_moments(listed: Sequence[float], vocabulary: int) -> tuple[float, flo
         vocabulary: number of all tokens.
 
     Returns:
-        In nats. p = ½, ¼ and four others with 1/16 each give −2 ln 2 and √1.5 ln 2.
+        In nats; NaN if less than two tokens are listed. p = ½, ¼ and four others with 1/16 each give −2 ln 2 and √1.5 ln 2.
     """
+    if len(listed) < 2:
+        return math.nan, math.nan
     values = np.asarray(listed, dtype=np.float64)
     shares = np.exp(values)
     rest, others = 1 - float(shares.sum()), vocabulary - len(values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from llm_forget.model.curvature import kept_metrics
 from llm_forget.model.directions import adapted_layers, aim_adapter, aiming_moments
 from llm_forget.train.natural import NAME as NATURAL
 from llm_forget.train.prepare import UnlearnSets
+from llm_forget.utils.files import new_file
 
 _KEPT = 64  # rows of each set to keep from which the adapter's inputs are chosen
 _MOST_BYTES = 4e9
@@ -106,12 +106,8 @@ def write_aim(file: Path, found: Aim, name: str) -> None:
             key = known.setdefault(id(value), f"{part}.{len(known)}")  # layers with the same inputs share a tensor
             tensors[key] = value.contiguous().cpu()
             places.setdefault(part, {})[layer] = key
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with new_file(file) as unfinished:
         save_file(tensors, unfinished, {"places": json.dumps(places), "name": name})
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_aim(file: Path) -> Aim:

@@ -43,7 +43,7 @@ class Shared:
         more: the rows of further retain terms, by set.
         swapped: the teacher of ``name_swap``; None if no run needs it.
         aim: file with what aims an adapter; None if every run measures it.
-        start: the forget rows under the model before the first step; None if every run measures them.
+        start: the forget rows under the model before the first step; None without a base and without rows that it never saw.
     """
 
     sets: UnlearnSets
@@ -85,26 +85,30 @@ def share(
     making = Making(recipe, sets, tokenizer, model, say)
     _, more = further(make_parts(replace(recipe, output_dir="")), making, lenient=True)
     teacher = swapped_top(Needs(swapped_top=True), making) if swapped else None
-    start = None
-    if recipe.stop.forget_target == "rows" and (origin is not None or sets.holdout):
-        start = measure_start(model, sets, origin, padding_id(tokenizer, model))
+    pad = padding_id(tokenizer, model)
+    start = measure_start(model, sets, origin, pad) if origin is not None or sets.holdout else None
     found = Shared(sets, origin, more, teacher, start=start)
     also(model, tokenizer, found)
-    if aim is not None and _stored_aim(recipe, found, model, located.name, padding_id(tokenizer, model), aim):
+    if aim is not None and _stored_aim(recipe, found, model, located.name, pad, aim):
         found = replace(found, aim=aim)
     del model, making
     gc.collect()
     return found
 
 
+def _aiming(recipe: UnlearnRecipe) -> list[Any]:
+    """The settings that decide what aims an adapter, besides rows and weights."""
+    modules = None if recipe.adapter is None else recipe.adapter.target_modules
+    return [recipe.seed, recipe.train.optimizer, recipe.train.packs, modules, recipe.model.dtype]
+
+
 def _stored_aim(recipe: UnlearnRecipe, found: Shared, model: Any, base: str, pad: int, file: Path) -> bool:
     """Write what aims the adapter of a recipe, unless the file holds it. Returns whether the file holds it now."""
     if not aims(recipe) or recipe.adapter is None:
         return False
-    identity = run_identity(
-        recipe, {"forget": found.sets.forget, "retain": found.sets.retain, **found.more}, None, base
-    )
-    name = json_digest({key: identity[key] for key in ("data", "weights")} | {"seed": recipe.seed})
+    rows = {"forget": found.sets.forget, "retain": found.sets.retain, **found.more}
+    identity = run_identity(recipe, rows, None, base)
+    name = json_digest({key: identity[key] for key in ("data", "weights")} | {"recipe": _aiming(recipe)})
     adapted = make_trainable(model, replace(recipe.adapter, rank=1, alpha=1, top_share=1.0), compiled=False)
     if not worth_sharing(adapted):
         return False

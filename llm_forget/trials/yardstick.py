@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from llm_forget.data.encode import Encoded
-from llm_forget.model.measure import answer_logps, answer_token_logps
+from llm_forget.model.measure import answer_logps
 from llm_forget.stop import NEVER_SEEN
-from llm_forget.train.row_targets import row_goals
 from llm_forget.train.shared import Shared
 from llm_forget.trials.slots import Result
 
@@ -125,8 +123,15 @@ def make_yardstick(
         neighbours: rows to keep that nothing trains on.
         floors: ``retain`` and ``neighbours`` → share of the probability to keep; made rows count as neighbours.
     """
-    own = answer_logps(model, shared.sets.forget, pad)[1].log().tolist()
-    wanted, source = _wanted(model, shared, pad, own, oracle)
+    start = shared.start
+    known = answer_logps(model, shared.sets.forget, pad)[1] if start is None else start.probabilities
+    own: list[float] = known.log().tolist()
+    if oracle is not None:
+        wanted, source = list(oracle), "oracle"
+    elif start is not None:
+        wanted, source = list(start.targets.values), "row targets"
+    else:
+        wanted, source = [math.log(NEVER_SEEN)] * len(own), "usual"
     kept: dict[str, Sequence[Encoded]] = {
         "retain": shared.sets.validation,
         "neighbours": neighbours[:: max(1, len(neighbours) // _MOST)],
@@ -137,14 +142,3 @@ def make_yardstick(
     by_set = {name: floors["retain" if name == "retain" else "neighbours"] for name in kept}
     found = Yardstick(wanted, source, source == "usual", kept, before, by_set)
     return Yardstick(wanted, source, source == "usual", kept, before, by_set, found.distance(own))
-
-
-def _wanted(
-    model: Any, shared: Shared, pad: int, own: list[float], oracle: Sequence[float] | None
-) -> tuple[list[float], str]:
-    if oracle is not None:
-        return list(oracle), "oracle"
-    if shared.origin is not None or shared.sets.holdout:
-        score = partial(answer_token_logps, model, pad_token_id=pad)
-        return list(row_goals(shared.origin, shared.sets, own, score)[0].values), "row targets"
-    return [math.log(NEVER_SEEN)] * len(own), "usual"

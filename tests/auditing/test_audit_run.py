@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,22 +12,18 @@ import pytest
 from audited import audit_rows, faint_adapter, subject_of, write_audited
 from commands import command
 from openai_server import serving
-from planted import made as attack_named
+from served_audits import check_verdicts, served_attacks
 
 from llm_forget.auditing.artefact import artefact_of
-from llm_forget.auditing.attack import Access
 from llm_forget.auditing.attacks.greedy import Greedy
 from llm_forget.auditing.attacks.membership import Membership
-from llm_forget.auditing.audit import PACKAGE
 from llm_forget.auditing.forms import FORMS as EVERY_FORM
 from llm_forget.auditing.results import read_audit
-from llm_forget.utils.plugins import names_in
 
 pytestmark = pytest.mark.slow
 
 FORMS = "merged_fp32,adapter_fp32,int4_rtn"
 OPTIONS = ("--attacks", "greedy,membership", "--forms", FORMS)
-SERVED = Access.CHAT | Access.TOKENS | Access.LOGPS
 CELLS, OTHERS = 6, 4  # of the run; of target and oracle, which have no adapter form
 
 
@@ -132,22 +127,12 @@ def test_a_kill_loses_at_most_one_cell(there: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_server_gives_the_verdicts_of_this_process(there: Path) -> None:
     """Every attack that a server allows, on the run behind a server and on its files."""
-    names = [name for name in names_in(PACKAGE, "attack") if not attack_named(name).needs & ~SERVED]
-    options = ("--forms", "merged_fp32", "--attacks", ",".join(names), "--rows", "8")
+    options = ("--forms", "merged_fp32", "--attacks", ",".join(served_attacks()), "--rows", "8")
     audit(there, "run", *options)
-    here = read_audit(there / "run")
     model, tokenizer = artefact_of(there / "run")[0].load(EVERY_FORM["merged_fp32"])
     with serving(subject_of(model, tokenizer)) as (url, _):
         audit(there, "run", *options, "--endpoint", url, "--served-model", "served", "--to", there / "served")
-    raw = json.loads((there / "served" / "audit.json").read_text())
-    assert here is not None
-    assert (raw["grade"]["level"], raw["grade"]["words"]) == (here.grade.level, here.grade.words)
-    assert len(raw["cells"]) == len(names) > 10
-    for cell in raw["cells"]:
-        own = here.cell(cell["attack"], "merged_fp32")
-        assert own is not None
-        assert (cell["answer"], cell["rows"]) == (own.answer, own.rows), cell["attack"]
-        assert cell["value"] == pytest.approx(own.value, abs=1e-3), cell["attack"]
+    check_verdicts(there / "served", read_audit(there / "run"), within=1e-3)
 
 
 def test_an_attack_that_fails_is_named_without_its_message(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
