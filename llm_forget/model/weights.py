@@ -73,6 +73,11 @@ def autocast_like(model: nn.Module) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=held_in_bf16(model))
 
 
+def exact(value: Tensor) -> torch.autocast:
+    """Context for products of fp32 tensors on a tensor's device: an enclosing autocast would compute them in half precision."""
+    return torch.autocast(value.device.type, enabled=False)
+
+
 def held_in_bf16(model: nn.Module) -> bool:
     """Whether the base weights are in bf16. Their adapter is in fp32 in any case."""
     return next(model.parameters()).dtype == torch.bfloat16

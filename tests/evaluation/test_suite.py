@@ -14,18 +14,21 @@ import pytest
 import torch
 from evaluation_examples import PLANTED, tiny_model, write_jsonl, write_sets, write_task
 
+from llm_forget.config import ModelConfig
 from llm_forget.data.encode import EncodingConfig, encode
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.errors import DataError, RecipeError, UserError
 from llm_forget.evaluation.results import as_json, read_results, write_results
 from llm_forget.evaluation.run_suite import run_suite
-from llm_forget.evaluation.sets import GenerationConfig, SetConfig, make_metrics, unique_ids
+from llm_forget.evaluation.sets import GenerationConfig, SetConfig, make_metrics, read_set, unique_ids
 from llm_forget.evaluation.suite import (
     CapabilityConfig,
     PerplexityConfig,
     Suite,
     load_suite,
 )
+from llm_forget.model import generate
+from llm_forget.model.load import load_model
 from llm_forget.testing import tiny_tokenizer
 from llm_forget.utils.shipped import shipped
 
@@ -123,6 +126,35 @@ def test_the_same_run_gives_the_same_numbers(done: tuple[Path, Suite, dict[str, 
     _, suite, results = done
     again = run_suite(suite, tiny_model(), tiny_tokenizer())
     assert {**again, "seconds": 0} == {**results, "seconds": 0}
+
+
+def test_what_the_scores_tell_of_an_answer_is_not_generated(
+    memorised_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memorised answer needs no generation; an unknown one the tokens after the first miss. The texts are the same."""
+    asked: list[int] = []
+    real = generate._continue
+
+    def counted(model: Any, prompts: Any, *rest: Any) -> Any:
+        asked.append(len(prompts))
+        return real(model, prompts, *rest)
+
+    monkeypatch.setattr(generate, "_continue", counted)
+    sets = {"retain": SetConfig(DataSource(str(memorised_folder / "forget.jsonl")))}
+    suite = Suite(name="tiny", sets=sets, generation=GenerationConfig(max_new_tokens=30, batch_size=4))
+    model, tokenizer = load_model(ModelConfig(str(memorised_folder / "model")))
+    rows = read_set("retain", sets["retain"])
+    other = [replace(rows[0], answer=f"{rows[0].answer} Or so."), replace(rows[1], answer="Not this."), *rows[2:]]
+    found, counts = {}, []
+    for known in (True, False):
+        if not known:
+            monkeypatch.setattr("llm_forget.evaluation.sets._begun", lambda rows, *_: [()] * len(rows))
+        result = run_suite(suite, model, tokenizer, keep_text=True, in_memory={"retain": other})
+        found[known] = [one["generated"] for one in result["sets"]["retain"]["examples"].values()]
+        counts.append(sum(asked))
+        asked.clear()
+    assert found[True] == found[False] == [row.answer for row in rows]
+    assert counts == [2, 4]
 
 
 def test_forget_quality_against_an_oracle(done: tuple[Path, Suite, dict[str, Any]], tmp_path: Path) -> None:

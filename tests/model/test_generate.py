@@ -9,7 +9,7 @@ import torch
 from evaluation_examples import tiny_model
 
 from llm_forget.errors import DataError
-from llm_forget.model.generate import end_token_ids, generate_answers, save_end_tokens
+from llm_forget.model.generate import agreed, end_token_ids, generate_answers, save_end_tokens
 from llm_forget.testing import tiny_tokenizer
 
 
@@ -52,6 +52,54 @@ def test_stops_at_any_end_token_and_drops_it() -> None:
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, first]
     assert end_token_ids(model, tokenizer) == tuple(sorted([tokenizer.eos_token_id, first]))
     assert generate_answers(model, tokenizer, [prompt], max_new_tokens=8, batch_size=4) == [""]
+
+
+def greedy_tokens(model, prompt: tuple[int, ...], most: int) -> tuple[int, ...]:
+    tokens = list(prompt)
+    with torch.no_grad():
+        for _ in range(most):
+            tokens.append(int(model.eval()(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tuple(tokens[len(prompt) :])
+
+
+def test_a_known_beginning_is_not_generated_again_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beginnings of every length, also one longer than an answer may be, in one batch; only the rest is generated."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    prompts = make_prompts(9, model.config.vocab_size)
+    expected = generate_answers(model, tokenizer, prompts, max_new_tokens=6, batch_size=4)
+    begun = [greedy_tokens(model, prompt, place) for place, prompt in enumerate(prompts)]
+    left = sum(len(own) < 6 and tokenizer.eos_token_id not in own for own in begun)
+    assert 2 < left < 7
+    asked: list[int] = []
+    real = type(model).generate
+
+    def counted(self, input_ids, **rest):
+        asked.append(len(input_ids))
+        return real(self, input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(type(model), "generate", counted)
+    done: list[int] = []
+    found = generate_answers(
+        model, tokenizer, prompts, max_new_tokens=6, batch_size=4, begun=begun, progress=done.append
+    )
+    assert found == expected
+    assert sum(asked) == left, "the other answers are known to their last token"
+    assert sum(done) == 9
+
+
+def test_an_answer_known_to_its_end_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    monkeypatch.setattr(type(model), "generate", None)
+    begun = [(5, 6, tokenizer.eos_token_id, 7)]
+    assert generate_answers(model, tokenizer, [(1, 2)], max_new_tokens=9, batch_size=1, begun=begun) == [
+        tokenizer.decode([5, 6]).strip()
+    ]
+
+
+def test_what_agrees_ends_at_the_first_miss() -> None:
+    assert agreed((7, 8, 9, 5), [True, True, False, True]) == (7, 8)
+    assert agreed((7, 8), [True, True]) == (7, 8)
+    assert agreed((), []) == ()
 
 
 def test_generation_settings_of_the_model_are_ignored_and_restored(recwarn: pytest.WarningsRecorder) -> None:

@@ -87,6 +87,11 @@ def test_padding_has_a_row_in_the_embedding() -> None:
     assert padding_id(tokenizer, model) == 0
 
 
+def _first_tokens(model, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
+    out = model.generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False) if count else [prompt]
+    return tuple(map(int, out[0][len(prompt) :]))
+
+
 def test_answers_end_where_the_positions_do() -> None:
     tokenizer = tiny_tokenizer(chat_template=None)
     model = model_of("gpt2", eos_token_id=399, bos_token_id=399)
@@ -95,6 +100,8 @@ def test_answers_end_where_the_positions_do() -> None:
     prompts = [row(length).input_ids for length in (30, 5, 32, 31, 30, 8)]
     alone = [generate_answers(model, tokenizer, [prompt], max_new_tokens=20, batch_size=1)[0] for prompt in prompts]
     assert generate_answers(model, tokenizer, prompts, max_new_tokens=20, batch_size=4) == alone
+    begun = [_first_tokens(model, prompt, count) for prompt, count in zip(prompts, (1, 9, 1, 0, 2, 0), strict=True)]
+    assert generate_answers(model, tokenizer, prompts, max_new_tokens=20, batch_size=6, begun=begun) == alone
     drawn = sample_answers(model, tokenizer, prompts, samples=2, max_new_tokens=20, batch_size=4)
     assert drawn == [
         sample_answers(model, tokenizer, [prompt], samples=2, max_new_tokens=20, batch_size=1)[0]

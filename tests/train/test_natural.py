@@ -98,6 +98,31 @@ def test_the_metric_is_the_divergence() -> None:
     assert divergence == pytest.approx(expected, rel=0.05)
 
 
+def test_moments_of_a_bf16_model_are_summed_in_fp32() -> None:
+    """Autocast would round the products; the curvature of a real model then had no Cholesky factor."""
+    torch.manual_seed(0)
+    rows = [Encoded(f"k{row}", tuple(50 + 3 * row + 5 * place for place in range(12)), 3) for row in range(24)]
+    model = add_adapter(tiny_model(tiny_tokenizer(), hidden=64).to(torch.bfloat16), AdapterConfig(rank=4, alpha=4))
+    name, layer = next(one for one in model.named_modules() if one[0].endswith("down_proj"))
+    inputs, gradients = [], []
+
+    def after(module: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if output.requires_grad:
+            inputs.append(given[0].detach().flatten(0, 1).double())
+            output.register_hook(lambda gradient: gradients.append(gradient.flatten(0, 1).double()))
+
+    kept_metrics(model, rows, 0)  # tries the head once, on other tokens
+    with layer.register_forward_hook(after):
+        moments, factors = kept_metrics(model, rows, 0)
+    x, g = torch.cat(inputs), torch.cat(gradients)
+    assert len(x) == len(g) == 24 * 12
+    torch.testing.assert_close(moments[name].double(), x.T @ x / len(x), rtol=1e-4, atol=1e-7)
+    metric = g.T @ g / len(g)
+    metric += RIDGE * metric.diagonal().mean() * torch.eye(len(metric))
+    largest = float(metric.abs().max())
+    torch.testing.assert_close((factors[name] @ factors[name].T).double(), metric, rtol=1e-4, atol=1e-5 * largest)
+
+
 def test_other_rows_are_spared() -> None:
     """For the same fall of the forget rows, the same steps in a plain metric move unseen rows twice as far, and Adam's too."""
     moved = {name: _moved(name) for name in ("natural", "plain metric", "adam")}

@@ -19,7 +19,7 @@ from llm_forget.find.attribution.adapter import lora_layers, search_adapter
 from llm_forget.model.batching import answer_batches, evaluating, over_batches
 from llm_forget.model.limits import check_rows
 from llm_forget.model.logprobs import score_answers
-from llm_forget.model.weights import autocast_like
+from llm_forget.model.weights import autocast_like, exact
 
 Floats = npt.NDArray[np.float64]
 Take = Callable[[str, Tensor], None]
@@ -115,7 +115,8 @@ def gradient_similarity(
 
         def take(name: str, gradients: Tensor) -> None:
             flat = gradients.flatten(1)
-            products.add_((flat @ wanted[name].T).double().cpu())
+            with exact(flat):
+                products.add_((flat @ wanted[name].T).double().cpu())
             squares.add_(flat.square().sum(1).double().cpu())
 
         backward_by_row(model, [rows[index] for index in batch], pad_token_id, take)
@@ -207,4 +208,5 @@ def _taking(model: nn.Module, rows: int, take: Take) -> Iterator[None]:
 def _by_row(gradient: Tensor, given: Tensor, rows: int) -> Tensor:
     """(B, T, out) and (B, T, in) → (B, out, in) in fp32; of a single row, the tokens may have any shape."""
     gradient, given = (one.float().reshape(rows, -1, one.shape[-1]) for one in (gradient, given))
-    return torch.bmm(gradient.transpose(1, 2), given)
+    with exact(given):
+        return torch.bmm(gradient.transpose(1, 2), given)

@@ -46,6 +46,14 @@ def test_cosines_equal_those_of_autograd_for_the_models_own_adapter() -> None:
     np.testing.assert_allclose(found, (unit[4:] @ unit[:4].T).numpy(), atol=1e-5)
 
 
+def test_gradients_of_a_bf16_model_are_in_fp32() -> None:
+    model, rows = with_own_adapter().to(torch.bfloat16), random_rows(3, len(TOKENIZER))
+    taken: dict[str, torch.Tensor] = {}
+    with search_adapter(model) as adapted:
+        backward_by_row(adapted, rows, 0, lambda name, one: taken.update({name: one}) or None)
+    assert {one.dtype for one in taken.values()} == {torch.float32}
+
+
 def test_a_layer_that_runs_twice_has_the_sum_of_both_gradients() -> None:
     model, rows = with_own_adapter(), random_rows(3, len(TOKENIZER))
     inner = model.get_base_model().model
