@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +29,7 @@ from llm_forget.errors import UserError
 from llm_forget.forgetting.order import Order
 from llm_forget.trials.child import Task
 from llm_forget.trials.child import main as run_child
-from llm_forget.trials.front import front, hypervolume
+from llm_forget.trials.front import Point, front, hypervolume
 from llm_forget.trials.search import Search, Trials, usual_threads
 from llm_forget.trials.slots import Result
 from llm_forget.trials.worker import InProcess
@@ -110,6 +112,27 @@ def searched(options: argparse.Namespace, folder: Path, workers: int) -> dict[st
     return found
 
 
+def _points(found: Iterable[Mapping[str, Any]], start: float) -> list[Point]:
+    """Distances, as shares of that before anything is done, and harms; without what failed."""
+    return [
+        (one["distance"] / start, one["harm"])
+        for one in found
+        if one.get("distance") is not None and not one.get("failed")
+    ]
+
+
+def alike(first: Sequence[Point], second: Sequence[Point], splits: int = 10_000) -> float:
+    """How often a random split of all trials gives two dominated areas that differ as much as these do."""
+    corner, draw = (1.0, 1.0), random.Random(0)
+    gap = abs(hypervolume(first, corner) - hypervolume(second, corner))
+    everything, as_far = [*first, *second], 0
+    for _ in range(splits):
+        draw.shuffle(everything)
+        halves = everything[: len(first)], everything[len(first) :]
+        as_far += abs(hypervolume(halves[0], corner) - hypervolume(halves[1], corner)) >= gap
+    return (as_far + 1) / (splits + 1)
+
+
 def main(argv: list[str]) -> None:
     """Parse the options, run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -126,7 +149,7 @@ def main(argv: list[str]) -> None:
     searches = {workers: searched(options, folder, workers) for workers in options.workers}
     known = shipped_points(Trials(Search(order_of(options, folder / "shipped-recipes"))), folder)
     start = known.pop("start")
-    points = [(one["distance"] / start, one["harm"]) for one in known.values() if not one.get("failed")]
+    points = _points(known.values(), start)
     area = hypervolume(points, (1.0, 1.0))
     lines = [
         f"{len(points)} shipped recipes: dominated area {area:.3f}, {len(front(points))} on their front, "
@@ -143,6 +166,9 @@ def main(argv: list[str]) -> None:
             f"| {workers} | {len(found['trials'])} | {early} | {failed} | {found['minutes']:.0f} | {volume:.3f} | "
             f"{volume / area if area else math.inf:.2f} |"
         )
+    if {1, 2} <= set(searches):
+        one, two = (_points(searches[workers]["trials"], start) for workers in (1, 2))
+        lines += ["", f"One worker and two: p = {alike(one, two):.2f} under random splits of all their trials."]
     write_text(folder / "front.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
