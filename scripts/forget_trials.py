@@ -35,27 +35,34 @@ from llm_forget.evaluation.recipe import ControlsConfig, EvalRecipe
 from llm_forget.utils.build import build
 from llm_forget.utils.files import write_json, write_text
 
-_SHAPED = {
-    "method": {"name": "base_teacher"},
-    "adapter": {"inputs": "forget", "rank": 32, "alpha": 32},
-    "train": {"optimizer": "natural", "schedule": "constant", "epochs": 10, "batch_size": 8},
-    "stop": {"forget_target": "rows", "every": 4},
-}
 
-
-def _heal(weight: float, rate: float | None = None) -> dict[str, Any]:
-    """The default with rows to keep in its steps."""
+def _shaped(weight: float = 0.0, *, rate: float | None = None, rank: int = 32, epochs: int = 10) -> dict[str, Any]:
+    """The default with rows to keep in its steps (weight), another rate, rank or number of steps."""
     virtual = {"name": "virtual_neighbours", "weight": weight, "questions": 32}
-    train = {**_SHAPED["train"], "learning_rate": rate}
-    return {**_SHAPED, "train": train, "retain": {"name": "kl", "weight": weight, "more": [virtual]}}
+    return {
+        "method": {"name": "base_teacher"},
+        "retain": {"name": "kl", "weight": weight, "more": [virtual]},
+        "adapter": {"inputs": "forget", "rank": rank, "alpha": rank},
+        "train": {
+            "optimizer": "natural",
+            "schedule": "constant",
+            "epochs": epochs,
+            "batch_size": 8,
+            "learning_rate": rate,
+        },
+        "stop": {"forget_target": "rows", "every": 4},
+    }
 
 
 TRIALS: dict[str, dict[str, Any]] = {
     "default": {},
     "default-no-base": {"base": None},
-    "keep-1": _heal(1.0),
-    "keep-4": _heal(4.0),
-    "keep-4-short": _heal(4.0, 0.2),
+    "keep-1": _shaped(1.0),
+    "keep-4": _shaped(4.0),
+    "slow": _shaped(rate=0.2, epochs=20),
+    "slow-16": _shaped(rate=0.2, rank=16, epochs=20),
+    "slower": _shaped(rate=0.1, epochs=40),
+    "slow-keep-4": _shaped(4.0, rate=0.2, epochs=20),
     "all-inputs": {"adapter": {"inputs": "all"}},
     "no-virtual": {"retain": {"name": "kl", "weight": 2.0}},
     "npo": {"method": {"name": "npo"}, "retain": {"weight": 4.0}},
