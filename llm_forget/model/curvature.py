@@ -82,7 +82,7 @@ def _watched(layers: dict[str, Any], sums: dict[str, Tensor]) -> Iterator[None]:
 
     def add(name: str, gradient: Tensor) -> None:
         flat = gradient.reshape(-1, gradient.shape[-1]).float()
-        with exact(flat):
+        with exact(gradient):
             found = flat.T @ flat if flat.shape[-1] <= WIDEST else flat.square().sum() / flat.shape[-1]
         sums[name] = found if name not in sums else sums[name] + found
 

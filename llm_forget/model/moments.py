@@ -99,7 +99,7 @@ class InputMoments:
                 inputs = inputs.float()
                 if self._unit:
                     inputs = torch.nn.functional.normalize(inputs, dim=-1)
-                with exact(inputs):
+                with exact(inputs if self._unit else given):
                     sums[name] = sums.get(name, inputs.new_zeros(())) + inputs.T @ inputs
                 self._tokens[name] = self._tokens.get(name, 0) + len(inputs)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,9 +75,28 @@ def autocast_like(model: nn.Module) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=held_in_bf16(model))
 
 
-def exact(value: Tensor) -> torch.autocast:
-    """Context for products of fp32 tensors on a tensor's device: an enclosing autocast would compute them in half precision."""
-    return torch.autocast(value.device.type, enabled=False)
+@contextmanager
+def exact(*values: Tensor) -> Iterator[None]:
+    """Context for products, summed in fp32, of tensors that were converted to fp32.
+
+    An enclosing autocast would compute and round them in half precision. If all values were in bf16, a CPU with instructions for
+    bf16 may multiply them as such: the products are the same, and take a third of the time.
+
+    Args:
+        values: the tensors before they were converted, on one device.
+    """
+    precision: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    on_cpu = all(value.device.type == "cpu" and value.dtype == torch.bfloat16 for value in values)
+    before = getattr(precision, "fp32_precision", None) if on_cpu else None
+    with torch.autocast(values[0].device.type, enabled=False):
+        if before is None:
+            yield
+            return
+        precision.fp32_precision = "bf16"
+        try:
+            yield
+        finally:
+            precision.fp32_precision = before
 
 
 def held_in_bf16(model: nn.Module) -> bool:

@@ -207,6 +207,6 @@ def _taking(model: nn.Module, rows: int, take: Take) -> Iterator[None]:
 
 def _by_row(gradient: Tensor, given: Tensor, rows: int) -> Tensor:
     """(B, T, out) and (B, T, in) → (B, out, in) in fp32; of a single row, the tokens may have any shape."""
-    gradient, given = (one.float().reshape(rows, -1, one.shape[-1]) for one in (gradient, given))
-    with exact(given):
-        return torch.bmm(gradient.transpose(1, 2), given)
+    left, right = (one.float().reshape(rows, -1, one.shape[-1]) for one in (gradient, given))
+    with exact(gradient, given):
+        return torch.bmm(left.transpose(1, 2), right)
