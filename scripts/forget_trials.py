@@ -32,6 +32,7 @@ from llm_forget.cli.entry import run_entry
 from llm_forget.config import ModelConfig, UnlearnRecipe
 from llm_forget.evaluation.evaluate import evaluate
 from llm_forget.evaluation.recipe import ControlsConfig, EvalRecipe
+from llm_forget.evaluation.results import read_results
 from llm_forget.utils.build import build
 from llm_forget.utils.files import write_json, write_text
 
@@ -135,8 +136,7 @@ def measured(
             console=console,
         )
         gc.collect()
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return found
+    return read_results(path)
 
 
 def row_of(

@@ -9,7 +9,7 @@ from typing import Any
 from llm_forget.config import AdapterConfig, RetainConfig, StopConfig, TrainConfig, UnlearnRecipe
 from llm_forget.train.natural import NAME as NATURAL
 
-STEPS = 40  # most steps of a run; one that reaches its targets takes 8 to 20
+STEPS, SHAPED_STEPS = 40, 80  # most steps of a run, and with rows to keep; one that reaches its targets takes 8 to 24
 MICRO, LARGEST = 8, 64  # fewest rows of a step, as far as there are so many, and most
 SHARE = 5  # steps in which all rows take part once, if that makes steps of allowed size
 EVERY = 4  # steps from one check to the next
@@ -63,8 +63,9 @@ def scaled(recipe: UnlearnRecipe, given: UnlearnRecipe, *, rows: int, width: int
         return recipe
     micro = max(1, min(rows, MICRO))
     gathered = math.ceil(min(rows / SHARE, LARGEST) / micro)
-    epochs = max(4, round(STEPS * micro * gathered / max(rows, 1)))
-    rate = None if recipe.train.optimizer == NATURAL else _RATE * math.sqrt(_WIDTH / max(width or _WIDTH, _WIDTH))
+    shaped = recipe.train.optimizer == NATURAL
+    epochs = max(4, round((SHAPED_STEPS if shaped else STEPS) * micro * gathered / max(rows, 1)))
+    rate = None if shaped else _RATE * math.sqrt(_WIDTH / max(width or _WIDTH, _WIDTH))
     train = replace(recipe.train, epochs=epochs, batch_size=micro, gradient_accumulation=gathered, learning_rate=rate)
     if given.adapter != AdapterConfig() or recipe.adapter is None:
         return replace(recipe, train=train)

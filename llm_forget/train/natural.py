@@ -16,7 +16,7 @@ from llm_forget.errors import RecipeError
 from llm_forget.train.launch import is_sharded
 
 NAME = "natural"
-RATE = 0.4  # the default learning rate: the share of the loss that the first step removes, if it were linear
+RATE = 0.1  # the default learning rate: the share of the loss that the first step removes, if it were linear
 MOMENTUM = 0.8
 _SMALL = 1e-12
 _LIGHT, _HEAVY = 0.25, 1.0  # harm per progress below which steps may double, and above which they halve

@@ -190,10 +190,10 @@ def test_the_default_keeps_what_the_recipe_sets_and_scales_with_the_rows(tmp_pat
     assert found.stop.forget_target == "rows"
     assert (found.train.optimizer, found.retain.weight) == ("natural", 0.0)
     for rows, batch, gathered, epochs, rank in (
-        (4, 4, 1, 40, 32),
-        (37, 8, 1, 9, 32),
-        (100, 8, 3, 10, 64),
-        (400, 8, 8, 6, 128),
+        (4, 4, 1, 80, 32),
+        (37, 8, 1, 17, 32),
+        (100, 8, 3, 19, 64),
+        (400, 8, 8, 13, 128),
     ):
         sized = scaled(found, plain, rows=rows, width=576)
         train = sized.train
