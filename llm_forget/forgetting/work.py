@@ -13,7 +13,8 @@ from llm_forget.forgetting.found import Found
 from llm_forget.memory.machine import speed
 from llm_forget.memory.plan import GB, Plan, plan
 from llm_forget.train.build import build_method, build_more, build_retain
-from llm_forget.train.default import scaled, settled
+from llm_forget.train.default import USUAL_STEPS, scaled, settled
+from llm_forget.train.natural import NAME as NATURAL
 from llm_forget.train.objective import Objective
 from llm_forget.train.origin import has_base
 
@@ -150,8 +151,10 @@ def _seconds(recipe: UnlearnRecipe, found: Found) -> float:
     """Time to train and measure from the number of weights and tokens, and the speed of a matrix product here."""
     rows = groups_of(recipe).groups
     train, sets = recipe.train, found.sets
-    pairs = train.epochs * len(sets.forget)
     step = train.batch_size * train.gradient_accumulation
+    pairs = train.epochs * len(sets.forget)
+    if train.optimizer == NATURAL:
+        pairs = min(pairs, USUAL_STEPS * step)
     trained: float = pairs * sum(4 + 2 * bool(group.reference) for group in rows)
     if train.gradient_checkpointing:
         trained *= 1.3

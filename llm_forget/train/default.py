@@ -9,7 +9,8 @@ from typing import Any
 from llm_forget.config import AdapterConfig, RetainConfig, StopConfig, TrainConfig, UnlearnRecipe
 from llm_forget.train.natural import NAME as NATURAL
 
-STEPS, SHAPED_STEPS = 40, 80  # most steps of a run, and with rows to keep; one that reaches its targets takes 8 to 24
+STEPS, SHAPED_STEPS = 40, 80  # most steps of a run, and with rows to keep
+USUAL_STEPS = 24  # of a run with rows to keep that reaches its targets
 MICRO, LARGEST = 8, 64  # fewest rows of a step, as far as there are so many, and most
 SHARE = 5  # steps in which all rows take part once, if that makes steps of allowed size
 EVERY = 4  # steps from one check to the next
