@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from llm_forget.config import AdapterConfig, RetainConfig, TrainConfig, UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.methods import Method
+from llm_forget.train.default import SHAPED_STEPS
+from llm_forget.train.default import STEPS as PLAIN_STEPS
 from llm_forget.train.natural import NAME as NATURAL
 from llm_forget.train.natural import RATE
 from llm_forget.utils.plugins import find_class, names_in, with_defaults
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 WRAPPERS = ("none", "sam", "gru")
 RANKS = (4, 8, 16, 32, 64, 128)
 SHARES = (1.0, 0.5, 0.25)  # of the blocks, from the top
-STEPS = (0.5, 1.0, 2.0)  # as multiples of the default's
+STEPS = (0.5, 1.0, 2.0)  # as multiples of the default's without rows to keep
 RATES = (0.25, 4.0)  # likewise, the lowest and the highest
 WEIGHTS = (0.5, 16.0)  # of the retain term, and of virtual neighbours or general questions
 _USUAL_RATE = 1e-3  # of an adapter, where a recipe has none
@@ -42,6 +44,11 @@ class Space:
     wrappers: tuple[str, ...] = WRAPPERS
 
     @property
+    def _more_steps(self) -> float:
+        """The default's steps, as a multiple of those that it takes without rows to keep."""
+        return SHAPED_STEPS / PLAIN_STEPS if self.start.train.optimizer == NATURAL else 1.0
+
+    @property
     def first(self) -> dict[str, Any]:
         """The parameters of the default."""
         recipe = self.start
@@ -54,7 +61,7 @@ class Space:
             "made_weight": _inside(made, WEIGHTS),
             "rank": recipe.adapter.rank if recipe.adapter is not None else RANKS[-1],
             "blocks": 1.0,
-            "steps": 1.0,
+            "steps": self._more_steps,
             "rate": 1.0,
         }
         if recipe.data.retain is not None:
@@ -95,10 +102,12 @@ class Space:
         train = replace(
             start.train,
             optimizer=optimizer,
-            epochs=max(1, round(start.train.epochs * float(drawn["steps"]))),
+            epochs=max(1, round(start.train.epochs * float(drawn["steps"]) / self._more_steps)),
             learning_rate=rate if times == 1 else (usual if rate is None else rate) * times,
         )
-        stop = replace(start.stop, every=round(start.stop.every * max(1.0, float(drawn["steps"]))))  # as many checks
+        # natural adapts its steps at each check; a longer run of another optimizer gets no more checks
+        spacing = 1 if shaped else max(1, round(float(drawn["steps"])))
+        stop = replace(start.stop, every=start.stop.every * spacing)
         share = 1.0 if method.trained_layers is not None else float(drawn["blocks"])
         adapter = replace(
             start.adapter or AdapterConfig(), rank=rank, alpha=rank, inputs=aimed, top_share=share  # type: ignore[arg-type]
