@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -293,12 +294,22 @@ line_of_bytes = st.binary(max_size=20) | record | st.just(GOOD.encode()) | st.ju
 
 
 @pytest.mark.slow
+def is_blank(content: bytes) -> bool:
+    """Whether a file has only white space, after a mark of its encoding if it has one."""
+    for mark, encoding in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
+        if content.startswith(mark):
+            with contextlib.suppress(UnicodeDecodeError):
+                return not content[2:].decode(encoding).strip()
+    return not content.removeprefix(b"\xef\xbb\xbf").strip()
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(400))
 @given(st.lists(line_of_bytes, max_size=5).map(b"\n".join))
 @example(f'{{"question": "{SECRET}", "answer": "{SECRET}\\q"}}'.encode())
 @example(f'{{"question": "{SECRET}\x00", "answer": "x"}}'.encode())
 @example(b"\xff\xfe" + SECRET.encode("utf-16-le"))
 @example(b"\xef\xbb\xbf" * 2)
+@example(b"\xfe\xff")
 def test_any_bytes_give_examples_or_a_message_with_file_and_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "f.jsonl").write_bytes(content)
     refused: DataError | None = None
@@ -307,8 +318,7 @@ def test_any_bytes_give_examples_or_a_message_with_file_and_line(tmp_path: Path,
     except DataError as error:
         refused = error
     if refused is not None:
-        empty = not content.removeprefix(b"\xef\xbb\xbf").strip()
-        assert re.search(r"f\.jsonl: holds no rows" if empty else r"f\.jsonl:\d+: ", str(refused))
+        assert re.search(r"f\.jsonl: holds no rows" if is_blank(content) else r"f\.jsonl:\d+: ", str(refused))
         assert SECRET not in str(refused)
         assert refused.__suppress_context__ or refused.__context__ is None  # the parser's error quotes the text
         return
