@@ -64,7 +64,7 @@ def walked(browser: Any, memorised_folder: Path, tmp_path_factory: pytest.TempPa
         done.clicks += 1
         page.get_by_label("Full name of the person").fill("Ada of " + SECRET)
         click("Find rows")
-        page.locator("select[data-row]").first.wait_for()
+        page.locator("select[data-row]").first.wait_for(timeout=90_000)
         done.pages["Find"] = page.locator(".scroll").inner_text()
         click("Use these rows")
         page.get_by_text("Missing, and what that costs").wait_for(timeout=90_000)
