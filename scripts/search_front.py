@@ -38,6 +38,7 @@ from llm_forget.utils.files import write_json, write_text
 from llm_forget.utils.shipped import shipped
 
 SETS = {"forget": "forget", "retain": "retain", "holdout": "holdout", "neighbours": "neighbour"}
+_AT_ONCE = 2  # recipes
 _CORNER = (1.0, 1.0)  # of the dominated area: the distance before anything is done, and everything lost
 
 
@@ -49,7 +50,7 @@ def order_of(options: argparse.Namespace, folder: Path) -> Order:
     return Order(options.model, **files, base=options.base, oracle=options.oracle, to=str(folder), changes=changes)
 
 
-def shipped_points(trials: Trials, folder: Path, at_once: int) -> dict[str, Any]:
+def shipped_points(trials: Trials, folder: Path) -> dict[str, Any]:
     """Recipe → distance and harm, or why it could not run."""
     file = folder / "shipped.json"
     known: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
@@ -73,14 +74,14 @@ def shipped_points(trials: Trials, folder: Path, at_once: int) -> dict[str, Any]
         step = recipe.train.batch_size * recipe.train.gradient_accumulation
         steps = math.ceil(recipe.train.epochs * len(shared.sets.forget) / step)
         log = folder / "shipped" / f"{path.stem}.log"
-        tasks[path.stem] = Task(recipe, shared, yardstick, steps, pad, usual_threads(at_once), log)
+        tasks[path.stem] = Task(recipe, shared, yardstick, steps, pad, usual_threads(_AT_ONCE), log)
 
     def run(name: str) -> tuple[str, dict[str, Any]]:
         began = time.monotonic()
         found = process(tasks[name], lambda *_: True) or Result(failed="interrupted")
         return name, {**asdict(found), "seconds": time.monotonic() - began}
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
         for done in as_completed([pool.submit(run, name) for name in tasks]):
             name, found = done.result()
             known[name] = found
@@ -146,12 +147,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 1], help="of each search")
     parser.add_argument("--trials", type=int, nargs="+", default=[40, 40], help="likewise")
-    parser.add_argument("--at_once", type=int, default=2, help="shipped recipes that run at the same time")
     options = parser.parse_args(argv)
     folder: Path = options.to
     budgets = dict(zip(options.workers, options.trials, strict=True))
     searches = {workers: searched(options, folder, workers, trials) for workers, trials in budgets.items()}
-    known = shipped_points(Trials(Search(order_of(options, folder / "shipped-recipes"))), folder, options.at_once)
+    known = shipped_points(Trials(Search(order_of(options, folder / "shipped-recipes"))), folder)
     start = known.pop("start")
     default = next(iter(searches.values()))["trials"][0]
     areas = {}

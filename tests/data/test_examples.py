@@ -293,7 +293,6 @@ record = st.dictionaries(
 line_of_bytes = st.binary(max_size=20) | record | st.just(GOOD.encode()) | st.just(f'"{SECRET}'.encode())
 
 
-@pytest.mark.slow
 def is_blank(content: bytes) -> bool:
     """Whether a file has only white space, after a mark of its encoding if it has one."""
     for mark, encoding in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
@@ -303,6 +302,7 @@ def is_blank(content: bytes) -> bool:
     return not content.removeprefix(b"\xef\xbb\xbf").strip()
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(400))
 @given(st.lists(line_of_bytes, max_size=5).map(b"\n".join))
 @example(f'{{"question": "{SECRET}", "answer": "{SECRET}\\q"}}'.encode())
