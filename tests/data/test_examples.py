@@ -295,10 +295,16 @@ line_of_bytes = st.binary(max_size=20) | record | st.just(GOOD.encode()) | st.ju
 
 def is_blank(content: bytes) -> bool:
     """Whether a file has only white space, after a mark of its encoding if it has one."""
-    for mark, encoding in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
+    marks = {
+        "utf-32-le": b"\xff\xfe\0\0",
+        "utf-32-be": b"\0\0\xfe\xff",
+        "utf-16-le": b"\xff\xfe",
+        "utf-16-be": b"\xfe\xff",
+    }
+    for encoding, mark in marks.items():
         if content.startswith(mark):
             with contextlib.suppress(UnicodeDecodeError):
-                return not content[2:].decode(encoding).strip()
+                return not content[len(mark) :].decode(encoding).strip()
     return not content.removeprefix(b"\xef\xbb\xbf").strip()
 
 
@@ -310,6 +316,7 @@ def is_blank(content: bytes) -> bool:
 @example(b"\xff\xfe" + SECRET.encode("utf-16-le"))
 @example(b"\xef\xbb\xbf" * 2)
 @example(b"\xfe\xff")
+@example(b"\0\0\xfe\xff")
 def test_any_bytes_give_examples_or_a_message_with_file_and_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "f.jsonl").write_bytes(content)
     refused: DataError | None = None
