@@ -2,7 +2,7 @@
 
 ``pytest`` alone runs the fast tests on the CPU, with pytest-xdist on all cores (at most four); with paths or ``-n 0``, in one
 process. ``-m gpu`` runs the GPU tests, and ``-m ""`` runs all but those.
-``--hypothesis-profile full`` draws the full number of examples; the default profile draws a quarter of them.
+``--hypothesis-profile full`` draws the full number of examples, ``explore`` many others; the default draws a quarter of them.
 
 pytest-xdist distributes whole files, because fixtures are shared within a file. Files that start groups of processes
 share one worker: accelerate's launchers take a fixed port, and two groups at once would collide.
@@ -41,8 +41,10 @@ _LONGEST_FIRST = [
 ]
 _LONGEST_FIRST += ["test_signals_launched.py", "test_privacy.py", "test_resume.py"]
 
-hypothesis.settings.register_profile("fast", max_examples=25)
-hypothesis.settings.register_profile("full", max_examples=100)
+# The suite draws the same examples each time, so that a change fails for what it does. "explore" draws others.
+hypothesis.settings.register_profile("fast", max_examples=25, derandomize=True)
+hypothesis.settings.register_profile("full", max_examples=100, derandomize=True)
+hypothesis.settings.register_profile("explore", max_examples=1000)
 hypothesis.settings.load_profile("fast")
 
 

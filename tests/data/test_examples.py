@@ -308,6 +308,14 @@ def is_blank(content: bytes) -> bool:
     return not content.removeprefix(b"\xef\xbb\xbf").strip()
 
 
+def what_is_said_of(content: bytes) -> str:
+    """The pattern of the message that refuses a file: the whole file where it is empty or binary, else a line."""
+    if is_blank(content):
+        return r"f\.jsonl: holds no rows"
+    binary = content.startswith((b"PAR1", b"ARROW1"))  # read as what its first bytes tell
+    return r"f\.jsonl: not an? (Parquet|Arrow) file" if binary else r"f\.jsonl:\d+: "
+
+
 @pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(400))
 @given(st.lists(line_of_bytes, max_size=5).map(b"\n".join))
@@ -317,6 +325,8 @@ def is_blank(content: bytes) -> bool:
 @example(b"\xef\xbb\xbf" * 2)
 @example(b"\xfe\xff")
 @example(b"\0\0\xfe\xff")
+@example(b"PAR1")
+@example(b"ARROW1")
 def test_any_bytes_give_examples_or_a_message_with_file_and_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "f.jsonl").write_bytes(content)
     refused: DataError | None = None
@@ -325,7 +335,7 @@ def test_any_bytes_give_examples_or_a_message_with_file_and_line(tmp_path: Path,
     except DataError as error:
         refused = error
     if refused is not None:
-        assert re.search(r"f\.jsonl: holds no rows" if is_blank(content) else r"f\.jsonl:\d+: ", str(refused))
+        assert re.search(what_is_said_of(content), str(refused))
         assert SECRET not in str(refused)
         assert refused.__suppress_context__ or refused.__context__ is None  # the parser's error quotes the text
         return
