@@ -117,9 +117,10 @@ def run_audit(
     from rich.console import Console
 
     from llm_forget.auditing.audit import AuditSettings, audit_run, find_models, read_rows
-    from llm_forget.auditing.endpoint import Endpoint, ServedSubject
+    from llm_forget.auditing.endpoint import ServedSubject
     from llm_forget.auditing.results import FOLDER_NAME, read_audit
     from llm_forget.data.examples import DataSource
+    from llm_forget.utils.endpoint import Endpoint
 
     console = Console(stderr=True)
     found = {**_nearby(run, controls), **{role: path for role, path in controls.items() if path is not None}}

@@ -24,7 +24,10 @@ from llm_forget.evaluation.results import as_json, open_results, write_results
 from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.schema import SCHEMA
 from llm_forget.evaluation.suite import LoadedSuite, Suite, check_suite, load_suite
-from llm_forget.model.load import load_model
+from llm_forget.model.generate import end_token_ids
+from llm_forget.model.load import load_model, load_tokenizer
+from llm_forget.model.served import LISTED, ServedModel
+from llm_forget.utils.endpoint import Endpoint
 from llm_forget.utils.extras import require_extra
 from llm_forget.utils.files import folder_digest
 from llm_forget.utils.output import writing
@@ -56,7 +59,7 @@ def _evaluate(recipe: EvalRecipe, suite: LoadedSuite, console: Any) -> dict[str,
     read = {role: _read_control(role, path) for role, path in _control_paths(recipe).items()}
     check_suite(suite)
     accelerator = make_accelerator()
-    model, tokenizer = load_model(recipe.model)
+    model, tokenizer = _find_model(recipe, accelerator)
     main = accelerator is None or accelerator.is_main_process
     doubts = [f"controls.{role}: {doubt}" for role, (_, found) in read.items() for doubt in found]
     for doubt in doubts if main and console is not None else ():
@@ -71,12 +74,40 @@ def _evaluate(recipe: EvalRecipe, suite: LoadedSuite, console: Any) -> dict[str,
         console=console if main else None,
         keep_text=recipe.keep_text,
         cache=_cache_folder(recipe),
-        files=model_files(recipe.model),
+        files=_files(recipe),
     )
     results["warnings"] += doubts
     if main:
         write_results(results, Path(recipe.output_dir) / "eval" / f"{suite.name}.json")
     return results
+
+
+def _find_model(recipe: EvalRecipe, accelerator: Any) -> tuple[Any, Any]:
+    """Load the model, or find it on its server, and load the tokenizer."""
+    engine = recipe.engine
+    if engine.url is None or engine.served_model is None:
+        return load_model(recipe.model)
+    if accelerator is not None:
+        raise UserError("engine.name is vllm: the server has the devices; start the evaluation in one process")
+    tokenizer = load_tokenizer(recipe.model)
+    options = ("engine.url", "engine.served_model")
+    endpoint = Endpoint(engine.url, engine.served_model, engine.key_variable, options=options, at_once=engine.at_once)
+    # plain greedy answers, whatever the model's generation config says
+    plain = {"stop_token_ids": list(end_token_ids(None, tokenizer)), "repetition_penalty": 1.0, "top_k": -1}
+    served = ServedModel(endpoint, plain)
+    served.find_length()
+    if not served.find_access(tuple(tokenizer("A few words.")["input_ids"])) or served.listed != LISTED:
+        raise UserError(
+            f"engine.url: {endpoint.url} does not list the {LISTED} likeliest tokens of a prompt, which the evaluation needs; "
+            f"take vLLM, and start it with --max-logprobs {LISTED} or more"
+        )
+    return served, tokenizer
+
+
+def _files(recipe: EvalRecipe) -> dict[str, str | None]:
+    """What the results state about the files of the model; nothing is known about those of a server."""
+    name = recipe.engine.served_model
+    return model_files(recipe.model) if name is None else {"served": name}
 
 
 @contextmanager
@@ -94,6 +125,8 @@ def model_files(config: ModelConfig) -> dict[str, str | None]:
 
 def _target_model(recipe: EvalRecipe, suite: Suite) -> Any:
     """The model before unlearning: the given target, or the adapter's base if the suite needs the KL to it."""
+    if recipe.engine.name != "transformers":
+        return None
     before = recipe.target
     if before is None and recipe.model.adapter is not None and any(suite.kl_asked):
         # the adapter is merged into the model, so it cannot be switched off: load the base separately

@@ -11,11 +11,10 @@ import numpy as np
 from llm_forget.data.encode import encode_prompt
 from llm_forget.data.examples import Example
 from llm_forget.evaluation.aggregates.leak_at_k import LeakAtK, leak_at_k, reveals
+from llm_forget.evaluation.passes.asking import end_tokens, samples_of
 from llm_forget.evaluation.passes.cache import Arrays, remember
 from llm_forget.evaluation.sets import Loaded, SamplingConfig
 from llm_forget.evaluation.tokens import Floats, as_floats
-from llm_forget.model.generate import end_token_ids, sample_answers
-from llm_forget.model.head import below_wrapper
 from llm_forget.utils.digests import json_digest
 
 
@@ -56,7 +55,7 @@ def _revealed(config: SamplingConfig, examples: Sequence[Example], loaded: Loade
 
     def compute() -> Arrays:
         with loaded.meter.bar("samples drawn", len(prompts) * config.samples) as progress:
-            said = sample_answers(
+            said = samples_of(
                 loaded.model,
                 loaded.tokenizer,
                 prompts,
@@ -75,6 +74,6 @@ def _revealed(config: SamplingConfig, examples: Sequence[Example], loaded: Loade
         "references": json_digest(references),
         "sampling": [config.samples, config.temperature, config.threshold, seed],
         "generation": [loaded.generation.max_new_tokens, loaded.generation.batch_size],
-        "ends": list(end_token_ids(below_wrapper(loaded.model), loaded.tokenizer)),
+        "ends": list(end_tokens(loaded.model, loaded.tokenizer)),
     }
     return as_floats(remember(loaded.cache, loaded.accelerator, "leak", parts, compute)["revealed"])

@@ -17,6 +17,7 @@ from llm_forget.evaluation.aggregates.auc import auc
 from llm_forget.evaluation.aggregates.privleak import privleak
 from llm_forget.evaluation.attacks import Attack, AttackRows
 from llm_forget.evaluation.compare import check_same_set, column
+from llm_forget.evaluation.passes.asking import is_served
 from llm_forget.evaluation.passes.cache import Arrays, remember, rows_digest
 from llm_forget.evaluation.passes.gradients import gradient_norms, select_parameters
 from llm_forget.evaluation.results import read_results
@@ -120,10 +121,15 @@ def check_attacks(plan: AttackPlan | None, model: Any) -> None:
     """Check before any computation that the model supports the attacks.
 
     Raises:
-        UserError: an attack needs the gradients of weights that do not exist or are quantised.
+        UserError: an attack needs the gradients of weights that do not exist, are quantised, or are behind a server.
     """
     for attack in () if plan is None else plan.attacks:
         if "gradient_norms" in attack.needs:
+            if is_served(model):
+                raise UserError(
+                    f"attacks, {attack.label}: a server gives no gradients; leave the attack out of attacks.attacks, or set "
+                    "engine.name to transformers"
+                )
             try:
                 select_parameters(below_wrapper(model), _parameters(attack))
             except UserError as error:

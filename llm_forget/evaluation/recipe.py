@@ -61,6 +61,35 @@ class BenchmarksConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """What computes scores and answers."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    # transformers: the model is loaded in this process. vllm: a running vLLM is asked; the recipe's model only gives the
+    # tokenizer. Its questions and answers, those of the forget set too, go to that server.
+    name: Literal["transformers", "vllm"] = "transformers"
+    # The server, for example http://localhost:8000.
+    url: str | None = None
+    # The model's name on the server, or its adapter's.
+    served_model: str | None = None
+    # The environment variable with the server's key; it need not be set for a server without keys.
+    key_variable: str = "OPENAI_API_KEY"
+    # Requests at once. The server makes its own batches of them.
+    at_once: int = 64
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        given = self.url is not None, self.served_model is not None
+        if self.name == "vllm" and not all(given):
+            raise ValueError("name is vllm; give url (http://HOST:PORT) and served_model, the name on that server")
+        if self.name == "transformers" and any(given):
+            raise ValueError("url and served_model are for a server; set name to vllm, or leave them out")
+        if self.at_once < 1:
+            raise ValueError(f"at_once is {self.at_once}; give 1 or more")
+
+
+@dataclass(frozen=True)
 class EvalRecipe:
     """One evaluation of one model."""
 
@@ -81,6 +110,8 @@ class EvalRecipe:
     variables: dict[str, str] = field(default_factory=dict)
     # Changes to the suite by dotted key, for example {sets.forget.limit: 8, capability: null}.
     overrides: dict[str, Any] = field(default_factory=dict)
+    # What computes scores and answers: this process, or a vLLM server.
+    engine: EngineConfig = field(default_factory=EngineConfig)
     # Store generated answers in the results and the cache. They may contain the forgotten data.
     keep_text: bool = False
     # Cache folder for scores, so that an interrupted evaluation can resume and a finished one is not repeated. "auto":

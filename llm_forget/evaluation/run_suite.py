@@ -21,6 +21,7 @@ from llm_forget.evaluation.membership import (
     measure_privleak,
     plan_attacks,
 )
+from llm_forget.evaluation.passes.asking import is_served
 from llm_forget.evaluation.passes.cache import Cache, context_digest, model_context
 from llm_forget.evaluation.passes.meter import Meter
 from llm_forget.evaluation.results import as_json
@@ -46,6 +47,7 @@ from llm_forget.evaluation.whole_sets import (
     measure_utility,
     suite_scores,
 )
+from llm_forget.model.served import LISTED
 from llm_forget.utils.digests import json_digest
 
 
@@ -87,7 +89,7 @@ def run_suite(
 
     Args:
         suite: what to measure.
-        model: a causal language model on its device.
+        model: a causal language model on its device, or a ``ServedModel`` with its access found out.
         tokenizer: its tokenizer.
         controls: role (target, oracle, sham) → this function's result for the control on the same suite. The result
             includes their aggregates. Forget quality and PrivLeak need the oracle's.
@@ -131,8 +133,11 @@ def run_suite(
         with meter.part(name):
             measured[name] = measure_set(name, config, examples[name], metrics, run.loaded)
     warnings += [f"{name}: {warning}" for name, found in measured.items() for warning in found.warnings]
+    if is_served(model):
+        warnings.append(f"behind a server: entropy and Min-K%++ are from the {LISTED} likeliest tokens of each place")
     if not loaded.has_target and True in suite.kl_asked:
-        warnings.append("no KL to the target: no target was given, and the model has no adapter to disable")
+        missing = "no target was given, and the model has no adapter to disable"
+        warnings.append(f"no KL to the target: {'a server gives no distributions' if is_served(model) else missing}")
     oracle = controls.get("oracle")
     quality = measure_forget_quality(run.asked, measured, oracle, controls.get("target"))
     utility = measure_utility(suite.sets, measured)

@@ -15,8 +15,8 @@ from llm_forget.data.row import as_text, read_bytes
 from llm_forget.errors import DataError
 from llm_forget.evaluation.aggregates.perplexity import perplexity, sliding_windows
 from llm_forget.evaluation.aggregates.text_kl import text_kl
+from llm_forget.evaluation.passes.asking import check_readable, longest_row
 from llm_forget.evaluation.sets import Loaded, score_all, target_kl
-from llm_forget.model.limits import check_rows, position_limit
 from llm_forget.utils.shipped import shipped
 
 
@@ -72,14 +72,14 @@ def measure_text(config: PerplexityConfig, text: str, loaded: Loaded) -> dict[st
     Returns:
         ``perplexity``, and ``kl_to_target`` if it is requested and a target is available.
     """
-    limit = position_limit(loaded.model)
+    limit = longest_row(loaded.model)
     if limit is not None and config.window > limit:
         raise DataError(
             f"perplexity.window is {config.window}, and the model knows {limit} positions: set window to {limit} or less and "
             "stride below it, or set perplexity: null"
         )
     windows = _windows(config, text, loaded)
-    check_rows(loaded.model, windows, config.path)
+    check_readable(loaded.model, windows, config.path)
     scores = score_all(windows, loaded)
     # with the windows' log-probs, two models are compared window by window
     parts = {"window_mean_logps": scores.mean_logps(), "window_tokens": scores.lengths}

@@ -156,10 +156,16 @@ class ModelEntry(_Section):
     """Which model was measured. A digest is null if it is unknown."""
 
     weights: Annotated[
-        str | None, Field(description="digest of the weights in memory, with adapters; null for a sharded model")
+        str | None,
+        Field(
+            description="digest of the weights in memory, with adapters; null for a model in shards or behind a server"
+        ),
     ] = None
     adapter: Annotated[str | None, Field(description="digest of the adapter's files")] = None
     base: Annotated[str | None, Field(description="digest of the model's files")] = None
+    served: Annotated[
+        str | None, Field(description="its name on the server that was asked; null if there was none")
+    ] = None
 
 
 class ScoresFile(_Section):

@@ -15,14 +15,14 @@ from llm_forget.data.examples import DataSource, Example, Message, example_id, r
 from llm_forget.errors import DataError
 from llm_forget.evaluation.aggregate import aggregate
 from llm_forget.evaluation.metrics import AnswerGroup, Metric, SetScores, averaged_values
+from llm_forget.evaluation.passes.asking import check_readable, is_served, scores_of
 from llm_forget.evaluation.passes.cache import Arrays, Cache, remember, rows_digest
-from llm_forget.evaluation.passes.cached import score_rows
 from llm_forget.evaluation.passes.kl import has_adapter, token_kl
 from llm_forget.evaluation.passes.meter import Meter
 from llm_forget.evaluation.texts import text_metrics
 from llm_forget.evaluation.tokens import Floats, TokenScores, as_floats
 from llm_forget.model.generate import agreed
-from llm_forget.model.limits import check_rows, padding_id
+from llm_forget.model.limits import padding_id
 from llm_forget.utils.digests import json_digest
 from llm_forget.utils.plugins import make_named
 
@@ -133,7 +133,8 @@ class GenerationConfig:
 class Loaded:
     """A model with its tokenizer and the settings of an evaluation.
 
-    ``target`` is the model before unlearning; None for ``model`` with its adapter disabled.
+    ``model`` is a module or a ``ServedModel``. ``target`` is the model before unlearning; None for ``model`` with its adapter
+    disabled.
     """
 
     model: Any
@@ -152,8 +153,8 @@ class Loaded:
 
     @property
     def has_target(self) -> bool:
-        """Whether a target is available."""
-        return self.target is not None or has_adapter(self.model)
+        """Whether the KL to a target can be measured."""
+        return not is_served(self.model) and (self.target is not None or has_adapter(self.model))
 
     @property
     def pad_token_id(self) -> int:
@@ -252,7 +253,7 @@ def measure_set(
             groups[kind] = (len(rows), found[1], found[2])
             rows = rows + found[0]
             warnings += found[1].warnings
-    warnings += check_rows(loaded.model, rows, name)
+    warnings += check_readable(loaded.model, rows, name)
     scores = score_all(rows, loaded)
     known = SetScores(
         forget=is_forget(name, config),
@@ -289,10 +290,10 @@ def _begun(
 def score_all(rows: Sequence[Encoded], loaded: Loaded) -> TokenScores:
     """Score rows with the evaluation's model, cache, processes and progress bar."""
     with loaded.meter.bar("answers scored", len(rows)) as progress:
-        return score_rows(
+        return scores_of(
             loaded.model,
+            loaded.tokenizer,
             rows,
-            pad_token_id=loaded.pad_token_id,
             batch_tokens=loaded.batch_tokens,
             progress=progress,
             accelerator=loaded.accelerator,

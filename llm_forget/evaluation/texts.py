@@ -12,10 +12,9 @@ import numpy as np
 
 from llm_forget.data.encode import Encoded
 from llm_forget.evaluation.metrics import Metric, SetScores
+from llm_forget.evaluation.passes.asking import answers_of, end_tokens
 from llm_forget.evaluation.passes.cache import Arrays, remember, rows_digest
 from llm_forget.evaluation.tokens import Floats
-from llm_forget.model.generate import end_token_ids, generate_answers
-from llm_forget.model.head import below_wrapper
 from llm_forget.utils.digests import json_digest, text_digest
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def text_metrics(
 
     def compute() -> Arrays:
         with loaded.meter.bar("prompts answered", len(prompts)) as progress:
-            said = generate_answers(
+            said = answers_of(
                 loaded.model,
                 loaded.tokenizer,
                 prompts,
@@ -86,7 +85,7 @@ def _parts(
         "references": json_digest(list(known.references or [])),
         "max_new_tokens": generation["max_new_tokens"],
         "batch_size": generation["batch_size"],
-        "ends": list(end_token_ids(below_wrapper(loaded.model), loaded.tokenizer)),
+        "ends": list(end_tokens(loaded.model, loaded.tokenizer)),
         "batch_tokens": loaded.batch_tokens,
         "forget": known.forget,
         "metrics": sorted(_metric_digest(metric) for metric in metrics),

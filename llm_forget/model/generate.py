@@ -74,6 +74,22 @@ def agreed(answer: Sequence[int], hits: Sequence[bool]) -> tuple[int, ...]:
     return tuple(answer[:miss])
 
 
+def known_answer(tokenizer: Any, begun: Sequence[int], ends: Sequence[int], most: int) -> str | None:
+    """The text of a greedy answer that is known to its end, or to its longest length; None if it is not.
+
+    Args:
+        tokenizer: special tokens are removed from the text.
+        begun: the tokens with which the answer is known to begin (``agreed``).
+        ends: the tokens that end an answer.
+        most: the longest answer in tokens, including the end token.
+    """
+    own = begun[:most]
+    known = _before_end(own, ends)
+    if len(known) == len(own) < most:
+        return None
+    return _text(tokenizer, np.asarray(known, dtype=np.int64))
+
+
 def sample_answers(
     model: Any,
     tokenizer: Any,

@@ -17,7 +17,7 @@ import numpy as np
 from llm_forget.adapters.doctor import diagnose
 from llm_forget.adapters.lora import load_adapter
 from llm_forget.auditing.attack import Access
-from llm_forget.auditing.endpoint import Endpoint, ServedSubject
+from llm_forget.auditing.endpoint import ServedSubject
 from llm_forget.auditing.forms import Form
 from llm_forget.auditing.subject import LoadedSubject
 from llm_forget.config import ModelConfig
@@ -30,6 +30,7 @@ from llm_forget.model.load import load_model
 from llm_forget.runs import load_run
 from llm_forget.train.general import general_questions
 from llm_forget.utils.build import build
+from llm_forget.utils.endpoint import Endpoint
 
 QUESTIONS = 5
 _POOL = 40  # general questions of which those are taken that tell the adapter from its base best
@@ -104,7 +105,7 @@ def deploy(
     values = {**(found.recipe.get("model") or {}), **({"name": str(base)} if base else {})}
     config = build(ModelConfig, values, f"{run}, model")
     encoding = build(EncodingConfig, found.recipe.get("encoding") or {}, f"{run}, encoding")
-    endpoint = Endpoint(server, name, key_variable)
+    endpoint = Endpoint(server, name, key_variable, options=("--server", "--name"))
     before = _served(endpoint)
     _check(config.name, adapter)
     say(f"asking {_POOL} general questions here, with the adapter and without it")

@@ -13,10 +13,12 @@ from openai_server import ALL, KEY, Handler, serving
 from llm_forget.auditing.attack import Access
 from llm_forget.auditing.attacks.greedy import Greedy
 from llm_forget.auditing.attacks.membership import Membership
-from llm_forget.auditing.endpoint import Endpoint, ServedSubject, listed_moments
+from llm_forget.auditing.endpoint import ServedSubject
 from llm_forget.auditing.forms import FORMS
 from llm_forget.auditing.subject import LoadedSubject
 from llm_forget.errors import UserError
+from llm_forget.evaluation.passes.served import listed_moments
+from llm_forget.utils.endpoint import Endpoint
 
 LN2 = math.log(2)
 

@@ -23,12 +23,16 @@ class Handler(JsonHandler):
     subject: LoadedSubject
     paths: tuple[str, ...]
     needs_key = False
+    length = 128  # tokens that it reads
     seen: list[dict[str, Any]]
 
     def answer(self, body: dict[str, Any]) -> tuple[int, Any]:
         self.seen.append(body)
         if self.needs_key and self.headers.get("Authorization") != f"Bearer {KEY}":
             return 401, {"error": "no key"}
+        if self.path == "/v1/models":
+            parent = {"id": "base", "max_model_len": self.length}
+            return 200, {"data": [parent, {"id": "served", "parent": "base", "max_model_len": None}]}
         if self.path not in self.paths or body["model"] != "served":
             return 404, {"error": "not here"}
         return 200, (self.chat if "chat" in self.path else self.completions)(body)

@@ -14,12 +14,11 @@ import numpy as np
 
 from llm_forget.errors import DataError, UserError
 from llm_forget.evaluation.aggregate import Estimate, aggregate, proportion
-from llm_forget.evaluation.capability.local_task import answer_questions, quiet, read_task, text_lines
+from llm_forget.evaluation.capability.language_model import lm_eval_model
+from llm_forget.evaluation.capability.local_task import answer_questions, quiet, read_task, text_lines, unchanged
 from llm_forget.evaluation.capability.task_file import find_task, for_lm_eval, read_settings
 from llm_forget.evaluation.passes.cache import Cache
 from llm_forget.evaluation.recipe import BenchmarksConfig
-from llm_forget.model.batching import evaluating
-from llm_forget.model.head import below_wrapper
 from llm_forget.utils.extras import require_extra
 
 _EMBEDDED = "general_knowledge"
@@ -187,11 +186,9 @@ def _run_by_name(
     task: str, limit: int | None, batch_size: int, model: Any, tokenizer: Any
 ) -> dict[str, dict[str, Any]]:
     """Run one of lm-eval's own tasks, or a group of them; its data come from the hub or from the hub's cache."""
-    inner = below_wrapper(model)
     try:
-        with quiet(), evaluating(inner):
+        with quiet(), unchanged(model):
             import lm_eval
-            from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
 
             manager = TaskManager()
@@ -199,7 +196,7 @@ def _run_by_name(
             result = None
             if known:
                 result = lm_eval.simple_evaluate(
-                    model=HFLM(pretrained=inner, tokenizer=tokenizer, batch_size=batch_size),
+                    model=lm_eval_model(model, tokenizer, batch_size),
                     tasks=[task],
                     task_manager=manager,
                     limit=limit,

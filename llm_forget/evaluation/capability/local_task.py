@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -17,7 +17,9 @@ import numpy as np
 from llm_forget.data.examples import example_id
 from llm_forget.errors import DataError, UserError
 from llm_forget.evaluation.aggregate import Estimate, proportion
+from llm_forget.evaluation.capability.language_model import lm_eval_model
 from llm_forget.evaluation.capability.task_file import for_lm_eval, read_settings
+from llm_forget.evaluation.passes.asking import is_served
 from llm_forget.evaluation.passes.cache import Arrays, Cache, remember
 from llm_forget.evaluation.tokens import Floats
 from llm_forget.model.batching import evaluating, sum_over_processes
@@ -190,9 +192,8 @@ def answer_questions(
     def compute() -> Arrays:
         found = np.zeros((len(rows), len(columns)))
         if mine:
-            inner = below_wrapper(model)
-            with evaluating(inner):
-                found[mine] = _run(inner, tokenizer, config, [rows[index] for index in mine], columns, batch_size)
+            with unchanged(model):
+                found[mine] = _run(model, tokenizer, config, [rows[index] for index in mine], columns, batch_size)
         return {"scores": sum_over_processes(found, accelerator)}
 
     plain = {key: value for key, value in config.items() if not callable(value)}
@@ -211,13 +212,12 @@ def _run(
     with quiet():
         import lm_eval
         from datasets import Dataset
-        from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
         data = Dataset.from_list(rows)
         # The rows are already split over the processes; lm-eval sees only this process's share.
         own = config | {"custom_dataset": lambda **_: {_SPLIT: data}, "test_split": _SPLIT, "num_fewshot": 0}
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        lm = lm_eval_model(model, tokenizer, batch_size)
         result = lm_eval.simple_evaluate(
             model=lm,
             tasks=[own],
@@ -235,6 +235,11 @@ def _run(
             f"metrics {has}; it must be a multiple_choice task with {' and '.join(columns)}"
         )
     return np.array([[float(sample[column]) for column in columns] for sample in samples])
+
+
+def unchanged(model: Any) -> AbstractContextManager[Any]:
+    """Context in which a model in this process is in eval mode; nothing for one behind a server."""
+    return nullcontext() if is_served(model) else evaluating(below_wrapper(model))
 
 
 @contextmanager

@@ -134,7 +134,7 @@ def all_agree(flags: list[bool], accelerator: Any) -> list[bool]:
 
 
 def model_context(model: Any, tokenizer: Any) -> dict[str, Any] | None:
-    """Describe a model in memory and the way it runs, as JSON; None if this process holds only a part of the model.
+    """Describe a model in memory and the way it runs, as JSON; None if this process holds only a part of the model, or none.
 
     Args:
         model: a causal language model, wrapped or not, with or without adapters.
@@ -142,6 +142,8 @@ def model_context(model: Any, tokenizer: Any) -> dict[str, Any] | None:
     """
     import transformers
 
+    if not isinstance(model, torch.nn.Module):
+        return None  # behind a server, which may serve another model under the same name tomorrow
     inner = below_wrapper(model)
     weights = {**inner.state_dict()}
     tensors = {name: tensor for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
