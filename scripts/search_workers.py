@@ -2,8 +2,8 @@
 
     python scripts/search_workers.py --workers 1 2 4 --searches 12 --trials 40
 
-The workers claim trials as those of `llm-forget search` do, from the same kind of space. A trial takes a random time on a simulated
-clock. So the rows of the table differ only in what is known when a trial is drawn.
+The workers claim trials as those of `llm-forget search` do, from the same kind of space. A trial takes a random time on a
+simulated clock. So the rows of the table differ only in what is known when a trial is drawn.
 """
 
 from __future__ import annotations
