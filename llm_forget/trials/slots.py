@@ -28,8 +28,7 @@ from llm_forget.utils.lock import locked
 OBJECTIVES = ("distance", "harm")
 _OF, _WHY = "slot", "why"
 _HELD = "held"
-_STARTUP = 8  # random trials before the sampler models anything
-_FEW_RUNNING, _FEW_TRIALS = 8, 200  # a Gaussian process needs fewer trials; its time grows with the cube of both
+_STARTUP = 10  # random trials before the sampler models anything
 
 
 @dataclass
@@ -96,10 +95,8 @@ class Slots:
             drawn = random.Random(
                 f"{seed} {secrets.token_hex(8) if worker is None else worker} {len(self.study.trials)}"
             )
-            seed = drawn.randrange(2**31)
-            self._few = optuna.samplers.GPSampler(n_startup_trials=_STARTUP, seed=seed, warn_independent_sampling=False)
-            self._many = optuna.samplers.TPESampler(
-                multivariate=True, constant_liar=True, n_startup_trials=_STARTUP, seed=seed
+            self.study.sampler = optuna.samplers.TPESampler(
+                multivariate=True, constant_liar=True, n_startup_trials=_STARTUP, seed=drawn.randrange(2**31)
             )
 
     @contextmanager
@@ -202,12 +199,8 @@ class Slots:
         """A waiting attempt, or the first one of a new slot within the budget."""
         while True:
             waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-            slots = len(self._by_slot())
-            if not waiting and slots >= self.budget:
+            if not waiting and len(self._by_slot()) >= self.budget:
                 return None
-            running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            few = len(running) <= _FEW_RUNNING and slots <= _FEW_TRIALS
-            self.study.sampler = self._few if few else self._many
             trial = self.study.ask()
             slot, found = slot_of(_frozen(trial)), self._by_slot()
             attempts = found.get(slot)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 WRAPPERS = ("none", "sam", "gru")
 RANKS = (4, 8, 16, 32, 64, 128)
 SHARES = (1.0, 0.5, 0.25)  # of the blocks, from the top
-STEPS = (0.25, 0.5, 1.0)  # shares of the most steps that the default takes with such an adapter
-RATES = (0.25, 4.0)  # multiples of the usual rate, the lowest and the highest
+STEPS = (0.5, 1.0, 2.0)  # as multiples of the default's without rows to keep
+RATES = (0.25, 4.0)  # likewise, the lowest and the highest
 WEIGHTS = (0.5, 16.0)  # of the retain term, and of virtual neighbours or general questions
 _USUAL_RATE = 1e-3  # of an adapter, where a recipe has none
 _MADE = ("virtual_neighbours", "general_questions", "mined_neighbours")
@@ -44,6 +44,11 @@ class Space:
     wrappers: tuple[str, ...] = WRAPPERS
 
     @property
+    def _more_steps(self) -> float:
+        """The default's steps, as a multiple of those that it takes without rows to keep."""
+        return SHAPED_STEPS / PLAIN_STEPS if self.start.train.optimizer == NATURAL else 1.0
+
+    @property
     def first(self) -> dict[str, Any]:
         """The parameters of the default."""
         recipe = self.start
@@ -56,7 +61,7 @@ class Space:
             "made_weight": _inside(made, WEIGHTS),
             "rank": recipe.adapter.rank if recipe.adapter is not None else RANKS[-1],
             "blocks": 1.0,
-            "steps": 1.0,
+            "steps": self._more_steps,
             "rate": 1.0,
         }
         if recipe.data.retain is not None:
@@ -94,14 +99,15 @@ class Space:
         shaped = start.train.optimizer == NATURAL and aimed == "forget"
         optimizer = start.train.optimizer if shaped or start.train.optimizer != NATURAL else TrainConfig().optimizer
         rate, times, usual = start.train.learning_rate, float(drawn["rate"]), RATE if shaped else _USUAL_RATE
-        # the default of another optimizer takes fewer and larger steps, which have the rows to keep in them
-        most = PLAIN_STEPS / SHAPED_STEPS if start.train.optimizer == NATURAL and not shaped else 1.0
         train = replace(
             start.train,
             optimizer=optimizer,
-            epochs=max(1, round(start.train.epochs * most * float(drawn["steps"]))),
+            epochs=max(1, round(start.train.epochs * float(drawn["steps"]) / self._more_steps)),
             learning_rate=rate if times == 1 else (usual if rate is None else rate) * times,
         )
+        # natural adapts its steps at each check; a longer run of another optimizer gets no more checks
+        spacing = 1 if shaped else max(1, round(float(drawn["steps"])))
+        stop = replace(start.stop, every=start.stop.every * spacing)
         share = 1.0 if method.trained_layers is not None else float(drawn["blocks"])
         adapter = replace(
             start.adapter or AdapterConfig(), rank=rank, alpha=rank, inputs=aimed, top_share=share  # type: ignore[arg-type]
@@ -113,6 +119,7 @@ class Space:
             retain=start.retain if shaped else _retain(start.retain, drawn),
             adapter=adapter,
             train=train,
+            stop=stop,
             output_dir=output_dir,
             resume=True,
         )

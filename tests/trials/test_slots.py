@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 pytest.importorskip("optuna", reason="pip install 'llm-forget[search]'")
 from search_kills import killed_search, problems
 
-import llm_forget.trials.slots as module
-from llm_forget.trials.front import hypervolume
 from llm_forget.trials.journal import JOURNAL
 from llm_forget.trials.slots import Result, Slots, why_failed
 
@@ -70,35 +67,3 @@ def test_a_database_serves_as_well(tmp_path: Path) -> None:
             assert claim is not None
             assert slots.finish(claim, Result(float(number), 0.0))
     assert Slots(tmp_path / "search", url=url, budget=2, worker=1).complete
-
-
-def test_a_front_is_found_with_few_trials_and_many_workers_get_a_quicker_sampler(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One good kind of six, and two numbers: 24 trials dominate more if a Gaussian process draws them."""
-
-    def draws(trial: Any) -> object:
-        trial.suggest_categorical("kind", tuple("abcdef"))
-        trial.suggest_categorical("size", (4, 8, 16, 32, 64, 128))
-        return trial.suggest_float("rate", 0.25, 4.0, log=True)
-
-    def values(kind: str, size: int, rate: float) -> tuple[float, float]:
-        large, fast = math.log2(size / 4) / 5, math.log(rate, 4)
-        off = 0.2 * (fast + 0.5) ** 2
-        return (0.0 if kind == "c" else 0.5) + 0.6 * (1 - large) ** 2 + off, 0.5 * large**2 + off
-
-    def area(name: str) -> float:
-        slots = Slots(tmp_path / name, seed=1, worker=0, budget=24)
-        while not slots.complete:
-            with slots.claimed(draws) as claim:
-                assert claim is not None
-                slots.finish(claim, Result(*values(**claim.trial.params)))
-        names.append(type(slots.study.sampler).__name__)
-        return hypervolume([(one.values[0], one.values[1]) for one in slots.finished().values()], (1.0, 1.0))
-
-    names: list[str] = []
-    few = area("few")
-    monkeypatch.setattr(module, "_FEW_RUNNING", -1)
-    many = area("many")
-    assert names == ["GPSampler", "TPESampler"]
-    assert few > many > 0.8
