@@ -232,19 +232,19 @@ def test_expensive_results_are_cached(knowing: tuple[Path, Any], monkeypatch: py
 
         monkeypatch.setattr(f"llm_forget.evaluation.{module}.{name}", counted)
 
-    watch("leak", "sample_answers")
+    watch("leak", "samples_of")
     watch("membership", "gradient_norms")
     watch("sets", "token_kl")
     assert again(model) == first
     assert done == []
     again(model, replace(suite, seed=1))
-    assert done == ["sample_answers"]
+    assert done == ["samples_of"]
     done.clear()
     assert again(model, target=2)["kl_to_target"]["value"] != first["kl_to_target"]["value"]
     assert done == ["token_kl"] * 3
     done.clear()
     again(tiny_model(3))
-    assert sorted(done) == ["gradient_norms"] * 2 + ["sample_answers"] + ["token_kl"] * 3
+    assert sorted(done) == ["gradient_norms"] * 2 + ["samples_of"] + ["token_kl"] * 3
 
 
 def kl_suite(folder: Path) -> Suite:
