@@ -111,6 +111,8 @@ class Endpoint:
     def _advice(self, code: int) -> str:
         if code in (401, 403):
             return f"; set the environment variable {self.key_variable} to the server's key"
+        if code >= 500:
+            return "; see the server's log. vLLM on a CPU fails if it gets several requests for an adapter's log-probs at once"
         return f"; check {self.options[1]} and the server's log" if code in (400, 404, 422) else ""
 
     def all_of(
