@@ -125,7 +125,7 @@ def model_files(config: ModelConfig) -> dict[str, str | None]:
 
 def _target_model(recipe: EvalRecipe, suite: Suite) -> Any:
     """The model before unlearning: the given target, or the adapter's base if the suite needs the KL to it."""
-    if recipe.engine.name != "transformers":
+    if recipe.engine.url is not None:
         return None
     before = recipe.target
     if before is None and recipe.model.adapter is not None and any(suite.kl_asked):

@@ -87,7 +87,7 @@ def check_rows(model: nn.Module, rows: Sequence[Encoded], role: str) -> list[str
         tokens = sorted({token for row in unknown for token in row.input_ids if token >= (known or 0)})
         raise DataError(
             f"{len(unknown)} of {len(rows)} rows of the {role} set hold tokens that the model's embedding of {known} rows does "
-            f"not have (ids {_listed(tokens)}; at {_places(unknown)}): the tokenizer has more tokens than the model. Use the "
+            f"not have (ids {_listed(tokens)}; at {places_of(unknown)}): the tokenizer has more tokens than the model. Use the "
             "model's own tokenizer, or resize the embedding and train it first; if only the end token is missing, set "
             "add_end_token: false"
         )
@@ -96,8 +96,8 @@ def check_rows(model: nn.Module, rows: Sequence[Encoded], role: str) -> list[str
         longest = max(len(row.input_ids) for row in long)
         raise DataError(
             f"{len(long)} of {len(rows)} rows of the {role} set are longer than the {limit} positions that the model knows (the "
-            f"longest has {longest} tokens; at {_places(long)}): set encoding.max_length to {limit} or less, and chunk: true to "
-            "cut long rows into parts"
+            f"longest has {longest} tokens; at {places_of(long)}): set encoding.max_length to {limit} or less, and chunk: true "
+            "to cut long rows into parts"
         )
     beyond = [] if limit is not None or stated is None else [row for row in rows if len(row.input_ids) > stated]
     if beyond:
@@ -118,7 +118,8 @@ def padding_id(tokenizer: Any, model: nn.Module) -> int:
     return next((int(one) for one in wanted if one is not None and (known is None or 0 <= one < known)), 0)
 
 
-def _places(rows: Sequence[Encoded]) -> str:
+def places_of(rows: Sequence[Encoded]) -> str:
+    """Where the first rows were read, for messages."""
     return _listed(list(dict.fromkeys(row.place for row in rows)))
 
 

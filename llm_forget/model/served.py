@@ -6,20 +6,19 @@ log-probs the answers, go to the server.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llm_forget.data.encode import Encoded
 from llm_forget.errors import DataError, UserError
+from llm_forget.model.limits import places_of
 from llm_forget.utils.endpoint import Endpoint
 
 Tokens = tuple[int, ...]
 Progress = Callable[[int], None] | None
 
 LISTED = 20  # likeliest tokens at each place of a prompt; vLLM's own limit
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,7 @@ class ServedModel:
         Raises:
             UserError: the model is not in that list.
         """
-        text = self.endpoint.send("models")
-        try:
-            models = {str(one["id"]): one for one in json.loads(text)["data"]}
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self.endpoint.url}/models did not list models; is it a vLLM server?") from None
-        name, option = self.endpoint.model, self.endpoint.options[1]
+        models, name, option = self.endpoint.models(), self.endpoint.model, self.endpoint.options[1]
         if name not in models:
             raise UserError(f"the server has no model {name!r}; set {option} to one of {', '.join(sorted(models))}")
         # an adapter has the length of its base
@@ -91,11 +85,9 @@ class ServedModel:
         """
         long = [row for row in rows if self.length is not None and len(row.input_ids) >= self.length]
         if long:
-            places = list(dict.fromkeys(row.place for row in long))
-            listed = ", ".join(places[:_SHOWN]) + (f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else "")
             raise DataError(
                 f"{len(long)} of {len(rows)} rows of the {role} set are too long for the server, which reads {self.length} "
-                f"tokens with one of its answer (at {listed}): start it with a larger --max-model-len, or lower "
+                f"tokens with one of its answer (at {places_of(long)}): start it with a larger --max-model-len, or lower "
                 "encoding.max_length"
             )
 

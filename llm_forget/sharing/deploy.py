@@ -185,12 +185,7 @@ def _check(base: str, adapter: Path) -> None:
 
 def _served(endpoint: Endpoint) -> dict[str, str]:
     """Name → folder of the adapters that are served."""
-    text = endpoint.send("models")
-    try:
-        listed = json.loads(text)["data"]
-        return {str(one["id"]): str(one.get("root") or "") for one in listed if one.get("parent")}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{endpoint.url}/models did not list models; is it a vLLM server?") from None
+    return {name: str(one.get("root") or "") for name, one in endpoint.models().items() if one.get("parent")}
 
 
 def _load(endpoint: Endpoint, name: str, folder: Path | str, *, replace: bool) -> None:

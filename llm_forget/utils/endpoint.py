@@ -105,6 +105,18 @@ class Endpoint:
         time.sleep(pauses[0])
         return self.send(path, content, pauses[1:])
 
+    def models(self) -> dict[str, dict[str, Any]]:
+        """Name → what the server says of it, for the models and adapters that it serves.
+
+        Raises:
+            UserError: the server does not list them.
+        """
+        text = self.send("models")
+        try:
+            return {str(one["id"]): dict(one) for one in json.loads(text)["data"]}
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{self.url}/models did not list models; is it a vLLM server?") from None
+
     def _no_answer(self, path: str, error: Exception) -> UserError:
         return UserError(f"{self.url}/{path} gave no answer ({type(error).__name__}); is the server running?")
 

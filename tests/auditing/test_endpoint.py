@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
@@ -106,3 +107,23 @@ def test_a_server_that_is_not_there_is_an_error_that_says_so() -> None:
     _, target, _ = tiny_pair()
     with pytest.raises(UserError, match="is the server running"):
         served("http://127.0.0.1:9", target)
+
+
+@pytest.mark.parametrize(("resets", "answers"), [(3, True), (4, False)])
+def test_a_connection_that_is_reset_is_tried_again(resets: int, answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint, tried = Endpoint("http://localhost:9", "served"), []
+
+    def opened(*_: Any, **__: Any) -> Any:
+        tried.append(1)
+        if len(tried) <= resets:
+            raise ConnectionResetError
+        return io.BytesIO(b'{"data": [{"id": "served"}]}')
+
+    monkeypatch.setattr(endpoint._opener, "open", opened)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    if answers:
+        assert endpoint.models() == {"served": {"id": "served"}}
+    else:
+        with pytest.raises(UserError, match="ConnectionResetError"):
+            endpoint.models()
+    assert len(tried) == 4

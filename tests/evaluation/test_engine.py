@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,7 @@ def test_a_whole_suite_gives_the_same_numbers_and_verdict(folder: Path) -> None:
     for name, one in here["sets"].items():
         assert column(here, name, "generated") == column(there, name, "generated")
         for label in one["metrics"]:
-            close = 0.1 if label in ("entropy", "attack_min_k_plus_plus") else 1e-4
+            close = 0.1 if label == "entropy" else 1e-4
             own, other = (np.array(column(result, name, label), dtype=np.float64) for result in (here, there))
             np.testing.assert_allclose(other, own, atol=close, err_msg=label)
     for label in ("loss", "min_k"):
@@ -204,8 +203,9 @@ def test_lm_eval_gets_the_same_from_both() -> None:
         assert "R" not in there.generate_until(wanted)[0]
 
 
-def test_scores_of_tokens_are_json_free_of_text(folder: Path) -> None:
-    """The result of a served model holds no text, as that of a local one."""
+def test_no_file_of_an_evaluation_holds_text(folder: Path) -> None:
     with serving(tiny_pair()[1]) as (url, _):
         measured("quiet", url=url)
-    assert "Riga" not in json.dumps((folder / "runs/quiet/eval/small.json").read_text())
+    files = [one for one in (folder / "runs/quiet").rglob("*") if one.is_file()]
+    assert files
+    assert not [one for one in files if b"Riga" in one.read_bytes()]
