@@ -207,6 +207,9 @@ class StopConfig:
     # training, which is how unlikely an unseen answer is (0.1 without a holdout set). "rows": when each row is about as likely
     # as for a model that never saw it, computed from base or from the holdout set. null: train to the end.
     forget_target: float | Literal["holdout", "rows"] | None = "holdout"
+    # With row targets, how near the rows must come, as a multiple of the usual distance: nine of ten rows within 1.5 nats per token
+    # of their own target, and all of them within 0.25 on average. A lower value takes more steps and comes nearer.
+    tolerance: float = 1.0
     # Fraction of the retain probability before training that must be kept.
     utility_floor: float = 0.95
     # Fraction of the probability of neighbours before training that must be kept. The neighbours are those of the retain term
@@ -232,6 +235,8 @@ class StopConfig:
             raise ValueError(f"utility_floor is {self.utility_floor}; give a fraction between 0 and 1")
         if self.neighbour_floor is not None and not 0 <= self.neighbour_floor <= 1:
             raise ValueError(f"neighbour_floor is {self.neighbour_floor}; give a fraction between 0 and 1, or null")
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance is {self.tolerance}; give a number above 0")
         for name in ("patience", "every", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")

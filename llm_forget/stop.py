@@ -35,10 +35,11 @@ class Match:
     Attributes:
         pvalue: of the two-sample Kolmogorov–Smirnov test between log-probs and targets.
         statistic: its D, in [0, 1].
-        within: share of rows within ``WITHIN`` nats of their own target.
+        within: share of rows within ``WITHIN · tolerance`` nats of their own target.
         above: share of rows further above it.
         below: share of rows further below it.
         shift: mean of log-prob less target, in nats per token.
+        tolerance: how near the rows must come, as a multiple of the usual.
     """
 
     pvalue: float
@@ -47,11 +48,12 @@ class Match:
     above: float
     below: float
     shift: float = 0.0
+    tolerance: float = 1.0
 
     @property
     def reached(self) -> bool:
         """Whether the test finds no difference, enough rows are near their own target, and so are all on average."""
-        return self.pvalue > PVALUE and self.within >= SHARE and abs(self.shift) <= SHIFT
+        return self.pvalue > PVALUE and self.within >= SHARE and abs(self.shift) <= SHIFT * self.tolerance
 
     @property
     def distance(self) -> float:
@@ -59,12 +61,13 @@ class Match:
         return self.statistic + 1 - self.within + min(abs(self.shift), 1.0)
 
 
-def match(logps: Sequence[float], targets: Sequence[float]) -> Match:
+def match(logps: Sequence[float], targets: Sequence[float], tolerance: float = 1.0) -> Match:
     """Compare the log-probs of rows with their targets, as two samples and row by row.
 
     Args:
         logps: (n,) mean log-prob per answer token, in nats; NaN counts as far below.
         targets: (n,) their targets.
+        tolerance: multiple of ``WITHIN`` and ``SHIFT``, above 0.
 
     Raises:
         ValueError: the lengths differ, or there are no rows.
@@ -78,9 +81,9 @@ def match(logps: Sequence[float], targets: Sequence[float]) -> Match:
     found = [-math.inf if math.isnan(value) else value for value in logps]
     test = ks_2samp(found, list(targets))
     gaps = [own - wanted for own, wanted in zip(found, targets, strict=True)]
-    above, below = (sum(sign * gap > WITHIN for gap in gaps) / len(gaps) for sign in (1, -1))
+    above, below = (sum(sign * gap > WITHIN * tolerance for gap in gaps) / len(gaps) for sign in (1, -1))
     shift = math.fsum(gap if math.isfinite(gap) else -_FAR for gap in gaps) / len(gaps)
-    return Match(float(test.pvalue), float(test.statistic), 1.0 - above - below, above, below, shift)
+    return Match(float(test.pvalue), float(test.statistic), 1.0 - above - below, above, below, shift, tolerance)
 
 
 @dataclass(frozen=True)

@@ -379,7 +379,9 @@ def main() -> None:
         from llm_forget.cli.entry import quiet_libraries
 
         quiet_libraries()
-        print(json.dumps(TASKS[given.task](json.loads(given.spec))), flush=True)
+        found = json.dumps(TASKS[given.task](json.loads(given.spec)))
+        if int(os.environ.get("RANK", 0)) == 0:  # processes of a group share a pipe, and long lines would mix
+            print(found, flush=True)
         return
 
     if not given.quick and given.material is None:

@@ -31,6 +31,7 @@ class SampleMeter:
 
     Attributes:
         targets: the mean log-prob per answer token that each forget row should reach, in nats; None without row targets.
+        tolerance: how near the rows must come to them, as a multiple of the usual.
         seen: called with the forget rows' mean log-probs after every measurement.
         neighbours: rows with a floor of their own; empty for none.
         latest: (n,) the forget rows' mean log-probs in the last measurement, in nats.
@@ -39,6 +40,7 @@ class SampleMeter:
     def __init__(self, forget: Sequence[Encoded], retain: Sequence[Encoded], pad_token_id: int) -> None:
         self.forget, self.retain, self.pad_token_id = forget, retain, pad_token_id
         self.targets: Sequence[float] | None = None
+        self.tolerance = 1.0
         self.seen: Callable[[Tensor], None] = lambda _: None
         self.neighbours: Sequence[Encoded] = ()
         self.latest = torch.empty(0)
@@ -52,7 +54,7 @@ class SampleMeter:
         retain = float(self.probabilities(model, self.retain).mean()) if self.retain else None
         found, self.latest = None, forget.log()
         if self.targets is not None:
-            found = match(self.latest.tolist(), self.targets)
+            found = match(self.latest.tolist(), self.targets, self.tolerance)
             self.seen(self.latest)
         near = float(self.probabilities(model, self.neighbours).mean()) if self.neighbours else None
         return Measurement(step, float(forget.mean()), retain, found, near)

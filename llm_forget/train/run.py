@@ -32,7 +32,7 @@ from llm_forget.train.objective import Objective, References
 from llm_forget.train.origin import BaseScores
 from llm_forget.train.prepare import UnlearnSets
 from llm_forget.train.resume import Saving, checkpoint_folder
-from llm_forget.train.row_goal import RowGoal
+from llm_forget.train.row_goal import SLACK, RowGoal
 from llm_forget.train.row_targets import RowTargets
 from llm_forget.train.start import Start, measure_start
 from llm_forget.train.subtraction import AdapterSession
@@ -146,8 +146,10 @@ class Run:
         self._first_logps, self.row_targets, self._calibrated = start.logps, start.targets, start.calibrated
         if by_row:
             self.meter.targets = self.row_targets.values[: self.recipe.stop.rows]
+            self.meter.tolerance = tolerance = self.recipe.stop.tolerance
             if not self.method.towards:
-                self.goal = RowGoal(torch.tensor(self.row_targets.values), start.probabilities.log())
+                targets = torch.tensor(self.row_targets.values)
+                self.goal = RowGoal(targets, start.probabilities.log(), slack=SLACK * tolerance)
                 self.meter.seen = self.goal.seen
         return self.meter.of(self.model, 0, start.probabilities[: self.recipe.stop.rows])
 

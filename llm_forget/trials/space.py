@@ -23,6 +23,7 @@ WRAPPERS = ("none", "sam", "gru")
 RANKS = (4, 8, 16, 32, 64, 128)
 SHARES = (1.0, 0.5, 0.25)  # of the blocks, from the top
 STEPS = (0.5, 1.0, 2.0)  # as multiples of the default's without rows to keep
+TOLERANCES = (1.0, 0.5)  # of row targets, as multiples of the default's
 RATES = (0.25, 4.0)  # likewise, the lowest and the highest
 WEIGHTS = (0.5, 16.0)  # of the retain term, and of virtual neighbours or general questions
 _USUAL_RATE = 1e-3  # of an adapter, where a recipe has none
@@ -49,6 +50,10 @@ class Space:
         return SHAPED_STEPS / PLAIN_STEPS if self.start.train.optimizer == NATURAL else 1.0
 
     @property
+    def _by_row(self) -> bool:
+        return self.start.stop.forget_target == "rows"
+
+    @property
     def first(self) -> dict[str, Any]:
         """The parameters of the default."""
         recipe = self.start
@@ -64,6 +69,8 @@ class Space:
             "steps": self._more_steps,
             "rate": 1.0,
         }
+        if self._by_row:
+            found["tolerance"] = 1.0
         if recipe.data.retain is not None:
             found["inputs"] = recipe.adapter.inputs if recipe.adapter is not None else "all"
         return found
@@ -78,6 +85,8 @@ class Space:
         trial.suggest_categorical("blocks", SHARES)
         trial.suggest_categorical("steps", STEPS)
         trial.suggest_float("rate", *RATES, log=True)
+        if self._by_row:
+            trial.suggest_categorical("tolerance", TOLERANCES)
         if self.start.data.retain is not None:
             trial.suggest_categorical("inputs", ("all", "forget"))
         return dict(trial.params)
@@ -107,7 +116,8 @@ class Space:
         )
         # natural adapts its steps at each check; a longer run of another optimizer gets no more checks
         spacing = 1 if shaped else max(1, round(float(drawn["steps"])))
-        stop = replace(start.stop, every=start.stop.every * spacing)
+        near = start.stop.tolerance * float(drawn.get("tolerance", 1.0))
+        stop = replace(start.stop, every=start.stop.every * spacing, tolerance=near)
         share = 1.0 if method.trained_layers is not None else float(drawn["blocks"])
         adapter = replace(
             start.adapter or AdapterConfig(), rank=rank, alpha=rank, inputs=aimed, top_share=share  # type: ignore[arg-type]

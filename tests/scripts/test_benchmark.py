@@ -61,6 +61,19 @@ def test_subprocesses_and_process_groups(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(run["peak_bytes"] > 1e8 for run in found.values())
 
 
+@pytest.mark.parametrize(("rank", "lines"), [(None, 1), ("0", 1), ("1", 0)])
+def test_one_process_of_a_group_prints_the_result(
+    rank: str | None, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    monkeypatch.setitem(benchmark.TASKS, "measure", lambda spec: spec)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--task", "measure", "--spec", '{"steps": 3}'])
+    benchmark.main()
+    assert capsys.readouterr().out.splitlines() == ['{"steps": 3}'] * lines
+
+
 def test_missing_material_is_an_error_that_asks_for_the_folder(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

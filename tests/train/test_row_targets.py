@@ -80,3 +80,13 @@ def test_a_shift_of_all_rows_is_not_reached() -> None:
         assert found.within == 1.0
         assert found.shift == pytest.approx(moved)
         assert found.reached is reached
+
+
+@pytest.mark.parametrize(("moved", "reached"), [(0.2, False), (-0.2, False), (0.1, True)])
+def test_half_the_tolerance_halves_both_limits(moved: float, reached: bool) -> None:
+    """Of 0.25 nats on average 0.125 are left, and of 1.5 nats for a row 0.75."""
+    targets = [-5.0 + 0.4 * row for row in range(12)]
+    assert match([target + moved for target in targets], targets, 0.5).reached is reached
+    apart = [target + (1.0 if row % 2 else -1.0) for row, target in enumerate(targets)]
+    assert match(apart, targets).within == 1.0
+    assert match(apart, targets, 0.5).within == 0.0

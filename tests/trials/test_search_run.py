@@ -86,9 +86,10 @@ def test_the_first_trial_is_the_default_and_every_drawing_makes_a_recipe(order: 
         assert getattr(first, section) == getattr(start, section)
     assert (first.retain, first.adapter) == (start.retain, start.adapter)
     for method in methods:
-        drawn = {**space.first, "method": method, "blocks": 0.5, "inputs": "forget", "steps": 0.5, "wrapper": "sam"}
+        drawn = {**space.first, "method": method, "blocks": 0.5, "inputs": "forget", "steps": 0.5, "wrapper": "sam"} | {"tolerance": 0.5}
         recipe = space.recipe(drawn, "runs/x")
         assert recipe.method["name"] == method
+        assert recipe.stop.tolerance == 0.5
         assert recipe.train.epochs == max(1, round(start.train.epochs / 4)), "the default takes twice the usual steps"
     with pytest.raises(UserError, match="needs the model before it learned the rows"):
         usable_methods(start, base=False, wanted=["base_teacher"])
