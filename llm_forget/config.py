@@ -207,8 +207,8 @@ class StopConfig:
     # training, which is how unlikely an unseen answer is (0.1 without a holdout set). "rows": when each row is about as likely
     # as for a model that never saw it, computed from base or from the holdout set. null: train to the end.
     forget_target: float | Literal["holdout", "rows"] | None = "holdout"
-    # With row targets, how near the rows must come, as a multiple of the usual distance: nine of ten rows within 1.5 nats per token
-    # of their own target, and all of them within 0.25 on average. A lower value takes more steps and comes nearer.
+    # With row targets, how near the rows must come, as a multiple of the usual distance: nine of ten rows within 1.5 nats per
+    # token of their own target, and all of them within 0.25 on average. A lower value takes more steps and comes nearer.
     tolerance: float = 1.0
     # Fraction of the retain probability before training that must be kept.
     utility_floor: float = 0.95

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks: creates an environment, then runs lint, types, wheel and all tests, fast and slow. pytest's summary comes last.
+# All checks: creates an environment, then runs all tests, fast and slow, next to lint, types and wheel. pytest's summary comes last.
 #
 #   bash scripts/test.sh                  all checks
 #   bash scripts/test.sh tests/adapters   selected tests (arguments go to pytest); lint, types and wheel still run
@@ -19,42 +19,54 @@ if [ "${1:-}" = --lowest ]; then
   exec "$python" -m pytest "${parallel[@]}" "$@"
 fi
 
+# The browser's packages come while pip works, and lint, types and wheel run next to the tests, which wait at times.
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+timeout 300 bash scripts/install_chromium.sh >"$logs/chromium" 2>&1 &
+chromium=$!
 make_environment .venv-test dev
 python=$PWD/.venv-test/bin/python
+wait "$chromium" || echo "== chromium could not be installed, so the tests of the pages are skipped"
 
-echo "== lint"
-"$python" -m ruff check .
-"$python" -m ruff format --check .
+checks() {
+  set -euo pipefail
+  echo "== lint"
+  "$python" -m ruff check .
+  "$python" -m ruff format --check .
 
-echo "== import contracts"
-.venv-test/bin/lint-imports --no-cache
+  echo "== import contracts"
+  .venv-test/bin/lint-imports --no-cache
 
-echo "== types"
-"$python" -m mypy
+  echo "== types"
+  "$python" -m mypy
 
-echo "== wheel: build it, and import it from an empty folder"
-built=$(mktemp -d)
-trap 'rm -rf "$built"' EXIT
-"$python" -m build --quiet --wheel --no-isolation --outdir "$built" .
-"$python" -m pip install --quiet --no-deps --target "$built/installed" "$built"/llm_forget-*.whl
-(cd "$built" && PYTHONPATH="$built/installed" "$python" -I -c "
+  echo "== wheel: build it, and import it from an empty folder"
+  "$python" -m build --quiet --wheel --no-isolation --outdir "$logs/wheel" .
+  "$python" -m pip install --quiet --no-deps --target "$logs/installed" "$logs"/wheel/llm_forget-*.whl
+  cd "$logs" && PYTHONPATH="$logs/installed" "$python" -I -c "
 import sys
-sys.path.insert(0, '$built/installed')
+sys.path.insert(0, '$logs/installed')
 import llm_forget
 from llm_forget.utils.shipped import shipped
-assert llm_forget.__file__.startswith('$built/installed'), llm_forget.__file__
+assert llm_forget.__file__.startswith('$logs/installed'), llm_forget.__file__
 for path in ('recipes/demo/npo.yaml', 'eval/suites/demo.yaml', 'eval/capability/general_knowledge.jsonl'):
     assert shipped(path).is_file(), path
 print('llm_forget', llm_forget.__version__, 'imports, with its recipes and suites')
-")
-
-echo "== chromium, for the tests of the report page"
-timeout 300 bash scripts/install_chromium.sh >/dev/null 2>&1 || echo "chromium could not be installed, so these tests are skipped"
+"
+}
+(checks) >"$logs/checks" 2>&1 &
+checks=$!
 
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   echo "== tests on the GPU"
   "$python" -m pytest -m gpu
 fi
 
-echo "== tests"
-"$python" -m pytest -m "" --hypothesis-profile full "${parallel[@]}" "$@"
+echo "== tests, and in the background lint, import contracts, types and wheel"
+failed=0
+"$python" -m pytest -m "" --hypothesis-profile full "${parallel[@]}" "$@" | tee "$logs/tests" || failed=$?
+wait "$checks" || failed=$?
+cat "$logs/checks"
+sed -n '/short test summary info/,$p' "$logs/tests" | sed '$d'  # failures and errors, if there are any
+tail -n 1 "$logs/tests"
+exit "$failed"

@@ -13,6 +13,7 @@ If a command catches that message itself, mark the test with ``needs("rouge_scor
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from typing import Any
 
 import hypothesis
 import pytest
+import typer.main
+import typer.testing
 
 from llm_forget.errors import MissingExtraError
 
@@ -39,13 +42,24 @@ _LONGEST_FIRST = [
     "test_architectures_commands.py",
     "test_plan.py",
 ]
-_LONGEST_FIRST += ["test_signals_launched.py", "test_privacy.py", "test_resume.py"]
+_LONGEST_FIRST += [
+    "test_browser.py",
+    "test_damaged_runs.py",
+    "test_signals_launched.py",
+    "test_privacy.py",
+    "test_search_run.py",
+]
+_LONGEST_FIRST += ["test_resume.py"]
 
 # The suite draws the same examples each time, so that a change fails for what it does. "explore" draws others.
 hypothesis.settings.register_profile("fast", max_examples=25, derandomize=True)
 hypothesis.settings.register_profile("full", max_examples=100, derandomize=True)
 hypothesis.settings.register_profile("explore", max_examples=1000)
 hypothesis.settings.load_profile("fast")
+
+
+# Typer builds its 90 commands anew for each call, which takes a tenth of a second; a real process calls it once.
+typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)
 
 
 @pytest.hookimpl(tryfirst=True)

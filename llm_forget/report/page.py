@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from llm_forget.utils.terminal import clean
 
 if TYPE_CHECKING:
     import pandas as pd
+    from jinja2 import Environment
 
     from llm_forget.data.examples import DataSource
 
@@ -225,23 +226,14 @@ def _render(
 ) -> str:
     require_extra("jinja2", "a report", "report")
     require_extra("plotly", "a report", "report")
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=PackageLoader("llm_forget.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"value": _shown, "breakable": _breakable}
-    source = environment.loader.get_source  # type: ignore[union-attr]
+    templates = _templates()
+    source = templates.loader.get_source  # type: ignore[union-attr]
     drawn = [*figures, *(story.figure for story in stories if story.figure)]
     suites = [found for story in stories if (found := story.run.suite())]
-    return environment.get_template("page.html.j2").render(
+    return templates.get_template("page.html.j2").render(
         title=title,
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -265,11 +257,28 @@ def _render(
         has_oracle=only_run_with(frame, "oracle") is not None,
         hands_over=[story.run for story in stories if (story.run.path / "adapter").is_dir()],
         # these are ours, or numbers whose "<" is escaped
-        css=Markup(source(environment, "page.css")[0]),
-        script=Markup(source(environment, "page.js")[0]),
+        css=Markup(source(templates, "page.css")[0]),
+        script=Markup(source(templates, "page.js")[0]),
         plotly=Markup(get_plotlyjs()) if drawn else "",
         data={figure.id: Markup(figure.data) for figure in drawn},
     )
+
+
+@cache
+def _templates() -> Environment:
+    """The page's templates, compiled once in a process."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    found = Environment(
+        loader=PackageLoader("llm_forget.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"value": _shown, "breakable": _breakable}
+    return found
 
 
 def _front(frame: pd.DataFrame) -> list[str]:

@@ -86,7 +86,8 @@ def test_the_first_trial_is_the_default_and_every_drawing_makes_a_recipe(order: 
         assert getattr(first, section) == getattr(start, section)
     assert (first.retain, first.adapter) == (start.retain, start.adapter)
     for method in methods:
-        drawn = {**space.first, "method": method, "blocks": 0.5, "inputs": "forget", "steps": 0.5, "wrapper": "sam"} | {"tolerance": 0.5}
+        drawn = {**space.first, "method": method, "blocks": 0.5, "inputs": "forget", "steps": 0.5, "wrapper": "sam"}
+        drawn["tolerance"] = 0.5
         recipe = space.recipe(drawn, "runs/x")
         assert recipe.method["name"] == method
         assert recipe.stop.tolerance == 0.5
