@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from llm_forget.cli.console import Json, print_json
+from llm_forget.memory.gpus import USUAL_SHARE, Gpu, gpu_of
 from llm_forget.utils.terminal import echo
+
+
+def _seconds(operations: float, gpu: Gpu) -> str:
+    least = operations / gpu.peak
+    usual = f"about {least / USUAL_SHARE:.2g} s at {USUAL_SHARE:.0%} of it, which large models reach"
+    return f": {least:.2g} s at the peak of an {gpu.name}, {usual}"
 
 
 def plan(
@@ -18,6 +25,15 @@ def plan(
         str | None,
         typer.Option(metavar="SIZE", help="GPU memory, for example 40GB; also prints the largest batch that fits"),
     ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="its memory is known, and so is its peak: also prints seconds, for example H100"
+        ),
+    ] = None,
+    shards: Annotated[
+        int, typer.Option(metavar="N", help="GPUs over which fsdp2.yaml or zero3.yaml shards the model", min=1)
+    ] = 1,
     tokens: Annotated[
         int | None, typer.Option(metavar="N", help="tokens of the longest row; default: encoding.max_length")
     ] = None,
@@ -45,20 +61,26 @@ def plan(
     from llm_forget.memory.plan import plan as make_plan
     from llm_forget.utils.own_code import without_code
 
+    if gpu is not None and (memory is not None or cpu):
+        raise RecipeError("--gpu names the memory and is not for a CPU; leave out --memory and --cpu")
+    card = None if gpu is None else gpu_of(gpu)
     recipe = parse_command_line(UnlearnRecipe, context.args)
     if tokens is not None and tokens < 2:
         raise RecipeError(f"--tokens is {tokens}; give 2 or more")
-    size = None if memory is None else parse_memory(memory)
+    size = (card and card.memory) if memory is None else parse_memory(memory)
     if not run_code:
         recipe = replace(recipe, model=replace(recipe.model, trust_remote_code=False))
     with nullcontext() if run_code else without_code("add --run-code if you trust it"):
-        found = make_plan(recipe, on_card=not cpu, tokens=tokens)
-        most = None if size is None else largest_batch(recipe, size, on_card=not cpu, tokens=tokens)
+        found = make_plan(recipe, on_card=not cpu, tokens=tokens, shards=shards)
+        most = None if size is None else largest_batch(recipe, size, on_card=not cpu, tokens=tokens, shards=shards)
     if as_json:
-        print_json({**asdict(found), "needed": found.needed, "largest_batch": most})
+        seconds = None if card is None else found.operations / (USUAL_SHARE * card.peak)
+        print_json({**asdict(found), "needed": found.needed, "largest_batch": most, "seconds": seconds})
         return
     table = Table("part", Column("GB", justify="right"))
-    for name in ("weights", "adapter", "optimizer", "gradients", "reference", "activations", "logits"):
+    for name in ("weights", "adapter", "optimizer", "gradients", "reference", "activations", "logits", "gathered"):
+        if name == "gathered" and shards == 1:
+            continue
         table.add_row(name, f"{getattr(found, name) / GB:.2f}")
     if found.on_card:
         table.add_row("CUDA context, allocator", f"{(found.needed - found.total) / GB:.2f}")
@@ -82,4 +104,7 @@ def plan(
             if most
             else "not even batch size 1 fits; try --train.gradient_checkpointing true or a smaller --encoding.max_length"
         )
-        echo(f"{memory}: {advice}")
+        echo(f"{memory or gpu}: {advice}")
+    echo(
+        f"a micro-batch takes {found.operations / 1e12:.3g} TFLOP" + (_seconds(found.operations, card) if card else "")
+    )

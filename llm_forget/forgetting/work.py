@@ -12,7 +12,7 @@ from llm_forget.errors import RecipeError
 from llm_forget.forgetting.found import Found
 from llm_forget.memory.machine import speed
 from llm_forget.memory.plan import GB, Plan, plan
-from llm_forget.train.build import build_method, build_more, build_retain
+from llm_forget.train.build import build_method, build_more, build_retain, kept_in_loss
 from llm_forget.train.default import USUAL_STEPS, scaled, settled
 from llm_forget.train.natural import NAME as NATURAL
 from llm_forget.train.objective import Objective
@@ -177,7 +177,8 @@ def _seconds(recipe: UnlearnRecipe, found: Found) -> float:
 def groups_of(recipe: UnlearnRecipe) -> Any:
     """The rows of a training step."""
     method = build_method(recipe)
-    return Objective(method, build_retain(recipe.retain, method), more=build_more(recipe.retain)).rows
+    retain, more = kept_in_loss(recipe, build_retain(recipe.retain, method), build_more(recipe.retain))
+    return Objective(method, retain, more=more).rows
 
 
 def _gb(size: float) -> str:

@@ -18,18 +18,23 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.memory.step import Batch, PlannedStep
+from llm_forget.model.batching import BATCH_TOKENS
 from llm_forget.model.blocks import add_adapter, top_blocks, train_only_blocks
 from llm_forget.model.checkpointing import check_checkpointing, checkpointing_arguments
 from llm_forget.model.curvature import WIDEST
+from llm_forget.model.directions import WIDEST as WIDEST_INPUT
+from llm_forget.model.directions import adapted_layers
 from llm_forget.model.head import output_head
 from llm_forget.model.kinds import check_attention, check_config
 from llm_forget.model.limits import position_limit
 from llm_forget.model.load import attention_for, frozen_dtype, read_config
 from llm_forget.model.lower import MOST_SHARE
 from llm_forget.model.structure import text_config
-from llm_forget.model.targets import config_depth
-from llm_forget.train.build import build_method, build_more, build_retain, chosen_layer, trained_blocks
+from llm_forget.model.targets import blocks_by_name, config_depth
+from llm_forget.train.aiming import aims
+from llm_forget.train.build import build_method, build_more, build_retain, chosen_layer, kept_in_loss, trained_blocks
 from llm_forget.train.default import hidden_size, settled
+from llm_forget.train.natural import NAME as NATURAL
 from llm_forget.train.objective import Objective
 from llm_forget.train.origin import has_base
 from llm_forget.train.step_rows import StepRows
@@ -70,6 +75,9 @@ class Plan:
         tokens: tokens per row.
         on_card: whether the plan is for a GPU.
         lower_states: the states of rows below the first trained block, in CPU memory.
+        gathered: with sharded weights, the embedding, the head and two blocks, which are whole while they compute.
+        preparing: what choosing the inputs of an aimed adapter takes at its peak, above what the steps take later.
+        operations: floating-point operations of the micro-batch: forward, backward, and the reference if it runs in a step.
     """
 
     weights: float
@@ -84,12 +92,15 @@ class Plan:
     tokens: int
     on_card: bool
     lower_states: float = 0.0
+    gathered: float = 0.0
+    preparing: float = 0.0
+    operations: float = 0.0
 
     @property
     def total(self) -> float:
         """Bytes on the device."""
         parts = [self.weights, self.adapter, self.optimizer, self.gradients, self.reference]
-        parts += [self.activations, self.logits]
+        parts += [self.activations, self.logits, self.gathered, self.preparing]
         return sum(parts) if self.on_card else sum(parts) + self.best_state + self.lower_states
 
     @property
@@ -105,6 +116,7 @@ def plan(
     tokens: int | None = None,
     model_config: Any = None,
     data_rows: int | None = None,
+    shards: int = 1,
 ) -> Plan:
     """Plan one run from the model's config, without its weights.
 
@@ -114,13 +126,17 @@ def plan(
         tokens: tokens of the longest row; by default ``encoding.max_length``, which no row exceeds.
         model_config: a transformers config; by default the config of the recipe's model.
         data_rows: rows of all sets; by default as many as the states of frozen blocks may take memory.
+        shards: number of GPUs over which FSDP2 or ZeRO-3 shards weights, gradients and optimizer state.
 
     Raises:
-        RecipeError: the recipe cannot work, or the model's config cannot be read.
+        RecipeError: the recipe cannot work or cannot be sharded, or the model's config cannot be read.
     """
     recipe = settled(recipe, base=has_base(recipe))
+    if shards > 1:
+        _check_shards(recipe)
     method = build_method(recipe)
-    objective = Objective(method, build_retain(recipe.retain, method), more=build_more(recipe.retain))
+    retain, more = kept_in_loss(recipe, build_retain(recipe.retain, method), build_more(recipe.retain))
+    objective = Objective(method, retain, more=more)
     rows = objective.rows
     config = model_config or read_config(recipe.model)
     with explained("model", recipe.model.name):  # its config may describe anything
@@ -138,7 +154,9 @@ def plan(
             blocks = range(min(chosen), max(chosen) + 1)
             model, held = _on_meta(recipe, config, on_card, blocks)
         sizes = _weights(model, recipe)
+        gathered = _gathered(model) if shards > 1 else 0.0
         trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+        added = sum(value.numel() for name, value in model.named_parameters() if "lora_" in name)
 
         def peak_of(config: Any, blocks: range | None) -> Counter[str]:
             model, dtype = _on_meta(recipe, config, on_card, blocks)
@@ -154,9 +172,20 @@ def plan(
                     f"of tensors ({error.func}); measure a run of one step instead"
                 ) from error
 
+        def aim_of(config: Any, blocks: range | None) -> Counter[str]:
+            model, dtype = _on_meta(recipe, config, on_card, blocks)
+            fits = max(1, BATCH_TOKENS // longest)
+            reads = fits if recipe.train.optimizer == NATURAL else 0
+            return PlannedStep(model, Batch(fits, longest, reads), on_card=on_card).preparing(
+                autocast=dtype == torch.bfloat16
+            )
+
         peak = _over_layers(config, blocks, peak_of)
-    adapter = 4.0 * trained if recipe.adapter is not None else 0.0
+        first = _over_layers(config, blocks, aim_of) if aims(recipe) else Counter()
+    adapter = 4.0 * added
     weights = sizes - adapter
+    state = _optimizer_bytes(recipe.train.optimizer) * trained / shards + _metrics(model, recipe)
+    steps = state + 4.0 * trained / shards + max(peak["all"] - 4.0 * trained, 0.0)
     workspace = _dequantised(model) if recipe.model.quantization else 0.0
     checks = 0 if method.towards else 1
     lower = 0.0
@@ -166,11 +195,11 @@ def plan(
         rows_size = math.inf if unknown else float((data_rows or 0) * longest * (width or 0) * held.itemsize)
         lower = min(MOST_SHARE * weights, rows_size)
     return Plan(
-        weights=weights,
-        adapter=adapter,
-        optimizer=_optimizer_bytes(recipe.train.optimizer) * trained + _metrics(model, recipe),
-        gradients=4.0 * trained,
-        reference=weights if batch.reference and recipe.adapter is None else 0.0,
+        weights=weights / shards,
+        adapter=adapter / shards,
+        optimizer=state,
+        gradients=4.0 * trained / shards,
+        reference=weights / shards if batch.reference and recipe.adapter is None else 0.0,
         activations=max(peak["all"] - peak["logits"] - 4.0 * trained, 0.0) + workspace,
         logits=float(peak["logits"]),
         best_state=4.0 * trained * checks,
@@ -178,6 +207,9 @@ def plan(
         tokens=batch.tokens,
         on_card=on_card,
         lower_states=lower,
+        gathered=gathered,
+        preparing=max(first["all"] - steps, 0.0),
+        operations=float(peak["operations"]),
     )
 
 
@@ -284,9 +316,19 @@ def _on_meta(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         if recipe.adapter is not None:
             model = add_adapter(model, recipe.adapter, blocks)
+            if aims(recipe):
+                _train_outputs(model)
     if full and blocks is not None:
         train_only_blocks(model, blocks)
     return model, dtype
+
+
+def _train_outputs(model: nn.Module) -> None:
+    """Train B alone, where the layer is not too wide, as ``directions.aim_adapter`` does."""
+    for module in adapted_layers(model).values():
+        module.lora_A["default"].weight.requires_grad_(False)
+        if module.lora_A["default"].in_features > WIDEST_INPUT:
+            module.lora_B["default"].weight.requires_grad_(False)
 
 
 def _linear_weights(model: nn.Module) -> list[Tensor]:
@@ -309,6 +351,31 @@ def _weights(model: nn.Module, recipe: UnlearnRecipe) -> float:
     return size
 
 
+def _check_shards(recipe: UnlearnRecipe) -> None:
+    if recipe.model.quantization:
+        raise RecipeError(
+            f"model.quantization {recipe.model.quantization} cannot be sharded; plan for one GPU, on each of which the quantised "
+            "model fits (ddp.yaml), or remove it"
+        )
+    if recipe.train.optimizer == NATURAL:
+        raise RecipeError(
+            "train.optimizer natural, which a recipe without a method has, cannot be sharded: it needs whole weights; name a "
+            "method, for example --method.name npo"
+        )
+
+
+def _gathered(model: nn.Module) -> float:
+    """Bytes of the parameters outside the blocks, which stay whole, and of two blocks: the next one comes while one computes."""
+    blocks = [model.get_submodule(name) for name in blocks_by_name(model)]
+    inside = {id(value) for block in blocks for value in block.parameters()}
+    outside = {id(value): _size(value) for value in model.parameters() if id(value) not in inside}
+    return sum(outside.values()) + 2 * max((sum(map(_size, block.parameters())) for block in blocks), default=0.0)
+
+
+def _size(value: Tensor) -> float:
+    return float(value.numel() * value.element_size())
+
+
 def _dequantised(model: nn.Module) -> float:
     """Bytes of the largest quantised layer in bf16, which is dequantised to a bf16 copy for its product."""
     return 2.0 * max((value.numel() for value in _linear_weights(model)), default=0)
@@ -318,7 +385,8 @@ def _metrics(model: nn.Module, recipe: UnlearnRecipe) -> float:
     """Bytes of the curvature that the optimizer ``natural`` keeps of each adapted layer, in fp32."""
     if recipe.train.optimizer != "natural":
         return 0.0
-    widths = [value.shape[0] for name, value in model.named_parameters() if "lora_B" in name]
+    outputs = [value for name, value in model.named_parameters() if "lora_B" in name and value.requires_grad]
+    widths = [value.shape[0] for value in outputs]
     return 4.0 * sum(width**2 for width in widths if width <= WIDEST)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from llm_forget.memory.operations import operations
 from llm_forget.model.checkpointing import frozen_stays_frozen
+from llm_forget.model.curvature import watched
+from llm_forget.model.directions import adapted_layers, narrow_inputs
 from llm_forget.model.head import HeadUse, chunk_rows, head_gives_logps, head_use, output_head
 from llm_forget.model.logprobs import place_rows
 from llm_forget.model.steady import steady_base
@@ -47,7 +51,10 @@ class PlannedStep:
         self.model, self.batch, self.on_card = model, batch, on_card
 
     def peak(self, *, autocast: bool, checkpointing: dict[str, Any] | None, accumulate: bool) -> Counter[str]:
-        """Bytes allocated at the peak, without model and optimizer: ``all``, and the part for ``logits``."""
+        """Bytes allocated at the peak, without model and optimizer: ``all``, and the part for ``logits``.
+
+        ``operations`` are the floating-point operations of the micro-batch.
+        """
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         model: Any = self.model
@@ -64,7 +71,35 @@ class PlannedStep:
                 for _ in range(2 if accumulate else 1):
                     torch.autograd.backward(self._loss(ids))
         peak: Counter[str] = alive.peak
+        peak["operations"] = round(alive.operations / (2 if accumulate else 1))
         return peak
+
+    def preparing(self, *, autocast: bool) -> Counter[str]:
+        """Bytes allocated at the peak while the inputs of the adapter are chosen (``train.aiming``): ``all``, and ``logits``.
+
+        The moments of the rows to forget wait while those of the rows to keep are measured, with the curvature if logits are
+        read. Both are divided by the number of tokens at the end, when the sums are still there.
+        """
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        model: Any = self.model
+        with steady_base(model), FakeTensorMode(allow_non_fake_inputs=True):
+            model.train()
+            _give_storage(model)
+            head_use(model)
+            trained = [value for value in model.parameters() if value.requires_grad]
+            inputs, sums = narrow_inputs(model), dict[str, Tensor]()
+            ids = torch.zeros(self.batch.rows, self.batch.tokens, dtype=torch.long)
+            with _Alive(vocabulary_of(model.config)) as alive, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                # a mask of another shape than the rows stands for rows without padding
+                with inputs.reading(torch.ones(1)), watched(adapted_layers(model) if self.batch.read else {}, sums):
+                    with torch.set_grad_enabled(self.batch.read > 0):
+                        _, kept = self._scores(ids)
+                    if kept is not None:
+                        torch.autograd.grad(_drawn_loss(kept), trained, allow_unused=True)
+                moments, curvature = _bytes(inputs.sums.values()), _bytes(sums.values())
+        after = 3 * moments + 2 * curvature
+        return Counter({"all": max(alive.peak["all"] + moments, after), "logits": alive.peak["logits"]})
 
     def _loss(self, ids: Tensor) -> Tensor:
         """The loss as in ``score_answers`` and the trainer, for rows in which every token except the first is an answer token."""
@@ -110,6 +145,18 @@ class PlannedStep:
         return logits[:, :-1].reshape(-1, logits.shape[-1]) if whole else logits
 
 
+def _drawn_loss(logits: Tensor) -> Tensor:
+    """The loss of answers that the model draws itself, as in ``curvature.kept_metrics``."""
+    logps = logits.log_softmax(-1)
+    uniform = torch.rand(logps.shape[:2])[..., None]
+    drawn = (logps.detach().exp().cumsum(-1) < uniform).sum(-1).clamp(max=logps.shape[-1] - 1)
+    return -logps.gather(-1, drawn[..., None]).sum()
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
 def _give_storage(model: nn.Module) -> None:
     """Replace meta tensors by fake ones in place; tied tensors stay tied."""
     made: dict[int, Tensor] = {}
@@ -150,10 +197,12 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
+        self.operations = 0.0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        self.operations += operations(func, args)
         out = _grouped(*args) if func is _GROUPED_MM else func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in known:

@@ -45,7 +45,7 @@ def kept_metrics(
     tokens = 0
     drawn = torch.Generator().manual_seed(seed)
     trained = [value for value in model.parameters() if value.requires_grad]
-    with evaluating(model), _watched(adapted_layers(model), sums), torch.enable_grad(), autocast_like(model):
+    with evaluating(model), watched(adapted_layers(model), sums), torch.enable_grad(), autocast_like(model):
         for batch in padded_batches(rows, pad_token_id, next(model.parameters()).device):
             tokens += int(batch["attention_mask"].sum())
             with inputs.reading(batch["attention_mask"]):
@@ -77,7 +77,7 @@ def _factor(moment: Tensor) -> Tensor:
 
 
 @contextmanager
-def _watched(layers: dict[str, Any], sums: dict[str, Tensor]) -> Iterator[None]:
+def watched(layers: dict[str, Any], sums: dict[str, Tensor]) -> Iterator[None]:
     """Add up g gᵀ over the tokens of each layer's output gradients, in fp32."""
 
     def add(name: str, gradient: Tensor) -> None:

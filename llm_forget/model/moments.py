@@ -74,11 +74,14 @@ class InputMoments:
     Args:
         layers: the layers by name.
         unit: divide each token's input by its length first.
+
+    Attributes:
+        sums: the first layer that reads some inputs → (d, d) the sum of x xᵀ so far, in fp32.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], *, unit: bool = False) -> None:
         self._layers, self._unit = dict(layers), unit
-        self._sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
         self._owner: dict[str, str] = {}  # layer → the layer that first read the same inputs
         self._tokens: dict[str, int] = {}
 
@@ -89,7 +92,7 @@ class InputMoments:
         last: list[tuple[Tensor, str]] = []
 
         def add(name: str, given: Tensor) -> None:
-            owner, sums = self._owner, self._sums
+            owner, sums = self._owner, self.sums
             if name not in owner:
                 owner[name] = owner[last[0][1]] if last and last[0][0] is given else name
             last[:] = [(given, name)]
@@ -116,7 +119,7 @@ class InputMoments:
     @property
     def means(self) -> dict[str, Tensor]:
         """Layer → (d, d) in fp32."""
-        means = {name: total / max(self._tokens[name], 1) for name, total in self._sums.items()}
+        means = {name: total / max(self._tokens[name], 1) for name, total in self.sums.items()}
         return {name: means[first] for name, first in self._owner.items()}
 
 

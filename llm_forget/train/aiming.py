@@ -84,7 +84,7 @@ def aim(
         stored: file of ``write_aim``; None to measure.
 
     Returns:
-        The curvature for the optimizer ``natural``; empty for another one.
+        The curvature of trained layers for the optimizer ``natural``; empty for another one.
     """
     if not aims(recipe):
         return {}
@@ -93,7 +93,8 @@ def aim(
     aim_adapter(model, found.forget, found.keep, unit="keep" if natural else "forget")
     device = next(model.parameters()).device
     layers = adapted_layers(model)
-    return {name: value.to(device) for name, value in found.curvature.items() if natural and name in layers}
+    trained = {name for name, one in layers.items() if natural and one.lora_B["default"].weight.requires_grad}
+    return {name: value.to(device) for name, value in found.curvature.items() if name in trained}
 
 
 def write_aim(file: Path, found: Aim, name: str) -> None:

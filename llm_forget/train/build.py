@@ -21,6 +21,7 @@ from llm_forget.retain import RetainTerm
 from llm_forget.train.arguments import check_arguments
 from llm_forget.train.launch import check_launch, is_sharded
 from llm_forget.train.more_rows import check_neighbour_floor, check_row_sets
+from llm_forget.train.natural import NAME as NATURAL
 from llm_forget.train.natural import check_natural
 from llm_forget.train.objective import FurtherTerm, Objective
 from llm_forget.train.resume import check_checkpoints, drop_finished
@@ -165,6 +166,15 @@ def build_more(config: RetainConfig) -> tuple[FurtherTerm, ...]:
         cls = with_defaults(find_class("llm_forget.retain", name, "retain_loss"), RetainTerm)
         found.append(FurtherTerm(label, build(cls, values, f"retain term {name}"), float(weight)))
     return tuple(found)
+
+
+def kept_in_loss(
+    recipe: UnlearnRecipe, retain: RetainTerm | None, more: tuple[FurtherTerm, ...]
+) -> tuple[RetainTerm | None, tuple[FurtherTerm, ...]]:
+    """The retain terms that are a part of the loss: with the optimizer ``natural``, terms without weight only shape the steps."""
+    if recipe.train.optimizer != NATURAL:
+        return retain, more
+    return retain if recipe.retain.weight else None, tuple(one for one in more if one.weight)
 
 
 def build_wrappers(recipe: UnlearnRecipe, method: Method, retain: bool) -> list[Wrapper]:

@@ -22,7 +22,7 @@ from llm_forget.model.weights import frozen_copy, held_in_bf16
 from llm_forget.stop import NEVER_SEEN, Measurement, StopRule, Verdict
 from llm_forget.train.arguments import unlearning_arguments
 from llm_forget.train.batches import Pair, PairDataset
-from llm_forget.train.build import NOWHERE, Parts
+from llm_forget.train.build import NOWHERE, Parts, kept_in_loss
 from llm_forget.train.calibration import Calibrated
 from llm_forget.train.callbacks import AfterStep, MetricsLog, ProgressBar, StopCallback, not_known_before, note
 from llm_forget.train.checkpoint import run_identity
@@ -202,10 +202,8 @@ class Run:
 
     def objective(self) -> Objective:
         """The objective of the unlearning phase."""
-        per_example, retain, more = self.recipe.stop.per_example, self.retain, self.more
-        if self.recipe.train.optimizer == NATURAL:  # terms without weight only shape the steps
-            retain = retain if self.recipe.retain.weight else None
-            more = tuple(one for one in more if one.weight)
+        per_example = self.recipe.stop.per_example
+        retain, more = kept_in_loss(self.recipe, self.retain, self.more)
         if per_example == "auto":
             per_example = not self.method.bounded
         return Objective(

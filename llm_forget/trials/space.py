@@ -107,20 +107,22 @@ class Space:
         # natural needs an aimed adapter, and its rows to keep shape the steps without a weight
         shaped = start.train.optimizer == NATURAL and aimed == "forget"
         optimizer = start.train.optimizer if shaped or start.train.optimizer != NATURAL else TrainConfig().optimizer
+        # with rows to keep in the loss a step takes three times as long, so these runs have half the steps
+        share = float(drawn["steps"]) / self._more_steps * (1.0 if shaped or start.train.optimizer != NATURAL else 0.5)
         rate, times, usual = start.train.learning_rate, float(drawn["rate"]), RATE if shaped else _USUAL_RATE
         train = replace(
             start.train,
             optimizer=optimizer,
-            epochs=max(1, round(start.train.epochs * float(drawn["steps"]) / self._more_steps)),
+            epochs=max(1, round(start.train.epochs * share)),
             learning_rate=rate if times == 1 else (usual if rate is None else rate) * times,
         )
         # natural adapts its steps at each check; a longer run of another optimizer gets no more checks
-        spacing = 1 if shaped else max(1, round(float(drawn["steps"])))
+        spacing = 1 if shaped else max(1, round(share * self._more_steps))
         near = start.stop.tolerance * float(drawn.get("tolerance", 1.0))
         stop = replace(start.stop, every=start.stop.every * spacing, tolerance=near)
-        share = 1.0 if method.trained_layers is not None else float(drawn["blocks"])
+        blocks = 1.0 if method.trained_layers is not None else float(drawn["blocks"])
         adapter = replace(
-            start.adapter or AdapterConfig(), rank=rank, alpha=rank, inputs=aimed, top_share=share  # type: ignore[arg-type]
+            start.adapter or AdapterConfig(), rank=rank, alpha=rank, inputs=aimed, top_share=blocks  # type: ignore[arg-type]
         )  # fmt: skip
         return replace(
             start,

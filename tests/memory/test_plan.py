@@ -46,6 +46,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "top third": {"adapter": {"rank": 16, "alpha": 16, "top_share": 0.34}, "train": {"batch_size": 8}},
     "full": {"adapter": None, "train": {"batch_size": 4}},
+    # choosing the inputs of the adapter takes more than a step
+    "natural": {
+        "adapter": {"rank": 16, "alpha": 16, "inputs": "forget"},
+        "retain": {"name": "kl", "weight": 0.0},
+        "train": {"batch_size": 8, "optimizer": "natural", "schedule": "constant"},
+    },
 }
 
 
@@ -66,8 +72,8 @@ def recipe_of(folder: Path, name: str, hidden: int, tokens: int, **changes: Any)
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder / name)
     tiny_tokenizer().save_pretrained(folder / name)
-    for part in ("forget", "retain"):
-        rows = [{"question": f"{part[0]}{row}", "answer": f"{part} {row} " * 200} for row in range(8)]
+    for part, count in (("forget", 8), ("retain", 24)):
+        rows = [{"question": f"{part[0]}{row}", "answer": f"{part} {row} " * 200} for row in range(count)]
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     train = {"epochs": 1, "learning_rate": 1e-4, **changes.pop("train", {})}
     return {
@@ -345,5 +351,10 @@ def test_the_command(tmp_path: Path) -> None:
     found = json.loads(CliRunner().invoke(app, ["plan", "--config", str(path), "--json"]).stdout)
     assert found["needed"] > found["weights"] > 0
     assert found["largest_batch"] is None, "no card was named"
+    named = CliRunner().invoke(app, ["plan", "--config", str(path), "--gpu", "h100"])
+    assert "h100: largest train.batch_size:" in named.output
+    assert "s at the peak of an H100, about" in named.output
+    both = CliRunner().invoke(app, ["plan", "--config", str(path), "--gpu", "h100", "--memory", "2GB"])
+    assert "leave out --memory" in str(both.exception)
     refused = CliRunner().invoke(app, ["plan", "--config", str(path), "--model.name", str(tmp_path / "gone")])
     assert isinstance(refused.exception, RecipeError)
