@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import sys
-import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from llm_forget.errors import Interrupted, UserError
 from llm_forget.utils.quick_imports import quick_imports
 from llm_forget.utils.rank import process_rank
 from llm_forget.utils.signals import Ended, end_with_launcher, ending_cleanly
-from llm_forget.utils.terminal import echo
+from llm_forget.utils.terminal import echo, wrapped
 
 WRONG_INPUT, INTERNAL, INTERRUPTED = 2, 3, 130
 _TEXT_OPTIONS = ("-q", "--question", "--prompt", "--encoding.system_prompt")
@@ -60,9 +59,9 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     except UserError as error:
         status = _told(WRONG_INPUT, f"error: {error}")
     except (Interrupted, Ended) as ended:
-        status = _told(ended.exit_code, f"interrupted: {ended}", debug=False)
+        status = _ended(ended.exit_code, f"interrupted: {ended}")
     except KeyboardInterrupt:
-        status = _told(INTERRUPTED, "interrupted", debug=False)
+        status = _ended(INTERRUPTED, "interrupted")
     except BrokenPipeError:  # `| head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
@@ -77,6 +76,12 @@ def _run(main: Callable[[list[str]], None], argv: list[str]) -> None:
         sys.exit(status)
 
 
+def _ended(status: int, message: str) -> int:
+    if status == INTERRUPTED and sys.stderr.isatty():
+        echo(file=sys.stderr)  # the terminal has just printed ^C
+    return _told(status, message, debug=False)
+
+
 def _debugging() -> bool:
     return os.environ.get("LLM_FORGET_DEBUG") == "1"
 
@@ -86,15 +91,9 @@ def _told(status: int, message: str, *, debug: bool = True) -> int:
     if debug and _debugging():
         echo(traceback.format_exc(), file=sys.stderr)
     if process_rank() == 0 and message:
-        echo(_wrapped(message) if sys.stderr.isatty() else message, file=sys.stderr)
+        width = shutil.get_terminal_size().columns
+        echo(wrapped(message, width) if sys.stderr.isatty() else message, file=sys.stderr)
     return status
-
-
-def _wrapped(message: str) -> str:
-    """The message in lines of the terminal's width, broken between words. Paths and commands stay whole."""
-    width = shutil.get_terminal_size().columns
-    lines = [textwrap.wrap(one, width, break_long_words=False, break_on_hyphens=False) for one in message.split("\n")]
-    return "\n".join("\n".join(one) for one in lines)
 
 
 def _one_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 import unicodedata
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -55,7 +56,7 @@ def plain(text: object, style: str = "") -> Text:
 
 
 def say(console: Console, text: object, *, label: str = "", label_style: str = "yellow") -> None:
-    """Print a line of text from outside on a rich console.
+    """Print a line of text from outside on a rich console. In a terminal, a line with a label is broken between words.
 
     Args:
         console: where to print.
@@ -65,8 +66,20 @@ def say(console: Console, text: object, *, label: str = "", label_style: str = "
     """
     from rich.text import Text
 
-    line = Text.assemble((label, label_style), " ", plain(text)) if label else plain(text)
+    shown = clean(text)
+    if label:
+        shown = f"{label} {shown}"
+        if console.is_terminal:  # lines without a label may be commands, which people copy
+            shown = wrapped(shown, console.width)
+    line = Text(shown)
+    line.stylize(label_style, 0, len(label))
     console.print(line, highlight=False, soft_wrap=True)
+
+
+def wrapped(text: str, width: int) -> str:
+    """The text in lines of this width, broken between words. Paths and commands without spaces stay whole."""
+    lines = [textwrap.wrap(one, width, break_long_words=False, break_on_hyphens=False) for one in text.split("\n")]
+    return "\n".join("\n".join(one) for one in lines)
 
 
 def echo(text: object = "", *, file: TextIO | None = None) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 import llm_forget
 from llm_forget.cli.console import print_table
+from llm_forget.cli.entry import run_entry
 from llm_forget.utils.terminal import clean, echo, json_text, plain, say
 
 ODD = {
@@ -106,3 +107,34 @@ def test_everything_is_printed_through_one_module() -> None:
             if composed or (builtin and not (node.args and isinstance(node.args[0], ast.Constant))):
                 found.append(f"{file.relative_to(root)}:{node.lineno}")
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("label", "lines"), [("note", ["note seven words are too", "many"]), ("", ["seven words are too many"])]
+)
+def test_a_terminal_breaks_a_note_between_words_and_leaves_a_command_whole(label: str, lines: list[str]) -> None:
+    stream = io.StringIO()
+    say(Console(file=stream, width=24, force_terminal=True, no_color=True), "seven words are too many", label=label)
+    assert [line.strip() for line in stream.getvalue().splitlines()] == lines
+
+
+def test_a_path_in_a_note_stays_whole() -> None:
+    stream = io.StringIO()
+    say(Console(file=stream, width=24, force_terminal=True, no_color=True), "see " + "a/" * 20, label="note")
+    assert "a/" * 20 in stream.getvalue()
+
+
+@pytest.mark.parametrize(("terminal", "start"), [(True, "\n"), (False, "")])
+def test_an_interrupt_is_told_on_a_line_of_its_own(
+    terminal: bool, start: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal prints ^C where the cursor is."""
+
+    def interrupt(_: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with pytest.raises(SystemExit) as ended:
+        run_entry(interrupt, [])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == f"{start}interrupted\n"
