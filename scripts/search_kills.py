@@ -38,6 +38,10 @@ class Sleeper:
         trial.suggest_categorical("method", ("a", "b"))
         return trial.suggest_float("x", 0, 1)
 
+    def key(self, params: Mapping[str, Any]) -> object:
+        """Its parameters."""
+        return dict(params)
+
     def run(self, params: Mapping[str, Any], place: Path, ask: Ask) -> Result:
         """Hold a lock of the trial for up to 40 ms."""
         with place.with_name(f"{place.name}.held").open("a") as file:

@@ -175,6 +175,13 @@ class Trials:
         """Suggest every parameter of a trial."""
         return self.space.draw(trial)
 
+    def key(self, params: Mapping[str, Any]) -> object:
+        """The recipe of a trial, or the parameters if there is none."""
+        try:
+            return self.space.recipe(params, "")
+        except UserError:
+            return dict(params)
+
     @cached_property
     def _process(self) -> InProcess:
         return InProcess(main, ("llm_forget.trials.child",))

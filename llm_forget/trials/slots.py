@@ -23,6 +23,7 @@ from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from llm_forget.trials.journal import is_locked, open_storage, quiet, waiting_lock
+from llm_forget.trials.near import SHARE, near_front
 from llm_forget.utils.lock import locked
 
 OBJECTIVES = ("distance", "harm")
@@ -95,6 +96,7 @@ class Slots:
             drawn = random.Random(
                 f"{seed} {secrets.token_hex(8) if worker is None else worker} {len(self.study.trials)}"
             )
+            self._chance = random.Random(drawn.randrange(2**31))
             self.study.sampler = optuna.samplers.TPESampler(
                 multivariate=True, constant_liar=True, n_startup_trials=_STARTUP, seed=drawn.randrange(2**31)
             )
@@ -112,16 +114,19 @@ class Slots:
                     self.study.enqueue_trial(dict(one))
 
     @contextmanager
-    def claimed(self, draw: Callable[[Trial], object]) -> Iterator[Claim | None]:
+    def claimed(
+        self, draw: Callable[[Trial], object], key: Callable[[Mapping[str, Any]], object] = dict
+    ) -> Iterator[Claim | None]:
         """The next attempt, held for as long as the context lasts; None if there is nothing to start now.
 
         Args:
             draw: suggests every parameter of a trial, so that an attempt that is killed leaves all of them.
+            key: settings → what distinguishes runs (``near.near_front``).
         """
         with ExitStack() as held:
             with self._lock():
                 self._recover()
-                claim = self._next()
+                claim = self._next(key)
                 if claim is not None:
                     held.enter_context(locked(self._lock_of(claim.slot), "the trial"))
                     draw(claim.trial)
@@ -195,12 +200,16 @@ class Slots:
                 params = known.params or known.system_attrs.get("fixed_params", {})
                 self.study.enqueue_trial(dict(params), user_attrs={_OF: slot})
 
-    def _next(self) -> Claim | None:
+    def _next(self, key: Callable[[Mapping[str, Any]], object]) -> Claim | None:
         """A waiting attempt, or the first one of a new slot within the budget."""
         while True:
             waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if not waiting and len(self._by_slot()) >= self.budget:
                 return None
+            if not waiting and self._chance.random() < SHARE:
+                settings = near_front(self.study.get_trials(deepcopy=False), self._chance, key)
+                if settings is not None:
+                    self.study.enqueue_trial(settings)
             trial = self.study.ask()
             slot, found = slot_of(_frozen(trial)), self._by_slot()
             attempts = found.get(slot)

@@ -26,6 +26,9 @@ class Runner(Protocol):
     def draw(self, trial: Any) -> object:
         """Suggest every parameter of an Optuna trial."""
 
+    def key(self, params: Mapping[str, Any]) -> object:
+        """What distinguishes its run from those with other parameters."""
+
     def run(self, params: Mapping[str, Any], place: Path, ask: Ask) -> Result | None:
         """Run it in ``place``; None if it was interrupted. ``ask(rung, distance, harm)`` says whether to go on."""
 
@@ -47,7 +50,7 @@ def work(
     while True:
         if until is not None and time.time() >= until:
             return slots.complete
-        with slots.claimed(runner.draw) as claim:
+        with slots.claimed(runner.draw, runner.key) as claim:
             if claim is not None:
                 result = runner.run(claim.trial.params, slots.place(claim.slot), _asker(slots, claim))
                 if result is None:

@@ -119,6 +119,9 @@ class _Rungs:
     def draw(self, trial: Any) -> object:
         return trial.suggest_float("x", 0, 1)
 
+    def key(self, params: Any) -> object:
+        return dict(params)
+
     def run(self, params: Any, place: Path, ask: Any) -> Result:
         x = params["x"]
         self.went_on.append(ask(0, x, x))
