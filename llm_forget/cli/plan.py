@@ -16,7 +16,7 @@ from llm_forget.utils.terminal import echo
 def _seconds(operations: float, gpu: Gpu) -> str:
     least = operations / gpu.peak
     usual = f"about {least / USUAL_SHARE:.2g} s at {USUAL_SHARE:.0%} of it, which large models reach"
-    return f": {least:.2g} s at the peak of an {gpu.name}, {usual}"
+    return f": {least:.2g} s at the peak of {gpu.name}, {usual}"
 
 
 def plan(
@@ -78,10 +78,12 @@ def plan(
         print_json({**asdict(found), "needed": found.needed, "largest_batch": most, "seconds": seconds})
         return
     table = Table("part", Column("GB", justify="right"))
-    for name in ("weights", "adapter", "optimizer", "gradients", "reference", "activations", "logits", "gathered"):
-        if name == "gathered" and shards == 1:
-            continue
+    for name in ("weights", "adapter", "optimizer", "gradients", "reference", "activations", "logits"):
         table.add_row(name, f"{getattr(found, name) / GB:.2f}")
+    if found.gathered:
+        table.add_row("gathered shards", f"{found.gathered / GB:.2f}")
+    if found.preparing:
+        table.add_row("choosing the adapter's inputs, above a step", f"{found.preparing / GB:.2f}")
     if found.on_card:
         table.add_row("CUDA context, allocator", f"{(found.needed - found.total) / GB:.2f}")
         table.add_row("total on the GPU", f"{found.needed / GB:.2f}", style="bold")

@@ -383,7 +383,7 @@ def _dequantised(model: nn.Module) -> float:
 
 def _metrics(model: nn.Module, recipe: UnlearnRecipe) -> float:
     """Bytes of the curvature that the optimizer ``natural`` keeps of each adapted layer, in fp32."""
-    if recipe.train.optimizer != "natural":
+    if recipe.train.optimizer != NATURAL:
         return 0.0
     outputs = [value for name, value in model.named_parameters() if "lora_B" in name and value.requires_grad]
     widths = [value.shape[0] for value in outputs]
