@@ -67,7 +67,7 @@ def plan(
     recipe = parse_command_line(UnlearnRecipe, context.args)
     if tokens is not None and tokens < 2:
         raise RecipeError(f"--tokens is {tokens}; give 2 or more")
-    size = (card and card.memory) if memory is None else parse_memory(memory)
+    size = parse_memory(memory) if memory is not None else None if card is None else card.memory
     if not run_code:
         recipe = replace(recipe, model=replace(recipe.model, trust_remote_code=False))
     with nullcontext() if run_code else without_code("add --run-code if you trust it"):

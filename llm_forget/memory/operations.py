@@ -38,9 +38,9 @@ def operations(func: Any, args: Sequence[Any]) -> float:
     packet = getattr(func, "overloadpacket", func)
     if packet in _PRODUCTS:
         left, right = (args[place] for place in _PRODUCTS[packet])
-        return 2.0 * left.numel() * right.shape[-1]
+        return 2.0 * float(left.numel() * right.shape[-1])
     if packet in _ATTENTION:
         first, products = _ATTENTION[packet]
         query, key = args[first], args[first + 1]
-        return 2.0 * products * query.numel() * key.shape[-2]
+        return 2.0 * products * float(query.numel() * key.shape[-2])
     return 0.0

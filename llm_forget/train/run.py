@@ -148,8 +148,8 @@ class Run:
             self.meter.targets = self.row_targets.values[: self.recipe.stop.rows]
             self.meter.tolerance = tolerance = self.recipe.stop.tolerance
             if not self.method.towards:
-                targets = torch.tensor(self.row_targets.values)
-                self.goal = RowGoal(targets, start.probabilities.log(), slack=SLACK * tolerance)
+                wanted = torch.tensor(self.row_targets.values)
+                self.goal = RowGoal(wanted, start.probabilities.log(), slack=SLACK * tolerance)
                 self.meter.seen = self.goal.seen
         return self.meter.of(self.model, 0, start.probabilities[: self.recipe.stop.rows])
 
