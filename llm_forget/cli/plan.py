@@ -57,7 +57,7 @@ def plan(
     from llm_forget.cli.options import parse_command_line
     from llm_forget.config import UnlearnRecipe
     from llm_forget.errors import RecipeError
-    from llm_forget.memory.plan import GB, largest_batch, parse_memory
+    from llm_forget.memory.plan import GB, MOST_PAIRS, largest_batch, parse_memory
     from llm_forget.memory.plan import plan as make_plan
     from llm_forget.utils.own_code import without_code
 
@@ -102,7 +102,7 @@ def plan(
     console.print(table)
     if size is not None:
         advice = (
-            f"largest train.batch_size: {most}"
+            f"largest train.batch_size: {most}{' or more' if most == MOST_PAIRS else ''}"
             if most
             else "not even batch size 1 fits; try --train.gradient_checkpointing true or a smaller --encoding.max_length"
         )

@@ -45,6 +45,7 @@ GB = 10**9
 CARD_FIXED, CARD_SHARE = 1.2e9, 0.05
 # Bytes per weight of a quantised linear layer: nf4 has an fp32 scale for every 64 weights, int8 one for every row.
 _QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
+MOST_PAIRS = 1024  # of a micro-batch; nobody needs more
 _SHALLOW = (2, 4)  # numbers of layers of the shallow models that are simulated instead of a deep one
 _STATE_BYTES = (
     ("8bit", 2.1),
@@ -214,7 +215,7 @@ def plan(
 
 
 def largest_batch(recipe: UnlearnRecipe, memory: float, **how: Any) -> int:
-    """The largest ``train.batch_size`` whose plan fits into ``memory`` bytes; 0 if even a batch size of 1 does not fit."""
+    """The largest ``train.batch_size`` whose plan fits into ``memory`` bytes, at most ``MOST_PAIRS``; 0 if not even 1 fits."""
 
     def needed(size: int) -> float:
         return plan(replace(recipe, train=replace(recipe.train, batch_size=size)), **how).needed
@@ -222,6 +223,8 @@ def largest_batch(recipe: UnlearnRecipe, memory: float, **how: Any) -> int:
     known = {1: needed(1)}
     if known[1] > memory:
         return 0
+    if needed(MOST_PAIRS) <= memory:
+        return MOST_PAIRS
     guess, top = 2, None
     while top is None or top - max(size for size, bytes_ in known.items() if bytes_ <= memory) > 1:
         known[guess] = needed(guess)

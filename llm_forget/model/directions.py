@@ -99,8 +99,11 @@ def aim_adapter(
             continue
         key = id(moments[0])  # layers that read the same inputs share their moments
         if key not in done:
-            done[key] = forget_directions(moments[0], moments[1], a.shape[0], ridge=ridge, unit=unit)
-        put(a, done[key].to(a))
+            rank = min(a.shape)
+            done[key] = forget_directions(moments[0], moments[1], rank, ridge=ridge, unit=unit)
+        chosen = torch.zeros_like(a)  # a rank above the number of inputs has rows without use
+        chosen[: len(done[key])] = done[key].to(a)
+        put(a, chosen)
         aimed += 1
     return aimed
 

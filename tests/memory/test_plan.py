@@ -352,7 +352,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert found["needed"] > found["weights"] > 0
     assert found["largest_batch"] is None, "no card was named"
     named = CliRunner().invoke(app, ["plan", "--config", str(path), "--gpu", "h100"])
-    assert "h100: largest train.batch_size:" in named.output
+    assert "h100: largest train.batch_size: 1024 or more" in named.output
     assert "s at the peak of H100, about" in named.output
     both = CliRunner().invoke(app, ["plan", "--config", str(path), "--gpu", "h100", "--memory", "2GB"])
     assert "leave out --memory" in str(both.exception)

@@ -7,7 +7,7 @@ import torch
 from llm_forget.config import AdapterConfig
 from llm_forget.data.encode import Encoded
 from llm_forget.model.blocks import add_adapter
-from llm_forget.model.directions import aim_adapter, aiming_moments, forget_directions
+from llm_forget.model.directions import adapted_layers, aim_adapter, aiming_moments, forget_directions
 from llm_forget.model.measure import answer_logps
 from llm_forget.testing import tiny_model, tiny_tokenizer
 
@@ -47,3 +47,17 @@ def test_an_aimed_adapter_hardly_moves_other_rows() -> None:
         (answer_logps(model, rows, 0)[0] - old).abs().mean() for rows, old in zip((forget, keep), before, strict=True)
     ]
     assert moved[0] > 4 * moved[1]
+
+
+def test_a_rank_above_the_number_of_inputs_leaves_rows_without_use() -> None:
+    """Of 40 rows of A, the 32 inputs fill the first 32; the others are 0, and the adapter trains and exports like any other."""
+    forget = [Encoded("f", (40, 41, 42, 43, 44), 2)]
+    keep = [Encoded("k", (50, 51, 52, 53, 54), 2)]
+    model = add_adapter(tiny_model(tiny_tokenizer(), hidden=32), AdapterConfig(rank=40, alpha=40))
+    aim_adapter(model, aiming_moments(model, forget, 0), aiming_moments(model, keep, 0))
+    narrow = [module.lora_A["default"].weight for module in adapted_layers(model).values()]
+    narrow = [a for a in narrow if a.shape[1] == 32]
+    assert narrow
+    for a in narrow:
+        assert a[:32].norm(dim=1).min() > 0
+        assert a[32:].abs().max() == 0
