@@ -135,7 +135,8 @@ def _show(text: str) -> None:
     """Write to standard error without Python's buffers, which a signal may have interrupted; only the first process does."""
     if process_rank() == 0:
         try:
-            os.write(2, text.encode())
+            # a terminal has printed ^C, mostly behind a progress bar
+            os.write(2, f"\n{text}".encode() if os.isatty(2) else text.encode())
         except OSError:
             return
 
