@@ -65,7 +65,7 @@ fi
 echo "== tests, and in the background lint, import contracts, types and wheel"
 failed=0
 "$python" -m pytest -m "" --hypothesis-profile full "${parallel[@]}" "$@" | tee "$logs/tests" || failed=$?
-wait "$checks" || failed=$?
+wait "$checks" || { failed=$?; echo "== NOT PASSED: the last of these checks"; }
 cat "$logs/checks"
 sed -n '/short test summary info/,$p' "$logs/tests" | sed '$d'  # failures and errors, if there are any
 tail -n 1 "$logs/tests"

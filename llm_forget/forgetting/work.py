@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from llm_forget.config import RetainConfig, TrainConfig, UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.forgetting.found import Found
 from llm_forget.memory.machine import speed
 from llm_forget.memory.plan import GB, Plan, plan
-from llm_forget.train.build import build_method, build_more, build_retain, kept_in_loss
+from llm_forget.train.build import planned_objective
 from llm_forget.train.default import USUAL_STEPS, scaled, settled
 from llm_forget.train.natural import NAME as NATURAL
-from llm_forget.train.objective import Objective
 from llm_forget.train.origin import has_base
 
 _ROOM = 0.9  # share of the free memory that a plan may take
@@ -149,7 +147,7 @@ def _lighter(train: TrainConfig) -> Iterator[tuple[TrainConfig, str]]:
 
 def _seconds(recipe: UnlearnRecipe, found: Found) -> float:
     """Time to train and measure from the number of weights and tokens, and the speed of a matrix product here."""
-    rows = groups_of(recipe).groups
+    rows = planned_objective(recipe).rows.groups
     train, sets = recipe.train, found.sets
     step = train.batch_size * train.gradient_accumulation
     pairs = train.epochs * len(sets.forget)
@@ -172,13 +170,6 @@ def _seconds(recipe: UnlearnRecipe, found: Found) -> float:
         scored += models * 336 * 4 * 2 * 0.5
     operations = found.tokens * found.weights * (trained + checks + scored)
     return 20.0 + operations / (_EFFICIENCY * speed(found.machine, found.dtype))
-
-
-def groups_of(recipe: UnlearnRecipe) -> Any:
-    """The rows of a training step."""
-    method = build_method(recipe)
-    retain, more = kept_in_loss(recipe, build_retain(recipe.retain, method), build_more(recipe.retain))
-    return Objective(method, retain, more=more).rows
 
 
 def _gb(size: float) -> str:

@@ -32,10 +32,9 @@ from llm_forget.model.lower import MOST_SHARE
 from llm_forget.model.structure import text_config
 from llm_forget.model.targets import blocks_by_name, config_depth
 from llm_forget.train.aiming import aims
-from llm_forget.train.build import build_method, build_more, build_retain, chosen_layer, kept_in_loss, trained_blocks
+from llm_forget.train.build import build_method, chosen_layer, planned_objective, trained_blocks
 from llm_forget.train.default import hidden_size, settled
 from llm_forget.train.natural import NAME as NATURAL
-from llm_forget.train.objective import Objective
 from llm_forget.train.origin import has_base
 from llm_forget.train.step_rows import StepRows
 from llm_forget.utils.pretrained import explained
@@ -135,9 +134,7 @@ def plan(
     recipe = settled(recipe, base=has_base(recipe))
     if shards > 1:
         _check_shards(recipe)
-    method = build_method(recipe)
-    retain, more = kept_in_loss(recipe, build_retain(recipe.retain, method), build_more(recipe.retain))
-    objective = Objective(method, retain, more=more)
+    method, objective = build_method(recipe), planned_objective(recipe)
     rows = objective.rows
     config = model_config or read_config(recipe.model)
     with explained("model", recipe.model.name):  # its config may describe anything

@@ -75,7 +75,7 @@ class PlannedStep:
         return peak
 
     def preparing(self, *, autocast: bool) -> Counter[str]:
-        """Bytes allocated at the peak while the inputs of the adapter are chosen (``train.aiming``): ``all``, and ``logits``.
+        """Bytes allocated at the peak while the inputs of the adapter are chosen (``train.aiming``), as ``all``.
 
         The moments of the rows to forget wait while those of the rows to keep are measured, with the curvature if logits are
         read. Both are divided by the number of tokens at the end, when the sums are still there.
@@ -99,7 +99,7 @@ class PlannedStep:
                         torch.autograd.grad(_drawn_loss(kept), trained, allow_unused=True)
                 moments, curvature = _bytes(inputs.sums.values()), _bytes(sums.values())
         after = 3 * moments + 2 * curvature
-        return Counter({"all": max(alive.peak["all"] + moments, after), "logits": alive.peak["logits"]})
+        return Counter({"all": max(alive.peak["all"] + moments, after)})
 
     def _loss(self, ids: Tensor) -> Tensor:
         """The loss as in ``score_answers`` and the trainer, for rows in which every token except the first is an answer token."""

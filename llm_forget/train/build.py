@@ -177,6 +177,13 @@ def kept_in_loss(
     return retain if recipe.retain.weight else None, tuple(one for one in more if one.weight)
 
 
+def planned_objective(recipe: UnlearnRecipe) -> Objective:
+    """The objective of a settled recipe without its weights, for plans of memory and time."""
+    method = build_method(recipe)
+    retain, more = kept_in_loss(recipe, build_retain(recipe.retain, method), build_more(recipe.retain))
+    return Objective(method, retain, more=more)
+
+
 def build_wrappers(recipe: UnlearnRecipe, method: Method, retain: bool) -> list[Wrapper]:
     """The wrappers that a recipe lists, each checked against the run.
 
