@@ -14,14 +14,19 @@ from rich.table import Table
 
 from llm_forget.config import FinetuneRecipe, ModelConfig, UnlearnRecipe
 from llm_forget.demo.splits import Splits, make_splits, write_splits
+from llm_forget.demo.steps import Step, at_once, run_steps
 from llm_forget.errors import UserError
 from llm_forget.utils.build import load_recipe
+from llm_forget.utils.cores import cores
+from llm_forget.utils.safe_json import read_json
+from llm_forget.utils.shipped import shipped
 from llm_forget.utils.terminal import say
 
 METHODS = ("default", "npo")  # recipes in recipes/demo
 SEED = 1
 FORGET_PEOPLE, RETAIN_PEOPLE, HOLDOUT_PEOPLE, NEIGHBOUR_PEOPLE, FACTS = 8, 28, 16, 8, 4
 ROOT = Path("runs/demo")
+_MEMORY = 5e9  # bytes that the largest step needs: 2.9 GB with bf16, more with fp32
 _HEADINGS = (
     "forget\nprob.",
     "forget\nqual.",
@@ -38,40 +43,59 @@ MARKER = "demo.json"  # marks a folder that the demo may replace
 def run_demo(console: Console) -> dict[str, dict[str, Any]]:
     """Run all steps in ``runs/demo`` below the current folder, and print a table.
 
-    Each step runs the recipe or evaluation of the same name, and replaces the results of an earlier demo.
+    Each step runs the recipe or evaluation of the same name in a process of its own, and replaces the results of an earlier demo.
 
     Returns:
         The rows of the table by model: target, oracle and each method.
 
     Raises:
-        UserError: the model's package is missing, or ``runs/demo`` contains other files.
+        UserError: the model's package is missing, a step failed, or ``runs/demo`` contains other files.
     """
-    from llm_forget.train.finetune import finetune
-    from llm_forget.train.unlearn import unlearn
+    from llm_forget.memory.machine import this_machine
+    from llm_forget.model.load import locate_model
 
     splits = make_people(console)
-    seconds: dict[str, float] = {}
-    for number, name in enumerate(("target", "oracle"), start=2):
-        told = "train on everybody" if name == "target" else "train on everybody except the people to forget"
-        console.rule(f"{number}  {name}: {told}")
-        finetuned = finetune(load_recipe(FinetuneRecipe, f"recipes/demo/{name}.yaml", {"overwrite": "true"}), console)
-        seconds[name] = finetuned["seconds"]
-        gc.collect()
-    for method in METHODS:
-        console.rule(f"4  unlearn: {method}")
-        record = unlearn(load_recipe(UnlearnRecipe, f"recipes/demo/{method}.yaml", {"overwrite": "true"}), console)
-        seconds[method] = record.seconds
-        gc.collect()
-
-    console.rule("5  evaluate all of them on the same questions")
-    rows = {name: _measure(name, seconds[name], console) for name in ("oracle", "target", *METHODS)}
-    rows = {name: rows[name] for name in ("target", "oracle", *METHODS)}
+    start = load_recipe(FinetuneRecipe, "recipes/demo/target.yaml").model
+    locate_model(start.name)  # converts the package's file, which two processes would do twice
+    console.rule("2  train, unlearn and evaluate")
+    console.print("target: learns everybody.  oracle: learns everybody except the people to forget.")
+    most = at_once(this_machine(), _MEMORY)
+    run_steps(steps_of_demo(), console, most=most, threads=max(1, cores() // most) if most > 1 else None)
+    rows = {name: _row(name) for name in ("target", "oracle", *METHODS)}
     (ROOT / "table.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    console.rule("6  the result")
+    console.rule("3  the result")
     console.print(make_table(rows))
     _show_answers(splits.forget[0], rows, console)
     _say_where_next(console)
     return rows
+
+
+def steps_of_demo() -> list[Step]:
+    """The commands of the demo. The oracle is evaluated first and the target second: each is a control for all later models."""
+    trained = [_training("finetune", name, ()) for name in ("target", "oracle")]
+    unlearned = [_training("unlearn", name, (ROOT / "target" / "result.json",)) for name in METHODS]
+    return [
+        *trained,
+        *unlearned,
+        _evaluation("oracle", ()),
+        _evaluation("target", ("oracle",)),
+        *(_evaluation(name, ("oracle", "target")) for name in METHODS),
+    ]
+
+
+def _training(command: str, name: str, needs: tuple[Path, ...]) -> Step:
+    recipe = str(shipped(f"recipes/demo/{name}.yaml"))
+    return Step(name, (command, "--config", recipe, "--overwrite", "true"), ROOT / name / "result.json", needs)
+
+
+def _evaluation(name: str, controls: tuple[str, ...]) -> Step:
+    model, made = model_of(name), {role: ROOT / role / "eval" / "demo.json" for role in (*controls, name)}
+    command = ["evaluate", "--suite", "demo", "--model.name", model.name, "--output_dir", str(ROOT / name)]
+    command += ["--model.adapter", model.adapter] if model.adapter else []
+    for role in controls:
+        command += [f"--controls.{role}", str(made[role])]
+    needs = (ROOT / name / "result.json", *(made[role] for role in controls))
+    return Step(f"evaluate {name}", tuple(command), made[name], needs)
 
 
 def make_people(console: Console) -> Splits:
@@ -114,18 +138,12 @@ def model_of(name: str) -> ModelConfig:
     return ModelConfig(name=str(ROOT / "target" / "model"), adapter=str(ROOT / name / "adapter"))
 
 
-def _measure(name: str, seconds: float, console: Console) -> dict[str, Any]:
-    from llm_forget.evaluation.evaluate import evaluate
-    from llm_forget.evaluation.recipe import ControlsConfig, EvalRecipe
+def _row(name: str) -> dict[str, Any]:
+    """The row of a model, from the files of its steps."""
+    from llm_forget.evaluation.results import open_results
 
-    say(console, "", label=name, label_style="bold")
-    # the oracle comes first and the target second: each is a control for all later models
-    before = {"oracle": (), "target": ("oracle",)}.get(name, ("oracle", "target"))
-    controls = ControlsConfig(**{role: str(ROOT / role / "eval" / "demo.json") for role in before})
-    recipe = EvalRecipe(model=model_of(name), suite="demo", output_dir=str(ROOT / name), controls=controls)
-    results = evaluate(recipe, console=console)
-    gc.collect()
-    return summarise(results, seconds)
+    results = open_results(ROOT / name / "eval" / "demo.json").raw
+    return summarise(results, read_json(ROOT / name / "result.json")["seconds"])
 
 
 def summarise(results: dict[str, Any], seconds: float) -> dict[str, Any]:

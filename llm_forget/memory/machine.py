@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+
+from llm_forget.utils.cores import cores
 
 _TRIALS, _ROWS, _WIDTH = 3, 256, 1024
 
@@ -33,8 +34,8 @@ def this_machine() -> Machine:
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return Machine(torch.cuda.get_device_name(), True, float(free))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(f"CPU, {cores} core{'s' if cores > 1 else ''}", False, _free())
+    count = cores()
+    return Machine(f"CPU, {count} core{'s' if count > 1 else ''}", False, _free())
 
 
 def _free() -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -27,6 +26,7 @@ from llm_forget.trials.slots import Result, Slots
 from llm_forget.trials.space import WRAPPERS, Space, usable_methods
 from llm_forget.trials.worker import Ask, InProcess
 from llm_forget.trials.yardstick import Yardstick, make_yardstick
+from llm_forget.utils.cores import cores
 from llm_forget.utils.files import write_json
 from llm_forget.utils.safe_json import NotPlainJson, read_json
 
@@ -202,5 +202,4 @@ class Trials:
 
 def usual_threads(workers: int) -> int:
     """Threads of each of several workers on this machine; 0 for one worker."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if workers < 2 else max(1, cores // workers)
+    return 0 if workers < 2 else max(1, cores() // workers)

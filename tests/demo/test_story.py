@@ -9,9 +9,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llm_forget.cli.main import app
+from llm_forget.cli.options import parse_command_line
 from llm_forget.config import FinetuneRecipe, UnlearnRecipe
 from llm_forget.demo import story as demo
 from llm_forget.demo.splits import make_splits, write_splits
+from llm_forget.evaluation.recipe import EvalRecipe
 from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.suite import load_suite
 from llm_forget.testing import tiny_model, tiny_tokenizer
@@ -49,6 +51,24 @@ def test_the_table_comes_from_the_results_of_the_suite(tmp_path: Path, monkeypat
     console = Console(width=140, record=True)
     console.print(demo.make_table(rows))
     assert "0.50" in console.export_text()  # training of the target took half as long as that of the oracle
+
+
+def test_the_steps_of_the_demo_fit_together() -> None:
+    """Something makes what a step needs, and its command writes the file that it is said to make."""
+    left, made = demo.steps_of_demo(), set[Path]()
+    while ready := [step for step in left if made.issuperset(step.needs)]:
+        made.update(step.makes for step in ready)
+        left = [step for step in left if step not in ready]
+    assert not left
+    for step in demo.steps_of_demo():
+        command, *arguments = step.command
+        if command == "evaluate":
+            recipe = parse_command_line(EvalRecipe, arguments)
+            assert recipe.model == demo.model_of(Path(recipe.output_dir).name)
+            assert Path(recipe.output_dir) / "eval" / "demo.json" == step.makes
+        else:
+            kind = {"finetune": FinetuneRecipe, "unlearn": UnlearnRecipe}[command]
+            assert Path(parse_command_line(kind, arguments).output_dir) / "result.json" == step.makes
 
 
 def test_demo_refuses_a_folder_it_did_not_write(tmp_path: Path) -> None:
