@@ -28,7 +28,7 @@ from llm_forget.trials.slots import Result
 from llm_forget.trials.yardstick import Yardstick
 from llm_forget.utils.signals import Ended, ending_cleanly
 
-RUNGS = (1 / 3, 2 / 3)  # shares of the steps after which a trial is compared with the others
+RUNGS = (1 / 6, 1 / 3, 2 / 3)  # shares of the steps after which a trial is compared with the others
 _PATIENCE = 20.0  # seconds for the process of a killed worker to let go of the run folder
 
 
@@ -136,17 +136,20 @@ class Rungs:
 
     def __init__(self, task: Task, worker: Connection) -> None:
         self._task, self._worker, self._left = task, worker, list(enumerate(RUNGS))
+        self._way: list[tuple[float, float]] = []
 
     def __call__(self, model: Any, now: Measurement, forget_logps: Tensor) -> None:
         """Called after every check of the stop rule."""
         steps = self._task.steps
         if not self._left or not self._left[0][1] * steps <= now.step < steps:
             return
-        rung, share = self._left.pop(0)
+        while self._left and self._left[0][1] * steps <= now.step:  # checks may be further apart than rungs
+            rung, _ = self._left.pop(0)
         stick, rows = self._task.yardstick, self._task.shared.sets.forget
         result = stick.measure(model, rows, self._task.pad, known=forget_logps.tolist(), retain=now.retain)
+        self._way.append((now.step / steps, result.distance))
         self._worker.send(("rung", (rung, result.distance, result.harm)))
-        if not self._worker.recv() or stick.hopeless(result.distance, result.harm, share):
+        if not self._worker.recv() or stick.hopeless(self._way, result.harm):
             result.details |= {"pruned_at": now.step, "steps": now.step}
             raise Pruned(result)
 

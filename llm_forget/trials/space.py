@@ -27,6 +27,7 @@ TOLERANCES = (1.0, 0.5)  # of row targets, as multiples of the default's
 RATES = (0.25, 4.0)  # likewise, the lowest and the highest
 WEIGHTS = (0.5, 16.0)  # of the retain term, and of virtual neighbours or general questions
 _USUAL_RATE = 1e-3  # of an adapter, where a recipe has none
+_BY_KEPT = ("gru",)  # wrappers that do nothing without rows to keep in the loss
 _MADE = ("virtual_neighbours", "general_questions", "mined_neighbours")
 
 
@@ -120,6 +121,7 @@ class Space:
         spacing = 1 if shaped else max(1, round(share * self._more_steps))
         near = start.stop.tolerance * float(drawn.get("tolerance", 1.0))
         stop = replace(start.stop, every=start.stop.every * spacing, tolerance=near)
+        wrapper = "none" if shaped and drawn["wrapper"] in _BY_KEPT else str(drawn["wrapper"])
         blocks = 1.0 if method.trained_layers is not None else float(drawn["blocks"])
         adapter = replace(
             start.adapter or AdapterConfig(), rank=rank, alpha=rank, inputs=aimed, top_share=blocks  # type: ignore[arg-type]
@@ -127,7 +129,7 @@ class Space:
         return replace(
             start,
             method=dict(start.method) if own else {"name": str(drawn["method"])},
-            wrappers=[] if drawn["wrapper"] == "none" else [{"name": str(drawn["wrapper"])}],
+            wrappers=[] if wrapper == "none" else [{"name": wrapper}],
             retain=start.retain if shaped else _retain(start.retain, drawn),
             adapter=adapter,
             train=train,

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from optuna.trial import FrozenTrial, TrialState
+
 from llm_forget.trials.front import dominators
 from llm_forget.trials.slots import Claim, Result, Slots
 
-_FEWEST = 4  # other trials at a rung before one is ended there
+_FEWEST = 3  # other trials at a rung before one is ended there
 _SHARE = 1 / 3  # of them that are better in both objectives
 _ATTEMPTS = 3  # of a slot whose process dies
 _POLL = 1.0
@@ -70,20 +72,27 @@ DIED = "its process died"
 
 
 def _asker(slots: Slots, claim: Claim) -> Ask:
-    """Note a trial's rung, and decide whether it goes on: not if a third of the others are better in both objectives."""
+    """Note a trial's rung, and decide whether it goes on: not if a third of the others are better in both objectives.
+
+    A trial that had reached its end before counts as it was then, so that slow trials are compared with quick ones.
+    """
 
     def ask(rung: int, distance: float, harm: float) -> bool:
         name = f"rung_{rung}"
         others = [
-            tuple(one.user_attrs[name])
+            tuple(one.user_attrs[name]) if name in one.user_attrs else (one.values[0], one.values[1])
             for slot, one in slots.finished().items()
-            if slot != claim.slot and name in one.user_attrs
+            if slot != claim.slot and (name in one.user_attrs or _at_its_end(one))
         ]
         claim.trial.set_user_attr(name, [distance, harm])
         better = dominators((distance, harm), others)
         return len(others) < _FEWEST or better < _SHARE * len(others)
 
     return ask
+
+
+def _at_its_end(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.COMPLETE and "pruned_at" not in trial.user_attrs
 
 
 def line_of(slot: int, params: Mapping[str, Any], result: Result) -> str:

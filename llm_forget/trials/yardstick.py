@@ -14,9 +14,10 @@ from llm_forget.train.shared import Shared
 from llm_forget.trials.slots import Result
 
 _MOST = 64  # rows of each set to keep
-_LOST = 0.75  # harm after which a set does not recover
+_LOST = 0.5  # harm after which a set never recovered within the floors
 _LEAST_HARM = 0.05
-_IDLE_EARLY, _IDLE_LATE = 0.01, 0.05  # of the way
+_IDLE = 0.01  # of the way; a run may begin slowly, so that the first rung asks for no more
+_HALF = 0.5  # of the way
 _WORST = 50.0  # nats; a row of an infinite distance counts so much
 
 
@@ -48,19 +49,25 @@ class Yardstick:
         sized = [max(gap, 0.0) if self.one_sided else abs(gap) for gap in gaps]
         return math.fsum(min(gap, _WORST) if math.isfinite(gap) else _WORST for gap in sized) / len(sized)
 
-    def hopeless(self, distance: float, harm: float, share: float) -> bool:
+    def hopeless(self, way: Sequence[tuple[float, float]], harm: float) -> bool:
         """Whether a run can end early, whatever the others did.
 
-        It can if it is further away than before unlearning and has done harm as well; if most of a set is lost; or if it has
-        hardly moved: by less than 1 % of the way after a third of its steps, or 5 % after two thirds.
+        It can if half of a set is lost; if it is further away than before unlearning and has done harm as well; if it has gone
+        less than 1 % of the way; or if, after the first rung, it would not come half of the way at the pace since the rung
+        before.
 
         Args:
-            distance: now.
+            way: (share of its steps, distance) at each rung so far.
             harm: now.
-            share: of its steps that it has taken.
         """
-        least = _IDLE_EARLY if share < 1 / 2 else _IDLE_LATE
-        return harm >= _LOST or (distance >= self.start and harm > _LEAST_HARM) or distance > (1 - least) * self.start
+        (at, distance), rungs = way[-1], len(way)
+        if harm >= _LOST or (distance >= self.start and harm > _LEAST_HARM) or distance > (1 - _IDLE) * self.start:
+            return True
+        if rungs < 2:
+            return False
+        before, further = way[-2]
+        at_the_end = distance - (further - distance) / (at - before) * (1 - at)
+        return at_the_end > _HALF * self.start
 
     def harm(self, now: Mapping[str, float]) -> float:
         """The largest share of probability that a set has lost, in [0, 1]."""

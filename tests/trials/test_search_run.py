@@ -93,6 +93,9 @@ def test_the_first_trial_is_the_default_and_every_drawing_makes_a_recipe(order: 
         assert recipe.method["name"] == method
         assert recipe.stop.tolerance == 0.5
         assert recipe.train.epochs == max(1, round(start.train.epochs / 4)), "the default takes twice the usual steps"
+    assert start.train.optimizer == "natural"
+    assert space.recipe({**space.first, "wrapper": "gru"}, start.output_dir) == first, "nothing for it to read"
+    assert space.recipe({**space.first, "wrapper": "sam"}, start.output_dir) != first
     with pytest.raises(UserError, match="needs the model before it learned the rows"):
         usable_methods(start, base=False, wanted=["base_teacher"])
 
@@ -130,12 +133,33 @@ class _Rungs:
 
 
 def test_a_trial_that_a_third_of_the_others_beat_at_a_rung_is_ended(tmp_path: Path) -> None:
-    """After four trials: 0.7 is beaten by all four, 0.9 by all six, 0.35 by two of seven, 0.65 by six of eight."""
+    """After three trials: 0.6 and 0.7 are beaten by all, 0.9 by all six, 0.35 by two of seven, 0.65 by six of eight."""
     slots, runner = Slots(tmp_path, budget=9, worker=0), _Rungs()
     slots.enqueue([{"x": x} for x in (0.3, 0.4, 0.5, 0.6, 0.7, 0.2, 0.9, 0.35, 0.65)])
     assert work(slots, runner)
-    assert runner.went_on == [True] * 4 + [False, True, False, True, False]
-    assert [one.user_attrs.get("pruned_at") for one in slots.finished().values()] == [None] * 4 + [3, None, 3, None, 3]
+    assert runner.went_on == [True] * 3 + [False, False, True, False, True, False]
+    assert [one.user_attrs.get("pruned_at") for one in slots.finished().values()] == [None] * 3 + [
+        3,
+        3,
+        None,
+        3,
+        None,
+        3,
+    ]
+
+
+class _Quick(_Rungs):
+    """Trials below ½ end before the rung."""
+
+    def run(self, params: Any, place: Path, ask: Any) -> Result:
+        return Result(params["x"], params["x"]) if params["x"] < 0.5 else super().run(params, place, ask)
+
+
+def test_a_trial_that_ended_before_a_rung_counts_there_as_it_was(tmp_path: Path) -> None:
+    slots, runner = Slots(tmp_path, budget=5, worker=0), _Quick()
+    slots.enqueue([{"x": x} for x in (0.3, 0.6, 0.1, 0.2, 0.7)])
+    assert work(slots, runner)
+    assert runner.went_on == [True, False]  # 0.6 has one other, 0.7 four that are better
 
 
 def test_the_yardstick_by_hand() -> None:
@@ -149,15 +173,21 @@ def test_the_yardstick_by_hand() -> None:
 
 
 def test_a_hopeless_trial_by_hand() -> None:
-    """3.3 nats before unlearning. Worse with harm, or most of a set lost, or nearly no way gone: hopeless."""
+    """3.3 nats before unlearning. Worse with harm, half of a set lost, no way gone: hopeless.
+
+    So is a pace since the rung before that ends above 1.65: 2.9 − 4 · 0.3 = 1.7 and 1.95 − 0.05 = 1.9 do, but not
+    2.85 − 4 · 0.35 = 1.45.
+    """
     stick = Yardstick((-3.0,), "oracle", False, {}, start=3.3)
-    early, late = 1 / 3, 2 / 3
-    assert stick.hopeless(3.4, 0.06, early)
-    assert stick.hopeless(1.0, 0.8, early)
-    assert stick.hopeless(3.29, 0.0, early)
-    assert stick.hopeless(3.2, 0.0, late)
-    assert not stick.hopeless(3.2, 0.04, early)
-    assert not stick.hopeless(1.0, 0.7, late)
+    first, second, third = 1 / 6, 1 / 3, 2 / 3
+    assert stick.hopeless([(first, 3.4)], 0.06)
+    assert stick.hopeless([(first, 1.0)], 0.5)
+    assert stick.hopeless([(first, 3.29)], 0.0)
+    assert not stick.hopeless([(first, 3.2)], 0.04)
+    assert stick.hopeless([(first, 3.2), (second, 2.9)], 0.0)
+    assert not stick.hopeless([(first, 3.2), (second, 2.85)], 0.4)
+    assert stick.hopeless([(second, 2.0), (third, 1.95)], 0.0)
+    assert not stick.hopeless([(second, 1.6), (third, 1.6)], 0.0)
 
 
 @pytest.mark.slow
