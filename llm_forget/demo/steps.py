@@ -67,11 +67,11 @@ def at_once(machine: Machine, memory: float) -> int:
 
 
 def run_steps(steps: Sequence[Step], console: Console, *, most: int, threads: int | None = None) -> None:
-    """Run all steps, in their order where nothing else decides. Their output appears line by line, after their names.
+    """Run all steps, in their order where nothing else decides. Their progress appears line by line, after their names.
 
     Args:
         steps: the steps. What a step needs is made by another one.
-        console: for the output.
+        console: for the progress.
         most: processes at once.
         threads: threads of each process; None leaves it to torch.
 
@@ -104,8 +104,8 @@ def _start(step: Step, said: queue.Queue[tuple[_Running, str | None]], threads: 
     process = subprocess.Popen(
         [sys.executable, "-m", "llm_forget.cli", *step.command],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stdout=subprocess.DEVNULL,  # all numbers of an evaluation; its file has them too
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
         env={**os.environ, **chosen},
@@ -116,7 +116,7 @@ def _start(step: Step, said: queue.Queue[tuple[_Running, str | None]], threads: 
 
 
 def _listen(one: _Running, said: queue.Queue[tuple[_Running, str | None]]) -> None:
-    for line in one.process.stdout or ():
+    for line in one.process.stderr or ():
         said.put((one, line.rstrip()))
     said.put((one, None))
 
