@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -12,10 +13,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from llm_forget.trials.front import front, hypervolume
 
-SHARE = 2 / 3  # of new trials
+SHARE = 3 / 4  # of new trials
 _CHANGES = (1, 1, 2, 2, 3)  # how many settings change; each with the same probability
 _WIDTH = 0.7  # of a change of a number, as a standard deviation of its logarithm
-_TRIES = 50
+_TRIES = 100
 _BEYOND = 1.1  # the corner of the area: this multiple of the largest distance on the front, and a harm of 1
 
 
@@ -25,7 +26,8 @@ def near_front(
     """Settings that differ in a few places from those of a trial on the front.
 
     Trials within the floors count, or all that ran to their end if none is. A trial is taken in proportion to the area that it
-    alone dominates, so that the middle of the front is preferred to its ends.
+    alone dominates, so that the middle of the front is preferred to its ends. A choice whose trials were ended early is seldom
+    made again.
 
     Args:
         trials: the trials so far.
@@ -46,19 +48,45 @@ def near_front(
     whole = hypervolume(best, corner)
     alone = [whole - hypervolume([*best[:index], *best[index + 1 :]], corner) + 1e-9 for index in range(len(best))]
     known = [key(one.params) for one in trials if one.params]
+    tried, good = _choices(one for one in trials if one.state == TrialState.COMPLETE), _choices(ended)
+
+    def worth(name: str, value: Any) -> float:
+        """1 for what was never tried, 1 / (n + 1) for what was ended early n times."""
+        return (good[name, value] + 1) / (tried[name, value] + 1)
+
     for _ in range(_TRIES):
         parent = parents[chance.choices(places, alone)[0]]
-        found = _changed(parent, chance)
-        if key(found) not in known:
+        found = _changed(parent, chance, worth)
+        if key(found) not in known and not any(_only_longer(found, one, key) for one in ended):
             return found
     return None
 
 
-def _changed(parent: FrozenTrial, chance: random.Random) -> dict[str, Any]:
+def _only_longer(found: Mapping[str, Any], one: FrozenTrial, key: Callable[[Mapping[str, Any]], object]) -> bool:
+    """Whether settings only allow more steps to a trial that reached its target before it had taken all."""
+    steps = one.params.get("steps")
+    if steps is None or not one.user_attrs.get("reached") or not found["steps"] > steps:
+        return False
+    return key({**found, "steps": steps}) == key(one.params)
+
+
+def _choices(trials: Iterable[FrozenTrial]) -> Counter[tuple[str, Any]]:
+    """How often each value of a list was taken."""
+    return Counter(
+        (name, value)
+        for one in trials
+        for name, value in one.params.items()
+        if isinstance(one.distributions[name], CategoricalDistribution)
+    )
+
+
+def _changed(parent: FrozenTrial, chance: random.Random, worth: Callable[[str, Any], float]) -> dict[str, Any]:
     found = dict(parent.params)
     names = chance.sample(sorted(found), min(chance.choice(_CHANGES), len(found)))
     for name in names:
-        found[name] = _moved(found[name], parent.distributions[name], chance)
+        moved = _moved(found[name], parent.distributions[name], chance)
+        if chance.random() < worth(name, moved):
+            found[name] = moved
     return found
 
 

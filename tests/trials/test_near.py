@@ -39,7 +39,7 @@ def study_of(
 @pytest.fixture
 def parents_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[FrozenTrial]], Counter[str]]:
     """Return how often each method, which marks a trial, is the start of new settings."""
-    monkeypatch.setattr(near, "_changed", lambda parent, _: dict(parent.params))
+    monkeypatch.setattr(near, "_changed", lambda parent, *_: dict(parent.params))
 
     def count(trials: list[FrozenTrial]) -> Counter[str]:
         chance = random.Random(0)
@@ -93,3 +93,31 @@ def test_settings_without_effect_make_no_new_run() -> None:
     found = [near.near_front(trials, chance, key) for _ in range(40)]
     assert all(one is not None and key(one) != ("a", 16) for one in found)
     assert near.near_front(trials, chance, lambda _: "the same") is None
+
+
+def test_a_choice_whose_trials_were_ended_early_is_seldom_made_again() -> None:
+    """Method b was ended early nine times, c was never tried: 1 / 10 against 1."""
+    trials, chance = (
+        study_of((0.5, 0.1, {}), *[(0.9, 0.9, {"method": "b"})] * 9, pruned=tuple(range(1, 10))),
+        random.Random(0),
+    )
+    found = [near.near_front(trials, chance) for _ in range(300)]
+    counted = Counter(one["method"] for one in found if one is not None)
+    assert counted["c"] > 5 * counted["b"] > 0
+
+
+def test_more_steps_than_a_run_that_reached_its_target_make_no_new_run() -> None:
+    quiet()
+    study = optuna.create_study(directions=["minimize", "minimize"])
+    for reached in (True, False):
+        study.enqueue_trial({"steps": 1.0, "rate": 1.0})
+        trial = study.ask()
+        trial.suggest_categorical("steps", (0.5, 1.0, 2.0))
+        trial.suggest_float("rate", 0.25, 4.0)
+        trial.set_user_attr("reached", reached)
+        study.tell(trial, [0.5, 0.1])
+    one, other = study.get_trials()
+    assert near._only_longer({"steps": 2.0, "rate": 1.0}, one, dict)
+    assert not near._only_longer({"steps": 2.0, "rate": 1.5}, one, dict)
+    assert not near._only_longer({"steps": 0.5, "rate": 1.0}, one, dict)
+    assert not near._only_longer({"steps": 2.0, "rate": 1.0}, other, dict)
