@@ -59,7 +59,13 @@ def test_a_model_and_a_file_are_enough(order: Order, tmp_path: Path) -> None:
     assert (done.run / "result.json").stat().st_mtime_ns == before
     assert again.bars == done.bars
     with pytest.raises(RecipeError, match=r"holds another order \(it differs in retain, changes\)"):
-        forget(order.model, order.forget, retain=order.forget.replace("forget", "retain"), to=order.to, audit=False)
+        forget(
+            order.model,
+            order.forget,
+            retain=str(Path(order.forget).with_name("retain.jsonl")),
+            to=order.to,
+            audit=False,
+        )
 
 
 def test_the_plan_says_what_is_missing_and_what_that_costs(order: Order) -> None:
