@@ -126,7 +126,7 @@ def demo(
 ) -> None:
     """Run the demo: train, unlearn, evaluate.
 
-    Writes to ./runs/demo. Takes 10 to 20 minutes on two CPU cores.
+    Writes to ./runs/demo. Takes about 15 minutes on two CPU cores.
 
     \b
     Example:
