@@ -1,7 +1,6 @@
 """Run commands of ``llm-forget`` as processes of their own, several at once, each as soon as what it needs is there.
 
-On a CPU, two processes with half of the threads each need less time than one after the other: a small model cannot keep all
-cores busy, and half of a short command is imports.
+A small model does not keep all cores busy, so that two processes with half of the threads each use a CPU better than one.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def near_front(
     Returns:
         Settings whose key no trial has; None if there is no trial to start from, or none were found.
     """
-    ended = [one for one in trials if one.state == TrialState.COMPLETE and "pruned_at" not in one.user_attrs]
+    ended = [one for one in trials if ran_to_its_end(one)]
     parents = [one for one in ended if all(value <= 0 for value in one.constraints.values())] or ended
     points = [(one.values[0], one.values[1]) for one in parents]
     places = front(points)
@@ -60,6 +60,11 @@ def near_front(
         if key(found) not in known and not any(_only_longer(found, one, key) for one in ended):
             return found
     return None
+
+
+def ran_to_its_end(trial: FrozenTrial) -> bool:
+    """Whether a trial has values, and was not ended at a rung."""
+    return trial.state == TrialState.COMPLETE and "pruned_at" not in trial.user_attrs
 
 
 def _only_longer(found: Mapping[str, Any], one: FrozenTrial, key: Callable[[Mapping[str, Any]], object]) -> bool:

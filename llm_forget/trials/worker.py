@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from optuna.trial import FrozenTrial, TrialState
-
 from llm_forget.trials.front import dominators
+from llm_forget.trials.near import ran_to_its_end
 from llm_forget.trials.slots import Claim, Result, Slots
 
 _FEWEST = 3  # other trials at a rung before one is ended there
@@ -82,17 +81,13 @@ def _asker(slots: Slots, claim: Claim) -> Ask:
         others = [
             tuple(one.user_attrs[name]) if name in one.user_attrs else (one.values[0], one.values[1])
             for slot, one in slots.finished().items()
-            if slot != claim.slot and (name in one.user_attrs or _at_its_end(one))
+            if slot != claim.slot and (name in one.user_attrs or ran_to_its_end(one))
         ]
         claim.trial.set_user_attr(name, [distance, harm])
         better = dominators((distance, harm), others)
         return len(others) < _FEWEST or better < _SHARE * len(others)
 
     return ask
-
-
-def _at_its_end(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.COMPLETE and "pruned_at" not in trial.user_attrs
 
 
 def line_of(slot: int, params: Mapping[str, Any], result: Result) -> str:

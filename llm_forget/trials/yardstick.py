@@ -14,7 +14,7 @@ from llm_forget.train.shared import Shared
 from llm_forget.trials.slots import Result
 
 _MOST = 64  # rows of each set to keep
-_LOST = 0.5  # harm after which a set never recovered within the floors
+_LOST = 0.5  # harm from which no run was seen to come back within the floors
 _LEAST_HARM = 0.05
 _IDLE = 0.01  # of the way; a run may begin slowly, so that the first rung asks for no more
 _HALF = 0.5  # of the way
@@ -60,10 +60,10 @@ class Yardstick:
             way: (share of its steps, distance) at each rung so far.
             harm: now.
         """
-        (at, distance), rungs = way[-1], len(way)
+        at, distance = way[-1]
         if harm >= _LOST or (distance >= self.start and harm > _LEAST_HARM) or distance > (1 - _IDLE) * self.start:
             return True
-        if rungs < 2:
+        if len(way) < 2:
             return False
         before, further = way[-2]
         at_the_end = distance - (further - distance) / (at - before) * (1 - at)
