@@ -2,7 +2,8 @@
 
     python scripts/search_kills.py --workers 50 --trials 100 --kills 100 --seed 0
 
-A trial here sleeps for a moment instead of training. Killed workers are replaced until the kills are spent; the rest finish.
+A trial here sleeps for a moment instead of training; three of four go on sleeping until all kills are spent, so that a quick
+machine is not done before. Killed workers are replaced until then; the rest finish.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from llm_forget.trials.worker import Ask, work
 class Sleeper:
     """A trial that takes a moment, and notes if somebody else runs the same one."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, killing: Path) -> None:
         self._random = random.Random(seed)
+        self._killing = killing
 
     def draw(self, trial: Any) -> object:
         """Two parameters."""
@@ -43,7 +45,7 @@ class Sleeper:
         return dict(params)
 
     def run(self, params: Mapping[str, Any], place: Path, ask: Ask) -> Result:
-        """Hold a lock of the trial for up to 40 ms."""
+        """Hold a lock of the trial for up to 40 ms, or as long as workers are killed."""
         with place.with_name(f"{place.name}.held").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,11 +53,14 @@ class Sleeper:
                 place.with_name(f"{place.name}.doubled").touch()
             ask(0, params["x"], 1 - params["x"])
             time.sleep(self._random.random() * 0.04)
+            stays = self._random.random() < 3 / 4
+            while stays and self._killing.exists():
+                time.sleep(0.005)
         return Result(params["x"], 1 - params["x"], {"floor": -1.0})
 
 
 def _worker(folder: Path, budget: int, number: int) -> None:
-    work(Slots(folder, worker=number, budget=budget), Sleeper(number))
+    work(Slots(folder, worker=number, budget=budget), Sleeper(number, folder / "killing"))
 
 
 def killed_search(folder: Path, *, workers: int, trials: int, kills: int, seed: int, patience: float = 300) -> Slots:
@@ -69,6 +74,8 @@ def killed_search(folder: Path, *, workers: int, trials: int, kills: int, seed: 
     """
     context, chance = multiprocessing.get_context("fork"), random.Random(seed)
     Slots(folder, budget=trials)
+    killing = folder / "killing"
+    killing.touch()
     started = 0
 
     def start() -> Any:
@@ -91,6 +98,7 @@ def killed_search(folder: Path, *, workers: int, trials: int, kills: int, seed: 
         running[victim].join()
         running[victim] = start()
         kills -= 1
+    killing.unlink()
     for one in running:
         one.join(max(0.0, until - time.monotonic()))
         if one.is_alive():
