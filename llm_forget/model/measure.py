@@ -96,15 +96,6 @@ def answer_logps(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -
     return logps, probabilities
 
 
-def answer_token_logps(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int) -> list[Tensor]:
-    """The log-probs of each row's answer tokens (A,), in nats, on the CPU. Otherwise as ``answer_logps``."""
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
-    for indices, scores in scored_batches(model, rows, pad_token_id):
-        for place, row in enumerate(indices):
-            found[row] = scores.token_logps[place][scores.mask[place]].float().cpu()
-    return found
-
-
 def scored_batches(
     model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, *, keep_logits: bool = False
 ) -> Iterator[tuple[list[int], AnswerScores]]:

@@ -1,7 +1,9 @@
 """What fine-tuning teaches about rows that it does not contain: measured on held-out rows, and applied to the base.
 
 The base never saw the forget rows, but it has not seen the style of the other training rows either. A model that was trained on
-these knows the style, and is surer of itself where it is wrong. Held-out rows show both, because neither model saw them.
+these knows the style, and is much surer of itself, also where it is wrong. Held-out rows show both, because neither model saw
+them. The first shows in the log-prob of their own tokens, the second in the entropy. A teacher that is less sure than such a model
+would leave answers as flat as no model gives them, and attacks that compare a token with its alternatives (Min-K%++) see that.
 """
 
 from __future__ import annotations
@@ -22,17 +24,17 @@ LEAST = 50  # held-out answer tokens from which a level is measured by itself
 STYLE = 0.5  # share from which the tokens of a level are style
 _ORDER = 5  # tokens of the wording, the predicted one included
 _READ = 2000  # retain rows whose wordings are counted; more fill the memory
-_COLDEST = 0.2
+_COLDEST = 0.05
 _ROUNDS = 40  # of bisection
 
 
 @dataclass(frozen=True)
 class Change:
-    """How the base's distribution changes at the answer tokens of one level.
+    """How the base's distribution changes at the answer tokens of one level: first the temperature, then the share.
 
     Attributes:
         share: of the probability of all other tokens, which goes to the row's own token: the style is known.
-        temperature: at most 1, with share 0: the model is surer than the base, also where it is wrong.
+        temperature: at most 1: the model is surer than the base, also where it is wrong.
     """
 
     share: float = 0.0
@@ -85,12 +87,12 @@ def _predicted(row: Encoded, counts: Sequence[Mapping[tuple[int, ...], Counter[i
     return found
 
 
-def measure_changes(base: Teacher, own: Sequence[Tensor], levels: Sequence[Tensor]) -> list[Change] | None:
-    """The change of each level that gives held-out answers the mean log-prob that they have after fine-tuning.
+def measure_changes(base: Teacher, own: Teacher, levels: Sequence[Tensor]) -> list[Change] | None:
+    """The change of each level that gives held-out answers the mean log-prob and entropy that they have after fine-tuning.
 
     Args:
         base: the base's scores of the held-out rows.
-        own: for each row (A,) the log-probs of its answer tokens under the fine-tuned model, in nats.
+        own: the fine-tuned model's.
         levels: for each row (A,), from ``style_levels``.
 
     Returns:
@@ -102,12 +104,12 @@ def measure_changes(base: Teacher, own: Sequence[Tensor], levels: Sequence[Tenso
     tokens, logps, answer, first = (
         torch.cat(list(part)) for part in (base.tokens, base.logps, base.answers, base.answer_logps)
     )
-    wanted = torch.cat([row.float() for row in own])
+    wanted, sure = torch.cat(list(own.answer_logps)), _entropy(torch.cat(list(own.logps)))
     changes: list[Change] = [Change()] * (len(LEVELS) + 1)
     for group in _groups(level):
         here = torch.isin(level, torch.tensor(group))
         _, likely, place = _with_answer(tokens[here], logps[here], answer[here], first[here])
-        found = _fit(likely, place, float(wanted[here].mean()))
+        found = _fit(likely, place, float(wanted[here].mean()), float(sure[here].mean()))
         for one in group:
             changes[one] = found
     return changes
@@ -165,30 +167,48 @@ def _with_answer(tokens: Tensor, logps: Tensor, answer: Tensor, first: Tensor) -
     return tokens, logps, torch.where(missing, tokens.shape[-1] - 1, inside.int().argmax(-1))
 
 
+def _entropy(logps: Tensor) -> Tensor:
+    """Entropy in nats over the listed tokens (A, K) and the rest as one event, (A,)."""
+    rest = (1 - logps.exp().sum(-1)).clamp(min=1e-7)
+    return -(logps.exp() * logps).sum(-1) - rest * rest.log()
+
+
 def _apply(logps: Tensor, place: Tensor, change: Change) -> Tensor:
     """The changed log-probs (A, K)."""
+    if change.temperature < 1:
+        power = 1 / change.temperature
+        # each of the tokens outside is at most as likely as the least likely one inside
+        outside = (1 - logps.exp().sum(-1, keepdim=True)).clamp(min=1e-7).log()
+        rest = outside + (power - 1) * logps.amin(-1, keepdim=True)
+        cold = logps * power
+        logps = cold - torch.cat([cold, rest], -1).logsumexp(-1, keepdim=True)
     if change.share > 0:
         kept = logps + math.log1p(-change.share)
         own = logps.gather(-1, place[:, None]).exp()
-        return kept.scatter(-1, place[:, None], (own + change.share * (1 - own)).log())
-    if change.temperature == 1:
-        return logps
-    power = 1 / change.temperature
-    # each of the tokens outside is at most as likely as the least likely one inside
-    rest = (1 - logps.exp().sum(-1, keepdim=True)).clamp(min=1e-7).log() + (power - 1) * logps.amin(-1, keepdim=True)
-    cold = logps * power
-    return cold - torch.cat([cold, rest], -1).logsumexp(-1, keepdim=True)
+        logps = kept.scatter(-1, place[:, None], (own + change.share * (1 - own)).log())
+    return logps
 
 
-def _fit(logps: Tensor, place: Tensor, wanted: float) -> Change:
-    """The change after which the mean log-prob of the own tokens is ``wanted``."""
+def _fit(logps: Tensor, place: Tensor, wanted: float, entropy: float) -> Change:
+    """The change after which the mean log-prob of the own tokens is ``wanted``, and the mean entropy ``entropy`` if possible."""
 
     def gap(change: Change) -> float:
         return float(_apply(logps, place, change).gather(-1, place[:, None]).mean()) - wanted
 
-    if gap(Change()) < 0:
-        return Change(share=_bisect(lambda share: gap(Change(share=share)), 0.0, 1 - 1e-6))
-    return Change(temperature=_bisect(lambda warm: gap(Change(temperature=warm)), _COLDEST, 1.0))
+    def known(temperature: float) -> Change:
+        if gap(Change(temperature=temperature)) >= 0:
+            return Change(temperature=temperature)
+        share = _bisect(lambda share: gap(Change(share, temperature)), 0.0, 1 - 1e-6)
+        return Change(share, temperature)
+
+    def surer(temperature: float) -> float:
+        return float(_entropy(_apply(logps, place, known(temperature))).mean()) - entropy
+
+    found = known(_bisect(surer, _COLDEST, 1.0))
+    if found.share > 0 or gap(found) <= 0:
+        return found
+    # only a lower temperature makes the own tokens less likely
+    return Change(temperature=_bisect(lambda warm: gap(Change(temperature=warm)), _COLDEST, found.temperature))
 
 
 def _bisect(gap: Callable[[float], float], low: float, high: float) -> float:

@@ -14,6 +14,7 @@ from llm_forget.errors import RecipeError
 from llm_forget.train.calibration import Calibrated, calibrated, measure_changes, style_levels
 from llm_forget.train.origin import BaseScores, unseen
 from llm_forget.train.prepare import UnlearnSets
+from llm_forget.train.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def row_goals(
     origin: BaseScores | None,
     sets: UnlearnSets,
     own: Sequence[float],
-    score: Callable[[Sequence[Encoded]], list[Tensor]],
+    score: Callable[[Sequence[Encoded]], tuple[Teacher, Tensor]],
 ) -> tuple[RowTargets, Calibrated | None]:
     """The targets of the forget rows, and the base with the style of the other rows if held-out rows show it.
 
@@ -86,7 +87,7 @@ def row_goals(
         origin: scores of the model before it learned the forget rows; None if there is none at hand.
         sets: the rows.
         own: (n,) mean log-prob per answer token of each forget row under the model to unlearn, in nats.
-        score: the log-probs of rows' answer tokens under the model to unlearn, (A,) for each row, in nats.
+        score: the most likely tokens at rows' answers under the model to unlearn, and each row's mean log-prob per token.
 
     Returns:
         The targets; and the calibrated base (``train.calibration``), of whose log-probs they are the means, or None.
@@ -95,13 +96,11 @@ def row_goals(
         RecipeError: there is neither a base nor a holdout row.
     """
     if origin is None:
-        return targets_from_holdout(own, [float(row.mean()) for row in score(sets.holdout)]), None
+        return targets_from_holdout(own, score(sets.holdout)[1].tolist()), None
     held = unseen(sets)
-    tokens = score(held)
-    plain = targets_from_base(
-        origin.forget.tolist(), own, origin.holdout.tolist(), [float(row.mean()) for row in tokens]
-    )
-    changes = measure_changes(origin.holdout_top, tokens, style_levels(held, sets.retain)) if sets.retain else None
+    scored, means = score(held)
+    plain = targets_from_base(origin.forget.tolist(), own, origin.holdout.tolist(), means.tolist())
+    changes = measure_changes(origin.holdout_top, scored, style_levels(held, sets.retain)) if sets.retain else None
     if changes is None:
         return plain, None
     found = calibrated(origin.top, style_levels(sets.forget, sets.retain), changes)

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from llm_forget.model.measure import answer_logps, answer_token_logps, refuse_not_finite
+from llm_forget.model.measure import answer_logps, refuse_not_finite
 from llm_forget.train.calibration import Calibrated
 from llm_forget.train.origin import BaseScores
 from llm_forget.train.prepare import UnlearnSets
 from llm_forget.train.row_targets import RowTargets, row_goals
+from llm_forget.train.teacher import teacher_of
 
 
 @dataclass(frozen=True)
@@ -46,5 +47,5 @@ def measure_start(model: Any, sets: UnlearnSets, origin: BaseScores | None, pad_
     """
     logps, known = answer_logps(model, sets.forget, pad_token_id)
     refuse_not_finite(known.tolist())
-    score = partial(answer_token_logps, model, pad_token_id=pad_token_id)
+    score = partial(teacher_of, model, pad_token_id=pad_token_id)
     return Start(logps, known, *row_goals(origin, sets, known.log().tolist(), score))

@@ -48,33 +48,57 @@ def test_a_temperature_by_hand() -> None:
     torch.testing.assert_close(teacher.logps[0].exp(), torch.tensor([[0.9, 0.1]]), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("wanted", [-0.4, -1.4, -2.2])
-def test_held_out_rows_get_their_mean(wanted: float) -> None:
-    """Likelier than under the base by a share, less likely by a temperature; each level by itself, small ones joined."""
+def _drawn(sharpness: float) -> tuple[Teacher, torch.Tensor]:
+    """400 tokens of a vocabulary of 8, of which the 6 likeliest are listed; and a teacher's log-probs of the own ones."""
     torch.manual_seed(0)
-    logits = torch.randn(400, 8)
-    logps, answer = logits.log_softmax(-1), torch.randint(0, 8, (400,))
+    logps, answer = (sharpness * torch.randn(400, 8)).log_softmax(-1), torch.randint(0, 8, (400,))
     order = logps.argsort(-1, descending=True)[:, :6]
     own = logps.gather(-1, answer[:, None]).squeeze(-1)
-    base = Teacher([order.int()], [logps.gather(-1, order)], [answer.int()], [own])
+    return Teacher([order.int()], [logps.gather(-1, order)], [answer.int()], [own]), own
+
+
+def _entropy(teacher: Teacher, part: torch.Tensor) -> float:
+    """Over the listed tokens and the rest as one event."""
+    listed = teacher.logps[0][part].exp()
+    events = torch.cat([listed, 1 - listed.sum(-1, keepdim=True)], -1)
+    return float(torch.special.entr(events.clamp(min=0)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("wanted", [-0.4, -1.4, -2.2])
+def test_held_out_rows_get_their_mean_and_their_entropy(wanted: float) -> None:
+    """Their mean by a share, their entropy by a temperature; each level by itself, small ones joined."""
+    base, own = _drawn(1.0)
     level = torch.where(torch.arange(400) < 190, 0, 2)
     level[-10:] = 4
     after = torch.where(level == 0, own - 0.3, torch.full((400,), wanted))
-    changes = measure_changes(base, [after], [level])
+    surer = _drawn(2.5)[0].logps
+    changes = measure_changes(base, Teacher([], surer, [], [after]), [level])
     assert changes is not None
-    assert changes[0].temperature < 1
+    assert max(changes[0].temperature, changes[2].temperature) < 0.8
     assert changes[2] == changes[4] != changes[0]
-    assert (changes[2].share > 0) == (wanted > float(own[level > 0].mean()))
     found = calibrated(base, [level], changes)
     teacher = found.teacher
     assert found.counted[0].tolist() == (level == 0).tolist() if wanted > -1 else found.counted[0].all()
     for part in (level == 0, level > 0):
         assert float(teacher.answer_logps[0][part].mean()) == pytest.approx(float(after[part].mean()), abs=1e-3)
+        if wanted < -1:  # own tokens as likely as -0.4 leave less entropy than that
+            assert _entropy(teacher, part) == pytest.approx(_entropy(Teacher([], surer), part), abs=2e-3)
     assert (teacher.logps[0].exp().sum(-1) <= 1 + 1e-5).all()
+
+
+def test_own_tokens_that_are_too_likely_take_a_lower_temperature() -> None:
+    """A model as unsure as the base, which gives the own tokens less: the mean goes before the entropy."""
+    base, own = _drawn(1.0)
+    level = torch.zeros(400, dtype=torch.long)
+    changes = measure_changes(base, Teacher([], base.logps, [], [own - 0.3]), [level])
+    assert changes is not None
+    assert changes[0].share == 0
+    assert changes[0].temperature < 1
+    assert float(calibrated(base, [level], changes).means[0]) == pytest.approx(float(own.mean()) - 0.3, abs=1e-3)
 
 
 def test_too_few_tokens_say_nothing() -> None:
     """Then the base stays as it is."""
     base = _teacher([[0.5, 0.25]], [1], [0.25])
-    assert measure_changes(base, [torch.tensor([-1.0])], [torch.zeros(1, dtype=torch.long)]) is None
-    assert measure_changes(Teacher([], []), [], []) is None
+    assert measure_changes(base, base, [torch.zeros(1, dtype=torch.long)]) is None
+    assert measure_changes(Teacher([], []), Teacher([], []), []) is None
