@@ -112,8 +112,8 @@ class Front:
         print_table(head, rows)
         source = self.slots.study.user_attrs.get("source", "targets")
         print_wrapped(
-            f"distance: mean over forget rows, in nats per token, to the {source}; harm: largest share of probability lost"
-            + ("" if self.within else ". NO TRIAL KEEPS EVERY FLOOR")
+            f"distance: of the forget rows' log-probs and entropies to those of the {source}, in nats per token; "
+            "harm: largest share of probability lost" + ("" if self.within else ". NO TRIAL KEEPS EVERY FLOOR")
         )
         if self.volume is not None:
             echo(f"dominated area: {self.volume:.3f} of 1")

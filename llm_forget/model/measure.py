@@ -34,7 +34,6 @@ class SampleMeter:
         tolerance: how near the rows must come to them, as a multiple of the usual.
         seen: called with the forget rows' mean log-probs after every measurement.
         neighbours: rows with a floor of their own; empty for none.
-        latest: (n,) the forget rows' mean log-probs in the last measurement, in nats.
     """
 
     def __init__(self, forget: Sequence[Encoded], retain: Sequence[Encoded], pad_token_id: int) -> None:
@@ -43,7 +42,6 @@ class SampleMeter:
         self.tolerance = 1.0
         self.seen: Callable[[Tensor], None] = lambda _: None
         self.neighbours: Sequence[Encoded] = ()
-        self.latest = torch.empty(0)
 
     def __call__(self, model: Any, step: int) -> Measurement:
         """The mean answer probability of both samples after ``step`` optimizer steps, and the match with the row targets."""
@@ -52,10 +50,10 @@ class SampleMeter:
     def of(self, model: Any, step: int, forget: Tensor) -> Measurement:
         """The measurement for forget rows whose probabilities (n,) are known; it scores only the rows to keep."""
         retain = float(self.probabilities(model, self.retain).mean()) if self.retain else None
-        found, self.latest = None, forget.log()
+        found = None
         if self.targets is not None:
-            found = match(self.latest.tolist(), self.targets, self.tolerance)
-            self.seen(self.latest)
+            found = match(forget.log().tolist(), self.targets, self.tolerance)
+            self.seen(forget.log())
         near = float(self.probabilities(model, self.neighbours).mean()) if self.neighbours else None
         return Measurement(step, float(forget.mean()), retain, found, near)
 

@@ -2,8 +2,8 @@
 
 The base never saw the forget rows, but it has not seen the style of the other training rows either. A model that was trained on
 these knows the style, and is much surer of itself, also where it is wrong. Held-out rows show both, because neither model saw
-them. The first shows in the log-prob of their own tokens, the second in the entropy. A teacher that is less sure than such a model
-would leave answers as flat as no model gives them, and attacks that compare a token with its alternatives (Min-K%++) see that.
+them: the first in the log-prob of their own tokens, the second in the entropy. A teacher that is less sure than such a model
+leaves flat answers, and attacks that compare a token with its alternatives (Min-K%++) see that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llm_forget.data.encode import Encoded
-from llm_forget.train.teacher import Teacher
+from llm_forget.train.teacher import Teacher, entropy_of
 
 LEVELS = (0.01, 0.05, 0.2, 0.5, 0.8)  # probabilities in the wording of the retain answers that divide the levels
 LEAST = 50  # held-out answer tokens from which a level is measured by itself
@@ -104,7 +104,7 @@ def measure_changes(base: Teacher, own: Teacher, levels: Sequence[Tensor]) -> li
     tokens, logps, answer, first = (
         torch.cat(list(part)) for part in (base.tokens, base.logps, base.answers, base.answer_logps)
     )
-    wanted, sure = torch.cat(list(own.answer_logps)), _entropy(torch.cat(list(own.logps)))
+    wanted, sure = torch.cat(list(own.answer_logps)), entropy_of(torch.cat(list(own.logps)))
     changes: list[Change] = [Change()] * (len(LEVELS) + 1)
     for group in _groups(level):
         here = torch.isin(level, torch.tensor(group))
@@ -167,12 +167,6 @@ def _with_answer(tokens: Tensor, logps: Tensor, answer: Tensor, first: Tensor) -
     return tokens, logps, torch.where(missing, tokens.shape[-1] - 1, inside.int().argmax(-1))
 
 
-def _entropy(logps: Tensor) -> Tensor:
-    """Entropy in nats over the listed tokens (A, K) and the rest as one event, (A,)."""
-    rest = (1 - logps.exp().sum(-1)).clamp(min=1e-7)
-    return -(logps.exp() * logps).sum(-1) - rest * rest.log()
-
-
 def _apply(logps: Tensor, place: Tensor, change: Change) -> Tensor:
     """The changed log-probs (A, K)."""
     if change.temperature < 1:
@@ -202,7 +196,7 @@ def _fit(logps: Tensor, place: Tensor, wanted: float, entropy: float) -> Change:
         return Change(share, temperature)
 
     def surer(temperature: float) -> float:
-        return float(_entropy(_apply(logps, place, known(temperature))).mean()) - entropy
+        return float(entropy_of(_apply(logps, place, known(temperature))).mean()) - entropy
 
     found = known(_bisect(surer, _COLDEST, 1.0))
     if found.share > 0 or gap(found) <= 0:

@@ -40,7 +40,7 @@ from llm_forget.train.teacher import Teacher, novel_tokens, teacher_of
 from llm_forget.train.trainer import UnlearningTrainer
 from llm_forget.utils.terminal import say
 
-Watch = Callable[[nn.Module, Measurement, Tensor], None]
+Watch = Callable[[nn.Module, Measurement], None]
 
 
 @dataclass(frozen=True)
@@ -373,7 +373,7 @@ class Run:
         if self._natural is not None:
             self._pace(self._natural, now)
         if self.watch is not None:
-            self.watch(self.model, now, self.meter.latest)
+            self.watch(self.model, now)
 
     def _pace(self, optimizer: Natural, now: Measurement) -> None:
         """Tell the optimizer what its steps cost so far, and how far they came."""

@@ -32,6 +32,11 @@ class Teacher:
     answers: list[Tensor] = field(default_factory=list)
     answer_logps: list[Tensor] = field(default_factory=list)
 
+    @property
+    def row_entropies(self) -> Tensor:
+        """The mean entropy of each row's answer positions (n,), in nats."""
+        return torch.stack([entropy_of(row).mean() for row in self.logps])
+
     def of(self, index: Tensor, mask: Tensor) -> TopLogps:
         """The teacher of B rows, padded to ``mask`` (B, A). Padded positions are certain of token 0."""
         width, count = self.tokens[0].shape[-1], mask.shape[1]
@@ -43,6 +48,12 @@ class Teacher:
             tokens[place, :length] = self.tokens[row].long()
             logps[place, :length] = self.logps[row]
         return TopLogps(tokens.to(mask.device), logps.to(mask.device))
+
+
+def entropy_of(logps: Tensor) -> Tensor:
+    """Entropy in nats over the listed tokens (..., K) and all others as one event, (...)."""
+    rest = (1 - logps.exp().sum(-1)).clamp(min=1e-7)
+    return -(logps.exp() * logps).sum(-1) - rest * rest.log()
 
 
 def teacher_of(

@@ -12,7 +12,6 @@ from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
-from torch import Tensor
 from transformers import set_seed
 
 from llm_forget.config import UnlearnRecipe
@@ -87,8 +86,7 @@ def finished(
         in_memory: set → its examples, instead of those that the recipe names.
         lenient: as for ``unlearn``.
         shared: what several runs have in common; None to compute it.
-        watch: called after every check with the model, the measurement and the mean log-probs of the measured forget rows;
-            what it raises ends the run.
+        watch: called after every check with the model and the measurement; what it raises ends the run.
     """
     given, recipe = recipe, settled(recipe, base=has_base(recipe))
     parts = make_parts(recipe)
@@ -140,13 +138,11 @@ class Finished:
         record: the content of ``result.json``.
         model: the model with its adapter, or the fully trained model.
         metrics: one row per step and per check.
-        forget_logps: mean log-probs of the measured forget rows under the model, in nats.
     """
 
     record: RunRecord
     model: Any
     metrics: list[dict[str, Any]]
-    forget_logps: Tensor
 
 
 def run_on(
@@ -262,4 +258,4 @@ def run_on(
             drop_checkpoints(recipe.output_dir)
             say(console, f"{record.method}: {record.reason} ({recipe.output_dir})")
         PartialState().wait_for_everyone()
-    return Finished(record, model, outcome.metrics, run.meter.latest)
+    return Finished(record, model, outcome.metrics)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.errors import Interrupted, UserError
@@ -104,8 +103,8 @@ def _run(task: Task, worker: Connection, console: Console) -> Result:
     began = time.monotonic()
     with _free_folder(recipe.output_dir):
         done = finished(recipe, console, lenient=True, shared=task.shared, watch=rungs)
-    known, after = done.forget_logps.tolist(), done.record.after
-    result = task.yardstick.measure(done.model, task.shared.sets.forget, task.pad, known=known, retain=after.retain)
+    retain = done.record.after.retain
+    result = task.yardstick.measure(done.model, task.shared.sets.forget, task.pad, retain=retain)
     result.details |= {"seconds": time.monotonic() - began, "steps": done.record.steps, "reached": done.record.reached}
     return result
 
@@ -138,7 +137,7 @@ class Rungs:
         self._task, self._worker, self._left = task, worker, list(enumerate(RUNGS))
         self._way: list[tuple[float, float]] = []
 
-    def __call__(self, model: Any, now: Measurement, forget_logps: Tensor) -> None:
+    def __call__(self, model: Any, now: Measurement) -> None:
         """Called after every check of the stop rule."""
         steps = self._task.steps
         if not self._left or not self._left[0][1] * steps <= now.step < steps:
@@ -146,7 +145,7 @@ class Rungs:
         while self._left and self._left[0][1] * steps <= now.step:  # checks may be further apart than rungs
             rung, _ = self._left.pop(0)
         stick, rows = self._task.yardstick, self._task.shared.sets.forget
-        result = stick.measure(model, rows, self._task.pad, known=forget_logps.tolist(), retain=now.retain)
+        result = stick.measure(model, rows, self._task.pad, retain=now.retain)
         self._way.append((now.step / steps, result.distance))
         self._worker.send(("rung", (rung, result.distance, result.harm)))
         if not self._worker.recv() or stick.hopeless(self._way, result.harm):

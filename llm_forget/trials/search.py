@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +18,13 @@ from llm_forget.forgetting.order import SETS, Order
 from llm_forget.forgetting.work import NEIGHBOUR_FLOOR, work_for
 from llm_forget.model.limits import padding_id
 from llm_forget.model.load import load_model
-from llm_forget.model.measure import answer_logps
 from llm_forget.train.origin import has_base
 from llm_forget.train.shared import Shared, share
 from llm_forget.trials.child import Task, main
 from llm_forget.trials.slots import Result, Slots
 from llm_forget.trials.space import WRAPPERS, Space, usable_methods
 from llm_forget.trials.worker import Ask, InProcess
-from llm_forget.trials.yardstick import Yardstick, make_yardstick
+from llm_forget.trials.yardstick import Yardstick, make_yardstick, scored
 from llm_forget.utils.cores import cores
 from llm_forget.utils.files import write_json
 from llm_forget.utils.safe_json import NotPlainJson, read_json
@@ -160,13 +159,13 @@ class Trials:
         shared = share(space.start, swapped="name_swap" in space.methods, aim=aim, also=measure, say=self.say)
         return shared, yardsticks[0], pads[0]
 
-    def _oracle(self) -> Sequence[float] | None:
-        """The oracle's log-probs of the forget rows."""
+    def _oracle(self) -> tuple[list[float], list[float]] | None:
+        """The oracle's log-prob and entropy of each forget row."""
         place = self.search.order.oracle
         if place is None:
             return None
         model, tokenizer = load_model(model_at(place, self.space.start.model))
-        found: list[float] = answer_logps(model, self.found.sets.forget, padding_id(tokenizer, model))[1].log().tolist()
+        found = scored(model, self.found.sets.forget, padding_id(tokenizer, model))
         del model
         gc.collect()
         return found

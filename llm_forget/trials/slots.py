@@ -37,7 +37,7 @@ class Result:
     """What a trial found.
 
     Attributes:
-        distance: to the oracle or to the row targets, in nats per answer token.
+        distance: of log-probs and entropies to those of the oracle or of the row targets, in nats per answer token.
         harm: share of probability lost on what is to be kept, the largest over its sets.
         broken: floor → by how much it is broken; at most 0 where it holds.
         details: numbers and names for tables.

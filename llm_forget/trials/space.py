@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llm_forget.config import AdapterConfig, RetainConfig, TrainConfig, UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.methods import Method
+from llm_forget.train.build import build_method, build_wrappers, planned_objective
 from llm_forget.train.default import SHAPED_STEPS
 from llm_forget.train.default import STEPS as PLAIN_STEPS
 from llm_forget.train.natural import NAME as NATURAL
@@ -27,7 +28,6 @@ TOLERANCES = (1.0, 0.5)  # of row targets, as multiples of the default's
 RATES = (0.25, 4.0)  # likewise, the lowest and the highest
 WEIGHTS = (0.5, 16.0)  # of the retain term, and of virtual neighbours or general questions
 _USUAL_RATE = 1e-3  # of an adapter, where a recipe has none
-_BY_KEPT = ("gru",)  # wrappers that do nothing without rows to keep in the loss
 _MADE = ("virtual_neighbours", "general_questions", "mined_neighbours")
 
 
@@ -121,15 +121,13 @@ class Space:
         spacing = 1 if shaped else max(1, round(share * self._more_steps))
         near = start.stop.tolerance * float(drawn.get("tolerance", 1.0))
         stop = replace(start.stop, every=start.stop.every * spacing, tolerance=near)
-        wrapper = "none" if shaped and drawn["wrapper"] in _BY_KEPT else str(drawn["wrapper"])
         blocks = 1.0 if method.trained_layers is not None else float(drawn["blocks"])
         adapter = replace(
             start.adapter or AdapterConfig(), rank=rank, alpha=rank, inputs=aimed, top_share=blocks  # type: ignore[arg-type]
         )  # fmt: skip
-        return replace(
+        recipe = replace(
             start,
             method=dict(start.method) if own else {"name": str(drawn["method"])},
-            wrappers=[] if wrapper == "none" else [{"name": wrapper}],
             retain=start.retain if shaped else _retain(start.retain, drawn),
             adapter=adapter,
             train=train,
@@ -137,6 +135,18 @@ class Space:
             output_dir=output_dir,
             resume=True,
         )
+        return _wrapped(recipe, str(drawn["wrapper"]))
+
+
+def _wrapped(recipe: UnlearnRecipe, name: str) -> UnlearnRecipe:
+    """The recipe with a wrapper, or without it if the wrapper cannot be used there."""
+    wrapped = recipe if name == "none" else replace(recipe, wrappers=[{"name": name}])
+    objective = planned_objective(wrapped)
+    try:
+        build_wrappers(wrapped, build_method(wrapped), objective.retain is not None)
+    except RecipeError:
+        return recipe
+    return wrapped
 
 
 def _retain(start: RetainConfig, drawn: Mapping[str, Any]) -> RetainConfig:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_forget.data.encode import Encoded
 from llm_forget.model.measure import answer_logps
 from llm_forget.stop import NEVER_SEEN
 from llm_forget.train.shared import Shared
+from llm_forget.train.teacher import teacher_of
 from llm_forget.trials.slots import Result
 
 _MOST = 64  # rows of each set to keep
@@ -27,7 +28,8 @@ class Yardstick:
 
     Attributes:
         wanted: the log-prob per answer token that each forget row should have, in nats.
-        source: where it is from: the oracle, row targets, or a usual value.
+        entropies: the mean entropy that its answer tokens should have, in nats; None if it is not known.
+        source: where they are from: the oracle, row targets, or a usual value.
         one_sided: whether only rows above it count, because it is no more than a usual value.
         kept: set → its rows.
         before: set → its mean answer probability before unlearning.
@@ -36,6 +38,7 @@ class Yardstick:
     """
 
     wanted: Sequence[float]
+    entropies: Sequence[float] | None
     source: str
     one_sided: bool
     kept: Mapping[str, Sequence[Encoded]] = field(repr=False)
@@ -43,10 +46,17 @@ class Yardstick:
     floors: Mapping[str, float] = field(default_factory=dict)
     start: float = 0.0
 
-    def distance(self, logps: Sequence[float]) -> float:
-        """Mean of |log p − wanted| over rows, in nats per answer token."""
+    def distance(self, logps: Sequence[float], entropies: Sequence[float]) -> float:
+        """How far rows are from what they should be: the mean over rows, in nats per answer token.
+
+        A row's distance is √((log p − wanted)² + (entropy − wanted entropy)²). Log-probs alone would reward answers that are
+        flatter than any model gives them, which attacks that compare a token with its alternatives see.
+        """
         gaps = [own - wanted for own, wanted in zip(logps, self.wanted, strict=True)]
         sized = [max(gap, 0.0) if self.one_sided else abs(gap) for gap in gaps]
+        if self.entropies is not None:
+            flat = (own - wanted for own, wanted in zip(entropies, self.entropies, strict=True))
+            sized = [math.hypot(*both) for both in zip(sized, flat, strict=True)]
         return math.fsum(min(gap, _WORST) if math.isfinite(gap) else _WORST for gap in sized) / len(sized)
 
     def hopeless(self, way: Sequence[tuple[float, float]], harm: float) -> bool:
@@ -80,7 +90,6 @@ class Yardstick:
         forget: Sequence[Encoded],
         pad: int,
         *,
-        known: Sequence[float] = (),
         retain: float | None = None,
     ) -> Result:
         """Measure a model.
@@ -89,10 +98,9 @@ class Yardstick:
             model: the model.
             forget: the forget rows.
             pad: the padding token.
-            known: the mean log-probs of the first forget rows, in nats, if they were just measured.
-            retain: the mean answer probability of the rows to keep that are measured, likewise.
+            retain: the mean answer probability of the rows to keep that are measured, if it was just measured.
         """
-        logps = [*known, *answer_logps(model, forget[len(known) :], pad)[1].log().tolist()]
+        logps, entropies = scored(model, forget, pad)
         now = {} if retain is None or "retain" not in self.kept else {"retain": retain}
         now |= {name: _mean(model, rows, pad) for name, rows in self.kept.items() if name not in now}
         broken = {
@@ -100,7 +108,14 @@ class Yardstick:
         }
         details: dict[str, Any] = {f"kept_{name}": value for name, value in now.items()}
         details["forget"] = math.fsum(math.exp(value) for value in logps) / len(logps)
-        return Result(self.distance(logps), self.harm(now), broken, details)
+        details["entropy"] = math.fsum(entropies) / len(entropies)
+        return Result(self.distance(logps, entropies), self.harm(now), broken, details)
+
+
+def scored(model: Any, rows: Sequence[Encoded], pad: int) -> tuple[list[float], list[float]]:
+    """The mean log-prob and the mean entropy of each row's answer tokens, in nats."""
+    teacher, means = teacher_of(model, rows, pad)
+    return means.tolist(), teacher.row_entropies.tolist()
 
 
 def _mean(model: Any, rows: Sequence[Encoded], pad: int) -> float:
@@ -116,7 +131,7 @@ def make_yardstick(
     shared: Shared,
     pad: int,
     *,
-    oracle: Sequence[float] | None,
+    oracle: tuple[Sequence[float], Sequence[float]] | None,
     neighbours: Sequence[Encoded],
     floors: Mapping[str, float],
 ) -> Yardstick:
@@ -126,19 +141,21 @@ def make_yardstick(
         model: the model before unlearning.
         shared: the rows.
         pad: the padding token.
-        oracle: log-probs of the forget rows under a model that never saw them; None without one.
+        oracle: what ``scored`` says of the forget rows under a model that never saw them; None without one.
         neighbours: rows to keep that nothing trains on.
         floors: ``retain`` and ``neighbours`` → share of the probability to keep; made rows count as neighbours.
     """
     start = shared.start
-    known = answer_logps(model, shared.sets.forget, pad)[1] if start is None else start.probabilities
-    own: list[float] = known.log().tolist()
+    own = scored(model, shared.sets.forget, pad)
+    entropies: Sequence[float] | None = None
     if oracle is not None:
-        wanted, source = list(oracle), "oracle"
+        (wanted, entropies), source = oracle, "oracle"
     elif start is not None:
         wanted, source = list(start.targets.values), "row targets"
+        if start.calibrated is not None:
+            entropies = start.calibrated.teacher.row_entropies.tolist()
     else:
-        wanted, source = [math.log(NEVER_SEEN)] * len(own), "usual"
+        wanted, source = [math.log(NEVER_SEEN)] * len(own[0]), "usual"
     kept: dict[str, Sequence[Encoded]] = {
         "retain": shared.sets.validation,
         "neighbours": neighbours[:: max(1, len(neighbours) // _MOST)],
@@ -147,5 +164,5 @@ def make_yardstick(
     kept = {name: rows for name, rows in kept.items() if rows}
     before = {name: _mean(model, rows, pad) for name, rows in kept.items()}
     by_set = {name: floors["retain" if name == "retain" else "neighbours"] for name in kept}
-    found = Yardstick(wanted, source, source == "usual", kept, before, by_set)
-    return Yardstick(wanted, source, source == "usual", kept, before, by_set, found.distance(own))
+    found = Yardstick(wanted, entropies, source, source == "usual", kept, before, by_set)
+    return replace(found, start=found.distance(*own))

@@ -24,6 +24,7 @@ from llm_forget.errors import UserError
 from llm_forget.forgetting.found import look
 from llm_forget.forgetting.order import Order
 from llm_forget.forgetting.work import work_for
+from llm_forget.train.build import build_method, build_wrappers, planned_objective
 from llm_forget.train.shared import share
 from llm_forget.train.unlearn import finished
 from llm_forget.trials.search import Search, read_search
@@ -96,6 +97,14 @@ def test_the_first_trial_is_the_default_and_every_drawing_makes_a_recipe(order: 
     assert start.train.optimizer == "natural"
     assert space.recipe({**space.first, "wrapper": "gru"}, start.output_dir) == first, "nothing for it to read"
     assert space.recipe({**space.first, "wrapper": "sam"}, start.output_dir) != first
+    for method in methods:
+        for wrapper in space.wrappers:
+            recipe = space.recipe({**space.first, "method": method, "wrapper": wrapper, "inputs": "all"}, "runs/x")
+            made = build_method(recipe)
+            assert len(build_wrappers(recipe, made, planned_objective(recipe).retain is not None)) <= 1, (
+                "no trial is refused"
+            )
+            assert (recipe.wrappers == []) is (wrapper == "none" or made.towards)
     with pytest.raises(UserError, match="needs the model before it learned the rows"):
         usable_methods(start, base=False, wanted=["base_teacher"])
 
@@ -163,11 +172,15 @@ def test_a_trial_that_ended_before_a_rung_counts_there_as_it_was(tmp_path: Path)
 
 
 def test_the_yardstick_by_hand() -> None:
-    """Gaps of 1 and −3: mean 2, one-sided ½. Retain falls from 0.8 to 0.6, a quarter, neighbours rise: harm is a quarter."""
-    stick = Yardstick((-3.0, -1.0), "oracle", False, {}, {"retain": 0.8, "neighbours": 0.5})
-    assert stick.distance([-2.0, -4.0]) == 2.0
-    assert Yardstick((-3.0, -1.0), "usual", True, {}).distance([-2.0, -4.0]) == 0.5
-    assert stick.distance([float("-inf"), -1.0]) == 25.0
+    """Gaps of 1 and −3: mean 2, one-sided ½. Retain falls from 0.8 to 0.6, a quarter, neighbours rise: harm is a quarter.
+
+    With entropies that are off by 0 and 4: 1 and √(9 + 16) = 5, mean 3.
+    """
+    stick = Yardstick((-3.0, -1.0), None, "oracle", False, {}, {"retain": 0.8, "neighbours": 0.5})
+    assert stick.distance([-2.0, -4.0], [1.0, 5.0]) == 2.0
+    assert replace(stick, entropies=(1.0, 1.0)).distance([-2.0, -4.0], [1.0, 5.0]) == 3.0
+    assert Yardstick((-3.0, -1.0), None, "usual", True, {}).distance([-2.0, -4.0], [1.0, 5.0]) == 0.5
+    assert stick.distance([float("-inf"), -1.0], [0.0, 0.0]) == 25.0
     assert stick.harm({"retain": 0.6, "neighbours": 0.6}) == pytest.approx(0.25)
     assert stick.harm({"retain": float("nan"), "neighbours": 0.5}) == 1.0
 
@@ -178,7 +191,7 @@ def test_a_hopeless_trial_by_hand() -> None:
     So is a pace since the rung before that ends above 1.65: 2.9 − 4 · 0.3 = 1.7 and 1.95 − 0.05 = 1.9 do, but not
     2.85 − 4 · 0.35 = 1.45.
     """
-    stick = Yardstick((-3.0,), "oracle", False, {}, start=3.3)
+    stick = Yardstick((-3.0,), None, "oracle", False, {}, start=3.3)
     first, second, third = 1 / 6, 1 / 3, 2 / 3
     assert stick.hopeless([(first, 3.4)], 0.06)
     assert stick.hopeless([(first, 1.0)], 0.5)
