@@ -59,8 +59,9 @@ def search(
     """Try methods and settings, and choose from what is best.
 
     Each trial is a run folder. The objectives are the distance of the forget
-    rows to the oracle (or to row targets) and the harm to what is kept. A search
-    that was stopped goes on with --to DIR alone; so does another machine.
+    rows to the oracle (or to row targets), in log-prob and entropy, and the harm
+    to what is kept. A search that was stopped goes on with --to DIR alone; so
+    does another machine.
 
     \b
     Examples:
