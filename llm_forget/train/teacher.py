@@ -52,8 +52,9 @@ class Teacher:
 
 def entropy_of(logps: Tensor) -> Tensor:
     """Entropy in nats over the listed tokens (..., K) and all others as one event, (...)."""
-    rest = (1 - logps.exp().sum(-1)).clamp(min=1e-7)
-    return -(logps.exp() * logps).sum(-1) - rest * rest.log()
+    listed = logps.exp()
+    rest = (1 - listed.sum(-1)).clamp(min=0)
+    return torch.special.entr(listed).sum(-1) + torch.special.entr(rest)
 
 
 def teacher_of(

@@ -9,7 +9,7 @@ import torch
 
 from llm_forget.data.encode import Encoded
 from llm_forget.train.calibration import LEVELS, Change, calibrated, measure_changes, style_levels
-from llm_forget.train.teacher import Teacher
+from llm_forget.train.teacher import Teacher, entropy_of
 
 _ALL = len(LEVELS) + 1
 
@@ -84,6 +84,14 @@ def test_held_out_rows_get_their_mean_and_their_entropy(wanted: float) -> None:
         if wanted < -1:  # own tokens as likely as -0.4 leave less entropy than that
             assert _entropy(teacher, part) == pytest.approx(_entropy(Teacher([], surer), part), abs=2e-3)
     assert (teacher.logps[0].exp().sum(-1) <= 1 + 1e-5).all()
+
+
+def test_entropy_by_hand() -> None:
+    """¼ and ½ and the rest ¼: 1.5 bits. A token that cannot be adds nothing."""
+    listed = torch.tensor([[0.25, 0.5, 0.0], [0.0, 1.0, 0.0]]).log()
+    found = Teacher([], [listed]).row_entropies
+    assert found.tolist() == pytest.approx([1.5 * math.log(2) / 2])
+    assert entropy_of(listed).tolist() == pytest.approx([1.5 * math.log(2), 0.0], abs=1e-6)
 
 
 def test_own_tokens_that_are_too_likely_take_a_lower_temperature() -> None:
