@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The demo: installs llm-forget into .venv and unlearns fictitious people from a real model. 20 to 30 minutes on two cores.
+# The demo: installs llm-forget into .venv and unlearns fictitious people from a real model. About 10 minutes on two cores.
 # It can be run again: the environment and the converted model are kept, and the runs are replaced.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

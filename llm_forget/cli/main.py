@@ -126,7 +126,7 @@ def demo(
 ) -> None:
     """Run the demo: train, unlearn, evaluate.
 
-    Writes to ./runs/demo. Takes 20 to 30 minutes on two CPU cores.
+    Writes to ./runs/demo. Takes about 8 minutes on two CPU cores.
 
     \b
     Example:
