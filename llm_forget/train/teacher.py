@@ -54,7 +54,8 @@ def entropy_of(logps: Tensor) -> Tensor:
     """Entropy in nats over the listed tokens (..., K) and all others as one event, (...)."""
     listed = logps.exp()
     rest = (1 - listed.sum(-1)).clamp(min=0)
-    return torch.special.entr(listed).sum(-1) + torch.special.entr(rest)
+    entropy: Tensor = torch.special.entr(listed).sum(-1) + torch.special.entr(rest)
+    return entropy
 
 
 def teacher_of(
