@@ -153,10 +153,10 @@ def top_kl(teacher: TopLogps, policy_logits: Tensor) -> Tensor:
     """
     own = policy_logits.log_softmax(-1).gather(-1, teacher.tokens)
     inside = (teacher.logps.exp() * (teacher.logps - own)).sum(-1)
-    rest, own_rest = (_log_rest(logps) for logps in (teacher.logps, own))
+    rest, own_rest = (log_rest(logps) for logps in (teacher.logps, own))
     return inside + rest.exp() * (rest - own_rest)
 
 
-def _log_rest(logps: Tensor) -> Tensor:
+def log_rest(logps: Tensor) -> Tensor:
     """Log of the probability outside some tokens, (…, K) → (…), at least that of one in 10⁷."""
     return (1 - logps.exp().sum(-1)).clamp(min=1e-7).log()

@@ -184,11 +184,16 @@ def planned_objective(recipe: UnlearnRecipe) -> Objective:
     return Objective(method, retain, more=more)
 
 
+class WrapperRefused(RecipeError):
+    """A wrapper cannot work in a run."""
+
+
 def build_wrappers(recipe: UnlearnRecipe, method: Method, retain: bool) -> list[Wrapper]:
     """The wrappers that a recipe lists, each checked against the run.
 
     Raises:
-        RecipeError: a wrapper is unknown, has a bad hyper-parameter, or cannot work in this run.
+        RecipeError: a wrapper is unknown or has a bad hyper-parameter.
+        WrapperRefused: a wrapper cannot work in this run.
     """
     setting = Setting(
         retain=retain,
@@ -206,7 +211,7 @@ def build_wrappers(recipe: UnlearnRecipe, method: Method, retain: bool) -> list[
         wrapper: Wrapper = build(find_class("llm_forget.wrappers", name, "on_gradient"), values, f"wrapper {name}")
         reason = wrapper.refuses(setting)
         if reason is not None:
-            raise RecipeError(f"wrapper {name} cannot be used in this run: {reason}")
+            raise WrapperRefused(f"wrapper {name} cannot be used in this run: {reason}")
         found.append(wrapper)
     return found
 

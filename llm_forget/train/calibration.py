@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from llm_forget.data.encode import Encoded
+from llm_forget.scores import log_rest
 from llm_forget.train.teacher import Teacher, entropy_of
 
 LEVELS = (0.01, 0.05, 0.2, 0.5, 0.8)  # probabilities in the wording of the retain answers that divide the levels
@@ -92,7 +93,7 @@ def measure_changes(base: Teacher, own: Teacher, levels: Sequence[Tensor]) -> li
 
     Args:
         base: the base's scores of the held-out rows.
-        own: the fine-tuned model's.
+        own: the fine-tuned model's scores of the same rows; only ``logps`` and ``answer_logps`` are read.
         levels: for each row (A,), from ``style_levels``.
 
     Returns:
@@ -172,8 +173,7 @@ def _apply(logps: Tensor, place: Tensor, change: Change) -> Tensor:
     if change.temperature < 1:
         power = 1 / change.temperature
         # each of the tokens outside is at most as likely as the least likely one inside
-        outside = (1 - logps.exp().sum(-1, keepdim=True)).clamp(min=1e-7).log()
-        rest = outside + (power - 1) * logps.amin(-1, keepdim=True)
+        rest = log_rest(logps)[..., None] + (power - 1) * logps.amin(-1, keepdim=True)
         cold = logps * power
         logps = cold - torch.cat([cold, rest], -1).logsumexp(-1, keepdim=True)
     if change.share > 0:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llm_forget.config import AdapterConfig, RetainConfig, TrainConfig, UnlearnRecipe
 from llm_forget.errors import RecipeError
 from llm_forget.methods import Method
-from llm_forget.train.build import build_method, build_wrappers, planned_objective
+from llm_forget.train.build import WrapperRefused, build_method, build_wrappers, planned_objective
 from llm_forget.train.default import SHAPED_STEPS
 from llm_forget.train.default import STEPS as PLAIN_STEPS
 from llm_forget.train.natural import NAME as NATURAL
@@ -140,11 +140,12 @@ class Space:
 
 def _wrapped(recipe: UnlearnRecipe, name: str) -> UnlearnRecipe:
     """The recipe with a wrapper, or without it if the wrapper cannot be used there."""
-    wrapped = recipe if name == "none" else replace(recipe, wrappers=[{"name": name}])
-    objective = planned_objective(wrapped)
+    if name == "none":
+        return recipe
+    wrapped, objective = replace(recipe, wrappers=[{"name": name}]), planned_objective(recipe)
     try:
-        build_wrappers(wrapped, build_method(wrapped), objective.retain is not None)
-    except RecipeError:
+        build_wrappers(wrapped, build_method(recipe), objective.retain is not None)
+    except WrapperRefused:
         return recipe
     return wrapped
 

@@ -105,6 +105,8 @@ def test_the_first_trial_is_the_default_and_every_drawing_makes_a_recipe(order: 
                 "no trial is refused"
             )
             assert (recipe.wrappers == []) is (wrapper == "none" or made.towards)
+    with pytest.raises(UserError, match="nonsense"):
+        space.recipe({**space.first, "wrapper": "nonsense"}, "runs/x")
     with pytest.raises(UserError, match="needs the model before it learned the rows"):
         usable_methods(start, base=False, wanted=["base_teacher"])
 
