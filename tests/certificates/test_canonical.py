@@ -7,7 +7,7 @@ import math
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llm_forget.certificates.canonical import canonical, parse_canonical
@@ -46,13 +46,17 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
+@example(1.0000000000000001e18)
 def test_what_is_written_is_read_back(value: object) -> None:
     try:
         content = canonical(value)
     except UserError:  # half of a surrogate pair
         return
     assert canonical(parse_canonical(content)) == content
-    assert parse_canonical(content) == json.loads(content)
+    # an integer of many digits is read as the float that wrote it
+    assert parse_canonical(content) == json.loads(
+        content, parse_int=lambda text: int(text) if len(text) <= 18 else float(text)
+    )
 
 
 @pytest.mark.parametrize(
