@@ -6,6 +6,7 @@ import difflib
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -85,13 +86,13 @@ def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> 
         values: the fields, nested as in YAML.
         where: the source of the values, for the message.
     """
-    from pydantic import TypeAdapter, ValidationError  # a fifth of a second, which --help need not wait for
+    from pydantic import ValidationError  # a fifth of a second, which --help need not wait for
 
     _check_extent(values, where)
     values = at_home(values)
     problems = _unknown_keys(recipe_class, values, "") + _unusable_texts(values)
     try:
-        recipe = TypeAdapter(recipe_class).validate_python(_filled(recipe_class, values))
+        recipe = _validator(recipe_class).validate_python(_filled(recipe_class, values))
         problems += _too_large(recipe)
     except ValidationError as error:
         problems += [_explain(item) for item in error.errors()]
@@ -101,6 +102,13 @@ def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> 
         listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
         raise RecipeError(f"{where} cannot be used:\n{listed}")
     return recipe
+
+
+@lru_cache(maxsize=64)
+def _validator(recipe_class: type[Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(recipe_class)
 
 
 def at_home(values: Any, key: str = "") -> Any:
