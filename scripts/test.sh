@@ -13,9 +13,7 @@ scratch=${TMPDIR:-/tmp}
 if [ -w /dev/shm ] && [ "$(df -Pk /dev/shm | awk 'END { print $4 }')" -gt 4000000 ]; then scratch=/dev/shm; fi
 logs=$(mktemp -d "$scratch/llm-forget.XXXXXX")
 trap 'rm -rf "$logs"' EXIT
-# Half more workers than cores: they wait for subprocesses and for the browser a fifth of the time.
-workers=$(($(getconf _NPROCESSORS_ONLN) * 3 / 2))
-parallel=(-n $((workers > 4 ? 4 : workers)) --dist loadfile --no-loadscope-reorder)
+parallel=(-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 
 if [ "${1:-}" = --lowest ]; then
   shift
