@@ -109,7 +109,7 @@ def build(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> 
 def _validator(recipe_class: type[Any]) -> Any:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(recipe_class)  # 9 ms each time
+    return TypeAdapter(recipe_class)  # takes 9 ms, so it is kept
 
 
 def at_home(values: Any, key: str = "") -> Any:
