@@ -25,6 +25,7 @@ class Needs:
         row_targets: the log-prob that each forget row should reach; see ``stop.forget_target``.
         swapped_top: the most likely tokens under the reference on the forget rows with another name; one pass before training.
         novel: which tokens of the answers are not in the style of the retain answers.
+        base_weights: the base itself, while a method with ``finish`` trains on it.
     """
 
     logits: bool = False
@@ -40,6 +41,7 @@ class Needs:
     row_targets: bool = False
     swapped_top: bool = False
     novel: bool = False
+    base_weights: bool = False
 
     @property
     def reference_forward(self) -> bool:

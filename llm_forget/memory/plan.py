@@ -186,6 +186,7 @@ def plan(
     steps = state + 4.0 * trained / shards + max(peak["all"] - 4.0 * trained, 0.0)
     workspace = _dequantised(model) if recipe.model.quantization else 0.0
     checks = 0 if method.towards else 1
+    copies = method.needs.base_weights or (batch.reference and recipe.adapter is None)
     lower = 0.0
     if blocks is not None and blocks.start > 0 and not recipe.train.compile:
         width = hidden_size(config)
@@ -197,7 +198,7 @@ def plan(
         adapter=adapter / shards,
         optimizer=state,
         gradients=4.0 * trained / shards,
-        reference=weights / shards if batch.reference and recipe.adapter is None else 0.0,
+        reference=weights / shards if copies else 0.0,
         activations=max(peak["all"] - peak["logits"] - 4.0 * trained, 0.0) + workspace,
         logits=float(peak["logits"]),
         best_state=4.0 * trained * checks,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
 from llm_forget.errors import RecipeError
-from llm_forget.methods import Method
+from llm_forget.methods import Method, Needs
 from llm_forget.scores import AnswerScores
 from llm_forget.stop import Measurement
 
@@ -50,6 +50,9 @@ class Session(Protocol):
 
     def train_towards(self, steps: int) -> None:
         """Take the next steps of the recipe towards the forget set, starting from the current adapter."""
+
+    def train_from_base(self, steps: int) -> None:
+        """The same on the weights of the base, from an adapter without effect."""
 
     def leave_shared(self, steps: int) -> None:
         """Remove the part of that change that the same number of steps on retain rows makes too (``projection.deficiency``)."""
@@ -114,7 +117,11 @@ class AdapterSubtraction(Method):
     one round of strength 4 with ten healing steps gives 0.244 / 0.937, five rounds of strength 4 with three healing steps
     each give 0.082 / 0.922.
 
+    A model that knows the rows has little left to learn from them. The base does not know them, so its direction is that of
+    learning them (``start: base``), as in MSA, whose vector comes from an earlier checkpoint.
+
     Attributes:
+        start: the weights on which the direction is trained: the model's own (target), or the base's, which the recipe must name.
         strength: λ of each round. null searches for the strength that reaches the forget target and needs ``rounds: 1``.
         rounds: number of rounds. The recipe's steps and the healing steps are divided among them; at most one round per step.
         heal_steps: steps on retain rows only, over all rounds; null takes as many as towards the forget set.
@@ -128,6 +135,7 @@ class AdapterSubtraction(Method):
             0.095 / 0.934 in 30.
     """
 
+    start: Literal["target", "base"] = "target"
     strength: float | None = 4.0
     rounds: int = 5
     heal_steps: int | None = None
@@ -139,7 +147,8 @@ class AdapterSubtraction(Method):
 
     towards: ClassVar[bool] = True
     paper: ClassVar[str] = (
-        "Ilharco et al. 2022, arXiv:2212.04089; Zhang et al. 2023, arXiv:2306.14870; Hu et al. 2023, arXiv:2308.08090"
+        "Ilharco et al. 2022, arXiv:2212.04089; Zhang et al. 2023, arXiv:2306.14870; Hu et al. 2023, arXiv:2308.08090; "
+        "MSA, arXiv:2506.20941"
     )
 
     def __post_init__(self) -> None:
@@ -155,11 +164,21 @@ class AdapterSubtraction(Method):
                 f"adapter_subtraction: tries is {self.tries}, rounds {self.rounds} and heal_steps {self.heal_steps}; "
                 "they must be at least 1, 1 and 0"
             )
+        if self.start == "base" and self.project:
+            raise ValueError(
+                "adapter_subtraction: start is base and project true; the projection compares with steps on retain rows from the "
+                "model's own weights: set one of the two"
+            )
         if self.strength is None and self.rounds > 1:
             raise ValueError(
                 f"adapter_subtraction: strength is null and rounds is {self.rounds}; the search for a strength needs "
                 "a single round: set rounds to 1, or give a strength"
             )
+
+    @property
+    def needs(self) -> Needs:
+        """The base's weights, if the direction is trained on them."""
+        return Needs(base_weights=self.start == "base")
 
     def forget_loss(self, forget: AnswerScores) -> Tensor:
         """(B,) cross-entropy of each forget answer."""
@@ -182,7 +201,7 @@ class AdapterSubtraction(Method):
         plan = zip(share(session.steps, rounds), share(heal_steps, rounds), strict=True)
         found: dict[str, float] = {}
         for index, (towards, healing) in enumerate(plan, start=1):
-            session.train_towards(towards)
+            (session.train_from_base if self.start == "base" else session.train_towards)(towards)
             if self.project:
                 session.leave_shared(towards)
             strength = self._search(session) if self.strength is None else self.strength

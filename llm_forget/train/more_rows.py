@@ -126,7 +126,7 @@ def more_rows(objective: Objective, making: Making) -> dict[str, list[Encoded]]:
 
 
 def swapped_top(needs: Needs, making: Making) -> Teacher | None:
-    """The teacher of ``name_swap``; None if the method does not read it."""
+    """The teacher that knows the forget rows with another name; None if the method does not read it."""
     if not needs.swapped_top:
         return None
     recipe, sets = making.recipe, making.sets

@@ -50,7 +50,7 @@ def score_base(
     """
     needs = method.needs
     if open_base is None:
-        if needs.base_top:
+        if needs.base_top or needs.base_weights:
             raise RecipeError(
                 f"method {recipe.method['name']} needs the model before it learned the forget rows: set base to its folder or "
                 "hub id"

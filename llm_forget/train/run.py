@@ -29,7 +29,7 @@ from llm_forget.train.checkpoint import run_identity
 from llm_forget.train.natural import NAME as NATURAL
 from llm_forget.train.natural import RATE, Natural, TellLoss, natural_optimizer
 from llm_forget.train.objective import Objective, References
-from llm_forget.train.origin import BaseScores
+from llm_forget.train.origin import BaseScores, OpenBase
 from llm_forget.train.prepare import UnlearnSets
 from llm_forget.train.resume import Saving, checkpoint_folder
 from llm_forget.train.row_goal import SLACK, RowGoal
@@ -86,6 +86,7 @@ class Run:
         swapped: the reference on the forget rows with other names, if the method needs it.
         curvature: that of rows to keep in each layer's outputs, for the optimizer ``natural``.
         start: the forget rows before the first step; None to measure them.
+        open_base: opens the base for a method that trains on it; None if there is none at hand.
     """
 
     def __init__(
@@ -104,10 +105,11 @@ class Run:
         swapped: Teacher | None = None,
         curvature: Mapping[str, Tensor] = MappingProxyType({}),
         start: Start | None = None,
+        open_base: OpenBase | None = None,
     ) -> None:
         self.method, self.retain, self.wrappers, self.more = parts.method, parts.retain, parts.wrappers, parts.more
         self._more_rows, self._origin, self._swapped, self._curvature = more_rows, origin, swapped, curvature
-        self._start = start
+        self._start, self.open_base = start, open_base
         self.recipe, self.sets, self.alternatives, self._base = recipe, sets, alternatives, base
         self.model, self.pad_token_id, self.console = model, pad_token_id, console
         self.meter = SampleMeter(sets.forget[: recipe.stop.rows], sets.validation, pad_token_id)

@@ -41,7 +41,7 @@ class Shared:
         sets: the encoded rows.
         origin: scores of the model before it learned the forget rows; None if there is none at hand.
         more: the rows of further retain terms, by set.
-        swapped: the teacher of ``name_swap``; None if no run needs it.
+        swapped: the teacher on the forget rows with another name; None if no run needs it.
         aim: file with what aims an adapter; None if every run measures it.
         start: the forget rows under the model before the first step; None without a base and without rows that it never saw.
     """
@@ -66,7 +66,7 @@ def share(
 
     Args:
         recipe: the checked recipe, which names a method and every retain term.
-        swapped: whether a run will need the teacher of ``name_swap``.
+        swapped: whether a run will need the teacher on the forget rows with another name.
         aim: file for what aims an adapter, where the recipe asks for it and reading costs less than measuring.
         also: called with the model before training, its tokenizer and the result, for further measurements.
         say: called with notes.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate import PartialState
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from llm_forget.model.weights import put, trainable_state, whole
 from llm_forget.retain.nll import NLL
 from llm_forget.stop import Measurement, Verdict
 from llm_forget.train.callbacks import StopCallback
+from llm_forget.train.exchange import base_in_place
 from llm_forget.train.objective import Objective
 
 if TYPE_CHECKING:
@@ -54,6 +56,21 @@ class AdapterSession:
         # further retain terms are for the healing
         self._change = self._learned(replace(self._run.objective(), more=()), pairs, "towards")
 
+    def train_from_base(self, steps: int) -> None:
+        """Take the next steps on the base's weights, from an adapter without effect. The state before them comes back."""
+        if self._run.open_base is None:
+            raise RecipeError(
+                "method adapter_subtraction: start is base, and there is none; set base to its folder or hub id"
+            )
+        pairs, self._forget = self._forget[: steps * self._batch], self._forget[steps * self._batch :]
+        self._before = self._lora_b()
+        try:
+            with base_in_place(self._run.model, self._run.open_base):
+                self._put({name: torch.zeros_like(value) for name, value in self._before.items()})
+                self._change = self._learned(replace(self._run.objective(), more=()), pairs, "on the base")
+        finally:
+            self._put(self._before)
+
     def leave_shared(self, steps: int) -> None:
         """Apply Ext-Sub's projection to the change, relative to the change by ``steps`` steps on retain rows.
 
@@ -82,9 +99,12 @@ class AdapterSession:
 
     def set_strength(self, strength: float) -> None:
         """Set B to its start value − strength · change, in fp32."""
+        self._put({name: self._before[name] - strength * change for name, change in self._change.items()})
+
+    def _put(self, state: dict[str, Tensor]) -> None:
         for name, value in self._run.model.named_parameters():
-            if name in self._change:
-                put(value, self._before[name] - strength * self._change[name])
+            if name in state:
+                put(value, state[name])
 
     def measure(self) -> Measurement:
         """Measure both samples and show the result."""

@@ -1,4 +1,4 @@
-"""The counterfactual teacher of ``name_swap``: the reference on the forget rows with another name. It stays in memory."""
+"""The counterfactual teacher of some methods: the reference on the forget rows with another name. It stays in memory."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def swapped_teacher(
     """
     if any(row.part for row in rows):
         raise RecipeError(
-            "name_swap needs whole examples, and encoding.chunk cut some; raise max_length or set chunk: false"
+            "the method needs whole examples, and encoding.chunk cut some; raise max_length or set chunk: false"
         )
     found = find_names(examples, retain)
     named = [name.full for name in found if name is not None]
     if not named:
         raise DataError(
-            f"name_swap found no name in the {len(examples)} forget rows; add a column `subject` with the name that each row is "
-            "about, or take another method"
+            f"the method needs names, and the {len(examples)} forget rows have none that was found; add a column `subject` with "
+            "the name that each row is about, or take another method"
         )
-    say(f"name_swap: {len(named)} of {len(examples)} forget rows have a name; the others are not changed")
+    say(f"names: {len(named)} of {len(examples)} forget rows have a name; the others are not changed")
     names = StandIns(set(named), distinct_names(retain, examples), 0.5, tokenizer)
     order = random.Random(f"{seed} name swap")
     others = [example if name is None else _about(example, name, names.draw(name, order)) for example, name in

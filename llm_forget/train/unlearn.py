@@ -224,6 +224,7 @@ def run_on(
         pad = padding_id(tokenizer, model)
         stored, start = (None, None) if shared is None else (shared.aim, shared.start)
         known: dict[str, Any] = {"more_rows": more, "origin": origin, "swapped": swapped, "start": start}
+        known["open_base"] = open_base
         known["curvature"] = aim(recipe, model, sets, more, pad, stored)
         run = Run(recipe, parts, sets, model, pad, console, alternatives, base=base, **known)
         run.watch = watch

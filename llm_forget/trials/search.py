@@ -22,7 +22,7 @@ from llm_forget.train.origin import has_base
 from llm_forget.train.shared import Shared, share
 from llm_forget.trials.child import Task, main
 from llm_forget.trials.slots import Result, Slots
-from llm_forget.trials.space import WRAPPERS, Space, usable_methods
+from llm_forget.trials.space import WRAPPERS, Space, reads_names, usable_methods
 from llm_forget.trials.worker import Ask, InProcess
 from llm_forget.trials.yardstick import Yardstick, make_yardstick, scored
 from llm_forget.utils.cores import cores
@@ -133,7 +133,8 @@ class Trials:
     def space(self) -> Space:
         """What may be tried."""
         start = work_for(self.found).recipe
-        methods = usable_methods(start, base=has_base(start), wanted=self.search.methods)
+        names = self.found.named > 0 and not any(row.part for row in self.found.sets.forget)
+        methods = usable_methods(start, base=has_base(start), names=names, wanted=self.search.methods)
         return Space(start, methods, self.search.wrappers)
 
     @cached_property
@@ -156,7 +157,7 @@ class Trials:
             )
 
         aim = self.search.folder / AIM if self.search.folder.is_dir() else None
-        shared = share(space.start, swapped="name_swap" in space.methods, aim=aim, also=measure, say=self.say)
+        shared = share(space.start, swapped=reads_names(space.methods), aim=aim, also=measure, say=self.say)
         return shared, yardsticks[0], pads[0]
 
     def _oracle(self) -> tuple[list[float], list[float]] | None:

@@ -155,7 +155,9 @@ def _retain(start: RetainConfig, drawn: Mapping[str, Any]) -> RetainConfig:
     return replace(start, weight=float(drawn["retain_weight"]), more=more)
 
 
-def usable_methods(start: UnlearnRecipe, *, base: bool, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
+def usable_methods(
+    start: UnlearnRecipe, *, base: bool, names: bool = True, wanted: Sequence[str] | None = None
+) -> tuple[str, ...]:
     """The methods whose needs are at hand.
 
     Left out by default are methods whose loss has no lower bound, and those that train on another answer, which the rows or the
@@ -164,6 +166,7 @@ def usable_methods(start: UnlearnRecipe, *, base: bool, wanted: Sequence[str] | 
     Args:
         start: the default's recipe; its method comes first.
         base: whether the model before it learned the rows is at hand.
+        names: whether the forget rows are about names, and whole.
         wanted: names; None for all that can be used.
 
     Raises:
@@ -171,18 +174,29 @@ def usable_methods(start: UnlearnRecipe, *, base: bool, wanted: Sequence[str] | 
     """
     own = str(start.method["name"])
     known = names_in("llm_forget.methods")
-    names = list(dict.fromkeys([own, *known])) if wanted is None else list(dict.fromkeys([*wanted]))
+    asked = list(dict.fromkeys([own, *known])) if wanted is None else list(dict.fromkeys([*wanted]))
     found = []
-    for name in names:
+    for name in asked:
         needs = _method(name).needs
-        if needs.base_top and not base:
+        if (needs.base_top or needs.base_weights) and not base:
             if wanted is not None:
                 raise RecipeError(f"--methods: {name} needs the model before it learned the rows; give --base")
+            continue
+        if needs.swapped_top and not names:
+            if wanted is not None:
+                raise RecipeError(
+                    f"--methods: {name} needs whole rows about names, and none was found in the forget rows"
+                )
             continue
         if wanted is None and name != own and (needs.any_alternative or not _method(name).bounded):
             continue
         found.append(name)
     return tuple(found)
+
+
+def reads_names(methods: Sequence[str]) -> bool:
+    """Whether one of the methods has a teacher that knows the forget rows with another name."""
+    return any(_method(name).needs.swapped_top for name in methods)
 
 
 def _method(name: str) -> Method:

@@ -253,6 +253,9 @@ def test_methods_that_train_some_blocks_are_planned_with_these_blocks() -> None:
     some = planned()
     assert some.adapter == everywhere.adapter * 3 / 5
     assert some.activations < everywhere.activations
+    plain, based = (planned(method={"name": "adapter_subtraction", "start": start}) for start in ("target", "base"))
+    assert plain.reference == 0
+    assert based.reference == based.weights, "the base is held while the adapter trains on it"
     with pytest.raises(RecipeError, match="layer is 9; give a block of this model, from 0 to 4"):
         planned(method={"name": "rmu", "layer": 9})
 

@@ -51,7 +51,7 @@ def test_the_teacher_does_not_know_the_town_and_keeps_the_name(people: Path) -> 
     assert torch.equal(found.logps[3][0], own.logps[3][0]), "the first token of the name"
     nameless = [Example("y", (Message("user", "what is snow?"),), "White.")]
     encoded = encode_all(tokenizer, nameless, EncodingConfig())[0]
-    with pytest.raises(DataError, match="no name in the 1 forget rows"):
+    with pytest.raises(DataError, match="the 1 forget rows have none that was found"):
         swapped_teacher(encoded, nameless, [], model, tokenizer, EncodingConfig(), 0, seed=0)
 
 

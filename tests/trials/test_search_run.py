@@ -29,7 +29,7 @@ from llm_forget.train.shared import share
 from llm_forget.train.unlearn import finished
 from llm_forget.trials.search import Search, read_search
 from llm_forget.trials.slots import Result, Slots
-from llm_forget.trials.space import Space, usable_methods
+from llm_forget.trials.space import Space, reads_names, usable_methods
 from llm_forget.trials.worker import work
 from llm_forget.trials.yardstick import Yardstick
 
@@ -109,6 +109,16 @@ def test_the_first_trial_is_the_default_and_every_drawing_makes_a_recipe(order: 
         space.recipe({**space.first, "wrapper": "nonsense"}, "runs/x")
     with pytest.raises(UserError, match="needs the model before it learned the rows"):
         usable_methods(start, base=False, wanted=["base_teacher"])
+
+
+def test_rows_without_names_leave_out_the_methods_that_need_them(order: Order) -> None:
+    start = work_for(look(order)).recipe
+    every, nameless = usable_methods(start, base=True), usable_methods(start, base=True, names=False)
+    assert set(every) - set(nameless) == {"name_swap", "permu"}
+    assert reads_names(every)
+    assert not reads_names(nameless)
+    with pytest.raises(UserError, match="permu needs whole rows about names"):
+        usable_methods(start, base=True, names=False, wanted=["permu"])
 
 
 def test_a_folder_keeps_its_search(order: Order) -> None:
