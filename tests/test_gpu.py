@@ -28,6 +28,7 @@ from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.memory.plan import plan
 from llm_forget.model.blocks import add_adapter
+from llm_forget.model.fused_head import fused_head
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.packing import packed_attention
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
@@ -104,6 +105,18 @@ def test_scores_and_gradients_equal_those_of_a_cpu(attention: str, is_packed: bo
     torch.testing.assert_close(on_card[0], on_cpu[0], rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(on_card[1], on_cpu[1], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_fused_head_gives_the_usual_log_probs_and_gradients() -> None:
+    pytest.importorskip("liger_kernel", reason="needs liger-kernel: pip install 'llm-forget[kernels]'")
+    model = adapted("sdpa").cuda()
+    usual = scores_and_gradients(model, is_packed=False)
+    with fused_head(model) as used:
+        assert used
+        fused = scores_and_gradients(model, is_packed=False)
+    torch.testing.assert_close(fused[0], usual[0], rtol=0, atol=1e-5)
+    for ours, theirs in zip(fused[1], usual[1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_packed_bf16_is_as_exact_as_padded_bf16() -> None:

@@ -26,6 +26,7 @@ FROZEN_CPU_CHUNK_BYTES = 1 << 25
 # Values of the trial: far enough from 0 that a cap changes them, and no two alike.
 _TRIAL_RANGE = 60.0
 _TRIAL_TOKENS = 4
+_FUSED = "_fused_head"  # attribute of the model below its wrapper
 
 
 class HeadUse(Enum):
@@ -169,8 +170,11 @@ def chunk_rows(model: nn.Module, rows: int, *, on_cpu: bool | None = None) -> in
         on_cpu: whether it runs on a CPU; by default read from its weights.
 
     Returns:
-        The size of a chunk, or None if all positions fit or the model changes its logits after the head.
+        The size of a chunk, or None if all positions fit or the model changes its logits after the head. A fused kernel makes its
+        own chunks and gets all positions.
     """
+    if _fused(model) is not None:
+        return max(rows, 1)
     if head_use(model) is not HeadUse.CHUNKS:
         return None
     if on_cpu is None:
@@ -180,8 +184,27 @@ def chunk_rows(model: nn.Module, rows: int, *, on_cpu: bool | None = None) -> in
     return None if rows <= fit else -(-rows // -(-rows // fit))  # chunks of equal size
 
 
+def hold_fused(model: nn.Module, fused: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None) -> None:
+    """Give the model a kernel that maps hidden states and tokens to log-probs and slopes; None to take it away."""
+    setattr(below_wrapper(model), _FUSED, fused)
+
+
+def _fused(model: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    found: Callable[..., tuple[Tensor, Tensor]] | None = getattr(below_wrapper(model), _FUSED, None)
+    return found
+
+
 def _is_frozen(head: nn.Module) -> bool:
     return not any(value.requires_grad for value in head.parameters())
+
+
+def row_slope(hidden: Tensor, logps: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The log-probs of a chunk (N, 1) and the gradient of each for its own row of hidden states (N, H)."""
+    with torch.enable_grad():
+        leaf = hidden.detach().requires_grad_()
+        scores = logps(leaf)
+        (slope,) = torch.autograd.grad(scores.sum(), leaf)
+    return scores.detach(), slope
 
 
 class _FrozenHeadLogps(torch.autograd.Function):
@@ -191,12 +214,10 @@ class _FrozenHeadLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, logps: Callable[[Tensor], Tensor]) -> Tensor:
-        with torch.enable_grad():
-            leaf = hidden.detach().requires_grad_()
-            scores = logps(leaf)
-            ctx.save_for_backward(*torch.autograd.grad(scores.sum(), leaf))
-        return scores.detach()
+    def forward(ctx: Any, hidden: Tensor, slope_of: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        scores, slope = slope_of(hidden)
+        ctx.save_for_backward(slope)
+        return scores
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -218,7 +239,7 @@ def head_gives_logps(model: nn.Module, targets: Tensor, size: int) -> Iterator[N
         size: rows per chunk.
     """
     head: Any = output_head(model)
-    logits_of = head.forward
+    logits_of, fused = head.forward, _fused(model)
 
     def logps(hidden: Tensor, wanted: Tensor) -> Tensor:
         logits = logits_of(hidden).float()
@@ -229,8 +250,11 @@ def head_gives_logps(model: nn.Module, targets: Tensor, size: int) -> Iterator[N
         parts = []
         at_once = _is_frozen(head)
         for rows, wanted in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
-            if torch.is_grad_enabled() and hidden.requires_grad and at_once:
-                parts.append(_FrozenHeadLogps.apply(rows, partial(logps, wanted=wanted)))  # type: ignore[no-untyped-call]
+            if fused is not None:
+                parts.append(_FrozenHeadLogps.apply(rows, partial(fused, wanted=wanted)))  # type: ignore[no-untyped-call]
+            elif torch.is_grad_enabled() and hidden.requires_grad and at_once:
+                slope_of = partial(row_slope, logps=partial(logps, wanted=wanted))
+                parts.append(_FrozenHeadLogps.apply(rows, slope_of))  # type: ignore[no-untyped-call]
             elif torch.is_grad_enabled():
                 parts.append(checkpoint(logps, rows, wanted, use_reentrant=False))  # with the same dropout masks
             else:

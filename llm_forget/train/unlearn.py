@@ -19,6 +19,7 @@ from llm_forget.data.examples import Example
 from llm_forget.errors import RecipeError
 from llm_forget.model.checkpointing import check_checkpointing
 from llm_forget.model.experts import without_router_loss
+from llm_forget.model.fused_head import fused_head
 from llm_forget.model.limits import check_rows, padding_id
 from llm_forget.model.load import check_adapter_fits, check_model, load_model, load_tokenizer, locate_model, read_config
 from llm_forget.model.lower_trial import lower_blocks_once
@@ -30,6 +31,7 @@ from llm_forget.train.alternatives import alternative_source, encoded_alternativ
 from llm_forget.train.build import NOWHERE, Parts, check_head, check_layer, make_parts, make_trainable, trained_blocks
 from llm_forget.train.callbacks import note
 from llm_forget.train.default import hidden_size, scaled, settled
+from llm_forget.train.launch import is_sharded
 from llm_forget.train.more_rows import Making, swapped_top
 from llm_forget.train.origin import OpenBase, base_of, has_base, score_base
 from llm_forget.train.prepare import UnlearnSets, prepare
@@ -217,6 +219,7 @@ def run_on(
         steady_base(model) as noise,
         packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)),
         lower_blocks_once(model),
+        fused_head(model, wanted=not is_sharded(), say=partial(note, console)),
     ):
         if noise:
             off = ", ".join(noise)
