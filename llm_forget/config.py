@@ -99,12 +99,17 @@ class RetainConfig:
     weight: float = 1.0
     # Hyper-parameters of the retain term, for example {layer: 5} for activation.
     settings: dict[str, Any] = field(default_factory=dict)
+    # Train on only so many retain rows, those worded most like the forget rows. They recur, and with adapter.top_share a row that
+    # recurs costs less. null for all rows.
+    most: int | None = None
     # Further terms with their weights and hyper-parameters, for example [{name: virtual_neighbours, weight: 1.0}].
     more: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight is {self.weight}; it must be 0 or more")
+        if self.most is not None and self.most < 1:
+            raise ValueError(f"most is {self.most}; give 1 or more rows, or null for all")
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 BETA, STRENGTH = 0.1, 1.0
+CORE = 40  # retain rows of the side core
 Times = tuple[float, float]
 # (step number from 1, model) → whether to stop; called after every optimiser step.
 AfterStep = Callable[[int, Any], bool]
@@ -21,6 +23,7 @@ AfterStep = Callable[[int, Any], bool]
 LEAN: dict[str, dict[str, Any]] = {
     "lean": {},
     "top": {"adapter": {"top_share": 1 / 3}},
+    "core": {"adapter": {"top_share": 1 / 3}, "retain": {"most": CORE}},
     "small": {"adapter": {"top_share": 1 / 3}, "train": {"gradient_checkpointing": "selective"}},
     "pieces": {"train": {"batch_size": 2, "gradient_accumulation": 4, "gradient_checkpointing": "selective"}},
 }
@@ -59,15 +62,19 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Load the model, train for ``spec["steps"]`` steps, all steps or until the goal, and finish as the method does."""
     from llm_forget.data.schedule import schedule
     from llm_forget.model.load import frozen_dtype, load_tokenizer
+    from llm_forget.train.coreset import coreset
     from llm_forget.train.prepare import prepare as prepare_rows
 
     started = time.perf_counter()
     recipe = recipe_of(spec, spec["side"])
     tokenizer = load_tokenizer(recipe.model)
     sets = prepare_rows(recipe.data, recipe.encoding, tokenizer, rows=recipe.stop.rows, seed=recipe.seed)
-    kept = sets.retain if spec["method"] == "npo" else []
-    lengths = [[len(row.input_ids) for row in rows] for rows in (sets.forget, kept)]
-    pairs = schedule(*lengths, batch=spec["batch"], epochs=recipe.train.epochs, seed=0)
+    kept = coreset(sets, recipe.retain.most) if spec["method"] == "npo" else []
+    lengths = [[len(row.input_ids) for row in rows] for rows in (sets.forget, sets.retain)]
+    drawn = schedule(
+        lengths[0], [lengths[1][one] for one in kept], batch=spec["batch"], epochs=recipe.train.epochs, seed=0
+    )
+    pairs = [(forget, None if retain is None else kept[retain]) for forget, retain in drawn]
     whole = len(pairs) // spec["batch"]
     steps = min(spec["steps"] or whole, whole)
     goal = Goal(spec["goal"], sets, tokenizer.pad_token_id) if spec.get("goal") else None
@@ -222,6 +229,7 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
     from llm_forget.methods.adapter_subtraction import AdapterSubtraction
     from llm_forget.model.blocks import add_adapter
     from llm_forget.model.load import load_model
+    from llm_forget.model.lower_trial import lower_blocks_once
     from llm_forget.model.measure import answer_logps
     from llm_forget.model.packing import packed_attention
     from llm_forget.model.weights import held_in_bf16, put, trainable_state
@@ -265,7 +273,8 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
     method = AdapterSubtraction() if name == "adapter_subtraction" else None
     if method is None:
         method = find_class("llm_forget.methods", name, "forget_loss")()
-    clock = Clock()
+    clock, held = Clock(), ExitStack()
+    held.enter_context(lower_blocks_once(model))
     with packed_attention(model):
         reference = References(answer_logps(model, sets.forget, pad)[0] if name == "npo" else None)
     trainer = UnlearningTrainer(
@@ -283,7 +292,7 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
     if profile:
         profile.note("model and reference")
     set_up = time.perf_counter()
-    with packed_attention(model):
+    with packed_attention(model), held:
         trainer.train()
     if name == "adapter_subtraction" and recipe.adapter is not None:
         trained = trainable_state(model)

@@ -124,6 +124,7 @@ class World:
             "encoding": {"system_prompt": self.prompt},
             "output_dir": str(self.folder / "methods" / f"{method}-{seed}"),
             "seed": seed,
+            "resume": True,
             **self.settings(method),
         }
         return build(UnlearnRecipe, values, method)

@@ -52,7 +52,7 @@ class Session(Protocol):
         """Take the next steps of the recipe towards the forget set, starting from the current adapter."""
 
     def train_from_base(self, steps: int) -> None:
-        """The same on the weights of the base, from an adapter without effect."""
+        """The same on the weights of the base, less the change by as many steps on retain rows, each from no adapter."""
 
     def leave_shared(self, steps: int) -> None:
         """Remove the part of that change that the same number of steps on retain rows makes too (``projection.deficiency``)."""
@@ -118,7 +118,8 @@ class AdapterSubtraction(Method):
     each give 0.082 / 0.922.
 
     A model that knows the rows has little left to learn from them. The base does not know them, so its direction is that of
-    learning them (``start: base``), as in MSA, whose vector comes from an earlier checkpoint.
+    learning them (``start: base``), as in MSA: ``θ − α (θ₁ − θ₀) + β (θ₂ − θ₀)``, with θ₁ and θ₂ trained from the base θ₀ on
+    forget and on retain rows. Here α = β = λ, so that what both rows teach, such as the style, is not subtracted.
 
     Attributes:
         start: the weights on which the direction is trained: the model's own (target), or the base's, which the recipe must name.

@@ -26,6 +26,7 @@ from llm_forget.train.build import NOWHERE, Parts, kept_in_loss
 from llm_forget.train.calibration import Calibrated
 from llm_forget.train.callbacks import AfterStep, MetricsLog, ProgressBar, StopCallback, not_known_before, note
 from llm_forget.train.checkpoint import run_identity
+from llm_forget.train.coreset import coreset
 from llm_forget.train.natural import NAME as NATURAL
 from llm_forget.train.natural import RATE, Natural, TellLoss, natural_optimizer
 from llm_forget.train.objective import Objective, References
@@ -221,14 +222,20 @@ class Run:
     def pairs(self) -> list[Pair]:
         """The pairs of the run in the order of training."""
         train = self.recipe.train
-        kept = self.sets.retain if self.objective().rows.retain is not None else []
-        return schedule(
+        kept = self.kept if self.objective().rows.retain is not None else []
+        found = schedule(
             _lengths(self.sets.forget),
-            _lengths(kept),
+            _lengths([self.sets.retain[index] for index in kept]),
             batch=train.batch_size * train.gradient_accumulation * PartialState().num_processes,
             epochs=train.epochs,
             seed=self.recipe.seed,
         )
+        return [(forget, None if retain is None else kept[retain]) for forget, retain in found]
+
+    @cached_property
+    def kept(self) -> list[int]:
+        """The retain rows that the run trains on."""
+        return coreset(self.sets, self.recipe.retain.most)
 
     def train(
         self,

@@ -57,7 +57,10 @@ class AdapterSession:
         self._change = self._learned(replace(self._run.objective(), more=()), pairs, "towards")
 
     def train_from_base(self, steps: int) -> None:
-        """Take the next steps on the base's weights, from an adapter without effect. The state before them comes back."""
+        """Take the next steps on the base's weights, and as many on retain rows, both from an adapter without effect.
+
+        The change is the first less the second. The state before comes back.
+        """
         if self._run.open_base is None:
             raise RecipeError(
                 "method adapter_subtraction: start is base, and there is none; set base to its folder or hub id"
@@ -66,8 +69,13 @@ class AdapterSession:
         self._before = self._lora_b()
         try:
             with base_in_place(self._run.model, self._run.open_base):
-                self._put({name: torch.zeros_like(value) for name, value in self._before.items()})
+                nothing = {name: torch.zeros_like(value) for name, value in self._before.items()}
+                self._put(nothing)
                 self._change = self._learned(replace(self._run.objective(), more=()), pairs, "on the base")
+                if self._run.sets.retain:
+                    self._put(nothing)
+                    kept = self._learned(self._kept, self._retain_pairs(steps), "retain rows on the base")
+                    self._change = {name: change - kept[name] for name, change in self._change.items()}
         finally:
             self._put(self._before)
 
@@ -77,7 +85,7 @@ class AdapterSession:
         Both start from the same weights and change B with the same A, so the projection keeps the rank.
         """
         self.set_strength(0.0)
-        kept = self._learned(Objective(method=None, retain=NLL()), self._retain_pairs(steps), "retain direction")
+        kept = self._learned(self._kept, self._retain_pairs(steps), "retain direction")
         weights = dict(self._run.model.named_parameters())
         for name, change in self._change.items():
             a = whole(weights[name.replace("lora_B", "lora_A")]).detach().float().cpu()  # like the changes
@@ -96,6 +104,10 @@ class AdapterSession:
             for value in fixed:
                 value.requires_grad_(True)
         return {name: value - before[name] for name, value in self._lora_b().items()}
+
+    @property
+    def _kept(self) -> Objective:
+        return Objective(method=None, retain=NLL())
 
     def set_strength(self, strength: float) -> None:
         """Set B to its start value − strength · change, in fp32."""
@@ -143,8 +155,9 @@ class AdapterSession:
 
     def _retain_rows(self) -> Iterator[int]:
         """An endless iterator over the indices of retain rows, with one permutation per epoch."""
-        lengths, seed = [len(row.input_ids) for row in self._run.sets.retain], self._run.recipe.seed
+        rows, kept, seed = self._run.sets.retain, self._run.kept, self._run.recipe.seed
+        lengths = [len(rows[index].input_ids) for index in kept]
         while lengths:
             seed += 1
             for index, _ in schedule(lengths, [], batch=self._batch, epochs=1, seed=seed):
-                yield index
+                yield kept[index]
