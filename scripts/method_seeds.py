@@ -67,7 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "train": {"optimizer": "natural", "schedule": "constant", "epochs": 20, "learning_rate": 0.1},
         "stop": {"forget_target": "rows", "every": 4},
     },
-    "msa": {"method": {"name": "adapter_subtraction", "start": "base", "strength": 2.0}},
+    "msa": {"method": {"name": "adapter_subtraction", "start": "base", "strength": None, "rounds": 1}},
 }  # name → settings in place of a recipe's
 ATTACKS, FORMS = ("membership", "depth", "relearn_membership"), ("merged_bf16", "nf4")
 COLUMNS = {

@@ -120,6 +120,8 @@ class AdapterSubtraction(Method):
     A model that knows the rows has little left to learn from them. The base does not know them, so its direction is that of
     learning them (``start: base``), as in MSA: ``θ − α (θ₁ − θ₀) + β (θ₂ − θ₀)``, with θ₁ and θ₂ trained from the base θ₀ on
     forget and on retain rows. Here α = β = λ, so that what both rows teach, such as the style, is not subtracted.
+    On the demo it forgets less than rounds from the target: 0.50 with retain 0.88 after one searched strength (0.79 without the
+    retain part), where rounds from the target end at 0.09 with 0.84.
 
     Attributes:
         start: the weights on which the direction is trained: the model's own (target), or the base's, which the recipe must name.
