@@ -36,7 +36,7 @@ def recipe_of(spec: dict[str, Any], side: str) -> Any:
 
     method, full = spec["method"], side not in LEAN
     values: dict[str, Any] = {
-        "model": {"name": spec["model"], "dtype": "float32" if full else "auto"},
+        "model": {"name": spec["model"], "dtype": "float32" if full else spec.get("dtype", "auto")},
         "data": {name: {"path": spec[name]} for name in ("forget", "retain")},
         "encoding": {"system_prompt": spec["system_prompt"]},
         "method": {"name": method, **({"strength": STRENGTH} if method == "adapter_subtraction" else {})},
