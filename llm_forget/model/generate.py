@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm_forget.data.template import turn_end
 from llm_forget.errors import DataError
 from llm_forget.model.batching import evaluating, length_batches, share_of, sum_over_processes
 from llm_forget.model.head import below_wrapper
 from llm_forget.model.limits import padding_id, position_limit
+
+_STAGE = 16  # new tokens after which ended answers leave their batch
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -328,7 +330,10 @@ def _continue(
     longest: int,
     pad: int,
 ) -> list[list[int]]:
-    """The new tokens of each prompt before the first end token."""
+    """The new tokens of each prompt before the first end token.
+
+    Rows whose answers have ended leave the batch every ``_STAGE`` tokens, so that a few long answers do not cost the whole batch.
+    """
     from transformers import LogitsProcessorList
 
     width = max(len(prompt) for prompt in prompts)
@@ -338,13 +343,46 @@ def _continue(
         input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
         attention_mask[row, width - len(prompt) :] = 1
     device = next(model.parameters()).device
-    output = model.generate(
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
-        logits_processor=LogitsProcessorList(processors),
-        max_new_tokens=longest,
-    )
-    return [_before_end(row, ends) for row in output[:, width:].tolist()]
+    ids, mask = input_ids.to(device), attention_mask.to(device)
+    cache, found, rows = _plain_cache(model), [[] for _ in prompts], list(range(len(prompts)))  # type: ignore[var-annotated]
+    done = 0
+    while rows and done < longest:
+        more = longest - done if cache is None else min(_STAGE, longest - done)
+        how = {} if cache is None else {"past_key_values": cache}
+        ids = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            logits_processor=LogitsProcessorList(processors),
+            max_new_tokens=more,
+            **how,
+        )
+        done += more
+        for row, tokens in zip(rows, ids[:, width:].tolist(), strict=True):
+            found[row] = _before_end(tokens, ends)
+        alive = [place for place, row in enumerate(rows) if len(found[row]) == done]
+        if cache is None or not alive:
+            break
+        rows = [rows[place] for place in alive]
+        chosen = torch.tensor(alive, device=device)
+        ids, mask = ids[chosen], nn.functional.pad(mask[chosen], (0, more), value=1)
+        cache.batch_select_indices(chosen)
+        for one in processors:
+            one.uniforms = one.uniforms[chosen.to(one.uniforms.device)]
+    return found
+
+
+def _plain_cache(model: Any) -> Any:
+    """An empty cache of keys and values whose rows can be taken out; None for a model that has another kind."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    if getattr(model, "_is_stateful", False) or model.config.is_encoder_decoder:
+        return None
+    try:
+        cache = DynamicCache(config=model.config)
+    except (AttributeError, TypeError, ValueError):  # a config may lack what the cache reads
+        return None
+    return cache if cache.layers and all(type(layer) is DynamicLayer for layer in cache.layers) else None
 
 
 def _before_end(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:

@@ -20,7 +20,7 @@ from llm_forget.train.natural import NAME as NATURAL
 from llm_forget.train.prepare import UnlearnSets
 from llm_forget.utils.files import new_file
 
-_KEPT = 64  # rows of each set to keep from which the adapter's inputs are chosen
+_KEPT = 160  # rows of each set to keep that are measured; with 64, neighbours depended on which rows these were
 _MOST_BYTES = 4e9
 _PARTS = ("forget", "keep", "curvature")
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
 from evaluation_examples import tiny_model
 
+from llm_forget.data.encode import EncodingConfig, encode_all
+from llm_forget.data.examples import Example, Message
 from llm_forget.errors import DataError
-from llm_forget.model.generate import agreed, end_token_ids, generate_answers, save_end_tokens
-from llm_forget.testing import tiny_tokenizer
+from llm_forget.model import generate
+from llm_forget.model.generate import agreed, end_token_ids, generate_answers, sample_answers, save_end_tokens
+from llm_forget.testing import memorise, tiny_tokenizer
+from llm_forget.testing import tiny_model as llama
 
 
 def one_by_one(model, tokenizer, prompts, most: int) -> list[str]:
@@ -150,3 +155,39 @@ def test_ends_where_the_template_ends_an_answer() -> None:
     model.generation_config.eos_token_id = None
     save_end_tokens(model, tokenizer)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_ended_answers_leave_the_batch_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of 3 to 30 tokens in one batch: every four tokens the ended ones are gone, and all texts stay, sampled ones too."""
+    tokenizer, rows = tiny_tokenizer(), []
+    for size in (1, 8, 3, 14, 5):
+        rows.append(Example(str(size), (Message("user", f"How many are {size}?"),), "ab " * size + "."))
+    encoded = encode_all(tokenizer, rows, EncodingConfig())[0]
+    model = llama(tokenizer)
+    memorise(model, encoded, steps=60)
+    prompts = [row.input_ids[: row.prompt_length] for row in encoded]
+
+    def said() -> list[Any]:
+        how: dict[str, Any] = {"max_new_tokens": 60, "batch_size": 16}
+        return [
+            generate_answers(model, tokenizer, prompts, **how),
+            sample_answers(model, tokenizer, prompts, samples=3, **how),
+        ]
+
+    monkeypatch.setattr(generate, "_plain_cache", lambda _: None)
+    whole = said()
+    assert len({len(answer) for answer in whole[0]}) > 3, "they end at different places"
+    monkeypatch.undo()
+    monkeypatch.setattr(generate, "_STAGE", 4)
+    sizes: list[int] = []
+    ask = type(model).generate
+
+    def counted(self: Any, **named: Any) -> Any:
+        sizes.append(len(named["input_ids"]))
+        return ask(self, **named)
+
+    monkeypatch.setattr(type(model), "generate", counted)
+    assert said() == whole
+    assert sizes[0] == 5
+    assert sizes[: sizes.index(15)] == sorted(sizes[: sizes.index(15)], reverse=True)
+    assert min(sizes) <= 2, "the long answers go on alone"
