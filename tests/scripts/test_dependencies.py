@@ -44,10 +44,9 @@ def test_no_package_is_listed_twice() -> None:
     assert len(listed) == len({re.split(r"[<>=]", one)[0] for one in listed})
 
 
-def test_extra_all_omits_only_trackers_bergson_the_studio_and_development_tools() -> None:
-    users = [
-        extra for extra in EXTRAS if extra not in ("all", "dev", "bergson", "studio", "trackio", "wandb", "mlflow")
-    ]
+def test_extra_all_omits_only_trackers_bergson_the_studio_kernels_and_development_tools() -> None:
+    others = ("all", "dev", "bergson", "studio", "kernels", "trackio", "wandb", "mlflow")
+    users = [extra for extra in EXTRAS if extra not in others]
     assert names(EXTRAS["all"]) == set().union(*(names(EXTRAS[extra]) for extra in users))
     assert names(EXTRAS["all"]) < names(EXTRAS["dev"])
 
