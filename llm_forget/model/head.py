@@ -170,10 +170,10 @@ def chunk_rows(model: nn.Module, rows: int, *, on_cpu: bool | None = None) -> in
         on_cpu: whether it runs on a CPU; by default read from its weights.
 
     Returns:
-        The size of a chunk, or None if all positions fit or the model changes its logits after the head. A fused kernel makes its
-        own chunks and gets all positions.
+        The size of a chunk, or None if all positions fit or the model changes its logits after the head. In training, a fused
+        kernel makes its own chunks and gets all positions.
     """
-    if _fused(model) is not None:
+    if _fused(model) is not None and torch.is_grad_enabled():
         return max(rows, 1)
     if head_use(model) is not HeadUse.CHUNKS:
         return None
@@ -250,7 +250,7 @@ def head_gives_logps(model: nn.Module, targets: Tensor, size: int) -> Iterator[N
         parts = []
         at_once = _is_frozen(head)
         for rows, wanted in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
-            if fused is not None:
+            if fused is not None and torch.is_grad_enabled() and hidden.requires_grad:
                 parts.append(_FrozenHeadLogps.apply(rows, partial(fused, wanted=wanted)))  # type: ignore[no-untyped-call]
             elif torch.is_grad_enabled() and hidden.requires_grad and at_once:
                 slope_of = partial(row_slope, logps=partial(logps, wanted=wanted))
