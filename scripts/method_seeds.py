@@ -48,7 +48,7 @@ from llm_forget.evaluation.evaluate import evaluate
 from llm_forget.evaluation.recipe import EvalRecipe
 from llm_forget.evaluation.results import read_results
 from llm_forget.utils.build import build
-from llm_forget.utils.files import write_json, write_text
+from llm_forget.utils.files import write_text
 from llm_forget.utils.plugins import names_in
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,12 +107,13 @@ class World:
         """The part of a method's recipe that is not about files."""
         if method == "default":
             return {}
+        changes = VARIANTS.get(method, {})
         recipes = SETTINGS.get(self.name, ROOT / "recipes" / "demo")
-        own = recipes / f"{'adapter_subtraction' if method == 'msa' else method}.yaml"
+        own = recipes / f"{changes['method']['name'] if changes else method}.yaml"
         read = yaml.safe_load((own if own.is_file() else recipes / "npo.yaml").read_text("utf-8"))
         found = {key: read[key] for key in TAKEN if key in read}
         found = found if own.is_file() else {**found, "method": {"name": method}}
-        return {**found, **VARIANTS.get(method, {})}
+        return {**found, **changes}
 
     def recipe(self, method: str, seed: int) -> UnlearnRecipe:
         """The recipe of a run."""
@@ -182,15 +183,15 @@ def audited(world: World, run: Path) -> Any:
 Interval = tuple[float, float, float]  # value, low, high
 
 
-def figures(results: Mapping[str, Any], audit: Any, run: Mapping[str, Any]) -> dict[str, Interval]:
-    """Column → value with its interval over rows."""
+def figures(results: Mapping[str, Any], audit: Any = None, run: Mapping[str, Any] | None = None) -> dict[str, Interval]:
+    """Column → value with its interval over rows; without audit and run, only what the evaluation tells."""
 
     def metric(part: str, label: str) -> Interval:
         one = results["sets"][part]["metrics"][label]
         return float(one["value"]), float(one["low"]), float(one["high"])
 
     def cell(attack: str, form: str) -> Interval | None:
-        one = audit.cell(attack, form)
+        one = None if audit is None else audit.cell(attack, form)
         if one is None or one.value is None:
             return None
         return (one.left, one.left_low, one.left_high) if attack == "depth" else (one.value, one.low, one.high)
@@ -204,19 +205,17 @@ def figures(results: Mapping[str, Any], audit: Any, run: Mapping[str, Any]) -> d
         "depth": cell("depth", "merged_bf16"),
         "neighbours": metric("neighbour", "rougeL_recall"),
         "retain": metric("retain", "rougeL_recall"),
-        "steps": (float(run["steps"]),) * 3,
-        "CPU s": (float(run.get("cpu_seconds", "nan")),) * 3,
     }
+    if run is not None:
+        found["steps"] = (float(run["steps"]),) * 3
+        found["CPU s"] = (float(run.get("cpu_seconds", "nan")),) * 3
     return {column: one for column, one in found.items() if one is not None}
 
 
 def control_figures(world: World, role: str, audit: Any) -> dict[str, Interval]:
     """The same of target or oracle, whose audit is among the controls of a run's."""
     results = evaluated(world, ModelConfig(str(world.folder / role / "model")), world.folder / "methods" / role)
-    fake = {"steps": "nan"}
-    found = {
-        column: one for column, one in figures(results, NoAudit(), fake).items() if column not in ("steps", "CPU s")
-    }
+    found = figures(results)
     for column, attack, form in (
         ("AUC in nf4", "membership", "nf4"),
         ("AUC relearned", "relearn_membership", "merged_bf16"),
@@ -225,13 +224,6 @@ def control_figures(world: World, role: str, audit: Any) -> dict[str, Interval]:
         if one is not None and role in one.controls:
             found[column] = (one.controls[role],) * 3
     return {**found, "depth": (float(role == "target"),) * 3}
-
-
-class NoAudit:
-    """An audit without cells."""
-
-    def cell(self, attack: str, form: str) -> None:
-        """No cell."""
 
 
 def shown(values: list[Interval], digits: int) -> str:
@@ -288,7 +280,6 @@ def make(world: World, methods: list[str], seeds: list[int], console: Console, w
             rows.setdefault(name, {})[seed] = found
             text = table(rows)
             write_text(world.folder / "methods" / "table.md", text)
-            write_json(world.folder / "methods" / "table.json", rows)
             if write is not None:
                 put(write, world.name, text)
 

@@ -23,6 +23,7 @@ from llm_forget.auditing.subject import LoadedSubject, Subject
 from llm_forget.config import ModelConfig
 from llm_forget.data.encode import EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, Example, read_examples
+from llm_forget.data.schedule import evenly
 from llm_forget.errors import DataError, RecipeError, UserError
 from llm_forget.model.load import frozen_dtype, load_tokenizer, locate_model
 from llm_forget.runs import Run
@@ -184,9 +185,7 @@ def read_rows(
 def spread(found: Sequence[Example], most: int) -> tuple[Example, ...]:
     """At most so many examples, evenly spread, each text once."""
     unique = list({one.id: one for one in found}.values())
-    if len(unique) <= most:
-        return tuple(unique)
-    return tuple(unique[int(place)] for place in np.linspace(0, len(unique) - 1, most).round())
+    return tuple(unique[place] for place in evenly(len(unique), most))
 
 
 def answer_tokens(tokenizer: Any, rows: Rows, encoding: EncodingConfig) -> int:

@@ -6,6 +6,8 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+import numpy as np
+
 _WINDOW = 4  # batches within which rows of similar length are grouped, at most
 
 
@@ -51,6 +53,13 @@ def schedule(
         order.shuffle(batches)
         pairs += [pair for rows_of_one in batches for pair in rows_of_one]
     return pairs
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most ``most`` of the places 0 … count − 1, evenly spread and with both ends: 5 and 3 give 0, 2, 4."""
+    if count <= most:
+        return list(range(count))
+    return [int(place) for place in np.linspace(0, count - 1, most).round()]
 
 
 def _permutations(count: int, order: random.Random) -> Iterator[int]:

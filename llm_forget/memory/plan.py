@@ -66,8 +66,8 @@ class Plan:
         adapter: the adapter's weights.
         optimizer: the optimizer state.
         gradients: the gradients of the trained weights.
-        reference: a second copy of the weights; 0 if it is not needed, because the adapter can be disabled or the reference
-            log-probs are stored.
+        reference: a second copy of the weights, or the base of a method that trains on it; 0 if neither is needed, because the
+            adapter can be disabled or the reference log-probs are stored.
         activations: all other memory at the peak, except logits.
         logits: tensors whose last dimension is the vocabulary.
         best_state: a copy of the trained weights in CPU memory, to restore the best state.

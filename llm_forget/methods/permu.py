@@ -27,8 +27,8 @@ def permu_loss(logits: Tensor, reference_logits: Tensor, swapped: TopLogps, mask
         contrast: C ≥ 0; with 0, q is p_swapped.
 
     Returns:
-        (B,) nats per token, ≥ 0. Two tokens with p_swapped = (¾, ¼), p_reference = (9/10, 1/10) and C = ½ have
-        q ∝ (0.791, 0.791) = (½, ½); π = (¾, ¼) then has the loss ½ ln(4/3) ≈ 0.1438.
+        (B,) nats per token, ≥ 0. p_swapped = (½, ¼, rest ¼) and p_reference = (0.8, 0.1, rest 0.1) have q = (1, 4, 4)/9 with
+        C = 1; the uniform π then has the loss (16 ln 2 − 9 ln 3)/9 ≈ 0.1337.
 
     Source: PerMU, Wang et al. 2025, arXiv:2502.19982, which perturbs the subject and subtracts the clean logits. The K tokens
     and the rule for equal distributions are ours.

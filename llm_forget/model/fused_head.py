@@ -9,12 +9,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llm_forget.model.head import HeadUse, head_use, hold_fused, output_head, row_slope
+from llm_forget.model.head import HeadUse, chosen_logps, head_use, hold_fused, output_head, row_slope
 
 # Largest difference of a log-prob in nats, and of its gradient relative to the largest one; rounding in bf16 is 4e-3.
 _LARGEST = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-3, 1e-2), torch.float16: (1e-3, 1e-2)}
@@ -97,11 +96,6 @@ def differences(head: nn.Linear, fused: Fused) -> tuple[float, float]:
     wanted = torch.randint(0, head.out_features, (_ROWS,), generator=made).to(head.weight.device)
     found, slope = fused(hidden, wanted)
     with torch.autocast(hidden.device.type, enabled=False):
-        own, expected = row_slope(hidden, lambda rows: _logps(head, rows, wanted))
+        own, expected = row_slope(hidden, lambda rows: chosen_logps(head, rows, wanted))
     scale = float(expected.float().abs().max().clamp(min=1e-30))
     return float((found - own).abs().max()), float((slope.float() - expected.float()).abs().max()) / scale
-
-
-def _logps(head: Any, hidden: Tensor, wanted: Tensor) -> Tensor:
-    logits = head(hidden).float()
-    return logits.gather(-1, wanted[:, None]) - logits.logsumexp(-1, keepdim=True)  # type: ignore[no-any-return]

@@ -198,6 +198,12 @@ def _is_frozen(head: nn.Module) -> bool:
     return not any(value.requires_grad for value in head.parameters())
 
 
+def chosen_logps(logits_of: Callable[[Tensor], Tensor], hidden: Tensor, wanted: Tensor) -> Tensor:
+    """The log-probs (N, 1) in fp32 of tokens (N,) after hidden states (N, H)."""
+    logits = logits_of(hidden).float()
+    return logits.gather(-1, wanted[:, None]) - logits.logsumexp(-1, keepdim=True)
+
+
 def row_slope(hidden: Tensor, logps: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """The log-probs of a chunk (N, 1) and the gradient of each for its own row of hidden states (N, H)."""
     with torch.enable_grad():
@@ -241,10 +247,7 @@ def head_gives_logps(model: nn.Module, targets: Tensor, size: int) -> Iterator[N
     head: Any = output_head(model)
     logits_of, fused = head.forward, _fused(model)
 
-    def logps(hidden: Tensor, wanted: Tensor) -> Tensor:
-        logits = logits_of(hidden).float()
-        scores: Tensor = logits.gather(-1, wanted[:, None]) - logits.logsumexp(-1, keepdim=True)
-        return scores
+    logps = partial(chosen_logps, logits_of)
 
     def forward(hidden: Tensor) -> Tensor:
         parts = []

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llm_forget.config import UnlearnRecipe
 from llm_forget.data.encode import Encoded
+from llm_forget.data.schedule import evenly
 from llm_forget.model.curvature import kept_metrics
 from llm_forget.model.directions import adapted_layers, aim_adapter, aiming_moments
 from llm_forget.train.natural import NAME as NATURAL
@@ -57,7 +58,7 @@ def measure_aim(
         more: the rows of further retain terms, by set.
         pad_token_id: the padding token.
     """
-    sample = sets.retain[:: max(1, len(sets.retain) // _KEPT)][:_KEPT]
+    sample = [sets.retain[place] for place in evenly(len(sets.retain), _KEPT)]
     kept = [*sample, *(row for rows in more.values() for row in rows[:_KEPT])]
     forget = aiming_moments(model, sets.forget, pad_token_id)
     if recipe.train.optimizer != NATURAL:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
+from llm_forget.data.schedule import evenly
 from llm_forget.data.similar import mined_neighbours
 from llm_forget.train.prepare import UnlearnSets
 
@@ -33,6 +32,4 @@ def coreset(sets: UnlearnSets, most: int | None) -> list[int]:
     )
     chosen = set(near[:most])
     others = [index for index in every if index not in chosen]
-    missing = most - len(chosen)
-    chosen |= {others[int(spot)] for spot in np.linspace(0, len(others) - 1, missing).round()}
-    return sorted(chosen)
+    return sorted(chosen | {others[place] for place in evenly(len(others), most - len(chosen))})

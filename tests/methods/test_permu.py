@@ -20,10 +20,10 @@ def swapped(*shares: float) -> TopLogps:
 
 
 def test_computed_by_hand() -> None:
-    """(¾, ¼) over the square root of (0.9, 0.1) is equal for both tokens: ½ ln(2/3) + ½ ln 2 = ½ ln(4/3)."""
-    policy, reference = torch.tensor([[[0.75, 0.25]]]).log(), torch.tensor([[[0.9, 0.1]]]).log()
-    loss = permu_loss(policy, reference, swapped(0.75, 0.25), ONE, contrast=0.5)
-    assert loss.tolist() == pytest.approx([0.5 * math.log(4 / 3)], rel=0.01)
+    """(½, ¼, rest ¼) over (0.8, 0.1, rest 0.1) is (1, 4, 4)/9. Against a third each: (16 ln 2 − 9 ln 3)/9."""
+    policy, reference = torch.full((1, 1, 3), 1 / 3).log(), torch.tensor([[[0.8, 0.1, 0.1]]]).log()
+    loss = permu_loss(policy, reference, swapped(0.5, 0.25), ONE, contrast=1.0)
+    assert loss.tolist() == pytest.approx([(16 * math.log(2) - 9 * math.log(3)) / 9], rel=1e-5)
 
 
 def test_without_contrast_it_is_name_swap() -> None:

@@ -13,6 +13,7 @@ from test_method_runs import recipe_of
 
 from llm_forget.data.encode import Encoded
 from llm_forget.data.examples import Example, Message
+from llm_forget.data.schedule import evenly
 from llm_forget.errors import RecipeError
 from llm_forget.train.coreset import coreset
 from llm_forget.train.prepare import UnlearnSets
@@ -36,6 +37,15 @@ def test_rows_worded_like_the_forget_rows_come_first() -> None:
     assert len(three) == 3
     assert {1, 3} < set(three)
     assert coreset(sets_of(*TEXTS), None) == coreset(sets_of(*TEXTS), 9) == [0, 1, 2, 3, 4]
+
+
+def test_an_even_spread_has_both_ends() -> None:
+    """160 of 280 rows reach to the last one; the first 160 would not."""
+    assert evenly(5, 3) == [0, 2, 4]
+    assert evenly(3, 5) == [0, 1, 2]
+    many = evenly(280, 160)
+    assert len(set(many)) == 160
+    assert (many[0], many[-1]) == (0, 279)
 
 
 def test_without_a_common_word_rows_are_evenly_spaced() -> None:
