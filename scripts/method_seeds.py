@@ -6,8 +6,9 @@ Data sets are folders as in scripts/forget_trials.py. A method's settings are th
 scripts/tofu_mini; methods without one take npo's. ``default`` is a recipe without a method, which is base_teacher; ``k_fade`` is
 K-FADE: gradient ascent on K-FAC's natural gradient; ``msa`` is adapter_subtraction with a direction from the base.
 
-Runs go to FOLDER/methods/NAME-SEED. What is done is not done again: the command goes on after an interruption, and seeds can be
-added later. Seeds are the outer loop, so that all methods have one before any has two.
+Runs go to FOLDER/methods/NAME-SEED, and the figures of each run are a line of scripts/method_seeds.jsonl. A run with a line there
+is not made again, also on another machine that lacks its files: the command goes on after an interruption, and seeds can be added
+later. To repeat a run, remove its line and its folder. Seeds are the outer loop, so that all methods have one before any has two.
 
 - forget: mean answer probability of the forget rows;
 - AUC: the loss attack, forget rows against held-out rows; on nf4; and for the second half of the forget rows after relearning the
@@ -23,6 +24,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
+import math
 import re
 import sys
 import traceback
@@ -52,6 +55,7 @@ from llm_forget.utils.files import write_text
 from llm_forget.utils.plugins import names_in
 
 ROOT = Path(__file__).resolve().parent.parent
+CELLS = Path(__file__).with_suffix(".jsonl")
 SETTINGS = {"tofu": ROOT / "scripts" / "tofu_mini"}  # data set → folder of recipes; recipes/demo for others
 PROMPTS = {"tofu": "You are a helpful assistant."}
 TAKEN = ("method", "retain", "forget_weight", "alternative", "wrappers", "adapter", "train", "stop")
@@ -258,30 +262,76 @@ def table(rows: Mapping[str, Mapping[int, dict[str, Interval] | str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def make(world: World, methods: list[str], seeds: list[int], console: Console, write: Path | None) -> None:
+class Cells:
+    """The figures of all runs that were made, kept in a file of JSON lines.
+
+    Args:
+        file: the file; made at the first run.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        text = file.read_text("utf-8") if file.is_file() else ""
+        self._known: dict[tuple[str, str, int], dict[str, Interval]] = {}
+        for line in map(json.loads, text.splitlines()):
+            found = {column: (one[0], one[1], one[2]) for column, one in line["figures"].items()}
+            self._known[line["set"], line["method"], line["seed"]] = found
+
+    def get(self, name: str, method: str, seed: int) -> dict[str, Interval] | None:
+        """The figures of a run of a data set; None if it was not made."""
+        return self._known.get((name, method, seed))
+
+    def add(self, name: str, method: str, seed: int, found: dict[str, Interval]) -> None:
+        """Keep the figures of a run; what is not known has none."""
+        known = {column: one for column, one in found.items() if all(map(math.isfinite, one))}
+        rounded = {column: (round(one[0], 4), round(one[1], 4), round(one[2], 4)) for column, one in known.items()}
+        self._known[name, method, seed] = rounded
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"set": name, "method": method, "seed": seed, "figures": rounded}) + "\n")
+
+    def rows(self, name: str) -> dict[str, dict[int, dict[str, Interval] | str]]:
+        """Method → seed → figures of a data set; target, oracle and default first."""
+        own = [(method, seed) for known, method, seed in self._known if known == name]
+        first = ("target", "oracle", "default")
+        order = sorted({method for method, _ in own}, key=lambda one: (*(one != role for role in first), one))
+        return {one: {seed: self._known[name, one, seed] for method, seed in own if method == one} for one in order}
+
+
+def make(
+    world: World, methods: list[str], seeds: list[int], cells: Cells, console: Console, write: Path | None
+) -> None:
     """Run what is missing, and write the table after every run."""
-    rows: dict[str, dict[int, dict[str, Interval] | str]] = {}
+    failed: dict[str, dict[int, dict[str, Interval] | str]] = {}
     for seed in seeds:
         for name in methods:
-            console.rule(f"{world.name}, {name}, seed {seed}")
-            recipe = world.recipe(name, seed)
-            folder = Path(recipe.output_dir)
-            try:
-                run = trial(recipe, Console(quiet=True))
-                results = evaluated(world, ModelConfig(recipe.model.name, adapter=str(folder / "adapter")), folder)
-                audit = audited(world, folder)
-                found: dict[str, Interval] | str = figures(results, audit, run)
-                for role in ("target", "oracle"):
-                    if role not in rows:
-                        rows[role] = {0: control_figures(world, role, audit)}
-            except UserError as error:
-                traceback.print_exc()
-                found = f"failed: {str(error).splitlines()[0]}"
-            rows.setdefault(name, {})[seed] = found
+            if cells.get(world.name, name, seed) is None:
+                console.rule(f"{world.name}, {name}, seed {seed}")
+                try:
+                    _run(world, name, seed, cells)
+                except UserError as error:
+                    traceback.print_exc()
+                    failed.setdefault(name, {})[seed] = f"failed: {str(error).splitlines()[0]}"
+            rows = cells.rows(world.name)
+            for method, found in failed.items():
+                rows[method] = {**rows.get(method, {}), **found}
             text = table(rows)
+            (world.folder / "methods").mkdir(parents=True, exist_ok=True)
             write_text(world.folder / "methods" / "table.md", text)
             if write is not None:
                 put(write, world.name, text)
+
+
+def _run(world: World, method: str, seed: int, cells: Cells) -> None:
+    """Make a run, evaluate and attack it, and keep its figures."""
+    recipe = world.recipe(method, seed)
+    folder = Path(recipe.output_dir)
+    run = trial(recipe, Console(quiet=True))
+    results = evaluated(world, ModelConfig(recipe.model.name, adapter=str(folder / "adapter")), folder)
+    audit = audited(world, folder)
+    for role in ("target", "oracle"):
+        if cells.get(world.name, role, 0) is None:
+            cells.add(world.name, role, 0, control_figures(world, role, audit))
+    cells.add(world.name, method, seed, figures(results, audit, run))
 
 
 def put(file: Path, name: str, text: str) -> None:
@@ -304,12 +354,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--only", default=",".join(every), help="methods, separated by commas")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, separated by commas")
     parser.add_argument("--write", type=Path, default=None, help="the document that gets the tables")
+    parser.add_argument("--cells", type=Path, default=CELLS, help="the figures of all runs, one line each")
     options = parser.parse_args(argv)
     for one in options.set:
         name, _, folder = one.partition("=")
         world = World(name, Path(folder), options.base)
         seeds = [int(seed) for seed in options.seeds.split(",")]
-        make(world, options.only.split(","), seeds, Console(stderr=True), options.write)
+        make(world, options.only.split(","), seeds, Cells(options.cells), Console(stderr=True), options.write)
 
 
 if __name__ == "__main__":

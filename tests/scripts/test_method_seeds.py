@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,28 @@ def test_only_the_part_between_the_marks_is_replaced(script: Any, tmp_path: Path
         script.put(file, "y", "z")
 
 
+def test_figures_of_runs_are_kept(script: Any, tmp_path: Path) -> None:
+    file = tmp_path / "cells.jsonl"
+    cells = script.Cells(file)
+    assert cells.get("demo", "npo", 1) is None
+    cells.add("demo", "npo", 1, {"forget": (0.25, 0.125, 1 / 3), "CPU s": (float("nan"),) * 3})
+    cells.add("demo", "oracle", 0, {"forget": (0.0, 0.0, 0.0)})
+    cells.add("tofu", "npo", 1, {"forget": (1.0, 1.0, 1.0)})
+    again = script.Cells(file)
+    assert again.get("demo", "npo", 1) == {"forget": (0.25, 0.125, 0.3333)}
+    assert again.rows("demo") == {
+        "oracle": {0: {"forget": (0.0, 0.0, 0.0)}},
+        "npo": {1: {"forget": (0.25, 0.125, 0.3333)}},
+    }
+
+
+def test_the_table_is_that_of_the_kept_figures(script: Any) -> None:
+    text = (ROOT / "recipes" / "methods.md").read_text("utf-8")
+    cells = script.Cells(script.CELLS)
+    for name in ("demo", "tofu"):
+        assert script.table(cells.rows(name)).strip() in text
+
+
 @pytest.mark.slow
 def test_a_tiny_world_is_measured_once(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("Ada", "Bo", "Cy", "Di", "Ed", "Flo")
@@ -87,7 +110,8 @@ def test_a_tiny_world_is_measured_once(script: Any, tmp_path: Path, monkeypatch:
     tokenizer.save_pretrained(tmp_path / "oracle" / "model")
     world, say = script.World("demo", tmp_path, str(tmp_path / "oracle" / "model")), Console(file=io.StringIO())
     monkeypatch.setattr(script, "FORMS", ("merged_fp32",))
-    script.make(world, ["grad_diff"], [0], say, None)
+    cells = tmp_path / "cells.jsonl"
+    script.make(world, ["grad_diff"], [0], script.Cells(cells), say, None)
     table = (tmp_path / "methods" / "table.md").read_text("utf-8")
     names = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
     assert names == ["target", "oracle", "grad_diff"]
@@ -95,7 +119,7 @@ def test_a_tiny_world_is_measured_once(script: Any, tmp_path: Path, monkeypatch:
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("it was measured again")
 
-    monkeypatch.setattr(script, "evaluate", never)
-    monkeypatch.setattr(script, "audit_run", never)
-    script.make(world, ["grad_diff"], [0], say, None)
-    assert (tmp_path / "methods" / "table.md").read_text("utf-8") == table
+    monkeypatch.setattr(script, "trial", never)
+    shutil.rmtree(tmp_path / "methods")
+    script.make(world, ["grad_diff"], [0], script.Cells(cells), say, None)
+    assert (tmp_path / "methods" / "table.md").read_text("utf-8") == table, "the figures do without the runs' files"
