@@ -5,8 +5,9 @@
 Each adapter is one line of the results file. Run it again to continue: runs whose adapter has a line are skipped.
 
 An adapter is *improved* if, at a forget probability no higher than before, the neighbours' probability is at least 0.02 higher.
-Only scaling the adapter down is the alternative, so the table also has the neighbours at the strength of the unsanitised adapter
-that forgets as much; at strength 1 that is the adapter as it was.
+
+Seconds are CPU seconds of this process for sanitising, without the neighbours, which the command does not measure. Those of the
+first adapter after a start, marked *, include loading the base and what is computed once for all its adapters.
 """
 
 from __future__ import annotations
@@ -19,43 +20,43 @@ from pathlib import Path
 from typing import Any
 
 from llm_forget.adapters.compose import adapter_digest
-from llm_forget.adapters.lora import Adapter, load_adapter
+from llm_forget.adapters.lora import load_adapter
 from llm_forget.config import ModelConfig
-from llm_forget.data.encode import EncodingConfig, encode_all
+from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.errors import UserError
 from llm_forget.model.load import load_tokenizer
-from llm_forget.model.measure import answer_logps
-from llm_forget.search.behaviour import AdaptedModel, Probe
-from llm_forget.search.sanitise import Rows, sanitise_adapter
+from llm_forget.search.behaviour import Probe
+from llm_forget.search.sanitise import sanitise_adapter
+from llm_forget.search.sanitise_base import Rows, SanitiseBase
+from llm_forget.utils.build import build
 
 LEAST = 0.02  # rise of the neighbours' probability that counts
 
 
-def neighbours_of(probe: Probe, adapter: Adapter, neighbours: list[Any]) -> float:
-    """The mean answer probability of the neighbours with an adapter."""
-    adapted = AdaptedModel(probe.model, [adapter])
-    return float(answer_logps(adapted.model, neighbours, adapted.pad_token_id)[1].mean())
-
-
-def measure(run: Path, probe: Probe, rows: Rows, neighbours: list[Any], weight: float) -> dict[str, Any]:
+def measure(run: Path, base: SanitiseBase, neighbours: list[Encoded], weight: float) -> dict[str, Any]:
     """One line of the table."""
-    adapter, started = load_adapter(run / "adapter"), time.monotonic()
+    started = time.process_time()
+    adapter = load_adapter(run / "adapter")
     line: dict[str, Any] = {"run": run.name, "digest": adapter_digest(adapter), "weight": weight}
-    line["neighbour before"] = neighbours_of(probe, adapter, neighbours)
     try:
-        found = sanitise_adapter(adapter, probe, rows, weight=weight)
+        found = sanitise_adapter(adapter, base, weight=weight)
     except UserError as error:
         return {**line, "failed": str(error)}
+    seconds = time.process_time() - started
     return {
         **line,
         "forget before": found.before.forget,
         "forget after": found.after.forget,
         "retain before": found.before.keep,
         "retain after": found.after.keep,
-        "neighbour after": neighbours_of(probe, found.adapter, neighbours),
+        "virtual before": found.before.virtual,
+        "virtual after": found.after.virtual,
+        "neighbour before": base.mean_probability(neighbours, adapter),
+        "neighbour after": base.mean_probability(neighbours, found.adapter),
+        "left": round(found.left, 4),
         "strength": found.strength,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(seconds, 1),
     }
 
 
@@ -69,10 +70,14 @@ def improved(line: dict[str, Any]) -> bool:
 def table(lines: list[dict[str, Any]]) -> str:
     """A Markdown table, one line per run."""
     names = ("forget before", "forget after", "retain before", "retain after", "neighbour before", "neighbour after")
-    shown = ["| run | " + " | ".join(names) + " | strength | s | improved |", "|---" * (len(names) + 4) + "|"]
+    shown = ["| run | " + " | ".join(names) + " | strength | CPU s | improved |", "|---" * (len(names) + 4) + "|"]
     for line in sorted(lines, key=lambda one: one["run"]):
         numbers = [f"{line[name]:.3f}" if line.get(name) is not None else "–" for name in names]
-        more = [f"{line['strength']:.3g}", f"{line['seconds']:.0f}"] if "failed" not in line else ["–", "–"]
+        more = (
+            [f"{line['strength']:.3g}", f"{line['seconds']:.0f}{'*' * line.get('first', False)}"]
+            if "failed" not in line
+            else ["–", "–"]
+        )
         shown.append(f"| {line['run']} | " + " | ".join([*numbers, *more, "yes" if improved(line) else "no"]) + " |")
     return "\n".join([*shown, f"\n{sum(map(improved, lines))} of {len(lines)} improved."])
 
@@ -87,19 +92,23 @@ def main() -> None:
     parser.add_argument("--system-prompt", default=None)
     parser.add_argument("--weight", type=float, default=30.0)
     parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--virtual", type=int, default=Rows.virtual)
+    parser.add_argument("--dtype", default="auto")
     given = parser.parse_args()
-    probe = Probe(
-        ModelConfig(given.base, dtype="float32"), EncodingConfig(system_prompt=given.system_prompt), given.rows
-    )
-    rows = Rows(DataSource(given.retain), DataSource(given.forget))
-    neighbours = encode_all(load_tokenizer(probe.model), read_examples(DataSource(given.neighbour)), probe.encoding)[0]
+    model = build(ModelConfig, {"name": given.base, "dtype": given.dtype}, "--base and --dtype")
+    probe = Probe(model, EncodingConfig(system_prompt=given.system_prompt), given.rows)
+    rows = Rows(DataSource(given.retain), DataSource(given.forget), virtual=given.virtual)
+    base = SanitiseBase(probe, rows, lambda text: print(text, file=sys.stderr, flush=True))
+    neighbours = encode_all(load_tokenizer(model), read_examples(DataSource(given.neighbour)), probe.encoding)[0]
     text = given.results.read_text(encoding="utf-8") if given.results.exists() else ""
     lines = [json.loads(line) for line in text.splitlines()]
+    first = True
     for run in given.runs:
         digest = adapter_digest(load_adapter(run / "adapter"))
         if any(line["digest"] == digest and line["weight"] == given.weight for line in lines):
             continue
-        lines.append(measure(run, probe, rows, neighbours, given.weight))
+        lines.append(measure(run, base, neighbours, given.weight) | {"first": first})
+        first = False
         with given.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(lines[-1]) + "\n")
         print(json.dumps(lines[-1]), file=sys.stderr, flush=True)

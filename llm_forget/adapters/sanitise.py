@@ -7,6 +7,7 @@ rows to keep lie, these rows see nothing of the adapter. Only A changes, so rank
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -52,7 +53,9 @@ def without_directions(factors: Factors, directions: Tensor) -> Factors:
     return replace(factors, A=(a - (a @ u) @ u.T).to(factors.A.dtype))
 
 
-def filtered(factors: Factors, forget: Tensor, keep: Tensor, strength: float, ridge: float = 0.1) -> Factors:
+def filtered(
+    layers: Sequence[Factors], forget: Tensor, keep: Tensor, strength: float, ridge: float = 0.1
+) -> list[Factors]:
     """Keep what the adapter does to the inputs of forget rows, and remove what it does to the inputs of rows to keep.
 
     Minimises ``E‖(A' − A) x_f‖² + μ E‖A' x_r‖² + ρ ‖A' − A‖²`` over A'. The minimum is
@@ -60,17 +63,20 @@ def filtered(factors: Factors, forget: Tensor, keep: Tensor, strength: float, ri
     use are removed; in between, the share of the forget rows decides. ρ keeps directions that hardly any input uses as they are.
 
     Args:
-        factors: the factors of one layer.
+        layers: the factors of layers with the same inputs, which share one Cholesky factor, in fp64.
         forget: (d, d) second moment C_f of the inputs of forget rows.
         keep: (d, d) second moment C_r of the inputs of rows to keep.
         strength: μ ≥ 0; 0 changes nothing.
         ridge: ρ > 0, as a multiple of the mean diagonal entry of C_f.
 
     Returns:
-        The factors with another A, of the same shape and dtype. A = (1, 1), C_f = I, C_r = diag(1, 0) and μ = 1 give (½, 1)
+        The factors with another A, of the same shapes and dtypes. A = (1, 1), C_f = I, C_r = diag(1, 0) and μ = 1 give (½, 1)
         as ρ → 0.
     """
-    a, own = factors.A.double(), forget.double().to(factors.A.device)
-    own = own + ridge * own.diagonal().mean() * torch.eye(len(own), dtype=own.dtype, device=own.device)
-    new = torch.linalg.solve(own + strength * keep.double().to(own.device), (a @ own).T).T
-    return replace(factors, A=new.to(factors.A.dtype))
+    device = layers[0].A.device
+    a, own = torch.cat([one.A for one in layers]).double(), forget.to(device, torch.float64, copy=True)
+    own.diagonal().add_(ridge * own.diagonal().mean())
+    root = torch.linalg.cholesky(own + strength * keep.to(device).double())
+    solved = torch.cholesky_solve((a @ own).T, root).T
+    new = torch.split(solved, [one.rank for one in layers])  # type: ignore[no-untyped-call]
+    return [replace(one, A=part.to(one.A.dtype).contiguous()) for one, part in zip(layers, new, strict=True)]

@@ -52,22 +52,19 @@ def sanitise(
     from llm_forget.adapters.export import public_name
     from llm_forget.adapters.lora import BaseRecord, load_adapter, save_adapter
     from llm_forget.data.examples import DataSource
-    from llm_forget.search.sanitise import Rows, sanitise_adapter, summary
+    from llm_forget.search.sanitise import sanitise_adapter, summary
+    from llm_forget.search.sanitise_base import Rows, SanitiseBase
     from llm_forget.utils.digests import weights_digest
 
     whole = load_adapter(adapter)
     keep, gone = (None if path is None else DataSource(path) for path in (retain, forget))
-    found = sanitise_adapter(
-        whole,
+    known = SanitiseBase(
         _probe(base, system_prompt, rows, dtype),
         Rows(keep, gone, virtual=virtual),
-        energy=energy,
-        weight=weight,
-        rescale=rescale,
-        target=target,
-        floor=floor,
-        maximum=maximum,
-        say=lambda text: echo(text, file=sys.stderr),
+        lambda text: echo(text, file=sys.stderr),
+    )
+    found = sanitise_adapter(
+        whole, known, energy=energy, weight=weight, rescale=rescale, target=target, floor=floor, maximum=maximum
     )
     results = summary(found)
     echo("\n".join(f"{name}: {value}" for name, value in results.items()))

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llm_forget.adapters.arithmetic import delta, scale
 from llm_forget.adapters.lora import Adapter, save_adapter
 from llm_forget.errors import AdapterError
+from llm_forget.model.weights import held_in_bf16
 
 log = logging.getLogger("llm_forget")
 
@@ -49,6 +52,41 @@ def attach_adapter(model: Any, adapter: Adapter, name: str = "default") -> Any:
         if name not in getattr(layer, "lora_B", {}):
             raise _no_layer(module)
     return model
+
+
+@contextmanager
+def applied(model: nn.Module, adapter: Adapter, strength: float = 1.0) -> Iterator[None]:
+    """Context in which an adapter acts on a model, as PEFT's would without gradients, and after which nothing of it stays.
+
+    A hook per layer adds ``strength · scaling · B A x``, in bf16 for a model with bf16 weights, where PEFT under autocast also
+    computes in bf16 but converts the inputs of each layer to fp32 and back first.
+
+    Args:
+        model: the base.
+        adapter: plain LoRA for it.
+        strength: the factor of B.
+
+    Raises:
+        AdapterError: the model has no layer for some factors.
+    """
+    kind = torch.bfloat16 if held_in_bf16(model) else torch.float32
+    device = next(model.parameters()).device
+    with ExitStack() as stack:
+        for module, factors in adapter.modules.items():
+            a, b = factors.A.to(device, kind), (factors.B.float() * (factors.scaling * strength)).to(device, kind)
+            hook = _submodule(model, module).register_forward_hook(_adding(a, b))
+            stack.callback(hook.remove)
+        yield
+
+
+def _adding(a: Tensor, b: Tensor) -> Any:
+    """A forward hook that adds B A x to the output of a linear layer."""
+
+    def add(_: nn.Module, given: tuple[Any, ...], out: Tensor) -> Tensor:
+        change = nn.functional.linear(nn.functional.linear(given[0].to(a.dtype), a), b)
+        return out + change.to(out.dtype)
+
+    return add
 
 
 @torch.no_grad()

@@ -102,8 +102,10 @@ class InputMoments:
                 inputs = inputs.float()
                 if self._unit:
                     inputs = torch.nn.functional.normalize(inputs, dim=-1)
-                with exact(inputs if self._unit else given):
-                    sums[name] = sums.get(name, inputs.new_zeros(())) + inputs.T @ inputs
+                # Inputs in bf16 have 8 bits, so that their unit vectors may be rounded to bf16 as well. Sums are in fp32.
+                with exact(given):
+                    product = inputs.T @ inputs
+                sums[name] = sums[name].add_(product) if name in sums else product
                 self._tokens[name] = self._tokens.get(name, 0) + len(inputs)
 
         def watcher(name: str) -> Any:

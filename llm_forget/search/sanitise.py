@@ -3,72 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from functools import cache
 
 from llm_forget.adapters.arithmetic import norm
 from llm_forget.adapters.lora import Adapter
 from llm_forget.adapters.sanitise import filtered, leading_directions, without_directions
-from llm_forget.data.encode import Encoded, encode_all
-from llm_forget.data.examples import DataSource, Example, read_examples
 from llm_forget.errors import AdapterError
-from llm_forget.methods.adapter_subtraction import search_strength
-from llm_forget.model.load import load_tokenizer
-from llm_forget.model.measure import answer_logps
-from llm_forget.model.moments import input_moments
-from llm_forget.search.behaviour import AdaptedModel, Probe
-from llm_forget.stop import Measurement
-from llm_forget.train.virtual import virtual_rows
+from llm_forget.search.sanitise_base import Effect, Rows, SanitiseBase
 from llm_forget.utils.terminal import clean
 
-Say = Callable[[str], None]
-_TRIES = 5  # bisections between 0 and the first power of 2 that is strong enough
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows for sanitising.
-
-    Attributes:
-        keep: rows to keep, or None.
-        forget: the forget rows. Asked about other names, they are rows to keep as well, and they show whether the adapter still
-            forgets. None for neither.
-        virtual: largest number of such questions; 0 for none.
-        most: largest number of rows to keep of which inputs are measured.
-    """
-
-    keep: DataSource | None
-    forget: DataSource | None
-    virtual: int = 128
-    most: int = 256
-
-
-@dataclass(frozen=True)
-class Effect:
-    """Mean answer probabilities with an adapter; None where there are no such rows.
-
-    Attributes:
-        forget: of the forget rows.
-        keep: of the rows to keep.
-        virtual: of the base's own answers to forget questions about other names.
-    """
-
-    forget: float | None
-    keep: float | None
-    virtual: float | None
-
-    def kept(self, base: Effect) -> float:
-        """The smallest share of the base's probabilities that is kept."""
-        pairs = ((self.keep, base.keep), (self.virtual, base.virtual))
-        return min(now / before for now, before in pairs if now is not None and before)
-
-    def __str__(self) -> str:
-        names = (("forget", self.forget), ("retain", self.keep), ("virtual neighbours", self.virtual))
-        return ", ".join(f"{name} {value:.3f}" for name, value in names if value is not None)
+_TRIES = 4  # measurements between two powers of 2
+_NEAR = 0.95  # of the wanted forget probability, from which a strength is not made smaller
 
 
 @dataclass(frozen=True)
@@ -94,8 +41,7 @@ class Sanitised:
 
 def sanitise_adapter(
     adapter: Adapter,
-    probe: Probe,
-    rows: Rows,
+    base: SanitiseBase,
     *,
     energy: float | None = None,
     weight: float = 30.0,
@@ -103,7 +49,6 @@ def sanitise_adapter(
     target: float | None = None,
     floor: float = 0.0,
     maximum: float = 64.0,
-    say: Say = lambda _: None,
 ) -> Sanitised:
     """Remove from an adapter what it does to rows to keep, and scale the rest until it forgets as before.
 
@@ -112,8 +57,7 @@ def sanitise_adapter(
 
     Args:
         adapter: plain LoRA for the base.
-        probe: the base, and how to measure.
-        rows: the rows.
+        base: the base, the rows, and how to measure.
         energy: share of the inputs' energy that the adapter may no longer see, above 0 and below 1; None for the filter if there
             are forget rows, otherwise 0.8.
         weight: weight of rows to keep against forget rows in the filter.
@@ -121,92 +65,106 @@ def sanitise_adapter(
         target: forget probability to reach; None for that of the adapter as it was.
         floor: share of the base's probability on rows to keep below which the search does not go.
         maximum: largest strength.
-        say: called with progress.
 
     Raises:
         AdapterError: there are no rows to keep, nothing is left of the adapter, or no strength keeps the floor.
         DataError: a set cannot be used.
     """
-    _check(rows, energy, weight, rescale, maximum)
-    adapted = AdaptedModel(probe.model, [adapter])
-    model, pad = adapted.model, adapted.pad_token_id
-    tokenizer = load_tokenizer(probe.model)
-    keep, forget = _read(rows.keep), _read(rows.forget)
-    sets = {"keep": _encoded(tokenizer, keep, probe, rows.most), "virtual": []}
-    with model.disable_adapter():
-        if forget and rows.virtual:
-            sets["virtual"] = virtual_rows(
-                forget,
-                keep,
-                model,
-                tokenizer,
-                probe.encoding,
-                seed=probe.seed,
-                most=rows.virtual,
-                known_names=0.5,
-                max_new_tokens=48,
-                say=say,
-            )
-        held = [one for one in sets.values() if one]
-        if not held:
-            raise AdapterError(
-                "there are no rows to keep; give --retain, or forget rows with names and --virtual above 0."
-            )
-        gone = _encoded(tokenizer, forget, probe, rows.most)
-        if gone and energy is None:
-            new = _filtered(adapter, model, held, gone, pad, weight)
-        else:
-            new = _projected(adapter, model, held, pad, 0.8 if energy is None else energy)
+    _check(base.rows, energy, weight, rescale, maximum)
+    base.check(adapter)
+    if base.sets["forget"] and energy is None:
+        new = _filtered(adapter, base, weight)
+    else:
+        new = _projected(adapter, base, 0.8 if energy is None else energy)
     left = norm(new) / norm(adapter)
     if not left > 1e-3:
         raise AdapterError(
             "nothing is left of the adapter, which sees only inputs of rows to keep; lower --energy or --weight."
         )
-    measured = {
-        "forget": gone[: probe.rows],
-        **{name: found[: probe.rows] for name, found in sets.items()},
-    }
+    before = base.effect_of(adapter)
+    base.say(f"adapter as it was: {before}")
 
-    def effect() -> Effect:
-        found = {
-            name: float(answer_logps(model, some, pad)[1].mean()) if some else None for name, some in measured.items()
-        }
-        return Effect(**found)
+    @cache
+    def forget(strength: float) -> float:
+        now = base.probability("forget", new, strength) if strength else base.effect.forget
+        base.say(f"sanitised, strength {strength:.3g}: forget {now or 0.0:.3f}")
+        return now or 0.0
 
-    with model.disable_adapter():
-        base = effect()
-    before = effect()
-    say(f"adapter as it was: {before}")
-    _put(model, new)
-
-    def at(strength: float) -> Effect:
-        adapted.activate(0, dict.fromkeys(adapter.modules, strength))
-        now = effect()
-        say(f"sanitised, strength {strength:.3g}: {now}")
+    @cache
+    def after(strength: float) -> Effect:
+        known = forget(strength) if base.sets["forget"] else None
+        now = base.effect_of(new, strength, forget=known)
+        base.say(f"sanitised, strength {strength:.3g}: {now}")
         return now
 
-    strength, after = 1.0, at(1.0)
+    strength = 1.0
     if rescale and before.forget is not None:
-        wanted = before.forget if target is None else target
-
-        def measure(strength: float) -> Measurement:
-            nonlocal after
-            after = at(strength)
-            return Measurement(0, after.forget or 0.0, after.kept(base))
-
-        top = 1.0
-        while top < maximum and (after.forget or 0.0) > wanted and after.kept(base) >= floor:
-            top = min(2 * top, maximum)
-            after = at(top)
-        strength = search_strength(measure, target=wanted, floor=floor, maximum=top, tries=_TRIES)
+        strength = least_strength(
+            forget,
+            lambda strength: after(strength).kept(base.effect),
+            wanted=before.forget if target is None else target,
+            floor=floor,
+            maximum=maximum,
+        )
         if not strength:
             raise AdapterError(
-                f"no strength down to {top / 2**_TRIES:.3g} keeps {floor:.0%} of the base's probability on rows to keep; lower "
-                "--floor, or raise --weight."
+                f"no strength that was tried keeps {floor:.0%} of the base's probability on rows to keep; lower --floor, or "
+                "raise --weight."
             )
-        after = at(strength)
     scaled = {module: replace(one, B=(one.B.float() * strength).to(one.B.dtype)) for module, one in new.modules.items()}
-    return Sanitised(replace(adapter, modules=scaled), strength, left, base, before, after)
+    return Sanitised(replace(adapter, modules=scaled), strength, left, base.effect, before, after(strength))
+
+
+def least_strength(
+    forget: Callable[[float], float],
+    kept: Callable[[float], float],
+    *,
+    wanted: float,
+    floor: float,
+    maximum: float,
+    tries: int = _TRIES,
+) -> float:
+    """The smallest strength that forgets enough, or else the largest that keeps the floor.
+
+    Doubles the strength from 1 until it is too large, then narrows the interval below, at its middle or where the logarithm of
+    the forget probability is expected to be that of ``wanted``. It ends within 5 % of ``wanted``, or after ``tries``.
+
+    Args:
+        forget: strength → forget probability, which falls. Called at 0 only if 1 is enough.
+        kept: strength → share of the base's probability on rows to keep. Called only where ``forget`` leaves the answer open.
+        wanted: forget probability to reach.
+        floor: smallest share; 0 for none.
+        maximum: largest strength.
+        tries: measurements between the last two powers of 2.
+
+    Returns:
+        A strength in (0, maximum]; 0 if every strength that was tried breaks the floor or has no finite probability.
+    """
+
+    def enough(strength: float) -> bool:
+        reached = not forget(strength) > wanted  # also if it is NaN, which a smaller strength may mend
+        return reached or (floor > 0 and not kept(strength) >= floor)
+
+    low, high = 0.0, min(1.0, maximum)
+    while not enough(high):
+        if high >= maximum:
+            return maximum
+        low, high = high, min(2 * high, maximum)
+    for attempt in range(tries):
+        if _NEAR * wanted <= forget(high) <= wanted:
+            break
+        middle = _between(low, high, forget(low), forget(high), wanted) if attempt % 2 == 0 else (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    sound = math.isfinite(forget(high)) and (floor <= 0 or kept(high) >= floor)
+    return high if sound else low
+
+
+def _between(low: float, high: float, above: float, below: float, wanted: float) -> float:
+    """Where a line through the logarithms of the forget probabilities at both ends meets the wanted one, not near an end."""
+    if not 0 < below < wanted < above:
+        return (low + high) / 2
+    share = math.log(above / (0.98 * wanted)) / math.log(above / below)
+    return low + min(max(share, 0.1), 0.9) * (high - low)
 
 
 def _check(rows: Rows, energy: float | None, weight: float, rescale: bool, maximum: float) -> None:
@@ -220,44 +178,23 @@ def _check(rows: Rows, energy: float | None, weight: float, rescale: bool, maxim
         raise AdapterError("the search for a strength needs --forget; give it, or --no-rescale.")
 
 
-def _read(source: DataSource | None) -> list[Example]:
-    return [] if source is None else read_examples(source)
-
-
-def _encoded(tokenizer: Any, examples: Sequence[Example], probe: Probe, most: int) -> list[Encoded]:
-    if not examples:
-        return []
-    step = max(len(examples) // most, 1)
-    return encode_all(tokenizer, list(examples)[::step][:most], probe.encoding, role="keep")[0]
-
-
-def _projected(adapter: Adapter, model: Any, keep: Sequence[Sequence[Encoded]], pad: int, energy: float) -> Adapter:
+def _projected(adapter: Adapter, base: SanitiseBase, energy: float) -> Adapter:
     """The adapter without the leading directions of the inputs; each set has the same weight."""
     modules = dict(adapter.modules)
-    for group, moments in input_moments(model.get_base_model(), list(modules), keep, pad):
-        directions = leading_directions(_mean(moments), energy)
-        modules |= {name: without_directions(modules[name], directions) for name in group}
+    for inputs in base.inputs(list(modules)):
+        directions = leading_directions(inputs.keep, energy)
+        modules |= {name: without_directions(modules[name], directions) for name in inputs.modules}
     return replace(adapter, modules=modules)
 
 
-def _filtered(
-    adapter: Adapter, model: Any, keep: Sequence[Sequence[Encoded]], gone: Sequence[Encoded], pad: int, weight: float
-) -> Adapter:
+def _filtered(adapter: Adapter, base: SanitiseBase, weight: float) -> Adapter:
     """The adapter after ``filtered``; each set of rows to keep has the same weight."""
     modules = dict(adapter.modules)
-    for group, (forget, *others) in input_moments(model.get_base_model(), list(modules), [gone, *keep], pad):
-        modules |= {name: filtered(modules[name], forget.cpu(), _mean(others), weight) for name in group}
+    for inputs in base.inputs(list(modules)):
+        if inputs.forget is not None:
+            group = [modules[name] for name in inputs.modules]
+            modules |= zip(inputs.modules, filtered(group, inputs.forget, inputs.keep, weight), strict=True)
     return replace(adapter, modules=modules)
-
-
-def _mean(moments: Sequence[Tensor]) -> Tensor:
-    return torch.stack([one.cpu() for one in moments]).mean(0)
-
-
-@torch.no_grad()
-def _put(model: Any, adapter: Adapter) -> None:
-    for module, factors in adapter.modules.items():
-        model.get_parameter(f"base_model.model.{module}.lora_A.0.weight").copy_(factors.A)
 
 
 def summary(found: Sanitised) -> Mapping[str, object]:

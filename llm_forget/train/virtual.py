@@ -21,7 +21,6 @@ from llm_forget.errors import DataError
 from llm_forget.model.generate import generate_answers
 from llm_forget.model.weights import autocast_like
 
-_BATCH = 32
 _SAME = 0.9  # share of equal words from which an answer counts as the forget answer
 _TRIED, _NEAREST = 48, 12  # stand-ins that are looked at, and those of similar length of which one is drawn
 _BEFORE, _AFTER = 48, 8  # words of a plain text before and after its name that make a question
@@ -38,6 +37,7 @@ def virtual_rows(
     most: int,
     known_names: float,
     max_new_tokens: int,
+    batch_size: int = 32,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Encoded]:
     """Ask forget questions about other names, and encode the model's greedy answers.
@@ -55,6 +55,7 @@ def virtual_rows(
         most: number of questions to ask.
         known_names: share of the stand-ins from the retain examples.
         max_new_tokens: longest answer.
+        batch_size: questions that are answered at once.
         say: called with the number of rows.
 
     Returns:
@@ -77,7 +78,7 @@ def virtual_rows(
     asked = _questions(named, names, random.Random(f"{seed} virtual neighbours"), most)
     prompts = [encode_prompt(tokenizer, question, encoding) for question, _ in asked]
     fits = [index for index, prompt in enumerate(prompts) if len(prompt) + 1 < encoding.max_length]
-    answers = greedy_answers(model, tokenizer, [prompts[index] for index in fits], max_new_tokens)
+    answers = greedy_answers(model, tokenizer, [prompts[index] for index in fits], max_new_tokens, batch_size)
     rows = [
         (asked[index][0], answer)
         for index, answer in zip(fits, answers, strict=True)
@@ -167,13 +168,15 @@ def _as_question(example: Example, stand_in: str) -> Example:
     return replace(example, prompt=words.strip())
 
 
-def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> list[str]:
+def greedy_answers(
+    model: Any, tokenizer: Any, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, batch_size: int = 32
+) -> list[str]:
     """The model's greedy answers. The main process generates for all processes."""
     answers: list[Any] = [""] * len(prompts)
     if PartialState().is_main_process:
         with autocast_like(model):
             answers = list(
-                generate_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=_BATCH)
+                generate_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
             )
     if PartialState().num_processes > 1:
         broadcast_object_list(answers, from_process=0)

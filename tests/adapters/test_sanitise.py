@@ -35,11 +35,11 @@ def test_projection_and_filter_by_hand() -> None:
     projected = without_directions(factors([[1.0, 2.0]]), torch.tensor([[1.0], [0.0]]))
     assert projected.A.tolist() == [[0.0, 2.0]]
     assert (projected.B.tolist(), projected.scaling) == ([[1.0], [1.0]], 2.0)
-    new = filtered(factors([[1.0, 1.0]]), torch.eye(2), torch.diag(torch.tensor([1.0, 0.0])), 1.0, 1e-9)
-    assert new.A[0].tolist() == pytest.approx([0.5, 1.0], abs=1e-4)
-    assert filtered(factors([[1.0, 1.0]]), torch.eye(2), torch.eye(2), 0.0).A[0].tolist() == pytest.approx(
-        [1, 1], abs=1e-4
-    )
+    both = [factors([[1.0, 1.0]]), factors([[2.0, 2.0], [0.0, 4.0]])]
+    new = filtered(both, torch.eye(2), torch.diag(torch.tensor([1.0, 0.0])), 1.0, 1e-9)
+    assert new[0].A[0].tolist() == pytest.approx([0.5, 1.0], abs=1e-4)
+    assert new[1].A.flatten().tolist() == pytest.approx([1.0, 2.0, 0.0, 4.0], abs=1e-4)
+    assert filtered(both, torch.eye(2), torch.eye(2), 0.0)[0].A[0].tolist() == pytest.approx([1, 1], abs=1e-4)
 
 
 @settings(deadline=None, max_examples=25)
@@ -52,7 +52,7 @@ def test_inputs_to_keep_see_nothing_and_no_other_filter_is_better(seed: int, str
     assert (clean.A @ keep.T).abs().max() < 1e-3
     assert torch.linalg.matrix_norm(clean.A) <= torch.linalg.matrix_norm(own.A) + 1e-6
     ridge = 0.1
-    best = filtered(own, forget.T @ forget, keep.T @ keep, strength, ridge).A
+    best = filtered([own], forget.T @ forget, keep.T @ keep, strength, ridge)[0].A
     pull = ridge * float(forget.square().sum()) / 8
 
     def cost(a: torch.Tensor) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from llm_forget.config import ModelConfig, UnlearnRecipe
 from llm_forget.data.encode import EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, Example, Message
 from llm_forget.errors import AdapterError
+from llm_forget.model.measure import answer_logps
 from llm_forget.model.moments import input_moments
-from llm_forget.search.behaviour import Probe
-from llm_forget.search.sanitise import Rows, sanitise_adapter
+from llm_forget.search.behaviour import AdaptedModel, Probe
+from llm_forget.search.sanitise import least_strength, sanitise_adapter
+from llm_forget.search.sanitise_base import Rows, SanitiseBase
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.train.unlearn import unlearn
 from llm_forget.utils.build import build
@@ -48,8 +52,8 @@ def harmful(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def probe(folder: Path) -> Probe:
-    return Probe(ModelConfig(str(folder / "model"), dtype="float32"))
+def base_of(folder: Path, rows: Rows, dtype: str = "float32") -> SanitiseBase:
+    return SanitiseBase(Probe(ModelConfig(str(folder / "model"), dtype=dtype)), rows)  # type: ignore[arg-type]
 
 
 def source(folder: Path, name: str) -> DataSource:
@@ -58,20 +62,17 @@ def source(folder: Path, name: str) -> DataSource:
 
 def test_neighbours_that_were_not_given_come_back_at_the_same_forgetting(harmful: Path) -> None:
     adapter = load_adapter(harmful / "run" / "adapter")
-    rows = Rows(source(harmful, "retain"), source(harmful, "forget"), virtual=24)
-    found = sanitise_adapter(adapter, probe(harmful), rows, floor=0.0)
+    base = base_of(harmful, Rows(source(harmful, "retain"), source(harmful, "forget"), virtual=24))
+    found = sanitise_adapter(adapter, base, floor=0.0)
     assert found.before.forget is not None
     assert found.after.forget is not None
     assert found.after.forget <= found.before.forget
     assert found.after.kept(found.base) > found.before.kept(found.base) + 0.2
-    projected = sanitise_adapter(adapter, probe(harmful), rows, energy=0.75)
+    projected = sanitise_adapter(adapter, base, energy=0.75)
     assert projected.after.kept(found.base) < found.after.kept(found.base), "it knows less"
-    unseen = Rows(source(harmful, "neighbour"), source(harmful, "forget"), virtual=0)
-    kept = [
-        sanitise_adapter(one, probe(harmful), unseen, energy=0.01, rescale=False).before
-        for one in (adapter, found.adapter)
-    ]
-    assert (kept[1].keep or 0) > (kept[0].keep or 0) + 0.2, "no neighbour was given"
+    unseen = base_of(harmful, Rows(source(harmful, "neighbour"), None))
+    kept = [unseen.probability("keep", one) or 0 for one in (adapter, found.adapter)]
+    assert kept[1] > kept[0] + 0.2, "no neighbour was given"
 
 
 def test_the_command_changes_a_alone_and_keeps_rank_alpha_and_config(harmful: Path, tmp_path: Path) -> None:
@@ -112,13 +113,89 @@ def test_the_command_changes_a_alone_and_keeps_rank_alpha_and_config(harmful: Pa
 )
 def test_what_cannot_work_is_refused(harmful: Path, rows: Rows, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(AdapterError, match=message):
-        sanitise_adapter(load_adapter(harmful / "run" / "adapter"), probe(harmful), rows, **settings)
+        sanitise_adapter(load_adapter(harmful / "run" / "adapter"), base_of(harmful, rows), **settings)
 
 
 def test_a_floor_that_no_strength_keeps_is_refused(harmful: Path) -> None:
     rows = Rows(source(harmful, "retain"), source(harmful, "forget"), virtual=0)
-    with pytest.raises(AdapterError, match=r"no strength down to .* keeps 200%"):
-        sanitise_adapter(load_adapter(harmful / "run" / "adapter"), probe(harmful), rows, floor=2.0)
+    with pytest.raises(AdapterError, match="no strength that was tried keeps 200%"):
+        sanitise_adapter(load_adapter(harmful / "run" / "adapter"), base_of(harmful, rows), floor=2.0)
+
+
+def test_one_base_for_two_adapters_gives_what_two_bases_give(harmful: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second adapter has fewer layers. Rows are asked and inputs measured once, and no adapter stays on the model."""
+    adapter = load_adapter(harmful / "run" / "adapter")
+    fewer = replace(adapter, modules={name: one for name, one in adapter.modules.items() if "mlp" in name})
+    rows = Rows(source(harmful, "retain"), source(harmful, "forget"), virtual=12)
+    alone = [sanitise_adapter(one, base_of(harmful, rows)) for one in (fewer, adapter)]
+    passes: list[int] = []
+
+    def counted(model: Any, modules: Any, sets: Any, pad: int) -> Any:
+        passes.append(len(modules))
+        return input_moments(model, modules, sets, pad)
+
+    monkeypatch.setattr("llm_forget.search.sanitise_base.input_moments", counted)
+    base = base_of(harmful, rows)
+    shared = [sanitise_adapter(one, base) for one in (fewer, adapter, fewer)]
+    assert passes == [len(fewer.modules), len(adapter.modules) - len(fewer.modules)]
+    for one, other in zip([*alone, alone[0]], shared, strict=True):
+        assert (one.strength, one.base, one.before, one.after) == (
+            other.strength,
+            other.base,
+            other.before,
+            other.after,
+        )
+        assert all(
+            torch.equal(factors.A, other.adapter.modules[name].A) for name, factors in one.adapter.modules.items()
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_probabilities_with_hooks_are_those_with_peft(harmful: Path, dtype: str) -> None:
+    adapter = load_adapter(harmful / "run" / "adapter")
+    base = base_of(harmful, Rows(source(harmful, "retain"), source(harmful, "forget"), virtual=0), dtype)
+    found = [base.mean_probability(base.sets["keep"], one) for one in (adapter, None)]
+    peft = AdaptedModel(base.probe.model, [adapter])
+    wanted = float(answer_logps(peft.model, base.sets["keep"], peft.pad_token_id)[1].mean())
+    assert found[0] == pytest.approx(wanted, abs=1e-5 if dtype == "float32" else 0.01)
+    assert abs(found[0] - found[1]) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "floor", "maximum", "least", "most"),
+    [
+        (
+            math.exp(-3),
+            0.0,
+            64.0,
+            2.92,
+            3.2,
+        ),  # forget exp(-s): the least strength is 3, and the answer within 5 % of the target
+        (math.exp(-0.3), 0.0, 64.0, 0.29, 0.37),
+        (math.exp(-3), 0.0, 2.5, 2.5, 2.5),
+        (math.exp(-3), 0.6, 64.0, 1.75, 2.0),  # kept 1 - s/5: the floor binds at 2
+        (math.exp(-9), 1.1, 64.0, 0.0, 0.0),
+    ],
+)
+def test_the_least_strength(wanted: float, floor: float, maximum: float, least: float, most: float) -> None:
+    """Rows to keep are not measured without a floor."""
+    measured: list[float] = []
+
+    def kept(strength: float) -> float:
+        measured.append(strength)
+        return 1 - strength / 5
+
+    found = least_strength(lambda s: math.exp(-s), kept, wanted=wanted, floor=floor, maximum=maximum)
+    assert least <= found <= most
+    assert bool(measured) == (floor > 0)
+    assert not found or math.exp(-found) <= wanted * 1.0001 or found == maximum or floor
+
+
+def test_a_strength_without_a_finite_probability_is_not_taken() -> None:
+    found = least_strength(
+        lambda s: math.nan if s > 0.6 else math.exp(-s), lambda _: 1.0, wanted=0.01, floor=0, maximum=64
+    )
+    assert 0.5 <= found <= 0.6
 
 
 def test_moments_against_a_loop_over_rows_without_padding(monkeypatch: pytest.MonkeyPatch) -> None:
