@@ -78,5 +78,5 @@ def filtered(
     own.diagonal().add_(ridge * own.diagonal().mean())
     root = torch.linalg.cholesky(own + strength * keep.to(device).double())
     solved = torch.cholesky_solve((a @ own).T, root).T
-    new = torch.split(solved, [one.rank for one in layers])  # type: ignore[no-untyped-call]
+    new = torch.split(solved, [one.rank for one in layers])
     return [replace(one, A=part.to(one.A.dtype).contiguous()) for one, part in zip(layers, new, strict=True)]

@@ -26,7 +26,7 @@ def sanitise(
         float | None,
         typer.Option(metavar="X", help="project instead: share of the inputs' energy that is no longer seen"),
     ] = None,
-    virtual: Annotated[int, typer.Option(min=0, metavar="N", help="forget questions about other names")] = 128,
+    virtual: Annotated[int, typer.Option(min=0, metavar="N", help="forget questions about other names")] = 64,
     rescale: Annotated[bool, typer.Option(help="search the strength that forgets as before; needs --forget")] = True,
     target: Annotated[
         float | None, typer.Option(metavar="P", help="forget probability to reach; default: as the adapter before")

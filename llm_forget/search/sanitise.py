@@ -14,8 +14,15 @@ from llm_forget.errors import AdapterError
 from llm_forget.search.sanitise_base import Effect, Rows, SanitiseBase
 from llm_forget.utils.terminal import clean
 
-_TRIES = 4  # measurements between two powers of 2
-_NEAR = 0.95  # of the wanted forget probability, from which a strength is not made smaller
+_FIRST, _GROWTH = (
+    4.0,
+    4.0,
+)  # the first strength, and the factor while it is not enough; a filtered adapter is too weak at 1
+_TRIES = 5  # measurements between the last two
+_NEAR, _AIM = (
+    0.9,
+    0.95,
+)  # of the wanted forget probability, from which a strength is not made smaller, and that is aimed at
 
 
 @dataclass(frozen=True)
@@ -126,16 +133,16 @@ def least_strength(
 ) -> float:
     """The smallest strength that forgets enough, or else the largest that keeps the floor.
 
-    Doubles the strength from 1 until it is too large, then narrows the interval below, at its middle or where the logarithm of
-    the forget probability is expected to be that of ``wanted``. It ends within 5 % of ``wanted``, or after ``tries``.
+    Raises the strength (4, 16, 64) until it is too large, then narrows the interval below, at its middle or where the logarithm
+    of the forget probability is expected to be that of ``wanted``. It ends at most 10 % below ``wanted``, or after ``tries``.
 
     Args:
-        forget: strength → forget probability, which falls. Called at 0 only if 1 is enough.
+        forget: strength → forget probability, which falls. Called at 0 only if 4 is enough.
         kept: strength → share of the base's probability on rows to keep. Called only where ``forget`` leaves the answer open.
         wanted: forget probability to reach.
         floor: smallest share; 0 for none.
         maximum: largest strength.
-        tries: measurements between the last two powers of 2.
+        tries: measurements between the last two of these.
 
     Returns:
         A strength in (0, maximum]; 0 if every strength that was tried breaks the floor or has no finite probability.
@@ -145,15 +152,18 @@ def least_strength(
         reached = not forget(strength) > wanted  # also if it is NaN, which a smaller strength may mend
         return reached or (floor > 0 and not kept(strength) >= floor)
 
-    low, high = 0.0, min(1.0, maximum)
+    low, high = 0.0, min(_FIRST, maximum)
     while not enough(high):
         if high >= maximum:
             return maximum
-        low, high = high, min(2 * high, maximum)
+        low, high = high, min(_GROWTH * high, maximum)
     for attempt in range(tries):
-        if _NEAR * wanted <= forget(high) <= wanted:
+        near = _NEAR * wanted <= forget(high) <= wanted
+        if near and (floor <= 0 or kept(high) >= floor):
             break
-        middle = _between(low, high, forget(low), forget(high), wanted) if attempt % 2 == 0 else (low + high) / 2
+        middle = (low + high) / 2
+        if attempt % 2 == 0 and not near:
+            middle = _between(low, high, forget(low), forget(high), wanted)
         low, high = (low, middle) if enough(middle) else (middle, high)
     sound = math.isfinite(forget(high)) and (floor <= 0 or kept(high) >= floor)
     return high if sound else low
@@ -163,8 +173,8 @@ def _between(low: float, high: float, above: float, below: float, wanted: float)
     """Where a line through the logarithms of the forget probabilities at both ends meets the wanted one, not near an end."""
     if not 0 < below < wanted < above:
         return (low + high) / 2
-    share = math.log(above / (0.98 * wanted)) / math.log(above / below)
-    return low + min(max(share, 0.1), 0.9) * (high - low)
+    share = math.log(above / (_AIM * wanted)) / math.log(above / below)
+    return low + min(max(share, 0.05), 0.95) * (high - low)
 
 
 def _check(rows: Rows, energy: float | None, weight: float, rescale: bool, maximum: float) -> None:

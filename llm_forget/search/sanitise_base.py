@@ -41,13 +41,13 @@ class Rows:
         forget: the forget rows. Asked about other names, they are rows to keep as well, and they show whether the adapter still
             forgets. None for neither.
         virtual: largest number of such questions; 0 for none.
-        most: largest number of rows to keep of which inputs are measured.
+        most: largest number of rows to keep, and of forget rows, of which inputs are measured.
     """
 
     keep: DataSource | None
     forget: DataSource | None
-    virtual: int = 128
-    most: int = 256
+    virtual: int = 64
+    most: int = 64
 
 
 @dataclass(frozen=True)
