@@ -14,15 +14,11 @@ from llm_forget.errors import AdapterError
 from llm_forget.search.sanitise_base import Effect, Rows, SanitiseBase
 from llm_forget.utils.terminal import clean
 
-_FIRST, _GROWTH = (
-    4.0,
-    4.0,
-)  # the first strength, and the factor while it is not enough; a filtered adapter is too weak at 1
+_FIRST = 4.0  # the first strength that is tried: a filtered adapter is too weak at 1
+_GROWTH = 4.0  # the factor while it is not enough
 _TRIES = 5  # measurements between the last two
-_NEAR, _AIM = (
-    0.9,
-    0.95,
-)  # of the wanted forget probability, from which a strength is not made smaller, and that is aimed at
+_NEAR = 0.9  # of the wanted forget probability, from which a strength is not made smaller
+_AIM = 0.95  # of it, what an interpolation aims at
 
 
 @dataclass(frozen=True)
