@@ -27,6 +27,7 @@ from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded, EncodingConfig, encode_all
 from llm_forget.data.examples import DataSource, read_examples
 from llm_forget.memory.plan import plan
+from llm_forget.model import flex
 from llm_forget.model.blocks import add_adapter
 from llm_forget.model.fused_head import fused_head
 from llm_forget.model.logprobs import score_answers
@@ -117,6 +118,42 @@ def test_the_fused_head_gives_the_usual_log_probs_and_gradients() -> None:
     torch.testing.assert_close(fused[0], usual[0], rtol=0, atol=1e-5)
     for ours, theirs in zip(fused[1], usual[1], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flex_attention_gives_the_usual_log_probs_and_gradients(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled, with two lengths of the sequence: long rows that share a prefix, and two of them."""
+    shape: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64}
+    config = LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048)
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(config).to("cuda", dtype).eval()
+    start = tuple((7 * place) % 61 for place in range(1000))
+    rows = [Encoded(str(one), (*start[: 1000 - one], *[61] * (100 + one)), 990 - one) for one in (0, 1, 300)]
+    used: list[int] = []
+    plain = flex.flex
+    monkeypatch.setattr(flex, "flex", lambda query, *given: used.append(query.shape[2]) or plain(query, *given))
+    for some in (rows, rows[:2]):
+        found = []
+        for devices in ((), ("cuda",)):
+            monkeypatch.setattr(flex, "_DEVICES", devices)
+            used.clear()
+            said: list[str] = []
+            model.zero_grad()
+            with packed_attention(model, say=said.append) as on:
+                assert on
+                scores = score_answers(model, {name: value.cuda() for name, value in collate(some, 0).items()})
+                scores.mean_logps.sum().backward()
+            assert not said
+            assert len(used) == (3 if devices else 0)
+            gradient = torch.cat(
+                [value.grad.flatten().float() for value in model.parameters() if value.grad is not None]
+            )
+            found.append((scores.mean_logps.detach().float(), gradient))
+        close = 1e-4 if dtype == torch.float32 else 0.03
+        torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=close)
+        assert float((found[1][1] - found[0][1]).norm() / found[0][1].norm()) < close
 
 
 def test_packed_bf16_is_as_exact_as_padded_bf16() -> None:

@@ -22,7 +22,8 @@ class Packed:
         place: (B, T) the index in the sequence of each token of each row; 0 in the padding.
         layout: index tensors for attention over the S rows that have tokens outside their shared prefix. ``queries`` (S, Q)
             indexes these own tokens and ``keys`` (S, K) all tokens of the row; ``mask`` (S, 1, Q, K) is True if a query may
-            attend to a key; ``back`` (N,) is the index of each token's result among the S · Q results.
+            attend to a key; ``back`` (N,) is the index of each token's result among the S · Q results. ``until`` (N,) is the
+            index after the last token that may attend to a token: these are the tokens from itself on, without a gap.
     """
 
     tokens: Tensor
@@ -88,7 +89,10 @@ def _for_attention(paths: list[list[int]], shares: dict[int, int]) -> dict[str, 
     own = query[:, 0] < (sizes - first)[:, 0]
     # own tokens are stored in this order, so their results come out in the order of the sequence
     back = own.flatten().nonzero().squeeze(-1)
-    return {"queries": queries, "keys": keys, "mask": mask[:, None], "back": back}
+    until = torch.zeros(len(back), dtype=torch.long)
+    for row in shares:  # in the order of the sequence, so the last row that goes on from a token has the last word
+        until[paths[row]] = paths[row][-1] + 1
+    return {"queries": queries, "keys": keys, "mask": mask[:, None], "back": back, "until": until}
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

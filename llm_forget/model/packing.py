@@ -1,8 +1,8 @@
 """Packing: run a batch as one sequence without padding, and compute shared prefixes once.
 
 Everything except attention works on each token separately, so the model can run on one sequence of all tokens. Attention is
-computed row by row, over the tokens of the row and of the prefix that it shares. Models with layers that carry a state along the
-sequence are not packed.
+computed row by row, over the tokens of the row and of the prefix that it shares, or for long rows on a GPU by ``flex.py``. Models
+with layers that carry a state along the sequence are not packed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_forget.model.flex import Flex
 from llm_forget.model.head import below_wrapper
 from llm_forget.model.packing_trial import TRIAL, why_not
 from llm_forget.model.structure import decoder_configs, fits_window, text_config
@@ -58,19 +59,29 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed: dict[str, Tensor] | None = None,
+    flex: Flex | None = None,
+    packed: dict[str, Any] | None = None,
     **more: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention row by row if the batch is packed, otherwise the plain kernel. States: (B, heads, T, D)."""
+    """Attention of rows if the batch is packed, otherwise the plain kernel. States: (B, heads, T, D)."""
     if packed is None:
         return kernel(module, query, key, value, attention_mask, **more)  # type: ignore[no-any-return]
     if TRIAL in packed:
         _refuse_bias(query.shape[2], [attention_mask, *more.values()])
+    by_row = partial(_by_row, partial(kernel, module), packed, more)
+    out = None if flex is None or TRIAL in packed else flex.attend(query, key, value, packed, more, by_row)
+    return by_row(query, key, value) if out is None else out, None
+
+
+def _by_row(
+    kernel: Callable[..., Any], packed: dict[str, Any], more: dict[str, Any], query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """Attention row by row over (1, heads, N, D) states, by gathering the rows → (1, N, heads, D)."""
     mask = _mask_for(packed, query.dtype)
     rows = [_rows_of(query, packed["queries"]), *(_rows_of(one, packed["keys"]) for one in (key, value))]
-    out, _ = kernel(module, *rows, mask, **{**more, "is_causal": False})
+    out, _ = kernel(*rows, mask, **{**more, "is_causal": False})
     taken: Tensor = _Take.apply(out.flatten(2).flatten(0, 1), packed["back"])  # type: ignore[no-untyped-call]
-    return taken.view(1, -1, *out.shape[2:]), None
+    return taken.view(1, -1, *out.shape[2:])
 
 
 def _refuse_bias(tokens: int, given: Sequence[Any]) -> None:
@@ -84,12 +95,13 @@ def _refuse_bias(tokens: int, given: Sequence[Any]) -> None:
         raise ValueError("attention has a bias of its own")
 
 
-def _mask_for(packed: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+def _mask_for(packed: dict[str, Any], dtype: torch.dtype) -> Tensor:
     """The additive mask, computed once and cached in the layout for all blocks."""
     name = f"mask {dtype}"
     if name not in packed:
         packed[name] = additive_mask(packed["mask"], dtype)
-    return packed[name]
+    mask: Tensor = packed[name]
+    return mask
 
 
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -103,14 +115,15 @@ def _eager(module: nn.Module, *states: Any, is_causal: bool | None = None, **mor
     return found(module, *states, **more)  # type: ignore[no-any-return]
 
 
-def _register(name: str) -> str:
+def _register(name: str, flex: Flex) -> str:
     """Register packed attention over a kernel with transformers, and return its registered name."""
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     kernel = _eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
-    AttentionInterface.register(_PREFIX + name, partial(_attend, kernel))
+    # a model's own eager attention may compute anything
+    AttentionInterface.register(_PREFIX + name, partial(_attend, kernel, flex=flex if name == "sdpa" else None))
     AttentionMaskInterface.register(_PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
     return _PREFIX + name
 
@@ -151,7 +164,8 @@ def packed_attention(
         for config, kernel in zip(configs, kernels, strict=True):
             config._attn_implementation = kernel
 
-    put([_register(kernel) for kernel in chosen])
+    flex = Flex(say)
+    put([_register(kernel, flex) for kernel in chosen])
     try:
         reason = why_not(model)
         if reason is not None:

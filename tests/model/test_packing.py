@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed_rows import PACKED_ROWS, scores_and_gradient
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -33,16 +34,6 @@ from llm_forget.model.packing import _Take, packed_attention, packs
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.utils.build import build
 
-# All rows share a system turn: a question with two answers, a row that is a prefix of another, and a repeated row.
-SYSTEM = (11, 12, 13, 14)
-ROWS = [
-    Encoded("a", (*SYSTEM, 5, 9, 3, 8, 8, 1), 7),
-    Encoded("b", (*SYSTEM, 5, 9, 3, 2, 1), 7),
-    Encoded("c", (*SYSTEM, 6, 4, 4, 6, 1, 2, 3, 4, 5, 1), 9),
-    Encoded("d", (*SYSTEM, 6, 4, 4), 5),
-    Encoded("e", (*SYSTEM, 5, 9, 3, 2, 1), 7),
-    Encoded("f", (7, 2), 1),
-]
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -77,24 +68,9 @@ def adapted(**more: Any) -> nn.Module:
     return model
 
 
-def scores_and_gradient(model: nn.Module, *, is_packed: bool, **batch: Any) -> tuple[Tensor, Tensor]:
-    model.zero_grad()
-    with torch.enable_grad():
-        if is_packed:
-            with packed_attention(model) as on:
-                assert on
-                scores = score_answers(model, collate(ROWS, 0), **batch)
-                (scores.mean_logps * torch.tensor([1.0, -2.0, 3.0, 0.5, 4.0, 1.0])).sum().backward()
-        else:
-            scores = score_answers(model, collate(ROWS, 0), **batch)
-            (scores.mean_logps * torch.tensor([1.0, -2.0, 3.0, 0.5, 4.0, 1.0])).sum().backward()
-    gradients = [value.grad.flatten() for value in model.parameters() if value.grad is not None]
-    return scores.token_logps.detach(), torch.cat(gradients).clone()
-
-
 def test_shared_prefixes_are_packed_once() -> None:
     """By hand: 4 for the system turn; b: 5 more; a: 3 more after 5 9 3; d: 3 more; c: 7 more; e none; f: 2."""
-    batch = collate(ROWS, 0)
+    batch = collate(PACKED_ROWS, 0)
     line = pack(batch["input_ids"], batch["attention_mask"])
     assert line is not None
     assert line.tokens.shape == line.positions.shape == (1, 4 + 5 + 3 + 3 + 7 + 2)
@@ -154,9 +130,9 @@ def test_other_architectures(name: str) -> None:
 def test_logits_and_hidden_states_equal_those_of_the_padded_batch() -> None:
     model = adapted().eval()
     parts = [Part(slice(0, 2), logits=True), Part(slice(2, None), hidden=True)]
-    padded = score_parts(model, collate(ROWS, 0), parts, layer=0)
+    padded = score_parts(model, collate(PACKED_ROWS, 0), parts, layer=0)
     with packed_attention(model):
-        packed = score_parts(model, collate(ROWS, 0), parts, layer=0)
+        packed = score_parts(model, collate(PACKED_ROWS, 0), parts, layer=0)
     for mine, other in zip(packed, padded, strict=True):
         assert torch.equal(mine.tokens, other.tokens)
         for one, two in ((mine.logits, other.logits), (mine.hidden, other.hidden)):
@@ -185,8 +161,8 @@ def test_a_base_in_bf16_under_a_fresh_adapter_is_packed() -> None:
     told: list[str] = []
     with packed_attention(model, say=told.append) as on:
         assert on, told
-        packed = answer_logps(model, ROWS, 0)[0]
-    torch.testing.assert_close(packed, answer_logps(model, ROWS, 0)[0], rtol=0.02, atol=0.05)
+        packed = answer_logps(model, PACKED_ROWS, 0)[0]
+    torch.testing.assert_close(packed, answer_logps(model, PACKED_ROWS, 0)[0], rtol=0.02, atol=0.05)
 
 
 def test_a_batch_with_few_shared_tokens_stays_padded() -> None:
@@ -241,14 +217,14 @@ def test_rows_longer_than_the_window_stay_padded() -> None:
         unlimited.config.sliding_window = 0
         assert packs(unlimited, 25)
     model = model_of(MistralConfig(**SMALL, sliding_window=24), "sdpa")
-    long = collate([*ROWS, Encoded("g", tuple(range(1, 26)), 2)], 0)
-    padded = [score_answers(model, batch).token_logps for batch in (long, collate(ROWS, 0))]
+    long = collate([*PACKED_ROWS, Encoded("g", tuple(range(1, 26)), 2)], 0)
+    padded = [score_answers(model, batch).token_logps for batch in (long, collate(PACKED_ROWS, 0))]
     with packed_attention(model) as on:
         assert on
         assert packs(model, 24)
         assert not packs(model, 25)
         assert torch.equal(score_answers(model, long).token_logps, padded[0])
-        inside = score_answers(model, collate(ROWS, 0)).token_logps
+        inside = score_answers(model, collate(PACKED_ROWS, 0)).token_logps
     torch.testing.assert_close(inside, padded[1], rtol=0, atol=1e-5)
 
 
@@ -283,9 +259,9 @@ def test_a_kernel_without_mask_support_stays_padded() -> None:
 
 def test_one_measurement_pass_packed_and_padded() -> None:
     model = adapted()
-    padded = answer_logps(model, ROWS, 0)
+    padded = answer_logps(model, PACKED_ROWS, 0)
     with packed_attention(model):
-        packed = answer_logps(model, ROWS, 0)
+        packed = answer_logps(model, PACKED_ROWS, 0)
     for mine, other in zip(packed, padded, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
