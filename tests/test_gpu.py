@@ -30,6 +30,7 @@ from llm_forget.memory.plan import plan
 from llm_forget.model import flex
 from llm_forget.model.blocks import add_adapter
 from llm_forget.model.fused_head import fused_head
+from llm_forget.model.fused_lora import fused_lora
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.packing import packed_attention
 from llm_forget.testing import memorise, tiny_model, tiny_tokenizer
@@ -115,6 +116,17 @@ def test_the_fused_head_gives_the_usual_log_probs_and_gradients() -> None:
     with fused_head(model) as used:
         assert used
         fused = scores_and_gradients(model, is_packed=False)
+    torch.testing.assert_close(fused[0], usual[0], rtol=0, atol=1e-5)
+    for ours, theirs in zip(fused[1], usual[1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_adapters_in_one_operation_give_the_usual_log_probs_and_gradients() -> None:
+    model = adapted("sdpa").cuda()
+    usual = scores_and_gradients(model, is_packed=True)
+    with fused_lora(model) as count:
+        assert count > 0
+        fused = scores_and_gradients(model, is_packed=True)
     torch.testing.assert_close(fused[0], usual[0], rtol=0, atol=1e-5)
     for ours, theirs in zip(fused[1], usual[1], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -20,6 +20,7 @@ from llm_forget.errors import RecipeError
 from llm_forget.model.checkpointing import check_checkpointing
 from llm_forget.model.experts import without_router_loss
 from llm_forget.model.fused_head import fused_head
+from llm_forget.model.fused_lora import fused_lora
 from llm_forget.model.limits import check_rows, padding_id
 from llm_forget.model.load import check_adapter_fits, check_model, load_model, load_tokenizer, locate_model, read_config
 from llm_forget.model.lower_trial import lower_blocks_once
@@ -220,6 +221,7 @@ def run_on(
         packed_attention(model, wanted=recipe.train.packs, say=partial(note, console)),
         lower_blocks_once(model),
         fused_head(model, wanted=not is_sharded(), say=partial(note, console)),
+        fused_lora(model, wanted=not is_sharded() and not recipe.train.compile, say=partial(note, console)),
     ):
         if noise:
             off = ", ".join(noise)
