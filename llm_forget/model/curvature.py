@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from llm_forget.data.encode import Encoded
 from llm_forget.model.batching import evaluating, padded_batches
 from llm_forget.model.directions import adapted_layers, narrow_inputs
+from llm_forget.model.head import head_use
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.weights import autocast_like, exact
 
@@ -46,6 +47,7 @@ def kept_metrics(
     drawn = torch.Generator().manual_seed(seed)
     trained = [value for value in model.parameters() if value.requires_grad]
     with evaluating(model), watched(adapted_layers(model), sums), torch.enable_grad(), autocast_like(model):
+        head_use(model)  # its trial passes would count as rows
         for batch in padded_batches(rows, pad_token_id, next(model.parameters()).device):
             tokens += int(batch["attention_mask"].sum())
             with inputs.reading(batch["attention_mask"]):

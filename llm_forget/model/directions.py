@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from llm_forget.data.encode import Encoded
 from llm_forget.model.batching import evaluating, padded_batches
+from llm_forget.model.head import head_use
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.moments import InputMoments
 from llm_forget.model.weights import autocast_like, put
@@ -124,6 +125,7 @@ def aiming_moments(model: Any, rows: Sequence[Encoded], pad_token_id: int) -> di
     """The moments of the rows, for ``aim_adapter``."""
     found = narrow_inputs(model)
     with evaluating(model), autocast_like(model):
+        head_use(model)  # its trial passes would count as rows
         for batch in padded_batches(rows, pad_token_id, next(model.parameters()).device):
             with found.reading(batch["attention_mask"]):
                 score_answers(model, batch)

@@ -49,6 +49,14 @@ def test_an_aimed_adapter_hardly_moves_other_rows() -> None:
     assert moved[0] > 4 * moved[1]
 
 
+def test_trial_passes_are_no_rows() -> None:
+    """The first scores of a model try its head on other tokens, which must not count: a second call gives the same moments."""
+    rows = [Encoded("f", (40, 41, 42, 43, 44), 2)]
+    model = add_adapter(tiny_model(tiny_tokenizer(), hidden=32), AdapterConfig(rank=4))
+    first, second = (aiming_moments(model, rows, 0) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
 def test_a_rank_above_the_number_of_inputs_leaves_rows_without_use() -> None:
     """Of 40 rows of A, the 32 inputs fill the first 32; the others are 0, and the adapter trains and exports like any other."""
     forget = [Encoded("f", (40, 41, 42, 43, 44), 2)]
