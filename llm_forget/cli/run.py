@@ -7,6 +7,7 @@ The scripts in ``recipes/`` and ``eval/`` call these functions, and so do the co
 from __future__ import annotations
 
 from llm_forget.cli.options import parse_command_line
+from llm_forget.utils.quick_imports import importing
 
 
 def unlearn(argv: list[str]) -> None:
@@ -19,7 +20,8 @@ def unlearn(argv: list[str]) -> None:
 
     recipe = parse_command_line(UnlearnRecipe, argv)
 
-    from llm_forget.train.unlearn import unlearn
+    with importing():
+        from llm_forget.train.unlearn import unlearn
 
     record = unlearn(recipe)
     # measured row by row: a recipe without a method gets row targets that it does not name
@@ -33,7 +35,8 @@ def finetune(argv: list[str]) -> None:
 
     recipe = parse_command_line(FinetuneRecipe, argv)
 
-    from llm_forget.train.finetune import finetune
+    with importing():
+        from llm_forget.train.finetune import finetune
 
     finetune(recipe)
 
@@ -44,9 +47,10 @@ def evaluate(argv: list[str]) -> None:
 
     recipe = parse_command_line(EvalRecipe, argv)
 
-    from rich.console import Console
+    with importing():
+        from rich.console import Console
 
-    from llm_forget.evaluation.evaluate import evaluate, show
+        from llm_forget.evaluation.evaluate import evaluate, show
 
     show(evaluate(recipe, console=Console(stderr=True)), recipe.output_dir)
 
@@ -57,6 +61,7 @@ def capability(argv: list[str]) -> None:
 
     recipe = parse_command_line(CapabilityRecipe, argv)
 
-    from llm_forget.evaluation.evaluate import evaluate_capability, show
+    with importing():
+        from llm_forget.evaluation.evaluate import evaluate_capability, show
 
     show(evaluate_capability(recipe), recipe.output_dir)

@@ -75,6 +75,18 @@ class UnlearningTrainer(Resumable, Trainer):
         self.non_finite_at: int | None = None
         self._terms: dict[str, list[Tensor]] = defaultdict(list)
 
+    def get_train_dataloader(self) -> Any:
+        """The batches. The Trainer's own loader would import datasets, to ask whether the pairs come from it."""
+        rows = self.train_dataset
+        loader = torch.utils.data.DataLoader(
+            rows,
+            batch_size=self._train_batch_size,
+            sampler=self._get_train_sampler(rows),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Keep the order of the schedule; accelerate gives each process its slice of it."""
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial, wraps
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import LazyLoader
 from types import ModuleType
 from typing import Any
 
 _COMPILING = "bitsandbytes"
+_AT_FIRST_USE = "datasets"
 
 
 class _LateKernels(MetaPathFinder):
@@ -28,6 +32,23 @@ class _LateKernels(MetaPathFinder):
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
             spec.loader = _Late(spec.loader)
+        return spec
+
+
+class _AtFirstUse(MetaPathFinder):
+    """Imports datasets, and with it pandas and pyarrow, when one of its names is first read.
+
+    The Trainer of transformers imports it wherever it is installed, only to ask whether the rows come from it.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _AT_FIRST_USE:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = LazyLoader(spec.loader)
         return spec
 
 
@@ -69,5 +90,22 @@ def _late(compiler: Callable[..., Any], model: Callable[..., Any] | None = None,
 
 def quick_imports() -> None:
     """Make later imports of large libraries quicker, in this process. Calling it twice changes nothing."""
-    if not any(isinstance(finder, _LateKernels) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _LateKernels())
+    for finder in (_LateKernels, _AtFirstUse):
+        if not any(isinstance(one, finder) for one in sys.meta_path):
+            sys.meta_path.insert(0, finder())
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Context for the imports of a command, without garbage collection, which would take a fifth of their time.
+
+    Modules live as long as the process, so later collections leave out what exists at the end of the context.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_on:
+            gc.enable()
