@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from llm_forget.adapters.arithmetic import delta, scale
 from llm_forget.adapters.lora import Adapter, save_adapter
 from llm_forget.errors import AdapterError
-from llm_forget.model.weights import held_in_bf16
+from llm_forget.model.weights import held_in_bf16, in_shards
 
 log = logging.getLogger("llm_forget")
 
@@ -87,6 +87,30 @@ def _adding(a: Tensor, b: Tensor) -> Any:
         return out + change.to(out.dtype)
 
     return add
+
+
+@contextmanager
+def without_zero_adapter(model: Any) -> Iterator[None]:
+    """Context in which layers skip a LoRA adapter that changes nothing yet, because all its B are zero.
+
+    The outputs are the same: such an adapter adds zeros. It takes up to half of a forward pass of a small model.
+
+    Args:
+        model: with or without an adapter, wrapped or not. Other adapters stay in use, and so does one in shards, which do not
+            show whether it is zero.
+    """
+    factors = [value for name, value in model.named_parameters() if "lora_" in name]
+    zero = [value for name, value in model.named_parameters() if "lora_B" in name]
+    if not zero or not hasattr(model, "disable_adapter") or in_shards(model) or any(bool(one.any()) for one in zero):
+        yield
+        return
+    trained = [value.requires_grad for value in factors]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for value, wanted in zip(factors, trained, strict=True):  # PEFT makes all of them trainable, also a fixed A
+            value.requires_grad_(wanted)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from llm_forget.model.adapted import without_zero_adapter
 from llm_forget.model.batching import evaluating
 from llm_forget.model.head import below_wrapper
 from llm_forget.model.layout import model_inputs, pack
@@ -41,7 +42,7 @@ def why_not(model: nn.Module) -> str | None:
     if layer is not None:
         return f"{layer} carries a state along the sequence"
     try:
-        with evaluating(model), torch.no_grad(), autocast_like(model):
+        with evaluating(model), without_zero_adapter(model), torch.no_grad(), autocast_like(model):
             return _try_rows(model)
     except torch.OutOfMemoryError:
         raise

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from llm_forget.config import TrainConfig, UnlearnRecipe
 from llm_forget.data.encode import Encoded
 from llm_forget.data.schedule import schedule
+from llm_forget.model.adapted import without_zero_adapter
 from llm_forget.model.measure import SampleMeter, answer_logps, refuse_not_finite
 from llm_forget.model.weights import frozen_copy, held_in_bf16
 from llm_forget.stop import NEVER_SEEN, Measurement, StopRule, Verdict
@@ -122,9 +123,10 @@ class Run:
         self.goal: RowGoal | None = None
         self._calibrated: Calibrated | None = None
         self._first_logps: Tensor | None = None  # of the forget rows, before the first step
-        self.before = self._measure_before()
-        refuse_not_finite((self.before.forget, self.before.retain, self.before.neighbour))
-        self.target = self._forget_target()
+        with without_zero_adapter(model):
+            self.before = self._measure_before()
+            refuse_not_finite((self.before.forget, self.before.retain, self.before.neighbour))
+            self.target = self._forget_target()
         kept = self.before.retain
         self.floor = None if kept is None else kept * recipe.stop.utility_floor
         aims = {"forget_target": self.target, "utility_floor": self.floor, "neighbour": self.before.neighbour}
