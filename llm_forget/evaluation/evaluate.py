@@ -25,7 +25,7 @@ from llm_forget.evaluation.run_suite import run_suite
 from llm_forget.evaluation.schema import SCHEMA
 from llm_forget.evaluation.suite import LoadedSuite, Suite, check_suite, load_suite
 from llm_forget.model.generate import end_token_ids
-from llm_forget.model.load import load_model, load_tokenizer
+from llm_forget.model.load import load_model, load_tokenizer, load_weights
 from llm_forget.model.served import LISTED, ServedModel
 from llm_forget.utils.endpoint import Endpoint
 from llm_forget.utils.extras import require_extra
@@ -131,7 +131,7 @@ def _target_model(recipe: EvalRecipe, suite: Suite) -> Any:
     if before is None and recipe.model.adapter is not None and any(suite.kl_asked):
         # the adapter is merged into the model, so it cannot be switched off: load the base separately
         before = replace(recipe.model, adapter=None)
-    return None if before is None else load_model(before)[0]
+    return None if before is None else load_weights(before)
 
 
 def _overrides(recipe: EvalRecipe) -> dict[str, str]:

@@ -98,10 +98,7 @@ def _check_folder(path: Path) -> None:
 
 def load_tokenizer(config: ModelConfig) -> Any:
     """Load the tokenizer. It always has a padding token; masks depend on positions, so any token works."""
-    return _load_tokenizer(locate_model(config.name), config)
-
-
-def _load_tokenizer(path: str, config: ModelConfig) -> Any:
+    path = locate_model(config.name)
     _announce_code(config)
     return with_padding(
         load_pretrained_tokenizer(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
@@ -140,14 +137,26 @@ def cpu_multiplies_in_bf16() -> bool:
 
 
 def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, Any]:
-    """Load model and tokenizer. ``config.adapter`` is merged in fp32 before the model is cast.
+    """``load_weights``, and the tokenizer.
+
+    Returns:
+        The model and its tokenizer.
+    """
+    located = replace(
+        config, name=locate_model(config.name)
+    )  # only once: for a GGUF file this computes digests of gigabytes
+    return load_weights(located, trainable=trainable), load_tokenizer(located)
+
+
+def load_weights(config: ModelConfig, *, trainable: bool = False) -> Any:
+    """Load a model. ``config.adapter`` is merged in fp32 before the model is cast.
 
     Args:
         config: the recipe's model section.
         trainable: load in fp32, for full fine-tuning.
 
     Returns:
-        The model, on this process's GPU if there is one, and the tokenizer.
+        The model, on this process's GPU if there is one.
 
     Raises:
         RecipeError: the model does not exist or cannot be loaded, or the adapter was trained on another model.
@@ -179,7 +188,7 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
         # the weights of a sharded model are only whole inside its wrapper
         if not in_shards(model) and os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true"):
             check_forward(model)
-    return model, _load_tokenizer(path, config)
+    return model
 
 
 def _announce_code(config: ModelConfig) -> None:

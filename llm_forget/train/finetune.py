@@ -24,7 +24,14 @@ from llm_forget.model.checkpointing import FrozenStaysFrozen, check_checkpointin
 from llm_forget.model.experts import without_router_loss
 from llm_forget.model.generate import save_end_tokens
 from llm_forget.model.limits import check_rows, padding_id
-from llm_forget.model.load import check_model, frozen_dtype, load_model, load_tokenizer, locate_model, refuse_quantised
+from llm_forget.model.load import (
+    check_model,
+    frozen_dtype,
+    load_tokenizer,
+    load_weights,
+    locate_model,
+    refuse_quantised,
+)
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.measure import answer_logps, refuse_not_finite
 from llm_forget.model.packing import packed_attention
@@ -67,13 +74,14 @@ def _finetune(recipe: FinetuneRecipe, console: Console) -> dict[str, Any]:
     examples = [example for found in sources.values() for source in found for example in read_examples(source, notes)]
     located = replace(recipe.model, name=locate_model(recipe.model.name))
     check_model(located)
-    rows, report = encode_all(load_tokenizer(located), examples, recipe.encoding, role="training")
+    tokenizer = load_tokenizer(located)
+    rows, report = encode_all(tokenizer, examples, recipe.encoding, role="training")
     for warning in filter(None, (replacement(recipe.output_dir), *notes, *report.warnings)):
         note(console, warning)
 
     started = time.monotonic()
     set_seed(recipe.seed)  # before the adapter is initialized; the Trainer seeds again later
-    model, tokenizer = load_model(located, trainable=recipe.adapter is None)
+    model = load_weights(located, trainable=recipe.adapter is None)
     for warning in check_rows(model, rows, "training"):
         note(console, warning)
     check_checkpointing(model, recipe.train.gradient_checkpointing)

@@ -15,7 +15,7 @@ from llm_forget.data.encode import Encoded
 from llm_forget.errors import RecipeError
 from llm_forget.methods import Method
 from llm_forget.model.limits import padding_id
-from llm_forget.model.load import load_model, locate_model, read_config
+from llm_forget.model.load import load_weights, locate_model, read_config
 from llm_forget.train.prepare import UnlearnSets
 from llm_forget.train.teacher import Teacher, teacher_of
 
@@ -130,7 +130,7 @@ def without_adapters(model: Any) -> OpenBase:
 def _opener(config: ModelConfig) -> OpenBase:
     @contextmanager
     def opened() -> Iterator[Any]:
-        model = load_model(config)[0]
+        model = load_weights(config)
         try:
             yield model
         finally:

@@ -18,7 +18,7 @@ from llm_forget.errors import DataError
 from llm_forget.methods import Needs
 from llm_forget.model.experts import without_router_loss
 from llm_forget.model.limits import padding_id
-from llm_forget.model.load import load_model, load_tokenizer, locate_model
+from llm_forget.model.load import load_tokenizer, load_weights, locate_model
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.steady import steady_base
 from llm_forget.train.aiming import aim_name, aims, measure_aim, worth_sharing, write_aim
@@ -81,7 +81,7 @@ def share(
     )
     open_base = base_of(recipe, located.name)
     origin = None if open_base is None else base_scores(open_base, sets, tokenizer)
-    model = load_model(located)[0]
+    model = load_weights(located)
     making = Making(recipe, sets, tokenizer, model, say)
     _, more = further(make_parts(replace(recipe, output_dir="")), making, lenient=True)
     teacher = swapped_top(Needs(swapped_top=True), making) if swapped else None

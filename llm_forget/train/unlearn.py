@@ -22,7 +22,14 @@ from llm_forget.model.experts import without_router_loss
 from llm_forget.model.fused_head import fused_head
 from llm_forget.model.fused_lora import fused_lora
 from llm_forget.model.limits import check_rows, padding_id
-from llm_forget.model.load import check_adapter_fits, check_model, load_model, load_tokenizer, locate_model, read_config
+from llm_forget.model.load import (
+    check_adapter_fits,
+    check_model,
+    load_tokenizer,
+    load_weights,
+    locate_model,
+    read_config,
+)
 from llm_forget.model.lower_trial import lower_blocks_once
 from llm_forget.model.packing import packed_attention
 from llm_forget.model.steady import steady_base
@@ -116,7 +123,7 @@ def finished(
     recipe = scaled(recipe, given, rows=len(sets.forget), width=hidden_size(read_config(located)))
 
     def load() -> Any:
-        return load_model(located, trainable=recipe.adapter is None)[0]
+        return load_weights(located, trainable=recipe.adapter is None)
 
     return run_on(
         recipe,

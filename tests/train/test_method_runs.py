@@ -75,7 +75,7 @@ def test_rmu_trains_the_steered_block_and_the_two_before_it(memorised_folder: Pa
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_forget.train.unlearn, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(llm_forget.train.unlearn, "load_weights", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
 @pytest.mark.usefixtures("no_model")

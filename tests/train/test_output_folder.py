@@ -118,7 +118,7 @@ def test_a_bad_output_folder_is_found_before_a_model_is_loaded(
     (tmp_path / "file").write_text("x")
     (tmp_path / "v.checkpoints").write_text("x")
     for module in (llm_forget.train.unlearn, llm_forget.train.finetune):
-        monkeypatch.setattr(module, "load_model", never)
+        monkeypatch.setattr(module, "load_weights", never)
     quiet = Console(file=io.StringIO())
     for place in ("/proc/x", str(tmp_path / "file" / "below")):
         with pytest.raises(UserError, match=r"cannot be written"):

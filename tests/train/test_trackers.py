@@ -202,7 +202,7 @@ def test_unusable_trackers_are_refused_before_a_model_is_loaded(
     with pytest.raises(RecipeError, match="set output_dir"):
         check_trackers(["tensorboard"], "")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(llm_forget.train.unlearn, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(llm_forget.train.unlearn, "load_weights", lambda *_, **__: pytest.fail("the model was loaded"))
     for name in ("wandb", "tensorboard"):
         with pytest.raises(UserError, match=rf"pip install 'llm-forget\[{name}\]'"):
             check_trackers([name], str(tmp_path))

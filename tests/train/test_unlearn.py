@@ -226,7 +226,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(*_: Any, **__: Any) -> Any:
         raise AssertionError("the model was loaded before the mistake was found")
 
-    monkeypatch.setattr(llm_forget.train.unlearn, "load_model", loaded)
+    monkeypatch.setattr(llm_forget.train.unlearn, "load_weights", loaded)
 
 
 @pytest.mark.usefixtures("no_model")
@@ -282,7 +282,7 @@ def test_an_adapter_for_another_base_is_refused_by_its_shapes(
 
     other = get_peft_model(tiny_model(tiny_tokenizer(), hidden=32), LoraConfig(r=2, target_modules="all-linear"))
     other.save_pretrained(tmp_path / "other")
-    monkeypatch.setattr(llm_forget.train.unlearn, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(llm_forget.train.unlearn, "load_weights", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(
         UserError, match=r"does not fit.*shape \(32, 64\).*has \(64, 128\).*give the base that it was trained on"
     ):
@@ -296,7 +296,7 @@ def test_an_adapter_for_another_base_of_the_same_shapes_is_refused_by_its_digest
     quiet(first)
     tiny_model(tiny_tokenizer(), seed=9).save_pretrained(tmp_path / "other")
     tiny_tokenizer().save_pretrained(tmp_path / "other")
-    monkeypatch.setattr(llm_forget.train.unlearn, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(llm_forget.train.unlearn, "load_weights", lambda *_, **__: pytest.fail("the model was loaded"))
     changes = {"name": str(tmp_path / "other"), "adapter": str(Path(first.output_dir) / "adapter")}
     with pytest.raises(UserError, match="was trained on another base"):
         unlearn(recipe_of(model=changes, output_dir=str(tmp_path / "two")))
