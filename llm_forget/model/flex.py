@@ -55,7 +55,7 @@ class Flex:
         if (
             query.device.type not in _DEVICES
             or packed["keys"].shape[1] < _LONG
-            or any(more.get(name) for name in _MORE)
+            or any(_asked(more.get(name)) for name in _MORE)
         ):
             return None
         states = _in_one_dtype(query, key, value)
@@ -77,6 +77,11 @@ class Flex:
         if not agrees:
             self._say(f"flex attention differs by {moved:.1g} of the largest number; packed rows are gathered instead")
         return agrees
+
+
+def _asked(value: Any) -> bool:
+    """Whether an argument asks for something; a tensor does, whatever it holds."""
+    return isinstance(value, Tensor) or bool(value)
 
 
 def _masked(packed: dict[str, Any], scaling: float | None, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -201,6 +201,15 @@ def test_other_numbers_or_an_error_are_found_and_said_once(
     assert "packed rows are gathered instead" in said[0]
 
 
+@pytest.mark.parametrize(
+    ("value", "asked"), [(None, False), (0.0, False), (False, False), (30.0, True), (torch.zeros(4), True)]
+)
+def test_an_argument_that_asks_for_more(value: object, asked: bool) -> None:
+    """Sinks are a tensor, whose truth is not defined."""
+    assert module._asked(value) is asked
+
+
+@pytest.mark.slow
 def test_what_it_is_not_for(on_cpu: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Eager attention, windows, selective checkpointing, short rows, and a CPU."""
     from llm_forget.model.checkpointing import checkpointing_arguments
