@@ -5,6 +5,9 @@
 # VERSIONS is a constraints file, scripts/constraints.txt by default.
 # PYTHON names the interpreter (default: the first of python3.11, python3.12, python3.13, python3 that is 3.11 or newer).
 
+# Every test worker, launched run and step of the demo imports thousands of files. Without bytecode each compiles them again, for 13 s.
+unset PYTHONDONTWRITEBYTECODE
+
 find_python() {
   local candidate
   for candidate in "${PYTHON:-}" python3.11 python3.12 python3.13 python3; do
