@@ -70,16 +70,22 @@ def sanitise_adapter(
         maximum: largest strength.
 
     Raises:
-        AdapterError: there are no rows to keep, nothing is left of the adapter, or no strength keeps the floor.
+        AdapterError: the adapter is zero, there are no rows to keep, nothing is left of it, or no strength keeps the floor.
         DataError: a set cannot be used.
     """
     _check(base.rows, energy, weight, rescale, maximum)
     base.check(adapter)
+    before_size = norm(adapter)
+    if not before_size > 0:
+        raise AdapterError(
+            "the adapter changes nothing: its factors are zero, so there is nothing to sanitise. The run that wrote it kept the "
+            "state before its first step; its result.json says why."
+        )
     if base.sets["forget"] and energy is None:
         new = _filtered(adapter, base, weight)
     else:
         new = _projected(adapter, base, 0.8 if energy is None else energy)
-    left = norm(new) / norm(adapter)
+    left = norm(new) / before_size
     if not left > 1e-3:
         raise AdapterError(
             "nothing is left of the adapter, which sees only inputs of rows to keep; lower --energy or --weight."

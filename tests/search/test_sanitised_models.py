@@ -116,6 +116,15 @@ def test_what_cannot_work_is_refused(harmful: Path, rows: Rows, settings: dict[s
         sanitise_adapter(load_adapter(harmful / "run" / "adapter"), base_of(harmful, rows), **settings)
 
 
+def test_an_adapter_that_changes_nothing_is_refused(harmful: Path) -> None:
+    """A run that broke its floor at once keeps such an adapter."""
+    adapter = load_adapter(harmful / "run" / "adapter")
+    zero = replace(adapter, modules={name: replace(one, B=0 * one.B) for name, one in adapter.modules.items()})
+    rows = Rows(source(harmful, "retain"), source(harmful, "forget"), virtual=0)
+    with pytest.raises(AdapterError, match="the adapter changes nothing"):
+        sanitise_adapter(zero, base_of(harmful, rows))
+
+
 def test_a_floor_that_no_strength_keeps_is_refused(harmful: Path) -> None:
     rows = Rows(source(harmful, "retain"), source(harmful, "forget"), virtual=0)
     with pytest.raises(AdapterError, match="no strength that was tried keeps 200%"):
