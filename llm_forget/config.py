@@ -215,10 +215,6 @@ class StopConfig:
     # With row targets, how near the rows must come, as a multiple of the usual distance: nine of ten rows within 1.5 nats per
     # token of their own target, and all of them within 0.25 on average. A lower value takes more steps and comes nearer.
     tolerance: float = 1.0
-    # Go on until the forget answers are about as sure as the teacher of base_teacher: the mean entropy of a row above the
-    # teacher's is at most this, in nats per token and over all rows. 0.4 takes a trace from Min-K%++ and costs other rows. Needs
-    # row targets, base, holdout and retain. null: not asked.
-    excess_entropy: float | None = None
     # Fraction of the retain probability before training that must be kept.
     utility_floor: float = 0.95
     # Fraction of the probability of neighbours before training that must be kept. The neighbours are those of the retain term
@@ -246,10 +242,6 @@ class StopConfig:
             raise ValueError(f"neighbour_floor is {self.neighbour_floor}; give a fraction between 0 and 1, or null")
         if not self.tolerance > 0:
             raise ValueError(f"tolerance is {self.tolerance}; give a number above 0")
-        if self.excess_entropy is not None and not self.excess_entropy > 0:
-            raise ValueError(
-                f"excess_entropy is {self.excess_entropy}; give nats per token above 0, such as 0.4, or null"
-            )
         for name in ("patience", "every", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")

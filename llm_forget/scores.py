@@ -141,15 +141,6 @@ def mean_over_answer(per_token: Tensor, mask: Tensor) -> Tensor:
     return (per_token * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
-def mean_entropies(logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean entropy at each row's answer tokens, (B, A, V) and (B, A) → (B,) in nats per token; no gradient.
-
-    Two equally likely tokens have ln 2 ≈ 0.693.
-    """
-    logps = logits.detach().float().log_softmax(-1)
-    return mean_over_answer(-(logps.exp() * logps).sum(-1), mask)
-
-
 def kl_divergence(reference_logits: Tensor, policy_logits: Tensor) -> Tensor:
     """KL(reference ‖ policy) over the vocabulary at each position, (…, V) and (…, V) → (…), in nats."""
     reference = reference_logits.log_softmax(-1)

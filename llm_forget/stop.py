@@ -40,8 +40,6 @@ class Match:
         below: share of rows further below it.
         shift: mean of log-prob less target, in nats per token.
         tolerance: how near the rows must come, as a multiple of the usual.
-        excess: mean over rows of the entropy above the teacher's, in nats per token; None if it is not asked or not known yet.
-        most_excess: its limit; None for none.
     """
 
     pvalue: float
@@ -51,26 +49,16 @@ class Match:
     below: float
     shift: float = 0.0
     tolerance: float = 1.0
-    excess: float | None = None
-    most_excess: float | None = None
 
     @property
     def reached(self) -> bool:
         """Whether the test finds no difference, enough rows are near their own target, and so are all on average."""
-        near = self.pvalue > PVALUE and self.within >= SHARE and abs(self.shift) <= SHIFT * self.tolerance
-        return near and self._flat <= 0
+        return self.pvalue > PVALUE and self.within >= SHARE and abs(self.shift) <= SHIFT * self.tolerance
 
     @property
     def distance(self) -> float:
-        """0 if every row is at its target: D, the share of rows far from their own, and at most 1 each for shift and excess."""
-        return self.statistic + 1 - self.within + min(abs(self.shift), 1.0) + self._flat
-
-    @property
-    def _flat(self) -> float:
-        """The excess above its limit, from 0 to 1."""
-        if self.most_excess is None:
-            return 0.0
-        return 1.0 if self.excess is None else min(max(self.excess - self.most_excess, 0.0), 1.0)
+        """0 if every row is at its target: D, the share of rows that are far from their own, and the shift, at most 1."""
+        return self.statistic + 1 - self.within + min(abs(self.shift), 1.0)
 
 
 def match(logps: Sequence[float], targets: Sequence[float], tolerance: float = 1.0) -> Match:

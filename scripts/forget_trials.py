@@ -58,7 +58,6 @@ def _shaped(weight: float = 0.0, *, rate: float | None = None, rank: int = 32, e
 TRIALS: dict[str, dict[str, Any]] = {
     "default": {},
     "default-no-base": {"base": None},
-    "sure": {"stop": {"excess_entropy": 0.4}},
     "keep-1": _shaped(1.0),
     "keep-4": _shaped(4.0),
     "slow": _shaped(rate=0.2, epochs=20),

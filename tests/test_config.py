@@ -113,7 +113,6 @@ def test_a_shipped_recipe_is_found_from_anywhere(tmp_path: Path, monkeypatch: py
         (with_(model={"name": "x", "dtype": "float16"}), ["model.dtype", "'float32'", "'float16'"]),
         (with_(stop={"forget_target": 3.0}), ["stop", "forget_target is 3", "between 0 and 1"]),
         (with_(stop={"tolerance": 0.0}), ["stop", "tolerance is 0", "above 0"]),
-        (with_(stop={"excess_entropy": 0.0}), ["stop", "excess_entropy is 0", "above 0"]),
         (with_(stop={"forget_target": "soon"}), ["stop.forget_target", "'holdout'", "'soon'"]),
         (with_(stop={"utility_floor": float("nan")}), ["utility_floor is nan", "between 0 and 1"]),
         (with_(retain={"weight": float("nan")}), ["retain", "weight is nan"]),

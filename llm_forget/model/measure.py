@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,8 +32,6 @@ class SampleMeter:
     Attributes:
         targets: the mean log-prob per answer token that each forget row should reach, in nats; None without row targets.
         tolerance: how near the rows must come to them, as a multiple of the usual.
-        excess: returns the forget rows' mean entropy above a teacher's in nats, as far as it is known.
-        most_excess: its limit; None for none.
         seen: called with the forget rows' mean log-probs after every measurement.
         neighbours: rows with a floor of their own; empty for none.
     """
@@ -43,8 +40,6 @@ class SampleMeter:
         self.forget, self.retain, self.pad_token_id = forget, retain, pad_token_id
         self.targets: Sequence[float] | None = None
         self.tolerance = 1.0
-        self.excess: Callable[[], float | None] = lambda: None
-        self.most_excess: float | None = None
         self.seen: Callable[[Tensor], None] = lambda _: None
         self.neighbours: Sequence[Encoded] = ()
 
@@ -58,7 +53,6 @@ class SampleMeter:
         found = None
         if self.targets is not None:
             found = match(forget.log().tolist(), self.targets, self.tolerance)
-            found = replace(found, excess=self.excess(), most_excess=self.most_excess)
             self.seen(forget.log())
         near = float(self.probabilities(model, self.neighbours).mean()) if self.neighbours else None
         return Measurement(step, float(forget.mean()), retain, found, near)

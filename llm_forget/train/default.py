@@ -33,9 +33,8 @@ def settled(recipe: UnlearnRecipe, *, base: bool) -> UnlearnRecipe:
         return recipe
     keeps, unseen = recipe.data.retain is not None, recipe.data.holdout is not None
     changes: dict[str, Any] = {"method": {"name": "base_teacher" if base else "npo"}}
-    stop = recipe.stop
-    if replace(stop, tolerance=1.0, excess_entropy=None) == StopConfig() and (base or unseen):
-        changes["stop"] = replace(stop, forget_target="rows", every=EVERY)
+    if replace(recipe.stop, tolerance=StopConfig().tolerance) == StopConfig() and (base or unseen):
+        changes["stop"] = replace(recipe.stop, forget_target="rows", every=EVERY)
     if recipe.adapter == AdapterConfig() and keeps:
         changes["adapter"] = AdapterConfig(inputs="forget")
     # an optimizer or a learning rate that somebody gives stays, and then the rows to keep are a part of the loss

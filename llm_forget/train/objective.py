@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llm_forget.methods import Method, Needs, needed
 from llm_forget.retain import RetainTerm
-from llm_forget.scores import AnswerScores, mean_entropies
+from llm_forget.scores import AnswerScores
 from llm_forget.train.row_goal import RowGoal
 from llm_forget.train.step_rows import StepRows, union
 from llm_forget.train.teacher import Teacher
@@ -117,10 +117,7 @@ class Objective:
             if self.satisfied_below is not None:
                 losses = losses * (probability > self.satisfied_below)
             if self.goal is not None and index is not None:
-                own, flat = scores["forget"], None
-                if self.goal.entropies is not None:
-                    flat = mean_entropies(needed(own.logits, "stop.excess_entropy", "the policy's logits"), own.mask)
-                losses = self.goal.two_sided(losses, own.mean_logps, index, flat)
+                losses = self.goal.two_sided(losses, scores["forget"].mean_logps, index)
             terms["forget_loss"], terms["forget_probability"] = (
                 losses.sum() / (pairs or len(losses)),
                 probability.mean(),

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from llm_forget.config import TrainConfig, UnlearnRecipe
 from llm_forget.data.encode import Encoded
 from llm_forget.data.schedule import schedule
-from llm_forget.errors import RecipeError
 from llm_forget.model.adapted import without_zero_adapter
 from llm_forget.model.measure import SampleMeter, answer_logps, refuse_not_finite
 from llm_forget.model.weights import frozen_copy, held_in_bf16
@@ -155,35 +154,9 @@ class Run:
             self.meter.tolerance = tolerance = self.recipe.stop.tolerance
             if not self.method.towards:
                 wanted = torch.tensor(self.row_targets.values)
-                self.goal = goal = RowGoal(
-                    wanted,
-                    start.probabilities.log(),
-                    slack=SLACK * tolerance,
-                    entropies=self._wanted_entropies(),
-                    most_excess=self.recipe.stop.excess_entropy or math.inf,
-                )
+                self.goal = RowGoal(wanted, start.probabilities.log(), slack=SLACK * tolerance)
                 self.meter.seen = self.goal.seen
-                self.meter.excess, self.meter.most_excess = lambda: goal.excess, self.recipe.stop.excess_entropy
         return self.meter.of(self.model, 0, start.probabilities[: self.recipe.stop.rows])
-
-    def _wanted_entropies(self) -> Tensor | None:
-        """The entropies (n,) of the teacher of the forget rows, if the recipe asks for them.
-
-        Raises:
-            RecipeError: the method has no teacher, its base is not calibrated, or there are several processes.
-        """
-        if self.recipe.stop.excess_entropy is None:
-            return None
-        if not self.method.needs.base_top or self._calibrated is None:
-            raise RecipeError(
-                "stop.excess_entropy compares with the teacher of base_teacher, which needs base, data.holdout and data.retain; "
-                "set these, or stop.excess_entropy: null"
-            )
-        if (
-            PartialState().num_processes > 1
-        ):  # each sees the entropies of its own rows, and all must stop at the same step
-            raise RecipeError("stop.excess_entropy works in one process; launch one, or set stop.excess_entropy: null")
-        return self._calibrated.teacher.row_entropies
 
     def _forget_target(self) -> float | None:
         wanted = self.recipe.stop.forget_target

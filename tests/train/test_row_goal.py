@@ -21,7 +21,7 @@ from llm_forget.errors import RecipeError
 from llm_forget.methods import Needs
 from llm_forget.methods.dpo import DPO
 from llm_forget.retain.nll import NLL
-from llm_forget.scores import TopLogps, mean_entropies, top_kl
+from llm_forget.scores import TopLogps, top_kl
 from llm_forget.stop import Match, Measurement, StopRule, Verdict
 from llm_forget.testing import tiny_model, tiny_tokenizer
 from llm_forget.train.default import scaled, settled
@@ -43,35 +43,6 @@ def test_two_sided_by_hand() -> None:
     assert logps.grad is not None
     assert logps.grad.tolist() == [0.0, 0.0, -1.0]
     assert goal.active(torch.tensor([2, 1, 0])).tolist() == [True, False, True]
-
-
-def test_a_row_that_is_much_less_sure_than_its_teacher_has_the_loss() -> None:
-    """Teacher 1 nat, 0.4 allowed on average and 0.6 for a row: of three rows at their targets, the one with 1.7 nats has it."""
-    goal = RowGoal(torch.full((3,), -3.0), torch.full((3,), -3.1), entropies=torch.ones(3), most_excess=0.4)
-    rows = torch.arange(3)
-    assert goal.excess is None, "no row was seen"
-    assert goal.active(rows).all()
-    loss = goal.two_sided(torch.full((3,), 7.0), torch.tensor([-3.1, -3.2, -4.0]), rows, torch.tensor([1.5, 1.7, 1.2]))
-    assert loss.tolist() == [0.0, 7.0, 1.0]
-    assert goal.active(rows).tolist() == [False, True, True]
-    assert goal.excess == pytest.approx((0.5 + 0.7 + 0.2) / 3)
-    again = RowGoal(torch.full((3,), -3.0), torch.zeros(3), entropies=torch.ones(3), most_excess=0.4)
-    again.load_state_dict(goal.state_dict())
-    assert again.excess == goal.excess
-
-
-def test_entropies_by_hand() -> None:
-    """Of two tokens, one certain and one of two equally likely ones: ln 2 / 2. What the mask leaves out does not count."""
-    logits = torch.tensor([[[50.0, 0.0, 0.0], [0.0, 0.0, -99.0], [0.0, 0.0, 0.0]]])
-    assert float(mean_entropies(logits, torch.tensor([[True, True, False]]))) == pytest.approx(0.6931 / 2, abs=1e-4)
-
-
-@pytest.mark.parametrize(("excess", "reached", "further"), [(0.3, True, 0.0), (0.5, False, 0.1), (None, False, 1.0)])
-def test_a_match_is_not_reached_while_rows_are_flat(excess: float | None, reached: bool, further: float) -> None:
-    found = Match(0.3, 0.1, 0.95, 0.0, 0.05, excess=excess, most_excess=0.4)
-    assert found.reached is reached
-    assert found.distance == pytest.approx(Match(0.3, 0.1, 0.95, 0.0, 0.05).distance + further)
-    assert Match(0.3, 0.1, 0.95, 0.0, 0.05, excess=9.0).reached, "without a limit"
 
 
 def test_a_step_always_has_a_row() -> None:
@@ -180,38 +151,6 @@ def test_without_base_the_holdout_and_without_both_a_message(with_base: Path, tm
         unlearn(recipe(with_base, tmp_path / "other", base=None, data=bare), Console(file=io.StringIO()))
 
 
-@pytest.mark.slow
-def test_a_run_goes_on_until_the_rows_are_sure(with_base: Path, tmp_path: Path) -> None:
-    """The same run with a limit takes more steps, and ends with the excess that it asks for."""
-    many = [
-        (f"Where is {name}?", f"In {place}, {name}-41.")
-        for name in ("Ed", "Fi", "Gus", "Hal")
-        for place in ("Graz", "Lyon")
-    ]
-    write_rows(tmp_path / "holdout.jsonl", many)
-    data = {name: {"path": str(with_base / f"{name}.jsonl")} for name in ("forget", "retain")}
-    data["holdout"] = {"path": str(tmp_path / "holdout.jsonl")}
-    changes: dict[str, Any] = {"data": data, "method": {"name": "base_teacher"}}
-    stop = {"forget_target": "rows", "utility_floor": 0.0, "every": 1}
-    quiet = Console(file=io.StringIO())
-    usual = unlearn(recipe(with_base, tmp_path / "usual", **changes, stop=stop), quiet)
-    assert usual.reached
-    assert usual.after.match is not None
-    assert usual.after.match.excess is None
-    sure = unlearn(recipe(with_base, tmp_path / "sure", **changes, stop={**stop, "excess_entropy": 1.0}), quiet)
-    assert sure.reached
-    assert sure.after.match is not None
-    assert sure.after.match.excess is not None
-    assert sure.after.match.excess <= 1.0
-    assert sure.steps > usual.steps
-    unseen = {name: data[name] for name in ("forget", "retain")}
-    for wrong in ({"data": unseen}, {"method": {"name": "grad_diff"}}):
-        with pytest.raises(RecipeError, match=r"stop\.excess_entropy compares with the teacher of base_teacher"):
-            unlearn(
-                recipe(with_base, tmp_path / "no", **{**changes, **wrong}, stop={**stop, "excess_entropy": 1.0}), quiet
-            )
-
-
 def test_the_objective_divides_by_all_pairs() -> None:
     """A row that left the batch counts as a loss of 0, so that the rows that stay do not weigh more."""
     from llm_forget.methods.grad_ascent import GradAscent
@@ -269,10 +208,8 @@ def test_the_default_keeps_what_the_recipe_sets_and_scales_with_the_rows(tmp_pat
     assert scaled(settled(alone, base=True), alone, rows=4, width=4 * 576).train.learning_rate == pytest.approx(2e-3)
     assert settled(plain, base=False).method == {"name": "npo"}
     assert settled(plain, base=False).stop.forget_target == "holdout", "neither base nor holdout rows: no row targets"
-    near = settled(
-        build(UnlearnRecipe, {**values, "stop": {"tolerance": 0.5, "excess_entropy": 0.4}}, "test"), base=True
-    )
-    assert (near.stop.forget_target, near.stop.tolerance, near.stop.excess_entropy) == ("rows", 0.5, 0.4)
+    near = settled(build(UnlearnRecipe, {**values, "stop": {"tolerance": 0.5}}, "test"), base=True)
+    assert (near.stop.forget_target, near.stop.tolerance) == ("rows", 0.5), "a tolerance alone is for the default's own targets"
     own = build(UnlearnRecipe, {**values, "train": {"epochs": 3}, "retain": {"name": None}}, "test")
     assert scaled(settled(own, base=True), own, rows=4, width=None).train.epochs == 3
     assert settled(own, base=True).retain == own.retain
