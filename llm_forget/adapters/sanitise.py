@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llm_forget.adapters.lora import Factors
+from llm_forget.errors import AdapterError
 
 
 def leading_directions(moment: Tensor, energy: float) -> Tensor:
@@ -67,16 +68,27 @@ def filtered(
         forget: (d, d) second moment C_f of the inputs of forget rows.
         keep: (d, d) second moment C_r of the inputs of rows to keep.
         strength: μ ≥ 0; 0 changes nothing.
-        ridge: ρ > 0, as a multiple of the mean diagonal entry of C_f.
+        ridge: ρ > 0, as a multiple of the mean diagonal entry of C_f, or of C_r if no forget row reaches the layers.
 
     Returns:
         The factors with another A, of the same shapes and dtypes. A = (1, 1), C_f = I, C_r = diag(1, 0) and μ = 1 give (½, 1)
         as ρ → 0.
+
+    Raises:
+        AdapterError: a moment is not finite.
     """
     device = layers[0].A.device
     a, own = torch.cat([one.A for one in layers]).double(), forget.to(device, torch.float64, copy=True)
-    own.diagonal().add_(ridge * own.diagonal().mean())
-    root = torch.linalg.cholesky(own + strength * keep.to(device).double())
+    others = keep.to(device).double()
+    level = ridge * (float(own.diagonal().mean()) or float(others.diagonal().mean()))
+    if level == 0:  # no row reaches these layers, such as experts
+        return list(layers)
+    own.diagonal().add_(level)
+    root, failed = torch.linalg.cholesky_ex(own + strength * others)
+    if failed or not root.isfinite().all():
+        raise AdapterError(
+            "the inputs of a layer are not finite; check that the base answers the rows, or load it in float32."
+        )
     solved = torch.cholesky_solve((a @ own).T, root).T
     new = torch.split(solved, [one.rank for one in layers])
     return [replace(one, A=part.to(one.A.dtype).contiguous()) for one, part in zip(layers, new, strict=True)]

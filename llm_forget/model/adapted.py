@@ -97,11 +97,15 @@ def without_zero_adapter(model: Any) -> Iterator[None]:
 
     Args:
         model: with or without an adapter, wrapped or not. Other adapters stay in use, and so does one in shards, which do not
-            show whether it is zero.
+            show whether it is zero, or one of compiled blocks, which would be compiled twice.
     """
     factors = [value for name, value in model.named_parameters() if "lora_" in name]
     zero = [value for name, value in model.named_parameters() if "lora_B" in name]
-    if not zero or not hasattr(model, "disable_adapter") or in_shards(model) or any(bool(one.any()) for one in zero):
+    compiled = any(
+        module._compiled_call_impl is not None for module in model.modules()
+    )  # for the graph with the adapter
+    skipped = compiled or not zero or not hasattr(model, "disable_adapter") or in_shards(model)
+    if skipped or any(bool(one.any()) for one in zero):
         yield
         return
     trained = [value.requires_grad for value in factors]

@@ -63,16 +63,28 @@ class Flex:
         ours = partial(_masked, packed, more.get("scaling"))
         if kind not in self._tried:
             self._tried[kind] = self._agrees(states, ours, usual)
-        return ours(*states) if self._tried[kind] else None
+        if not self._tried[kind]:
+            return None
+        try:  # another length may need another compilation
+            return ours(*states)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self._tried[kind] = self._failed(error)
+            return None
+
+    def _failed(self, error: Exception) -> bool:
+        """Say that a kernel failed, which it may in many ways; the usual way needs none. Returns False."""
+        self._say(f"flex attention cannot be used ({type(error).__name__}); packed rows are gathered instead")
+        return False
 
     def _agrees(self, states: list[Tensor], ours: Usual, usual: Usual) -> bool:
         try:
             moved = difference(states, ours, usual)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # a kernel may fail to compile in many ways; the usual way needs none
-            self._say(f"flex attention cannot be used ({type(error).__name__}); packed rows are gathered instead")
-            return False
+        except Exception as error:
+            return self._failed(error)
         agrees = moved <= _LARGEST.get(states[0].dtype, 0.0)
         if not agrees:
             self._say(f"flex attention differs by {moved:.1g} of the largest number; packed rows are gathered instead")

@@ -105,11 +105,11 @@ def _usable(model: nn.Module, say: Callable[[str], None]) -> list[Any]:
 
     layers: list[Any] = [one for one in model.modules() if type(one) is Linear and "forward" not in vars(one)]
     with autocast_like(model):
-        layers = [layer for layer in layers if _is_plain(layer) and _parts(layer, _dtype_of(layer)) is not None]
-        if not layers:
-            return []
-        smallest = min(layers, key=lambda layer: layer.get_base_layer().weight.numel())
         try:
+            layers = [layer for layer in layers if _is_plain(layer) and _parts(layer, _dtype_of(layer)) is not None]
+            if not layers:
+                return []
+            smallest = min(layers, key=lambda layer: layer.get_base_layer().weight.numel())
             moved = difference(smallest)
         except torch.OutOfMemoryError:
             raise

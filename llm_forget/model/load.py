@@ -142,9 +142,8 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> tuple[Any, An
     Returns:
         The model and its tokenizer.
     """
-    located = replace(
-        config, name=locate_model(config.name)
-    )  # only once: for a GGUF file this computes digests of gigabytes
+    # only once: for a GGUF file this computes digests of gigabytes
+    located = replace(config, name=locate_model(config.name))
     return load_weights(located, trainable=trainable), load_tokenizer(located)
 
 

@@ -83,7 +83,8 @@ def exact(*values: Tensor) -> Iterator[None]:
     bf16 may multiply them as such: the products are the same, and take a third of the time.
 
     Args:
-        values: the tensors before they were converted, on one device.
+        values: the tensors before they were converted, on one device. If what is multiplied was computed from them in fp32,
+            such as unit vectors, it is rounded to bf16 as well.
     """
     precision: Any = getattr(torch.backends.mkldnn, "matmul", None)
     on_cpu = all(value.device.type == "cpu" and value.dtype == torch.bfloat16 for value in values)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llm_forget.adapters.lora import Factors
 from llm_forget.adapters.sanitise import filtered, leading_directions, without_directions
+from llm_forget.errors import AdapterError
 
 
 def factors(a: list[list[float]]) -> Factors:
@@ -40,6 +41,16 @@ def test_projection_and_filter_by_hand() -> None:
     assert new[0].A[0].tolist() == pytest.approx([0.5, 1.0], abs=1e-4)
     assert new[1].A.flatten().tolist() == pytest.approx([1.0, 2.0, 0.0, 4.0], abs=1e-4)
     assert filtered(both, torch.eye(2), torch.eye(2), 0.0)[0].A[0].tolist() == pytest.approx([1, 1], abs=1e-4)
+
+
+def test_layers_that_no_forget_row_or_no_row_reaches() -> None:
+    """C_f = 0, C_r = diag(1, 0), μ = 1, ρ = 0.1 · ½: (0.05 / 1.05, 1). Without any row nothing changes; NaN is refused."""
+    own, keep = factors([[1.0, 1.0]]), torch.diag(torch.tensor([1.0, 0.0]))
+    assert filtered([own], torch.zeros(2, 2), keep, 1.0)[0].A[0].tolist() == pytest.approx([0.05 / 1.05, 1.0])
+    assert filtered([own], torch.zeros(2, 2), torch.zeros(2, 2), 1.0) == [own]
+    for forget, others in ((torch.full((2, 2), float("nan")), keep), (keep, torch.full((2, 2), float("nan")))):
+        with pytest.raises(AdapterError, match="are not finite"):
+            filtered([own], forget, others, 1.0)
 
 
 @settings(deadline=None, max_examples=25)

@@ -209,7 +209,9 @@ def test_the_default_keeps_what_the_recipe_sets_and_scales_with_the_rows(tmp_pat
     assert settled(plain, base=False).method == {"name": "npo"}
     assert settled(plain, base=False).stop.forget_target == "holdout", "neither base nor holdout rows: no row targets"
     near = settled(build(UnlearnRecipe, {**values, "stop": {"tolerance": 0.5}}, "test"), base=True)
-    assert (near.stop.forget_target, near.stop.tolerance) == ("rows", 0.5), "a tolerance alone is for the default's own targets"
+    assert (near.stop.forget_target, near.stop.tolerance) == ("rows", 0.5), (
+        "a tolerance alone is for the default's own targets"
+    )
     own = build(UnlearnRecipe, {**values, "train": {"epochs": 3}, "retain": {"name": None}}, "test")
     assert scaled(settled(own, base=True), own, rows=4, width=None).train.epochs == 3
     assert settled(own, base=True).retain == own.retain
