@@ -45,19 +45,20 @@ class _FusedLora(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+        given = x.to(weight.dtype)
+        rows = given.reshape(-1, x.shape[-1])
         down, up = a.to(weight.dtype), b.to(weight.dtype)
         with torch.autocast(x.device.type, enabled=False):
             small = rows @ down.T
-            out = functional.linear(rows, weight, bias)
+            out = functional.linear(given, weight, bias)
             if _get_current_dispatch_mode() is None:
-                out.addmm_(small, up.T, alpha=scaling)
+                out.view(-1, len(weight)).addmm_(small, up.T, alpha=scaling)
             else:  # selective checkpointing keeps the first product, which must not be changed
-                out = torch.addmm(out, small, up.T, alpha=scaling)
+                out = torch.add(out, (small @ up.T).view(out.shape), alpha=scaling)
         _, _, _, of_a, of_b, _ = ctx.needs_input_grad
         ctx.save_for_backward(weight, down, up, rows if of_a else None, small if of_b else None)
         ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (x.dtype, a.dtype, b.dtype)
-        return out.view(*x.shape[:-1], len(weight))
+        return out  # no view: a model may change it in place, as Llama 4 does
 
     @staticmethod
     @torch.autograd.function.once_differentiable

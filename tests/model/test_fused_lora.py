@@ -82,6 +82,19 @@ def test_gradients_by_hand(trained: str, bias: bool) -> None:
             torch.testing.assert_close(value.grad, by_hand[name])
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_output_may_be_changed_in_place(transposed: bool) -> None:
+    """Llama 4 adds its experts into the output of another layer."""
+    x, w, a, b = (torch.randn(*size) for size in ((2, 5, 7), (4, 7), (2, 7), (4, 2)))
+    b.requires_grad_()
+    given = x.transpose(0, 1) if transposed else x
+    out: Tensor = _FusedLora.apply(given, w, None, a, b, 3.0)  # type: ignore[no-untyped-call]
+    out.mul_(2.0).add_(1.0)
+    out.sum().backward()
+    torch.testing.assert_close(out, 2 * (given @ w.T + 3 * given @ a.T @ b.T) + 1)
+    torch.testing.assert_close(b.grad, 6 * torch.ones(4, 10) @ (given.flatten(0, 1) @ a.T))
+
+
 @pytest.mark.parametrize(("trained", "kept"), [("a b", {(10, 7), (10, 2)}), ("b", {(10, 2)}), ("a", {(10, 7)})])
 def test_what_is_kept_for_backward(trained: str, kept: set[tuple[int, ...]]) -> None:
     """The inputs (10, 7) only for A, and their product with A (10, 2) only for B."""
