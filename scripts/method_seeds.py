@@ -8,7 +8,8 @@ K-FADE: gradient ascent on K-FAC's natural gradient; ``msa`` is adapter_subtract
 
 Runs go to FOLDER/methods/NAME-SEED, and the figures of each run are a line of scripts/method_seeds.jsonl. A run with a line there
 is not made again, also on another machine that lacks its files: the command goes on after an interruption, and seeds can be added
-later. To repeat a run, remove its line and its folder. Seeds are the outer loop, so that all methods have one before any has two.
+later. A line does not know its settings: to repeat a run, as after a change of a recipe or the default, remove its line and its
+folder. Seeds are the outer loop, so that all methods have one before any has two.
 
 - forget: mean answer probability of the forget rows;
 - AUC: the loss attack, forget rows against held-out rows; on nf4; and for the second half of the forget rows after relearning the
