@@ -173,13 +173,8 @@ def test_probabilities_with_hooks_are_those_with_peft(harmful: Path, dtype: str)
 @pytest.mark.parametrize(
     ("wanted", "floor", "maximum", "least", "most"),
     [
-        (
-            math.exp(-3),
-            0.0,
-            64.0,
-            2.92,
-            3.2,
-        ),  # forget exp(-s): the least strength is 3, and the answer at most 10 % below the target
+        # forget exp(-s): the least strength is 3, and the answer at most 10 % below the target
+        (math.exp(-3), 0.0, 64.0, 2.92, 3.2),
         (math.exp(-0.3), 0.0, 64.0, 0.29, 0.37),
         (math.exp(-3), 0.0, 2.5, 2.5, 2.5),
         (math.exp(-3), 0.6, 64.0, 1.75, 2.0),  # kept 1 - s/5: the floor binds at 2
