@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llm_forget.errors import AdapterError
 from llm_forget.model.weights import held_in_bf16, in_shards
 
 log = logging.getLogger("llm_forget")
+Change = Callable[[Tensor], Tensor]
 
 
 def attach_adapter(model: Any, adapter: Adapter, name: str = "default") -> Any:
@@ -71,22 +73,36 @@ def applied(model: nn.Module, adapter: Adapter, strength: float = 1.0) -> Iterat
     """
     kind = torch.bfloat16 if held_in_bf16(model) else torch.float32
     device = next(model.parameters()).device
-    with ExitStack() as stack:
+
+    def changes() -> Iterator[tuple[nn.Module, Change]]:
         for module, factors in adapter.modules.items():
             a, b = factors.A.to(device, kind), (factors.B.float() * (factors.scaling * strength)).to(device, kind)
-            hook = _submodule(model, module).register_forward_hook(_adding(a, b))
-            stack.callback(hook.remove)
+            yield _submodule(model, module), partial(low_rank, a, b)
+
+    with added(changes()):
         yield
 
 
-def _adding(a: Tensor, b: Tensor) -> Any:
-    """A forward hook that adds B A x to the output of a linear layer."""
+def low_rank(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    """B A x (…, out) for x (…, in), A (r, in) and B (out, r), in the dtype of A."""
+    return nn.functional.linear(nn.functional.linear(x.to(a.dtype), a), b)
 
-    def add(_: nn.Module, given: tuple[Any, ...], out: Tensor) -> Tensor:
-        change = nn.functional.linear(nn.functional.linear(given[0].to(a.dtype), a), b)
-        return out + change.to(out.dtype)
 
-    return add
+@contextmanager
+def added(changes: Iterable[tuple[nn.Module, Change]]) -> Iterator[None]:
+    """Context in which something is added to the outputs of layers that depends on their inputs; gradients pass through it.
+
+    Args:
+        changes: layers, with a function from the input (…, in) of each to what is added to its output (…, out).
+    """
+
+    def hook(change: Change) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        return lambda _, given, out: out + change(given[0]).to(out.dtype)
+
+    with ExitStack() as stack:
+        for layer, change in changes:
+            stack.callback(layer.register_forward_hook(hook(change)).remove)
+        yield
 
 
 @contextmanager

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from llm_forget.model.kernel_trial import agrees, failed, relative_difference
+
+_NAMES = ("flex attention", "packed rows are gathered instead")
 _DEVICES = ("cuda",)
 _LONG = 1024  # tokens of the longest row; attention over shorter rows is a small part of a step
 _BLOCK = 128
@@ -62,7 +65,10 @@ class Flex:
         kind = (states[0].dtype, *(one.shape[1::2] for one in states))
         ours = partial(_masked, packed, more.get("scaling"))
         if kind not in self._tried:
-            self._tried[kind] = self._agrees(states, ours, usual)
+            most = _LARGEST.get(states[0].dtype, 0.0)
+            self._tried[kind] = agrees(
+                *_NAMES, lambda: [(difference(states, ours, usual), most, "of the largest number")], self._say
+            )
         if not self._tried[kind]:
             return None
         try:  # another length may need another compilation
@@ -70,25 +76,9 @@ class Flex:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            self._tried[kind] = self._failed(error)
+            self._tried[kind] = False
+            self._say(failed(*_NAMES, error))
             return None
-
-    def _failed(self, error: Exception) -> bool:
-        """Say that a kernel failed, which it may in many ways; the usual way needs none. Returns False."""
-        self._say(f"flex attention cannot be used ({type(error).__name__}); packed rows are gathered instead")
-        return False
-
-    def _agrees(self, states: list[Tensor], ours: Usual, usual: Usual) -> bool:
-        try:
-            moved = difference(states, ours, usual)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            return self._failed(error)
-        agrees = moved <= _LARGEST.get(states[0].dtype, 0.0)
-        if not agrees:
-            self._say(f"flex attention differs by {moved:.1g} of the largest number; packed rows are gathered instead")
-        return agrees
 
 
 def _asked(value: Any) -> bool:
@@ -189,8 +179,4 @@ def difference(states: list[Tensor], found: Usual, usual: Usual) -> float:
                 made = torch.Generator().manual_seed(0)
                 slope = torch.randn(out.shape, generator=made).to(out)
             results.append([out.detach(), *torch.autograd.grad(out, leaves, slope.to(out))])
-    pairs = zip(*results, strict=True)
-    return max(
-        float((one.double() - two.double()).abs().max() / one.double().abs().max().clamp(min=1e-30))
-        for one, two in pairs
-    )
+    return relative_difference(results[1], results[0])

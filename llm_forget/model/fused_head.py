@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_forget.model.head import HeadUse, chosen_logps, head_use, hold_fused, output_head, row_slope
+from llm_forget.model.kernel_trial import Difference, agrees, relative_difference
 
 # Largest difference of a log-prob in nats, and of its gradient relative to the largest one; rounding in bf16 is 4e-3.
 _LARGEST = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-3, 1e-2), torch.float16: (1e-3, 1e-2)}
@@ -52,21 +53,14 @@ def _usable(model: nn.Module, say: Callable[[str], None]) -> Fused | None:
         return None  # the kernel rounds the product before it adds a bias
     if head.weight.dtype not in _LARGEST or head_use(model) is not HeadUse.CHUNKS:
         return None
-    try:
-        fused = liger(head)
-        logps, slopes = differences(head, fused)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a kernel may fail to compile in many ways; the usual code needs none
-        say(f"Liger's kernel cannot be used ({type(error).__name__}); the usual code computes the log-probs")
-        return None
     most = _LARGEST[head.weight.dtype]
-    if not (logps <= most[0] and slopes <= most[1]):
-        say(
-            f"Liger's kernel differs by {logps:.1g} nats and {slopes:.1g} of a gradient; the usual code computes the log-probs"
-        )
-        return None
-    return fused
+
+    def measured() -> list[Difference]:
+        logps, slopes = differences(head, liger(head))
+        return [(logps, most[0], "nats"), (slopes, most[1], "of a gradient")]
+
+    used = agrees("Liger's kernel", "the usual code computes the log-probs", measured, say)
+    return liger(head) if used else None
 
 
 def liger(head: nn.Linear) -> Fused:
@@ -97,5 +91,4 @@ def differences(head: nn.Linear, fused: Fused) -> tuple[float, float]:
     found, slope = fused(hidden, wanted)
     with torch.autocast(hidden.device.type, enabled=False):
         own, expected = row_slope(hidden, lambda rows: chosen_logps(head, rows, wanted))
-    scale = float(expected.float().abs().max().clamp(min=1e-30))
-    return float((found - own).abs().max()), float((slope.float() - expected.float()).abs().max()) / scale
+    return float((found - own).abs().max()), relative_difference([slope], [expected])

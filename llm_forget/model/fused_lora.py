@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from llm_forget.model.kernel_trial import Difference, agrees, relative_difference
 from llm_forget.model.weights import autocast_like
 
 # Largest difference from PEFT's numbers, as a share of the largest one; rounding in bf16 is 4e-3.
@@ -105,22 +106,18 @@ def _usable(model: nn.Module, say: Callable[[str], None]) -> list[Any]:
     from peft.tuners.lora.layer import Linear
 
     layers: list[Any] = [one for one in model.modules() if type(one) is Linear and "forward" not in vars(one)]
-    with autocast_like(model):
-        try:
-            layers = [layer for layer in layers if _is_plain(layer) and _parts(layer, _dtype_of(layer)) is not None]
-            if not layers:
-                return []
-            smallest = min(layers, key=lambda layer: layer.get_base_layer().weight.numel())
-            moved = difference(smallest)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a device may lack one of the products
-            say(f"adapters cannot be computed in one operation ({type(error).__name__}); PEFT computes them")
+    plain: list[Any] = []
+
+    def measured() -> list[Difference]:
+        plain.extend(layer for layer in layers if _is_plain(layer) and _parts(layer, _dtype_of(layer)) is not None)
+        if not plain:
             return []
-    if not moved <= _LARGEST[_dtype_of(smallest)]:
-        say(f"adapters in one operation differ by {moved:.1g} of the largest number; PEFT computes them")
-        return []
-    return layers
+        smallest = min(plain, key=lambda layer: layer.get_base_layer().weight.numel())
+        return [(difference(smallest), _LARGEST[_dtype_of(smallest)], "of the largest number")]
+
+    with autocast_like(model):
+        used = agrees("LoRA in one operation", "PEFT computes the adapters", measured, say)
+    return plain if used else []
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **more: Any) -> Tensor:
@@ -192,7 +189,4 @@ def difference(layer: Any) -> float:
         with torch.enable_grad():
             out = forward(tried, given)
             found.append([out.detach(), *torch.autograd.grad(out, [given, *factors], slope.to(out))])
-    pairs = zip(*found, strict=True)
-    return max(
-        float((one.float() - two.float()).abs().max() / one.float().abs().max().clamp(min=1e-30)) for one, two in pairs
-    )
+    return relative_difference(found[1], found[0])

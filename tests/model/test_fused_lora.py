@@ -302,7 +302,7 @@ def broken(*_: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("operation", "reason"), [(unscaled, "differ by"), (without_gradient, "differ by"), (broken, "RuntimeError")]
+    ("operation", "reason"), [(unscaled, "differs by"), (without_gradient, "differs by"), (broken, "RuntimeError")]
 )
 def test_other_numbers_or_an_error_are_found_and_said(
     operation: Any, reason: str, monkeypatch: pytest.MonkeyPatch
@@ -313,7 +313,7 @@ def test_other_numbers_or_an_error_are_found_and_said(
         assert count == 0
     assert len(said) == 1
     assert reason in said[0]
-    assert "PEFT computes them" in said[0]
+    assert "PEFT computes the adapters" in said[0]
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])

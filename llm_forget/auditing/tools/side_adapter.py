@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from llm_forget.auditing.tools.hidden import decoder_blocks
 from llm_forget.data.collate import collate
 from llm_forget.data.encode import Encoded
+from llm_forget.model.adapted import added, low_rank
 from llm_forget.model.logprobs import score_answers
 from llm_forget.model.weights import autocast_like
 
@@ -96,17 +98,10 @@ class SideAdapter:
     def active(self, strength: float = 1.0) -> Iterator[None]:
         """In this context the model computes with the adapter."""
 
-        def hook(place: int) -> Callable[..., Tensor]:
-            def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-                inputs = args[0].to(self.A[place].dtype)
-                change = (inputs @ self.A[place].T) @ self.B[place].T
-                return output + (strength * self.scale * change).to(output.dtype)
+        def change(place: int, x: Tensor) -> Tensor:
+            return strength * self.scale * low_rank(self.A[place], self.B[place], x)
 
-            return add
-
-        with ExitStack() as stack:
-            for place, layer in enumerate(self.layers):
-                stack.callback(layer.register_forward_hook(hook(place)).remove)
+        with added((layer, partial(change, place)) for place, layer in enumerate(self.layers)):
             yield
 
 
