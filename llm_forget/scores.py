@@ -147,16 +147,21 @@ def kl_divergence(reference_logits: Tensor, policy_logits: Tensor) -> Tensor:
     return (reference.exp() * (reference - policy_logits.log_softmax(-1))).sum(-1)
 
 
-def top_kl(teacher: TopLogps, policy_logits: Tensor) -> Tensor:
-    """KL(teacher ‖ policy) at each position, with all tokens outside the teacher's K as one event, (B, A, V) → (B, A) in nats.
+def top_kl(teacher: TopLogps, policy_logits: Tensor, *, reverse: float = 0.0) -> Tensor:
+    """KL(teacher ‖ policy) + reverse · KL(policy ‖ teacher) at each position, (B, A, V) → (B, A) in nats.
 
-    It is a lower bound of the KL over the vocabulary and equal to it if the K tokens hold all of the teacher's probability.
-    Teacher (1/2, 1/4 and 1/4 elsewhere) against policy (1/4, 1/2 and 1/4 elsewhere) gives ¼ ln 2 ≈ 0.1733.
+    All tokens outside the teacher's K are one event, so each KL is a lower bound of the KL over the vocabulary. The first is
+    equal to it if the K tokens hold all of the teacher's probability. Teacher (1/2, 1/4 and 1/4 elsewhere) against policy (1/4,
+    1/2 and 1/4 elsewhere) gives ¼ ln 2 ≈ 0.1733 either way.
     """
     own = policy_logits.log_softmax(-1).gather(-1, teacher.tokens)
     inside = (teacher.logps.exp() * (teacher.logps - own)).sum(-1)
     rest, own_rest = (log_rest(logps) for logps in (teacher.logps, own))
-    return inside + rest.exp() * (rest - own_rest)
+    found = inside + rest.exp() * (rest - own_rest)
+    if reverse:
+        back = (own.exp() * (own - teacher.logps)).sum(-1) + own_rest.exp() * (own_rest - rest)
+        found = found + reverse * back
+    return found
 
 
 def log_rest(logps: Tensor) -> Tensor:

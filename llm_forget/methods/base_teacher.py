@@ -12,22 +12,26 @@ from llm_forget.methods import Method, Needs, check_number, needed
 from llm_forget.scores import AnswerScores, TopLogps, mean_over_answer, top_kl
 
 
-def base_teacher_loss(logits: Tensor, base: TopLogps, counted: Tensor) -> Tensor:
-    """Mean over the counted answer tokens of ``KL(base ‖ π)``, over the base's most likely tokens and the rest as one event.
+def base_teacher_loss(logits: Tensor, base: TopLogps, counted: Tensor, *, reverse: float = 0.0) -> Tensor:
+    """Mean over the counted answer tokens of ``KL(base ‖ π) + r · KL(π ‖ base)``.
+
+    The base's most likely tokens are compared one by one, and the rest as one event.
 
     Args:
         logits: (B, A, V) the policy's logits.
         base: the base's most likely tokens at the same positions; no gradient.
         counted: (B, A) True at the answer tokens that count.
+        reverse: r, 0 or more.
 
     Returns:
         (B,) nats per token, ≥ 0, 0 at π = base and for a row without counted tokens. Base (1/2, 1/4, rest 1/4) against
-        π = (1/4, 1/2, rest 1/4) gives ¼ ln 2 ≈ 0.1733.
+        π = (1/4, 1/2, rest 1/4) gives (1 + r) · ¼ ln 2 ≈ (1 + r) · 0.1733.
 
-    Source: distillation, Hinton et al. 2015, arXiv:1503.02531, with the model before fine-tuning as the teacher; in weight
-    space, Ilharco et al. 2022, arXiv:2212.04089, and the earlier checkpoint of arXiv:2506.20941 are the nearest kin.
+    Source: distillation, Hinton et al. 2015, arXiv:1503.02531, with the model before fine-tuning as the teacher; the reverse
+    divergence, Gu et al. 2023, arXiv:2306.08543. In weight space, Ilharco et al. 2022, arXiv:2212.04089, and the earlier
+    checkpoint of arXiv:2506.20941 are the nearest kin.
     """
-    return mean_over_answer(top_kl(base, logits), counted)
+    return mean_over_answer(top_kl(base, logits, reverse=reverse), counted)
 
 
 @dataclass(frozen=True)
@@ -40,21 +44,27 @@ class BaseTeacher(Method):
     The divergence hardly feels it if a token to which the base gives almost nothing keeps a third of the probability. An attack
     that adds up log-probs does. So the row as a whole is drawn to its row target as well.
 
+    It also hardly feels probability that is spread over many tokens to which the base gives almost nothing each. Answers are
+    then flatter than those of a model that never saw the rows, and Min-K%++ sees that. The reverse divergence feels it.
+
     Attributes:
         style: leave out answer tokens that are style, which any model that was trained on the retain rows has. With held-out rows
             the base learns the style (``train.calibration``), and only what it is nearly sure of is left out. Without them, all
             tokens that end three tokens of some retain answer are. A row that is all style counts in full.
         row_weight: weight of the distance between a row's log-prob per token and its row target, 0 or more.
+        reverse_weight: weight of the reverse divergence, 0 or more.
     """
 
     style: bool = True
     row_weight: float = 1.0
+    reverse_weight: float = 0.5
 
     default_retain: ClassVar[str | None] = "kl"
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531"
 
     def __post_init__(self) -> None:
-        check_number("base_teacher", "row_weight", self.row_weight, at_least=0)
+        for name in ("row_weight", "reverse_weight"):
+            check_number("base_teacher", name, getattr(self, name), at_least=0)
 
     @property
     def needs(self) -> Needs:
@@ -69,7 +79,7 @@ class BaseTeacher(Method):
         if self.style:
             novel = needed(forget.novel, "base_teacher", "the novel tokens") & forget.mask
             counted = novel | (forget.mask & ~novel.any(-1, keepdim=True))
-        loss = base_teacher_loss(logits, base, counted)
+        loss = base_teacher_loss(logits, base, counted, reverse=self.reverse_weight)
         if not self.row_weight:
             return loss
         wanted = needed(forget.row_targets, "base_teacher", "row targets")
