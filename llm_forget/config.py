@@ -213,7 +213,7 @@ class StopConfig:
     # as for a model that never saw it, computed from base or from the holdout set. null: train to the end.
     forget_target: float | Literal["holdout", "rows"] | None = "holdout"
     # With row targets, how near the rows must come, as a multiple of the usual distance: nine of ten rows within 1.5 nats per
-    # token of their own target, and all of them within 0.25 on average. A lower value takes more steps and comes nearer.
+    # token of their own target, and on average at most 0.2 above and 0.25 below. A lower value takes more steps.
     tolerance: float = 1.0
     # Fraction of the retain probability before training that must be kept.
     utility_floor: float = 0.95

@@ -11,11 +11,12 @@ from typing import Any
 # The forget target without a holdout set: a typical probability of answers that a model has never seen.
 NEVER_SEEN = 0.1
 # With row targets, a run ends when a test finds no difference between log-probs and targets, enough rows are near their own, and
-# the rows are near their targets on average: a small test overlooks a shift that an attack on all rows does not.
+# the rows are near their targets on average: a small test overlooks a shift that an attack on all rows does not. It sees
+# rows that are a little too likely, so less is allowed above.
 PVALUE = 0.05
 WITHIN = 1.5  # nats per answer token
 SHARE = 0.9
-SHIFT = 0.25  # nats per answer token
+ABOVE, BELOW = 0.2, 0.25  # nats per answer token
 _FAR = 100.0  # nats that a log-prob of −∞ counts as
 
 
@@ -53,7 +54,8 @@ class Match:
     @property
     def reached(self) -> bool:
         """Whether the test finds no difference, enough rows are near their own target, and so are all on average."""
-        return self.pvalue > PVALUE and self.within >= SHARE and abs(self.shift) <= SHIFT * self.tolerance
+        near = -BELOW * self.tolerance <= self.shift <= ABOVE * self.tolerance
+        return self.pvalue > PVALUE and self.within >= SHARE and near
 
     @property
     def distance(self) -> float:
@@ -67,7 +69,7 @@ def match(logps: Sequence[float], targets: Sequence[float], tolerance: float = 1
     Args:
         logps: (n,) mean log-prob per answer token, in nats; NaN counts as far below.
         targets: (n,) their targets.
-        tolerance: multiple of ``WITHIN`` and ``SHIFT``, above 0.
+        tolerance: multiple of ``WITHIN``, ``ABOVE`` and ``BELOW``, above 0.
 
     Raises:
         ValueError: the lengths differ, or there are no rows.
