@@ -154,14 +154,13 @@ def top_kl(teacher: TopLogps, policy_logits: Tensor, *, reverse: float = 0.0) ->
     equal to it if the K tokens hold all of the teacher's probability. Teacher (1/2, 1/4 and 1/4 elsewhere) against policy (1/4,
     1/2 and 1/4 elsewhere) gives ¼ ln 2 ≈ 0.1733 either way.
     """
+
+    def part(theirs: Tensor, own: Tensor) -> Tensor:
+        """(p − reverse · q)(ln p − ln q) of events with log-probs ln p and ln q."""
+        return (theirs.exp() - reverse * own.exp()) * (theirs - own)
+
     own = policy_logits.log_softmax(-1).gather(-1, teacher.tokens)
-    inside = (teacher.logps.exp() * (teacher.logps - own)).sum(-1)
-    rest, own_rest = (log_rest(logps) for logps in (teacher.logps, own))
-    found = inside + rest.exp() * (rest - own_rest)
-    if reverse:
-        back = (own.exp() * (own - teacher.logps)).sum(-1) + own_rest.exp() * (own_rest - rest)
-        found = found + reverse * back
-    return found
+    return part(teacher.logps, own).sum(-1) + part(log_rest(teacher.logps), log_rest(own))
 
 
 def log_rest(logps: Tensor) -> Tensor:

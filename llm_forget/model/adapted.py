@@ -117,9 +117,7 @@ def without_zero_adapter(model: Any) -> Iterator[None]:
     """
     factors = [value for name, value in model.named_parameters() if "lora_" in name]
     zero = [value for name, value in model.named_parameters() if "lora_B" in name]
-    compiled = any(
-        module._compiled_call_impl is not None for module in model.modules()
-    )  # for the graph with the adapter
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
     skipped = compiled or not zero or not hasattr(model, "disable_adapter") or in_shards(model)
     if skipped or any(bool(one.any()) for one in zero):
         yield

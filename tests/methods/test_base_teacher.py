@@ -33,6 +33,12 @@ def test_the_reverse_divergence_by_hand() -> None:
     assert base_teacher_loss(logits, base, counted, reverse=2.0).item() == pytest.approx(0.4641 + 0.7988, abs=2e-4)
 
 
+@pytest.mark.parametrize("weights", [{"reverse_weight": -1.0}, {"row_weight": float("nan")}])
+def test_a_weight_is_a_number_from_0(weights: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(weights))):
+        BaseTeacher(**weights)
+
+
 def test_only_the_reverse_divergence_feels_probability_on_unlikely_tokens() -> None:
     """π moves 0.2 from the base's second token onto the rest, to which the base gives 0.05, or onto a token with 0.0001."""
     base = TopLogps(torch.tensor([[[0, 1, 2]]]), torch.tensor([[[0.7, 0.25, 1e-4]]]).log())
