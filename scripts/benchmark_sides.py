@@ -228,6 +228,7 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
 
     from llm_forget.methods.adapter_subtraction import AdapterSubtraction
     from llm_forget.model.blocks import add_adapter
+    from llm_forget.model.fused_lora import fused_lora
     from llm_forget.model.load import load_model
     from llm_forget.model.lower_trial import lower_blocks_once
     from llm_forget.model.measure import answer_logps
@@ -275,6 +276,7 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
         method = find_class("llm_forget.methods", name, "forget_loss")()
     clock, held = Clock(), ExitStack()
     held.enter_context(lower_blocks_once(model))
+    held.enter_context(fused_lora(model))
     with packed_attention(model):
         reference = References(answer_logps(model, sets.forget, pad)[0] if name == "npo" else None)
     trainer = UnlearningTrainer(

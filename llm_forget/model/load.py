@@ -22,6 +22,7 @@ from llm_forget.model.kinds import check_attention, check_config, check_forward
 from llm_forget.model.weights import in_shards
 from llm_forget.utils.digests import weights_digest
 from llm_forget.utils.extras import require_extra
+from llm_forget.utils.heap import return_large_blocks
 from llm_forget.utils.own_code import announce
 from llm_forget.utils.pretrained import (
     check_counts,
@@ -155,7 +156,7 @@ def load_weights(config: ModelConfig, *, trainable: bool = False) -> Any:
         trainable: load in fp32, for full fine-tuning.
 
     Returns:
-        The model, on this process's GPU if there is one.
+        The model, on this process's GPU if there is one. Otherwise the process returns freed memory sooner (``utils.heap``).
 
     Raises:
         RecipeError: the model does not exist or cannot be loaded, or the adapter was trained on another model.
@@ -166,7 +167,10 @@ def load_weights(config: ModelConfig, *, trainable: bool = False) -> Any:
     extra: dict[str, Any] = {}
     if config.quantization is not None:
         extra["quantization_config"] = _quantization(config, trainable)
-    attention = attention_for(config, dtype, on_cpu=not torch.cuda.is_available())
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        return_large_blocks()
+    attention = attention_for(config, dtype, on_cpu=on_cpu)
     if attention is not None:
         extra["attn_implementation"] = attention
     check_model(replace(config, name=path))
