@@ -275,10 +275,9 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
     if method is None:
         method = find_class("llm_forget.methods", name, "forget_loss")()
     clock, held = Clock(), ExitStack()
-    held.enter_context(lower_blocks_once(model))
-    held.enter_context(fused_lora(model))
-    with packed_attention(model):
-        reference = References(answer_logps(model, sets.forget, pad)[0] if name == "npo" else None)
+    for context in (packed_attention, lower_blocks_once, fused_lora):  # as train.unlearn does
+        held.enter_context(context(model))
+    reference = References(answer_logps(model, sets.forget, pad)[0] if name == "npo" else None)
     trainer = UnlearningTrainer(
         model,
         replace(
@@ -294,7 +293,7 @@ def _ours(job: Job) -> tuple[list[Times], list[float], float]:
     if profile:
         profile.note("model and reference")
     set_up = time.perf_counter()
-    with packed_attention(model), held:
+    with held:
         trainer.train()
     if name == "adapter_subtraction" and recipe.adapter is not None:
         trained = trainable_state(model)

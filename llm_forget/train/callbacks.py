@@ -157,6 +157,7 @@ class StopCallback(TrainerCallback):
         rule: judges each measurement.
         every: optimizer steps between measurements.
         report: called with each measurement and its verdict.
+        keeps: whether a retain term or the method itself works for the rows to keep.
     """
 
     def __init__(
@@ -165,8 +166,10 @@ class StopCallback(TrainerCallback):
         rule: StopRule,
         every: int,
         report: Callable[[Measurement, Verdict], None] = lambda *_: None,
+        *,
+        keeps: bool = True,
     ) -> None:
-        self.meter, self.rule, self.every, self.report = meter, rule, every, report
+        self.meter, self.rule, self.every, self.report, self.keeps = meter, rule, every, report, keeps
         self.best_state: dict[str, Tensor] | None = None
         self.ended_by: Verdict | None = None
 
@@ -228,7 +231,8 @@ class StopCallback(TrainerCallback):
         if non_finite_at is not None:
             why = f"the gradient was not finite at step {non_finite_at} (a lower learning rate helps)"
         elif self.ended_by is Verdict.BROKEN:
-            why = f"the utility floor was broken and did not recover over {self.rule.patience} checks"
+            checks = "1 check" if self.rule.patience == 1 else f"{self.rule.patience} checks"
+            why = f"the utility floor was broken and did not recover over {checks}"
         hint = self._passed_over()
         if best.step == 0:
             return f"{why}; no state above the floor had forgotten more than the start, so nothing is changed{hint}"
@@ -244,7 +248,8 @@ class StopCallback(TrainerCallback):
         which, kept, floor, key = "retain", beyond.retain, self.rule.floor, "utility_floor"
         if floor is None or (kept is not None and kept >= floor):
             which, kept, floor, key = "neighbours'", beyond.neighbour, self.rule.neighbour_floor, "neighbour_floor"
+        more = "a larger retain.weight" if self.keeps else "a retain term (retain.name: kl)"
         return (
             f". Step {beyond.step} had forgotten more ({beyond.forget:.3f}), but its {which} probability ({kept:.3f}) "
-            f"is below the floor ({floor:.3f}). Try a larger retain.weight, more train.epochs or a lower stop.{key}"
+            f"is below the floor ({floor:.3f}). Try {more}, more train.epochs or a lower stop.{key}"
         )

@@ -173,12 +173,12 @@ class Run:
         self._say(self.before)
         finish = self.method.finish
         # Only a retain term or a method's own healing phase can restore retain probability, and it needs time.
-        recovers = self.retain is not None or self.more or finish is not None
+        recovers = self.retain is not None or bool(self.more) or finish is not None
         patience = self.recipe.stop.patience if recovers else 1
         near, share = self.before.neighbour, self.recipe.stop.neighbour_floor
         neighbour_floor = None if near is None or share is None else near * share
         rule = StopRule(self.target, self.floor, patience, neighbour_floor=neighbour_floor)
-        self.stopping = StopCallback(self.meter, rule, self.recipe.stop.every, self.report)
+        self.stopping = StopCallback(self.meter, rule, self.recipe.stop.every, self.report, keeps=recovers)
         self.stopping.begin(self.model, self.before)
         if rule.known_before is False:
             self._note(

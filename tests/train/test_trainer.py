@@ -237,11 +237,14 @@ def test_settle_restores_the_best_state_and_reports_it(base: nn.Module) -> None:
     meter = SampleMeter(FORGET, RETAIN, PAD)
     start = meter(model, 0)
     before = trainable_state(model)
-    stopping = StopCallback(meter, StopRule(0.0, start.retain, 1), every=1)
+    stopping = StopCallback(meter, StopRule(0.0, start.retain, 1), every=1, keeps=False)
     stopping.begin(model, start)
     trainer, _ = train(model, Objective(GradAscent(), None), epochs=9, callbacks=(stopping,))
     assert trainer.state.global_step < 9
-    assert "nothing is changed" in stopping.settle(model, None)
+    reason = stopping.settle(model, None)
+    assert "did not recover over 1 check; " in reason
+    assert "nothing is changed" in reason
+    assert "Try a retain term (retain.name: kl), more train.epochs" in reason
     assert all(torch.equal(before[name], value) for name, value in trainable_state(model).items())
 
 
